@@ -1,0 +1,93 @@
+"""An event-driven micro-batcher: a request waits only while a batch is running.
+
+Whatever has queued up by the time the model is free goes in together, at most `max_batch` images. There is no timer
+and no polling: an idle server does nothing, and a lone request is never held back to see whether another comes.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from serving.contract import Pixels
+
+
+class QueueFull(RuntimeError):
+    """So many images are waiting that another one would only wait in vain."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    pixels: Pixels
+    answer: asyncio.Future[np.ndarray]
+    since: float = field(default_factory=perf_counter)
+
+
+class Batcher:
+    """Collect single images into batches for `predict`, which runs in one thread of its own.
+
+    `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. `observe` is told
+    the seconds each image of a batch has waited and the seconds the batch took.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[np.ndarray], np.ndarray],
+        *,
+        max_batch: int,
+        max_queue: int,
+        observe: Callable[[Sequence[float], float], None] = lambda waited, took: None,
+    ) -> None:
+        self._predict = predict
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._observe = observe
+        self._queue: deque[_Waiting] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._running: asyncio.Task[None] | None = None
+
+    async def submit(self, pixels: Pixels) -> np.ndarray:
+        """Probabilities float32 `[classes]` of one image. Raises QueueFull at once when there is no room to wait.
+
+        Cancelling the call takes the image out of the queue: nobody works for a client that has gone.
+        """
+        if len(self._queue) >= self._max_queue:
+            raise QueueFull(f"{len(self._queue)} images are waiting already")
+        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+            raise
+
+    async def _run(self) -> None:
+        """Answer batch after batch until nobody waits."""
+        try:
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
+                await self._answer(batch)
+        finally:
+            self._running = None
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        start = perf_counter()
+        try:
+            images = np.stack([waiting.pixels for waiting in batch])
+            rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, images)
+        except Exception as error:  # whatever the model raises belongs to those who asked, not to the batcher
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+            return
+        self._observe([start - waiting.since for waiting in batch], perf_counter() - start)
+        for waiting, row in zip(batch, rows, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(row)

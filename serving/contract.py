@@ -1,0 +1,275 @@
+"""What both sides must agree on: how bytes become pixels, and what a model file says about itself.
+
+The trainer imports this module to make its data, to score and to prove; the service imports it to answer.
+Whatever is not here is inside the ONNX file. Pixels are uint8 until they are inside the model.
+"""
+
+import hashlib
+import io
+import json
+import struct
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+CONTRACT_VERSION = 1
+METADATA_KEY = "twinlens"
+INPUT_NAME = "images"
+OUTPUT_NAME = "probabilities"
+
+MIN_SIDE = 8
+MAX_SIDE = 65_500  # what JPEG can say, and far below OpenCV's own limit
+MAX_BYTES = 10 * 2**20
+MAX_PIXELS = 40_000_000
+TOLERANCE = 1e-4
+"""The largest difference of a probability between two ways of computing it that still counts as the same."""
+
+Channels = Literal[1, 3]
+Interpolation = Literal["area", "linear"]
+NormalizationMode = Literal["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"]
+Digest = NewType("Digest", str)
+
+INTERPOLATION_FLAGS: dict[Interpolation, int] = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+MAGIC_BYTES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"RIFF": "WEBP", b"BM": "BMP"}
+FORMATS = "JPEG, PNG, WebP, BMP"
+# What Pillow's header parsers raise on hostile bytes; none of these may leave `decode` as itself.
+HEADER_ERRORS = (OSError, SyntaxError, ValueError, KeyError, EOFError, struct.error, OverflowError, TypeError)
+EXIF_ORIENTATION = 0x0112
+# By EXIF value (TIFF 6.0, tag 274): how the stored pixels must be turned to stand upright.
+TURNS = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+
+Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the graph's input."""
+
+    height: int
+    width: int
+    channels: Channels
+    interpolation: Interpolation
+
+    def __call__(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """Encoded image -> uint8 `[height, width, channels]`, what the graph takes. Raises ImageError."""
+        return self.fit(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
+
+    def fit(self, pixels: Pixels) -> Pixels:
+        """Decoded uint8 pixels -> uint8 `[height, width, channels]`."""
+        return fit(pixels, self.height, self.width, self.interpolation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """The arithmetic of `A.Normalize`, done by the graph's first layer."""
+
+    mode: NormalizationMode
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    max_pixel_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """An image with its known answer; the service replays it before it says it is ready."""
+
+    image: bytes
+    pixels: Digest
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the model comes from, enough to make it again."""
+
+    created: str
+    config: dict[str, JsonValue]
+    data_digest: Digest
+    checkpoint_digest: Digest
+    git_revision: str | None
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model file says about itself: one JSON value in the `metadata_props` of the ONNX file.
+
+    `scores` are those of the held-out test split; null where a score is undefined.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    contract_version: int
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    normalization: Normalization
+    goldens: tuple[Golden, ...]
+    scores: dict[str, float | None]
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        """One JSON value, the only form in which a card is stored."""
+        return _CARD.dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        """Read a card. Raises CardError naming the unknown version, or each missing, unknown or ill-typed field."""
+        try:
+            version = json.loads(text)["contract_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CardError("the card is not a JSON object with a contract_version") from error
+        if version != CONTRACT_VERSION:
+            raise CardError(f"the card is of contract version {version!r}; this side reads version {CONTRACT_VERSION}")
+        try:
+            return _CARD.validate_json(text)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise CardError(f"the card does not hold what the contract asks for: {faults}") from error
+
+
+_CARD = TypeAdapter(ModelCard)
+
+
+class CardError(ValueError):
+    """A card that this side cannot trust."""
+
+
+class ImageError(ValueError):
+    """An image this system refuses, with a `code` that programs read and a sentence that people read."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Turn an encoded image into upright uint8 pixels `[height, width, channels]`, RGB or gray.
+
+    The format is told by the bytes, never by a name. EXIF orientation is applied, alpha is composited on white,
+    16 bits are scaled to 8, CMYK is converted; ICC profiles are ignored. Size and frames are read from the header
+    before anything is decoded, so a small file that claims a huge image costs nothing.
+
+    Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
+    image_too_small, image_too_large.
+    """
+    if not data:
+        raise ImageError("empty_image", "the file is empty")
+    if len(data) > max_bytes:
+        raise ImageError("payload_too_large", f"the file has {len(data):,} bytes; at most {max_bytes:,} are accepted")
+    header = _read_header(data)
+    _check_size(*header.size, max_pixels)
+    if _is_transparent(header):
+        pixels = _on_white(_decode_with(data, cv2.IMREAD_UNCHANGED), header.info.get("transparency"))
+    else:
+        pixels = _decode_with(data, cv2.IMREAD_COLOR_RGB)
+    return as_channels(_upright(pixels, header), channels)
+
+
+def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Pixels:
+    """Give uint8 pixels `[height, width]` or `[height, width, 1 or 3]` the channels asked for: RGB (3) or luma (1)."""
+    pixels = np.atleast_3d(pixels)
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
+
+
+def fit(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
+    """Stretch uint8 pixels `[h, w, channels]` to `[height, width, channels]`, exactly as `A.Resize` does."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    resized = cv2.resize(pixels, (width, height), interpolation=INTERPOLATION_FLAGS[interpolation])
+    return resized.reshape(height, width, pixels.shape[2])
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width in the file's header, before EXIF orientation. Raises ImageError as `decode` does."""
+    width, height = _read_header(data).size
+    return height, width
+
+
+def pixel_digest(pixels: Pixels) -> Digest:
+    """SHA-256 of shape and values: two images with one digest are the same to the last pixel."""
+    return Digest(hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest())
+
+
+def _read_header(data: bytes) -> Image.Image:
+    kind = next((name for magic, name in MAGIC_BYTES.items() if data.startswith(magic)), None)
+    if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
+        raise ImageError("unsupported_image_format", f"the bytes are not an image of an accepted format ({FORMATS})")
+    try:
+        image = Image.open(io.BytesIO(data), formats=[kind])
+        # MPO is how phones store a photo with its previews: the first picture is the photo.
+        animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    except HEADER_ERRORS as error:
+        raise ImageError("undecodable_image", f"the file begins like {kind} but its header cannot be read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("image_too_large", "the header claims an image of enormous size") from error
+    if animated:
+        raise ImageError("animated_image", "the file has several frames; send the one picture that is meant")
+    return image
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    size = f"the image is {width} x {height} px"
+    if min(width, height) < MIN_SIDE:
+        raise ImageError("image_too_small", f"{size}; the smallest side accepted is {MIN_SIDE} px")
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+        raise ImageError("image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels are accepted")
+
+
+def _is_transparent(header: Image.Image) -> bool:
+    return header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info
+
+
+def _decode_with(data: bytes, flags: int) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ImageError("undecodable_image", "the file is damaged: its pixels cannot be decoded") from error
+    if pixels is None:
+        raise ImageError("undecodable_image", "the file is damaged or cut off: its pixels cannot be decoded")
+    return pixels
+
+
+def _on_white(pixels: np.ndarray, transparent_gray: object) -> np.ndarray:
+    """Composite what OpenCV decoded unchanged (gray, BGR or BGRA, 8 or 16 bits) on white; give RGB, 8 bits."""
+    if pixels.ndim == 2 and isinstance(transparent_gray, int):  # OpenCV knows no colour key for gray
+        pixels = np.where(pixels == transparent_gray, np.iinfo(pixels.dtype).max, pixels).astype(pixels.dtype)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] != 4:
+        return as_channels(pixels, 3)[:, :, ::-1].copy()
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    mixed = (pixels[:, :, 2::-1] * alpha + 255 * (255 - alpha) + 127) // 255
+    return mixed.astype(np.uint8)
+
+
+def _upright(pixels: np.ndarray, header: Image.Image) -> np.ndarray:
+    block = header.info.get("exif")  # `header.getexif()` would decode a whole PNG to look for one
+    if not block:
+        return pixels
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        orientation = exif.get(EXIF_ORIENTATION)
+    except HEADER_ERRORS:  # a broken EXIF block says nothing, so the pixels stay as they are
+        return pixels
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return pixels if turn is None else turn(pixels)

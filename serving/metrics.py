@@ -1,0 +1,61 @@
+"""The Prometheus metrics that BentoML does not already have: what was answered, what was refused, where time went."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from prometheus_client import Counter, Gauge, Histogram
+
+from serving.model import Classifier
+
+CONFIDENCE_BUCKETS = tuple(round(0.1 * step, 1) for step in range(1, 10)) + (0.95, 0.99, 1.0)
+SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """One set of metrics a process. Make it only where PROMETHEUS_MULTIPROC_DIR is set: inside a worker."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        card = classifier.card
+        predictions = Counter("twinlens_predictions", "Images answered, by predicted label.", ["label"])
+        # Children made once: looking one up by its labels costs more than the increment.
+        self._predictions = {label: predictions.labels(label) for label in card.classes}
+        self._confidence = Histogram(
+            "twinlens_confidence", "Probability of the predicted label.", buckets=CONFIDENCE_BUCKETS
+        )
+        self._rejected = Counter("twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"])
+        stage = Histogram(
+            "twinlens_stage_seconds",
+            "Seconds in each stage: decode and queue of an image, infer of a batch.",
+            ["stage"],
+            buckets=SECONDS_BUCKETS,
+        )
+        self._decode, self._queue, self._infer = (stage.labels(name) for name in ("decode", "queue", "infer"))
+        self._batch = Histogram("twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS)
+        info = Gauge(
+            "twinlens_model_info",
+            "Always 1; the labels say which model answers and on what.",
+            ["name", "version", "digest", "provider"],
+            multiprocess_mode="livemax",
+        )
+        info.labels(card.name, card.version, classifier.digest, classifier.provider).set(1)
+
+    def decoded(self, seconds: float) -> None:
+        """An image has been decoded and resized."""
+        self._decode.observe(seconds)
+
+    def ran(self, waited: Sequence[float], took: float) -> None:
+        """A batch has been answered: the seconds each image waited for it, and those the model took."""
+        self._batch.observe(len(waited))
+        self._infer.observe(took)
+        for seconds in waited:
+            self._queue.observe(seconds)
+
+    def predicted(self, label: str, confidence: float) -> None:
+        """An answer has been given."""
+        self._predictions[label].inc()
+        self._confidence.observe(float(np.float32(confidence)))
+
+    def rejected(self, reason: str) -> None:
+        """An input has been refused with this error code."""
+        self._rejected.labels(reason).inc()

@@ -1,0 +1,76 @@
+"""From the bytes of an image to an answer: decode, wait for the model, name the class. Knows nothing of HTTP."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from serving.batching import Batcher
+from serving.contract import Pixels
+from serving.metrics import Metrics
+from serving.model import Classifier
+from serving.settings import Settings
+
+DECODERS = 2
+
+
+class InvalidOutput(RuntimeError):
+    """The model gave something that is not a probability."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One image's answer; `probabilities` by class, most likely first."""
+
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    model_version: str
+
+
+class Predictor:
+    """One model, its batcher and its metrics: what a worker process answers with."""
+
+    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+        self.card = classifier.card
+        self.metrics = Metrics(classifier)
+        self._settings = settings
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._batcher = Batcher(
+            classifier.predict,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            observe=self.metrics.ran,
+        )
+
+    async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
+        """Answer one encoded image, with its `top_k` most likely classes (all when None).
+
+        Raises ImageError, QueueFull, InvalidOutput, and TimeoutError when the settings' deadline passes.
+        """
+        async with asyncio.timeout(self._settings.timeout_s):
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(self._decoders, self._decode, data)
+            return self._name(await self._batcher.submit(pixels), top_k)
+
+    def _decode(self, data: bytes) -> Pixels:
+        start = perf_counter()
+        pixels = self.card.preprocessing(
+            data, max_bytes=self._settings.max_bytes, max_pixels=self._settings.max_pixels
+        )
+        self.metrics.decoded(perf_counter() - start)
+        return pixels
+
+    def _name(self, probabilities: np.ndarray, top_k: int | None) -> Prediction:
+        if not np.isfinite(probabilities).all():
+            raise InvalidOutput("the model gave a value that is not a number")
+        order = np.argsort(-probabilities, kind="stable")
+        # Six decimals: far finer than the contract's tolerance, and readable.
+        ranked = {self.card.classes[index]: round(float(probabilities[index]), 6) for index in order[:top_k]}
+        label, confidence = next(iter(ranked.items()))
+        self.metrics.predicted(label, confidence)
+        return Prediction(
+            label=label, confidence=confidence, probabilities=ranked, model_version=self.card.version
+        )

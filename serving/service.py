@@ -1,0 +1,243 @@
+"""The BentoML service: HTTP in, a plain call, HTTP out. `bentoml serve` in the project's root starts it."""
+
+import asyncio
+import dataclasses
+import logging
+import multiprocessing
+import re
+import uuid
+from http import HTTPStatus
+
+import bentoml
+import cv2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.schemas import SchemaGenerator
+
+from serving.batching import QueueFull
+from serving.contract import ImageError, ModelCard
+from serving.model import ModelRefused, open_model
+from serving.predictor import InvalidOutput, Prediction, Predictor
+from serving.settings import Settings
+from serving.upload import RequestError, read_files
+
+# A child of BentoML's logger, so that it has the same format and destination.
+log = logging.getLogger("bentoml.twinlens")
+
+IMAGE_STATUS = {"empty_image": 400, "payload_too_large": 413, "unsupported_image_format": 415}  # every other code: 422
+# A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
+BATCH_BODY_FILES = 4
+REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+
+
+async def predict(request: Request) -> Response:
+    """
+    summary: Classify one image.
+    description: "JPEG, PNG, WebP or BMP, told by its bytes: as multipart field `image`, or as the raw body."
+    parameters:
+      - {name: top_k, in: query, description: "Only the k most likely classes.", schema: {type: integer, minimum: 1}}
+    requestBody:
+      required: true
+      content:
+        multipart/form-data:
+          schema: {type: object, required: [image], properties: {image: {type: string, format: binary}}}
+        image/*: {schema: {type: string, format: binary}}
+        application/octet-stream: {schema: {type: string, format: binary}}
+    responses:
+      200: {description: The answer., content: {application/json: {schema: {$ref: "#/components/schemas/Prediction"}}}}
+      default: {$ref: "#/components/responses/Error"}
+    """
+    top_k = _top_k(request)
+    [data] = await read_files(
+        request, "image", max_files=1, max_bytes=settings.max_bytes, timeout_s=settings.timeout_s
+    )
+    return JSONResponse(dataclasses.asdict(await _predictor(request).predict(data, top_k)))
+
+
+async def predict_batch(request: Request) -> Response:
+    """
+    summary: Classify several images; a result or an error for each, in their order.
+    parameters:
+      - {name: top_k, in: query, description: "Only the k most likely classes.", schema: {type: integer, minimum: 1}}
+    requestBody:
+      required: true
+      content:
+        multipart/form-data:
+          schema:
+            type: object
+            required: [images]
+            properties: {images: {type: array, items: {type: string, format: binary}}}
+    responses:
+      200:
+        description: One element an image, each a Prediction or an Error.
+        content:
+          application/json:
+            schema:
+              type: object
+              properties:
+                results:
+                  type: array
+                  items:
+                    anyOf: [{$ref: "#/components/schemas/Prediction"}, {$ref: "#/components/schemas/Error"}]
+      default: {$ref: "#/components/responses/Error"}
+    """
+    top_k = _top_k(request)
+    files = await read_files(
+        request,
+        "images",
+        max_files=settings.max_batch,
+        max_bytes=settings.max_bytes * BATCH_BODY_FILES,
+        timeout_s=settings.timeout_s,
+    )
+    predictor = _predictor(request)
+    answers = await asyncio.gather(*(predictor.predict(data, top_k) for data in files), return_exceptions=True)
+    return JSONResponse({"results": [_batch_element(request, answer) for answer in answers]})
+
+
+async def model_card(request: Request) -> Response:
+    """
+    summary: What the model says about itself, without its golden images.
+    responses:
+      200: {description: The model card., content: {application/json: {schema: {type: object}}}}
+    """
+    card: ModelCard = _predictor(request).card
+    return Response(dataclasses.replace(card, goldens=()).to_json(), media_type="application/json")
+
+
+async def docs(request: Request) -> Response:
+    return JSONResponse(SCHEMA.get_schema(routes=request.app.routes))
+
+
+async def home(request: Request) -> Response:
+    return RedirectResponse("docs.json")
+
+
+async def not_found(request: Request) -> Response:
+    raise HTTPException(404)
+
+
+def _predictor(request: Request) -> Predictor:
+    predictor: Predictor = request.app.state.predictor
+    return predictor
+
+
+def _top_k(request: Request) -> int | None:
+    text = request.query_params.get("top_k")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        raise RequestError(400, "invalid_top_k", f"top_k must be a whole number above 0, not {text[:40]!r}")
+    return int(text[:9])
+
+
+def _batch_element(request: Request, answer: Prediction | BaseException) -> dict[str, object]:
+    if isinstance(answer, Prediction):
+        return dataclasses.asdict(answer)
+    if isinstance(answer, Exception):
+        return _describe(request, answer)[1]
+    raise answer
+
+
+def _describe(request: Request, error: Exception) -> tuple[int, dict[str, object]]:
+    """The HTTP status and the one envelope of an error; counts it, and logs what is ours to mend."""
+    match error:
+        case ImageError():
+            status, code, message = IMAGE_STATUS.get(error.code, 422), error.code, str(error)
+        case RequestError():
+            status, code, message = error.status, error.code, str(error)
+        case QueueFull():
+            status, code, message = 429, "too_many_requests", "the service is working at its limit; try again shortly"
+        case TimeoutError():
+            status, code, message = 504, "deadline_exceeded", f"no answer within {settings.timeout_s:g} s"
+        case InvalidOutput():
+            status, code, message = 500, "model_output_invalid", str(error)
+        case HTTPException():
+            phrase = HTTPStatus(error.status_code).phrase
+            status, code, message = error.status_code, phrase.lower().replace(" ", "_"), f"{phrase}: {request.url.path}"
+        case ClientDisconnect():
+            status, code, message = 400, "client_disconnected", "the client closed the connection"
+        case _:
+            status, code, message = 500, "internal_error", "an error of this service; its log holds the details"
+    request_id = _request_id(request)
+    if status >= 500:
+        log.error("%s %s: %s", request_id, code, message, exc_info=error)
+    if code != "not_found":
+        _predictor(request).metrics.rejected(code)
+    return status, {"error": {"code": code, "message": message, "request_id": request_id}}
+
+
+def _request_id(request: Request) -> str:
+    """The caller's X-Request-ID when it is a plain one, else a new one; the same throughout one request."""
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request_id: str = request.state.request_id
+    return request_id
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    status, envelope = _describe(request, error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if status == 429:
+        headers["Retry-After"] = "1"
+    return JSONResponse(envelope, status, {**headers, "X-Request-ID": _request_id(request)})
+
+
+HANDLED = (ImageError, RequestError, QueueFull, TimeoutError, InvalidOutput, HTTPException, ClientDisconnect, Exception)
+SCHEMA = SchemaGenerator({})
+settings = Settings.from_env()
+app = Starlette(
+    routes=[
+        Route("/predict", predict, methods=["POST"]),
+        Route("/predict_batch", predict_batch, methods=["POST"]),
+        Route("/model", model_card),
+        Route("/docs.json", docs, include_in_schema=False),
+        Route("/", home, include_in_schema=False),
+        Route("/{path:path}", not_found, include_in_schema=False),
+    ],
+    exception_handlers={kind: _refuse for kind in HANDLED},
+)
+
+
+@bentoml.service(name="twinlens", workers=settings.workers, logging={"access": {"enabled": False}})
+@bentoml.asgi_app(app)
+class Twinlens:
+    """An image classifier that proves, before it is ready, that it answers as it did when it was evaluated."""
+
+    def __init__(self) -> None:
+        cv2.setNumThreads(1)
+        classifier = open_model(settings.model, require_gpu=settings.require_gpu)
+        log.info(
+            "model %s %s (%s) on %s: card checked, %d goldens replayed",
+            classifier.card.name,
+            classifier.card.version,
+            settings.model,
+            classifier.provider,
+            len(classifier.card.goldens),
+        )
+        app.state.predictor = Predictor(classifier, settings)
+
+    @staticmethod
+    @bentoml.on_deployment
+    def check() -> None:
+        """Once, before any worker starts: a model that is missing or refused ends the start with the reason.
+
+        In a child process, so that the supervisor keeps neither the model's memory nor a CUDA context.
+        """
+        child = multiprocessing.get_context("fork").Process(target=_check_model)
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise SystemExit(child.exitcode)
+
+
+def _check_model() -> None:
+    if not settings.model.exists():
+        raise SystemExit(f"{settings.model}: no model yet; `python -m training` makes one")
+    try:
+        open_model(settings.model, require_gpu=settings.require_gpu)
+    except ModelRefused as error:
+        raise SystemExit(f"not ready: {error}") from error

@@ -1,0 +1,52 @@
+"""What an operator may set, read from the environment once, when the service starts."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from serving.contract import MAX_BYTES, MAX_PIXELS
+
+PREFIX = "TWINLENS_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Each field is the environment variable TWINLENS_<FIELD>; the README's table says what it is for."""
+
+    model: Path = Path("runs/latest/model.onnx")
+    require_gpu: bool = False
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+    max_batch: int = 32
+    max_queue: int = 256
+    workers: int = 1
+    timeout_s: float = 10.0
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises ValueError naming the variable, what it holds and what was expected; also for unknown names."""
+        names = {PREFIX + field.name.upper(): field for field in fields(cls)}
+        unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in names)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(names)}")
+        given = {field.name: _parse(name, environment[name], field.type) for name, field in names.items() if name in environment}
+        return cls(**given)
+
+
+def _parse(name: str, text: str, kind: object) -> object:
+    if kind is bool:
+        if text not in ("0", "1"):
+            raise ValueError(f"{name}={text!r}: expected 0 or 1")
+        return text == "1"
+    if kind is Path:
+        return Path(text)
+    assert kind in (int, float)
+    number = int if kind is int else float
+    try:
+        value = number(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r}: expected a number") from error
+    if not value > 0:
+        raise ValueError(f"{name}={text!r}: expected a number above 0")
+    return value

@@ -1,0 +1,127 @@
+"""Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched or unpickled."""
+
+import asyncio
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+# Room for boundaries and part headers around the files themselves.
+MULTIPART_OVERHEAD = 64 * 1024
+HOW_TO_SEND = "send the image as multipart field {field!r}, or as the raw body with Content-Type image/jpeg, image/png, ..."
+
+
+class RequestError(ValueError):
+    """A request this service refuses: the HTTP `status`, a `code` for programs, a sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+async def read_files(request: Request, field: str, *, max_files: int, max_bytes: int, timeout_s: float) -> list[bytes]:
+    """The files a request carries: its raw body, or the file parts named `field` of a multipart form, at least one.
+
+    `max_bytes` bounds the body. Raises RequestError; starlette's ClientDisconnect when the client goes away.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError(415, "content_encoding_not_supported", "send the image as it is, without Content-Encoding")
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    how_to_send = HOW_TO_SEND.format(field=field)
+    if kind == b"multipart/form-data":
+        if b"boundary" not in options:
+            raise RequestError(400, "malformed_multipart", "the Content-Type names no multipart boundary")
+        body = await _read_body(request, max_bytes + MULTIPART_OVERHEAD, timeout_s)
+        return _files(body, options[b"boundary"], field, max_files, how_to_send)
+    if kind.startswith(b"image/") or kind == b"application/octet-stream":
+        body = await _read_body(request, max_bytes, timeout_s)
+        if not body:
+            raise RequestError(400, "missing_image", f"the body is empty; {how_to_send}")
+        return [body]
+    given = kind.decode("latin-1") or "no Content-Type"
+    raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
+
+
+async def _read_body(request: Request, limit: int, timeout_s: float) -> bytes:
+    too_large = RequestError(413, "payload_too_large", f"the body is larger than the {limit:,} bytes accepted")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as error:
+        raise RequestError(408, "upload_timeout", f"the body did not arrive within {timeout_s:g} s") from error
+    return bytes(body)
+
+
+def _files(body: bytes, boundary: bytes, field: str, max_files: int, how_to_send: str) -> list[bytes]:
+    form = _Form(max_parts=max_files + 1)
+    try:
+        parser = MultipartParser(boundary, form.callbacks(), max_size=len(body))
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise RequestError(400, "malformed_multipart", "the body is not the multipart form its header announces") from error
+    if not form.ended and form.parts:
+        raise RequestError(400, "malformed_multipart", "the form is cut off before its closing boundary")
+    names = [name for name, _, _ in form.parts]
+    if field not in names:
+        received = f"the form has only {', '.join(map(repr, names))}" if names else "the form is empty"
+        raise RequestError(400, "missing_image", f"{received}; {how_to_send}")
+    if unexpected := sorted(set(names) - {field}):
+        raise RequestError(400, "unexpected_field", f"no field {unexpected[0]!r} is expected here, only {field!r}")
+    if not all(is_file for _, is_file, _ in form.parts):
+        raise RequestError(400, "image_must_be_file", f"field {field!r} is text; it must be a file")
+    if len(form.parts) > max_files:
+        raise RequestError(400, "too_many_files", f"at most {max_files} file(s) are accepted in one request")
+    return [bytes(data) for _, _, data in form.parts]
+
+
+class _Form:
+    """What the parser's callbacks collect: (name, is it a file, bytes) for every part."""
+
+    def __init__(self, max_parts: int) -> None:
+        self.parts: list[tuple[str, bool, bytearray]] = []
+        self.ended = False
+        self._max_parts = max_parts
+        self._header = self._value = b""
+        self._disposition: bytes | None = None
+
+    def callbacks(self) -> dict[str, object]:
+        return {f"on_{event}": getattr(self, f"_{event}") for event in (
+            "part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end",
+        )}
+
+    def _part_begin(self) -> None:
+        self._disposition = None
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" not in options:
+            raise RequestError(400, "malformed_multipart", "a part of the form has no name")
+        if len(self.parts) == self._max_parts:
+            raise RequestError(400, "too_many_files", "the form has more parts than this route accepts")
+        self.parts.append((options[b"name"].decode("utf-8", "replace"), b"filename" in options, bytearray()))
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1][2].extend(memoryview(data)[start:end])
+
+    def _end(self) -> None:
+        self.ended = True

@@ -1,0 +1,52 @@
+"""Save a run's state so that it is complete or absent, and load nothing but tensors and plain values."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from serving.contract import Digest
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint that `torch.load(weights_only=True)` reads, atomically."""
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read what `save` wrote; a pickle that holds anything but tensors and plain values is not executed but refused."""
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    return state
+
+
+def digest(path: Path) -> Digest:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return Digest(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Whoever opens `path` sees the old content or all of the new one, even if the power fails in between."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder outlast a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

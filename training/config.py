@@ -1,0 +1,140 @@
+"""Everything a run can be told: one frozen dataclass, from which the command line is made."""
+
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from serving.contract import MIN_SIDE, Channels, Interpolation, NormalizationMode
+
+
+class ConfigError(ValueError):
+    """An option that cannot be followed; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an image classifier, evaluate it on held-out images, export it to ONNX, prove the export, report.
+
+    With no options it trains on the handwritten digits that ship inside scikit-learn. Afterwards `bentoml serve`
+    serves the result.
+    """
+
+    data: Path | None = None
+    """Images with labels: a folder of class folders; a folder with train/, val/ and perhaps test/ of class folders; a
+    CSV manifest with columns path, label and perhaps split, group; or an .npz in the MedMNIST layout. None: digits."""
+    out: Path = Path("runs")
+    """Folder in which runs are kept."""
+    name: str | None = None
+    """Name of this run, its folder in --out. None: date, time and model."""
+
+    image_size: int | None = None
+    """Side in pixels to which images are stretched. None: the images' own size when all share one of at most 64 px,
+    else 64."""
+    channels: Channels = 3
+    """3 for colour, 1 for gray; images are converted."""
+    interpolation: Interpolation = "area"
+    """How images are resized (OpenCV's INTER_AREA or INTER_LINEAR)."""
+    val_fraction: float = 0.15
+    """Share of the images held out for validation when the data brings no such split."""
+    test_fraction: float = 0.15
+    """Share of the images held out for the test when the data brings no such split."""
+
+    normalization: NormalizationMode = "standard"
+    """Mode of A.Normalize, computed by the model's first layer."""
+    mean_std: Literal["imagenet", "dataset"] = "imagenet"
+    """Where mean and standard deviation of the mode `standard` come from: ImageNet, or measured on the training split."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel as a share of --max-pixel-value, instead of --mean-std."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel as a share of --max-pixel-value, instead of --mean-std."""
+    max_pixel_value: float = 255.0
+    """Pixel value that counts as 1 for mean and standard deviation."""
+    augment: Literal["none", "light", "strong"] = "light"
+    """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: also flips,
+    quarter turns, colour, blur and cut-outs."""
+
+    model: Literal["mlp", "cnn"] = "cnn"
+    """mlp: Flatten, then the layers of --hidden. cnn: a small residual network."""
+    hidden: tuple[int, ...] = (512, 128)
+    """Widths of the hidden layers of the MLP."""
+    width: int = 32
+    """Channels of the first stage of the CNN; the later stages have twice and four times as many."""
+    dropout: float = 0.0
+    """Share of activations dropped before the last layer of the CNN, after every hidden layer of the MLP."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images a step."""
+    lr: float = 1e-3
+    """Highest learning rate of AdamW, reached after the warm-up, then lowered along a cosine to zero."""
+    weight_decay: float = 0.05
+    """Weight decay of AdamW, on weights of more than one dimension."""
+    warmup_epochs: float = 1.0
+    """Epochs over which the learning rate rises from zero."""
+    label_smoothing: float = 0.1
+    """Share of each label spread over all classes."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation score. None: run all epochs."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training; auto takes bfloat16 where the device computes in it. Scores are always float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes the GPU when there is one."""
+    workers: int | None = None
+    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores."""
+    seed: int = 0
+    """Fixes the split, the initial weights, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option, what was expected and what came."""
+        positive = ("epochs", "batch_size", "lr", "width", "max_pixel_value")
+        shares = ("dropout", "label_smoothing", "val_fraction", "test_fraction")
+        for field in positive:
+            _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
+        for field in shares:
+            _require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1", getattr(self, field))
+        for field in ("weight_decay", "warmup_epochs", "seed"):
+            _require(getattr(self, field) >= 0, field, "0 or more", getattr(self, field))
+        for field in ("patience", "workers"):
+            value = getattr(self, field)
+            _require(value is None or value >= (field == "patience"), field, "a number of epochs or workers", value)
+        _require(self.image_size is None or self.image_size >= MIN_SIDE, "image_size", f"{MIN_SIDE} or more", self.image_size)
+        _require(0 < self.val_fraction and 0 < self.test_fraction, "val_fraction and test_fraction", "above 0", 0)
+        _require(self.val_fraction + self.test_fraction < 1, "val_fraction + test_fraction", "below 1", 1)
+        _require(all(width > 0 for width in self.hidden), "hidden", "widths above 0", self.hidden)
+        _require(len(self.mean) == len(self.std), "mean and std", "of the same length", (self.mean, self.std))
+        _require(len(self.mean) in (0, self.channels), "mean and std", f"of {self.channels} number(s)", self.mean)
+        _require(all(value > 0 for value in self.std), "std", "above 0", self.std)
+        _require(self.name is None or Path(self.name).name == self.name, "name", "a folder's name, not a path", self.name)
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        assert self.name is not None
+        return self.out / self.name
+
+    def to_yaml(self) -> str:
+        """The configuration as a person would read it."""
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+def default_name(model: str) -> str:
+    """Date, time (UTC) and model: sorts by age."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
+
+
+def default_workers() -> int:
+    """One process less than the cores this process may use, at most 8."""
+    return min(len(os.sched_getaffinity(0)) - 1, 8)
+
+
+def _require(holds: bool, field: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"--{field.replace('_', '-')}: expected {expected}, got {value}")

@@ -1,0 +1,116 @@
+"""Scores of predicted probabilities against true labels."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from torch import nn
+
+BATCH = 256
+OVERFITTING_GAP = 0.10
+"""A training accuracy this far above the validation accuracy is called overfitting."""
+
+Probabilities = Float32[np.ndarray, "images classes"]
+Labels = Int64[np.ndarray, " images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Scores of one class; None where the split holds none of its images, or nothing was predicted as it."""
+
+    name: str
+    support: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of one split. Averages go over the classes that the split holds."""
+
+    images: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    roc_auc: float | None
+    """Area under the ROC curve, one class against the rest, averaged over classes; None with one class present."""
+    log_loss: float
+    by_class: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Counts: rows are true classes, columns predicted ones."""
+
+    def headline(self) -> dict[str, float | None]:
+        """What the model card says."""
+        names = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
+        return {name: getattr(self, name) for name in names}
+
+
+def predict(model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]) -> Probabilities:
+    """Softmax of the model's logits, in float32 and without TF32, on the model's own device."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    rows = []
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(images[start : start + BATCH]).to(device)
+            rows.append(model(batch).float().softmax(1).cpu().numpy())
+    model.train(training)
+    return np.concatenate(rows)
+
+
+def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]) -> Scores:
+    """All scores of a split; definitions are scikit-learn's."""
+    predicted = probabilities.argmax(1)
+    every = np.arange(len(classes))
+    present = np.isin(every, labels)
+    counts = confusion_matrix(labels, predicted, labels=every)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)  # undefined scores are given as None, not as 0
+        precision, recall, f1, support = precision_recall_fscore_support(
+            labels, predicted, labels=every, zero_division=np.nan
+        )
+    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return Scores(
+        images=len(labels),
+        accuracy=float((predicted == labels).mean()),
+        balanced_accuracy=float(recall[present].mean()),
+        macro_f1=float(np.nan_to_num(f1[present]).mean()),
+        roc_auc=_roc_auc(labels, probabilities, present),
+        log_loss=float(-np.log(np.clip(true_class, 1e-15, 1)).mean()),
+        by_class=tuple(
+            ClassScores(
+                name=name,
+                support=int(support[index]),
+                precision=_defined(precision[index]),
+                recall=_defined(recall[index]),
+                f1=_defined(f1[index]) if present[index] else None,
+            )
+            for index, name in enumerate(classes)
+        ),
+        confusion=tuple(tuple(map(int, row)) for row in counts),
+    )
+
+
+def overfitting(training: float, validation: float) -> str:
+    """A plain sentence on the gap between training and validation accuracy."""
+    gap = f"{training:.1%} on training images against {validation:.1%} on validation images"
+    if training - validation >= OVERFITTING_GAP:
+        return f"The model overfits: {gap}. More images, stronger augmentation, dropout or weight decay may help."
+    return f"No overfitting to speak of: {gap}."
+
+
+def _roc_auc(labels: Labels, probabilities: Probabilities, present: np.ndarray) -> float | None:
+    if present.sum() < 2:
+        return None
+    areas = [roc_auc_score(labels == index, probabilities[:, index]) for index in np.flatnonzero(present)]
+    return float(np.mean(areas))
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

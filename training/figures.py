@@ -1,0 +1,75 @@
+"""Pictures of a run, drawn once for the report and for TensorBoard. Colours: Okabe and Ito (2008), safe for colour-blind eyes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from training.evaluate import Scores
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+COUNTS_SHOWN_UP_TO = 20
+
+
+def curves(epochs: Sequence[int], train: dict[str, Sequence[float]], val: dict[str, Sequence[float]], best: int) -> Figure:
+    """Loss and accuracy by epoch, on training and validation images; `best` is the epoch whose weights are exported."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.4))
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            axes.plot(epochs, train[name], color=ORANGE, linestyle="--", label="training (augmented)")
+            axes.plot(epochs, val[name], color=BLUE, label="validation")
+            axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
+            axes.set(xlabel="epoch", ylabel=name, title=name.capitalize())
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.legend()
+    return figure
+
+
+def confusion(scores: Scores) -> Figure:
+    """Confusion matrix: colour is the share of the true class, numbers are counts."""
+    names = [scored.name for scored in scores.by_class]
+    counts = np.array(scores.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 0.55 * len(names) + 2), 14)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(side + 1, side))
+        axes: Axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+        bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        if len(names) <= COUNTS_SHOWN_UP_TO:
+            for (row, column), count in np.ndenumerate(counts):
+                colour = "white" if shares[row, column] > 0.55 else "black"
+                axes.text(column, row, f"{count:,}" if count else "", ha="center", va="center", color=colour)
+    return figure
+
+
+def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) -> Figure:
+    """Up to 24 images `[n, height, width, channels]` with a title each; the titles of wrong answers are orange."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    with rc_context(STYLE | {"font.size": 8}):
+        figure = Figure(figsize=(columns * 1.7, rows * 1.9))
+        for axes, *shown in zip(figure.subplots(rows, columns, squeeze=False).flat, images, titles, wrong, strict=False):
+            image, title, is_wrong = shown
+            axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None, vmin=0, vmax=255)
+            axes.set_title(title, color=ORANGE if is_wrong else "black", fontsize=8)
+        for axes in figure.axes:
+            axes.axis("off")
+    return figure

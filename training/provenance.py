@@ -1,0 +1,49 @@
+"""Where a model comes from: enough to make it again."""
+
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+from serving.contract import Provenance
+from training import checkpoint
+from training.config import TrainConfig
+from training.data import Dataset
+
+PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
+
+
+def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
+    """Configuration, digests of data and weights, source revision, package versions and time (UTC)."""
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=yaml.safe_load(config.to_yaml()),
+        data_digest=dataset.digest,
+        checkpoint_digest=checkpoint.digest(best),
+        git_revision=_git_revision(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _git_revision() -> str | None:
+    """The commit this code is at, with `-dirty` when it was changed since; None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

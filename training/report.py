@@ -1,0 +1,211 @@
+"""The evaluation report: report.json for programs, report.md as a model card, report.html for people, figures, predictions."""
+
+import base64
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from serving.contract import TOLERANCE, ModelCard
+from training import figures
+from training.config import TrainConfig
+from training.data import Dataset, Split
+from training.evaluate import Labels, Probabilities, Scores, overfitting
+from training.export import Parity
+
+MISTAKES = 24
+THUMBNAIL = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of a run's history; the training figures are means over the epoch's augmented batches."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_balanced_accuracy: float
+    lr: float
+    images_per_second: float
+    best: bool
+
+    def line(self, epochs: int) -> str:
+        """For the console."""
+        return (
+            f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
+            f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
+            f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} balanced {self.val_balanced_accuracy:6.1%}  "
+            f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
+        )
+
+
+def write(
+    config: TrainConfig,
+    card: ModelCard,
+    dataset: Dataset,
+    history: Sequence[Epoch],
+    scores: dict[Split, Scores],
+    parity: Parity,
+) -> None:
+    """Write `report/` and `predictions.csv` into the run's folder."""
+    folder = config.run / "report"
+    (folder / "figures").mkdir(parents=True)
+    drawings = {"curves": _curves(history), "confusion": figures.confusion(scores["test"])}
+    for name, figure in drawings.items():
+        figure.savefig(folder / "figures" / f"{name}.svg")
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
+    facts = {
+        "run": config.run.name,
+        "model": str(config.run / "model.onnx"),
+        "data": {
+            "name": dataset.name,
+            "images": len(dataset.keys),
+            "digest": dataset.digest,
+            "unreadable": dataset.unreadable,
+            "classes": [
+                {"name": name} | {split: int((dataset.labels[indices] == label).sum()) for split, indices in dataset.splits.items()}
+                for label, name in enumerate(dataset.classes)
+            ],
+        },
+        "scores": {split: asdict(scored) for split, scored in scores.items()},
+        "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
+        "parity": {
+            "held": not parity.faults,
+            "images": parity.images,
+            "tolerance": TOLERANCE,
+            "normalization": asdict(parity.normalization),
+            "comparisons": [asdict(comparison) for comparison in parity.comparisons],
+        },
+        "history": [asdict(line) for line in history],
+        "card": json.loads(replace(card, goldens=()).to_json()),
+    }
+    (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
+    (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=class_table(scores["test"])))
+    test = dataset.splits["test"]
+    worst = worst_mistakes(dataset.labels[test], parity.served, MISTAKES)
+    pictures = {name: _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()) for name in drawings}
+    html = _render("report.html.jinja", facts, pictures=pictures, mistakes=_mistakes(dataset, test[worst], parity.served[worst]))
+    (folder / "report.html").write_text(html)
+    _write_predictions(config.run / "predictions.csv", dataset, parity.served)
+
+
+def summary(run: Path) -> str:
+    """The short table that ends a run on the console."""
+    facts = json.loads((run / "report" / "report.json").read_text())
+    rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"])]
+    rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
+        cells = "".join(f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values())
+        rows.append(f"{name.replace('_', ' '):18}{cells}")
+    parity = facts["parity"]
+    worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
+    model = Path(facts["model"])
+    served = model.parent.parent.name == "runs" and not model.is_absolute()
+    return "\n".join(
+        (
+            "",
+            *rows,
+            "",
+            facts["overfitting"],
+            f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ, "
+            f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",
+            "",
+            f"report  {run / 'report' / 'report.html'}",
+            f"model   {model}",
+            f"curves  tensorboard --logdir {run.parent}",
+            f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve",
+        )
+    )
+
+
+def class_table(scores: Scores) -> str:
+    """Precision, recall, F1 and support by class, in Markdown."""
+    lines = ["| class | precision | recall | F1 | support |", "|---|---:|---:|---:|---:|"]
+    for scored in scores.by_class:
+        cells = " | ".join(_number(value) for value in (scored.precision, scored.recall, scored.f1))
+        lines.append(f"| {scored.name.replace('|', '&#124;')} | {cells} | {scored.support:,} |")
+    return "\n".join(lines)
+
+
+def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> np.ndarray:
+    """Rows of wrong answers, the most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:most]
+
+
+def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> Figure:
+    """The images `indices` with their true and predicted labels."""
+    predicted = probabilities.argmax(1)
+    titles = [
+        f"{dataset.classes[dataset.labels[index]]}\n-> {dataset.classes[label]} {row[label]:.0%}"
+        for index, label, row in zip(indices, predicted, probabilities, strict=True)
+    ]
+    return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))
+
+
+def _curves(history: Sequence[Epoch]) -> Figure:
+    return figures.curves(
+        [line.epoch for line in history],
+        {"loss": [line.train_loss for line in history], "accuracy": [line.train_accuracy for line in history]},
+        {"loss": [line.val_loss for line in history], "accuracy": [line.val_accuracy for line in history]},
+        max(line.epoch for line in history if line.best),
+    )
+
+
+def _mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+    return [
+        {
+            "key": dataset.keys[index],
+            "picture": _data_uri("image/jpeg", _thumbnail(dataset.original(int(index)))),
+            "true": dataset.classes[dataset.labels[index]],
+            "predicted": dataset.classes[row.argmax()],
+            "confidence": f"{row.max():.0%}",
+        }
+        for index, row in zip(indices, probabilities, strict=True)
+    ]
+
+
+def _thumbnail(pixels: np.ndarray) -> bytes:
+    scale = THUMBNAIL / max(pixels.shape[:2])
+    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
+    assert done
+    return bytes(encoded)
+
+
+def _write_predictions(path: Path, dataset: Dataset, probabilities: Probabilities) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "true", "predicted", *dataset.classes])
+        for index, row in zip(dataset.splits["test"], probabilities, strict=True):
+            names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
+            writer.writerow([*names, *(f"{value:.6f}" for value in row)])
+
+
+def _render(template: str, facts: dict[str, object], **more: object) -> str:
+    environment = jinja2.Environment(
+        autoescape=template.endswith(".html.jinja"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"percent": _percent, "number": _number}
+    return environment.from_string((files("training") / template).read_text()).render(**facts, **more)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
