@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -41,13 +42,13 @@ FORMATS = "JPEG, PNG, WebP, BMP"
 HEADER_ERRORS = (OSError, SyntaxError, ValueError, KeyError, EOFError, struct.error, OverflowError, TypeError)
 EXIF_ORIENTATION = 0x0112
 # By EXIF value (TIFF 6.0, tag 274): how the stored pixels must be turned to stand upright.
-TURNS = {
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
     4: lambda pixels: cv2.flip(pixels, 0),
-    5: cv2.transpose,
+    5: lambda pixels: cv2.flip(cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE), 1),
     6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    7: lambda pixels: cv2.flip(cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE), 1),
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 

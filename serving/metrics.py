@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
 from serving.model import Classifier
 
-CONFIDENCE_BUCKETS = tuple(round(0.1 * step, 1) for step in range(1, 10)) + (0.95, 0.99, 1.0)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -54,7 +53,7 @@ class Metrics:
     def predicted(self, label: str, confidence: float) -> None:
         """An answer has been given."""
         self._predictions[label].inc()
-        self._confidence.observe(float(np.float32(confidence)))
+        self._confidence.observe(confidence)
 
     def rejected(self, reason: str) -> None:
         """An input has been refused with this error code."""

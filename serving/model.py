@@ -31,7 +31,7 @@ Probabilities = Float32[np.ndarray, "batch classes"]
 
 # TF32 would cost three digits of the fraction, more than the tolerance of the goldens.
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
-CPU = ("CPUExecutionProvider", {})
+CPU = "CPUExecutionProvider"
 
 
 class ModelRefused(ValueError):
@@ -147,6 +147,6 @@ def _golden_faults(classifier: Classifier) -> Iterator[str]:
         if len(golden.probabilities) != len(probabilities):
             yield f"golden {number}: holds {len(golden.probabilities)} probabilities, not {len(probabilities)}"
             continue
-        difference = float(np.abs(probabilities - np.float32(golden.probabilities)).max())
+        difference = float(np.abs(probabilities - np.array(golden.probabilities, np.float32)).max())
         if not difference <= TOLERANCE:
             yield f"golden {number}: a probability differs by {difference:.2g}; at most {TOLERANCE:g} is allowed"

@@ -57,9 +57,7 @@ class Predictor:
 
     def _decode(self, data: bytes) -> Pixels:
         start = perf_counter()
-        pixels = self.card.preprocessing(
-            data, max_bytes=self._settings.max_bytes, max_pixels=self._settings.max_pixels
-        )
+        pixels = self.card.preprocessing(data, max_bytes=self._settings.max_bytes, max_pixels=self._settings.max_pixels)
         self.metrics.decoded(perf_counter() - start)
         return pixels
 
@@ -71,6 +69,4 @@ class Predictor:
         ranked = {self.card.classes[index]: round(float(probabilities[index]), 6) for index in order[:top_k]}
         label, confidence = next(iter(ranked.items()))
         self.metrics.predicted(label, confidence)
-        return Prediction(
-            label=label, confidence=confidence, probabilities=ranked, model_version=self.card.version
-        )
+        return Prediction(label=label, confidence=confidence, probabilities=ranked, model_version=self.card.version)

@@ -7,15 +7,16 @@ import multiprocessing
 import re
 import uuid
 from http import HTTPStatus
+from importlib.resources import files
 
 import bentoml
 import cv2
+import yaml
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.schemas import SchemaGenerator
 
 from serving.batching import QueueFull
 from serving.contract import ImageError, ModelCard
@@ -34,56 +35,12 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 async def predict(request: Request) -> Response:
-    """
-    summary: Classify one image.
-    description: "JPEG, PNG, WebP or BMP, told by its bytes: as multipart field `image`, or as the raw body."
-    parameters:
-      - {name: top_k, in: query, description: "Only the k most likely classes.", schema: {type: integer, minimum: 1}}
-    requestBody:
-      required: true
-      content:
-        multipart/form-data:
-          schema: {type: object, required: [image], properties: {image: {type: string, format: binary}}}
-        image/*: {schema: {type: string, format: binary}}
-        application/octet-stream: {schema: {type: string, format: binary}}
-    responses:
-      200: {description: The answer., content: {application/json: {schema: {$ref: "#/components/schemas/Prediction"}}}}
-      default: {$ref: "#/components/responses/Error"}
-    """
     top_k = _top_k(request)
-    [data] = await read_files(
-        request, "image", max_files=1, max_bytes=settings.max_bytes, timeout_s=settings.timeout_s
-    )
+    [data] = await read_files(request, "image", max_files=1, max_bytes=settings.max_bytes, timeout_s=settings.timeout_s)
     return JSONResponse(dataclasses.asdict(await _predictor(request).predict(data, top_k)))
 
 
 async def predict_batch(request: Request) -> Response:
-    """
-    summary: Classify several images; a result or an error for each, in their order.
-    parameters:
-      - {name: top_k, in: query, description: "Only the k most likely classes.", schema: {type: integer, minimum: 1}}
-    requestBody:
-      required: true
-      content:
-        multipart/form-data:
-          schema:
-            type: object
-            required: [images]
-            properties: {images: {type: array, items: {type: string, format: binary}}}
-    responses:
-      200:
-        description: One element an image, each a Prediction or an Error.
-        content:
-          application/json:
-            schema:
-              type: object
-              properties:
-                results:
-                  type: array
-                  items:
-                    anyOf: [{$ref: "#/components/schemas/Prediction"}, {$ref: "#/components/schemas/Error"}]
-      default: {$ref: "#/components/responses/Error"}
-    """
     top_k = _top_k(request)
     files = await read_files(
         request,
@@ -98,25 +55,21 @@ async def predict_batch(request: Request) -> Response:
 
 
 async def model_card(request: Request) -> Response:
-    """
-    summary: What the model says about itself, without its golden images.
-    responses:
-      200: {description: The model card., content: {application/json: {schema: {type: object}}}}
-    """
     card: ModelCard = _predictor(request).card
     return Response(dataclasses.replace(card, goldens=()).to_json(), media_type="application/json")
 
 
 async def docs(request: Request) -> Response:
-    return JSONResponse(SCHEMA.get_schema(routes=request.app.routes))
+    return JSONResponse(request.app.state.openapi)
 
 
 async def home(request: Request) -> Response:
     return RedirectResponse("docs.json")
 
 
-async def not_found(request: Request) -> Response:
-    raise HTTPException(404)
+async def no_route(request: Request) -> Response:
+    allowed = [method for route in ROUTES if route.path == request.url.path for method in sorted(route.methods or ())]
+    raise HTTPException(405, headers={"Allow": ", ".join(allowed)}) if allowed else HTTPException(404)
 
 
 def _predictor(request: Request) -> Predictor:
@@ -186,19 +139,20 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return JSONResponse(envelope, status, {**headers, "X-Request-ID": _request_id(request)})
 
 
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 HANDLED = (ImageError, RequestError, QueueFull, TimeoutError, InvalidOutput, HTTPException, ClientDisconnect, Exception)
-SCHEMA = SchemaGenerator({})
+ROUTES = [
+    Route("/predict", predict, methods=["POST"]),
+    Route("/predict_batch", predict_batch, methods=["POST"]),
+    Route("/model", model_card),
+    Route("/docs.json", docs),
+    Route("/", home),
+]
 settings = Settings.from_env()
+# The last route answers for everything that BentoML's own routes and ours leave, so that every error has one shape.
 app = Starlette(
-    routes=[
-        Route("/predict", predict, methods=["POST"]),
-        Route("/predict_batch", predict_batch, methods=["POST"]),
-        Route("/model", model_card),
-        Route("/docs.json", docs, include_in_schema=False),
-        Route("/", home, include_in_schema=False),
-        Route("/{path:path}", not_found, include_in_schema=False),
-    ],
-    exception_handlers={kind: _refuse for kind in HANDLED},
+    routes=[*ROUTES, Route("/{path:path}", no_route, methods=METHODS)],
+    exception_handlers=dict.fromkeys(HANDLED, _refuse),
 )
 
 
@@ -219,9 +173,10 @@ class Twinlens:
             len(classifier.card.goldens),
         )
         app.state.predictor = Predictor(classifier, settings)
+        app.state.openapi = yaml.safe_load(files("serving").joinpath("openapi.yaml").read_text())
 
     @staticmethod
-    @bentoml.on_deployment
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check() -> None:
         """Once, before any worker starts: a model that is missing or refused ends the start with the reason.
 

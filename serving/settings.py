@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from serving.contract import MAX_BYTES, MAX_PIXELS
 
@@ -30,11 +31,15 @@ class Settings:
         unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in names)
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(names)}")
-        given = {field.name: _parse(name, environment[name], field.type) for name, field in names.items() if name in environment}
+        given: dict[str, Any] = {
+            field.name: _parse(name, environment[name], field.type)
+            for name, field in names.items()
+            if name in environment
+        }
         return cls(**given)
 
 
-def _parse(name: str, text: str, kind: object) -> object:
+def _parse(name: str, text: str, kind: object) -> Any:
     if kind is bool:
         if text not in ("0", "1"):
             raise ValueError(f"{name}={text!r}: expected 0 or 1")

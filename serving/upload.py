@@ -1,14 +1,20 @@
-"""Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched or unpickled."""
+"""Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 # Room for boundaries and part headers around the files themselves.
 MULTIPART_OVERHEAD = 64 * 1024
-HOW_TO_SEND = "send the image as multipart field {field!r}, or as the raw body with Content-Type image/jpeg, image/png, ..."
+HOW_TO_SEND = (
+    "send the image as multipart field {field!r}, or as the raw body with Content-Type image/jpeg, image/png, ..."
+)
 
 
 class RequestError(ValueError):
@@ -67,7 +73,9 @@ def _files(body: bytes, boundary: bytes, field: str, max_files: int, how_to_send
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise RequestError(400, "malformed_multipart", "the body is not the multipart form its header announces") from error
+        raise RequestError(
+            400, "malformed_multipart", "the body is not the multipart form its header announces"
+        ) from error
     if not form.ended and form.parts:
         raise RequestError(400, "malformed_multipart", "the form is cut off before its closing boundary")
     names = [name for name, _, _ in form.parts]
@@ -93,10 +101,16 @@ class _Form:
         self._header = self._value = b""
         self._disposition: bytes | None = None
 
-    def callbacks(self) -> dict[str, object]:
-        return {f"on_{event}": getattr(self, f"_{event}") for event in (
-            "part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end",
-        )}
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
 
     def _part_begin(self) -> None:
         self._disposition = None

@@ -10,33 +10,33 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from serving.contract import INTERPOLATION_FLAGS, Normalization, Preprocessing
+from serving.contract import INTERPOLATION_FLAGS, Channels, Normalization, Preprocessing
 
 
-def policy(name: str) -> A.Compose | None:
+def policy(name: str, channels: Channels) -> A.Compose | None:
     """The random changes of `--augment`, uint8 in, uint8 of the same shape out; None for `none`."""
     border = cv2.BORDER_REFLECT_101
+    shift = {"x": (-0.06, 0.06), "y": (-0.06, 0.06)}
     if name == "light":
         return A.Compose(
             [
-                A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), border_mode=border, p=0.9),
+                A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.9),
                 A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
             ]
         )
     if name == "strong":
+        colour = [A.HueSaturationValue(hue_shift_limit=6, sat_shift_limit=20, val_shift_limit=0, p=0.5)]
+        side = (0.1, 0.25)
         return A.Compose(
             [
                 A.SquareSymmetry(p=1),
-                A.Affine(
-                    scale=(0.8, 1.2), translate_percent=(-0.1, 0.1), rotate=(-30, 30), shear=(-8, 8),
-                    border_mode=border, p=0.9,
-                ),
+                A.Affine(scale=(0.8, 1.2), translate_percent=shift, rotate=(-30, 30), border_mode=border, p=0.9),
                 A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.7),
-                A.HueSaturationValue(hue_shift_limit=6, sat_shift_limit=20, val_shift_limit=0, p=0.5),
+                *(colour if channels == 3 else []),
                 A.GaussianBlur(blur_limit=(3, 3), p=0.1),
-                A.CoarseDropout(num_holes_range=(1, 2), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25), p=0.3),
+                A.CoarseDropout(num_holes_range=(1, 2), hole_height_range=side, hole_width_range=side, p=0.3),
             ]
-        )  # fmt: skip
+        )
     return None
 
 

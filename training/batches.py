@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training import augment
-from training.config import TrainConfig, default_workers
+from training.config import TrainConfig, default_batch_size, default_workers
 
 Key = tuple[int, int]  # epoch, image
 
@@ -17,11 +17,11 @@ Key = tuple[int, int]  # epoch, image
 class _Images(Dataset[tuple[Tensor, Tensor]]):
     """The training split; `__getitems__` hands out a whole batch at once, which spares a call and a copy an image."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, policy: str, seed: int) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
         self.images = images
         self.labels = labels
-        self.seed = seed
-        self.transform = augment.policy(policy)
+        self.seed = config.seed
+        self.transform = augment.policy(config.augment, config.channels)
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         indices = [index for _, index in keys]
@@ -57,9 +57,10 @@ class Batches:
         workers = config.workers
         if workers is None:
             workers = 0 if config.augment == "none" else default_workers()
-        self._sampler = _Batches(len(images), config.batch_size, config.seed)
+        batch_size = config.batch_size or default_batch_size(len(images))
+        self._sampler = _Batches(len(images), batch_size, config.seed)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-            _Images(images, labels, config.augment, config.seed),
+            _Images(images, labels, config),
             batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=lambda batch: batch,

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run: one folder a run, so that the curves of several overlay."""
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -59,9 +60,16 @@ def results(
 
 def _hyperparameters(writer: SummaryWriter, config: TrainConfig, scores: dict[Split, Scores]) -> None:
     """Into the run's own folder: `add_hparams` would open a second run beside it."""
-    settings = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in asdict(config).items()}
-    metrics = {f"hparam/{split}_{name}": getattr(scores[split], name) for split in ("val", "test") for name in ("accuracy", "balanced_accuracy")}
-    for summary in hparams(settings, metrics):
-        writer.file_writer.add_summary(summary)
+    settings = {
+        key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in asdict(config).items()
+    }
+    metrics = {
+        f"hparam/{split}_{name}": getattr(scores[split], name)
+        for split in ("val", "test")
+        for name in ("accuracy", "balanced_accuracy")
+    }
+    file: Any = writer.file_writer
+    for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
+        file.add_summary(summary)
     for name, value in metrics.items():
         writer.add_scalar(name, value)

@@ -46,7 +46,7 @@ class TrainConfig:
     normalization: NormalizationMode = "standard"
     """Mode of A.Normalize, computed by the model's first layer."""
     mean_std: Literal["imagenet", "dataset"] = "imagenet"
-    """Where mean and standard deviation of the mode `standard` come from: ImageNet, or measured on the training split."""
+    """Where mean and deviation of the mode `standard` come from: ImageNet, or measured on the training split."""
     mean: tuple[float, ...] = ()
     """Mean of each channel as a share of --max-pixel-value, instead of --mean-std."""
     std: tuple[float, ...] = ()
@@ -68,15 +68,15 @@ class TrainConfig:
 
     epochs: int = 30
     """Passes over the training images."""
-    batch_size: int = 64
-    """Images a step."""
-    lr: float = 1e-3
+    batch_size: int | None = None
+    """Images a step. None: a 64th of the training images, as a power of two from 16 to 256."""
+    lr: float = 3e-3
     """Highest learning rate of AdamW, reached after the warm-up, then lowered along a cosine to zero."""
     weight_decay: float = 0.05
     """Weight decay of AdamW, on weights of more than one dimension."""
     warmup_epochs: float = 1.0
     """Epochs over which the learning rate rises from zero."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
     patience: int | None = None
     """Stop after this many epochs without a better validation score. None: run all epochs."""
@@ -92,25 +92,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, what was expected and what came."""
-        positive = ("epochs", "batch_size", "lr", "width", "max_pixel_value")
-        shares = ("dropout", "label_smoothing", "val_fraction", "test_fraction")
+        positive = ("epochs", "lr", "width", "max_pixel_value", "val_fraction", "test_fraction")
+        shares = ("dropout", "label_smoothing")
         for field in positive:
             _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
         for field in shares:
             _require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1", getattr(self, field))
         for field in ("weight_decay", "warmup_epochs", "seed"):
             _require(getattr(self, field) >= 0, field, "0 or more", getattr(self, field))
-        for field in ("patience", "workers"):
+        for field, least in {"batch_size": 1, "patience": 1, "workers": 0, "image_size": MIN_SIDE}.items():
             value = getattr(self, field)
-            _require(value is None or value >= (field == "patience"), field, "a number of epochs or workers", value)
-        _require(self.image_size is None or self.image_size >= MIN_SIDE, "image_size", f"{MIN_SIDE} or more", self.image_size)
-        _require(0 < self.val_fraction and 0 < self.test_fraction, "val_fraction and test_fraction", "above 0", 0)
-        _require(self.val_fraction + self.test_fraction < 1, "val_fraction + test_fraction", "below 1", 1)
+            _require(value is None or value >= least, field, f"{least} or more", value)
+        held_out = self.val_fraction + self.test_fraction
+        _require(held_out < 1, "val_fraction and test_fraction", "together below 1", held_out)
         _require(all(width > 0 for width in self.hidden), "hidden", "widths above 0", self.hidden)
         _require(len(self.mean) == len(self.std), "mean and std", "of the same length", (self.mean, self.std))
         _require(len(self.mean) in (0, self.channels), "mean and std", f"of {self.channels} number(s)", self.mean)
         _require(all(value > 0 for value in self.std), "std", "above 0", self.std)
-        _require(self.name is None or Path(self.name).name == self.name, "name", "a folder's name, not a path", self.name)
+        _require(
+            self.name is None or Path(self.name).name == self.name, "name", "a folder's name, not a path", self.name
+        )
 
     @property
     def run(self) -> Path:
@@ -123,6 +124,11 @@ class TrainConfig:
         values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return yaml.safe_dump(values, sort_keys=False)
+
+
+def default_batch_size(images: int) -> int:
+    """A 64th of the training images, as a power of two from 16 to 256: small data needs the steps, large the speed."""
+    return min(max(1 << (images // 64).bit_length() - 1, 16), 256) if images >= 64 else 16
 
 
 def default_name(model: str) -> str:

@@ -80,9 +80,7 @@ def load(config: TrainConfig) -> Dataset:
     """Everything a run needs to know of its data. Raises DataError."""
     source = find(config.data)
     size = config.image_size or _own_size(source)
-    preprocessing = Preprocessing(
-        height=size, width=size, channels=config.channels, interpolation=config.interpolation
-    )
+    preprocessing = Preprocessing(height=size, width=size, channels=config.channels, interpolation=config.interpolation)
     images, digests, unreadable = _decode_all(source, preprocessing)
     kept = np.flatnonzero([key not in unreadable for key in source.keys])
     if len(kept) < len(images):
@@ -91,8 +89,9 @@ def load(config: TrainConfig) -> Dataset:
     classes = tuple(sorted(set(names), key=_natural))
     labels = np.array([classes.index(name) for name in names], dtype=np.int64)
     components = _together([source.groups[i] for i in kept], [digests[i] for i in kept])
-    splits = _complete_splits(labels, components, [source.splits[i] for i in kept], config)
-    _check_classes(classes, labels, splits)
+    _check_classes(classes, labels)
+    splits = _complete_splits(classes, labels, components, [source.splits[i] for i in kept], config)
+    _check_splits(classes, labels, splits)
     keys = [source.keys[i] for i in kept]
     owner = [split for _, split in sorted((i, split) for split in SPLITS for i in splits[split])]
     rows = sorted(zip(keys, names, owner, [digests[i] for i in kept], strict=True))
@@ -143,15 +142,17 @@ def _digits() -> Source:
 def _folders(root: Path) -> Source:
     splits = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in _subfolders(root)}
     if {"train", "val"} <= set(splits.values()):
-        found = [(path, split, label) for folder, split in splits.items() if split for path, label in _labelled(folder)]
+        found: list[tuple[Path, str, Split | None]] = [
+            (path, label, split) for folder, split in splits.items() if split for path, label in _labelled(folder)
+        ]
     else:
-        found = [(path, None, label) for path, label in _labelled(root)]
+        found = [(path, label, None) for path, label in _labelled(root)]
     if not found:
         raise DataError(
             f"{root}: no images ({' '.join(sorted(ENDINGS))}) in class folders; expected {root.name}/<class>/<image>, "
             f"{root.name}/train/<class>/<image> with val/ beside it, or a CSV manifest"
         )
-    return _files(str(root), root, [(str(path.relative_to(root)), label, "", split) for path, split, label in found])
+    return _files(str(root), root, [(str(path.relative_to(root)), label, "", split) for path, label, split in found])
 
 
 def _manifest(path: Path) -> Source:
@@ -166,10 +167,18 @@ def _manifest(path: Path) -> Source:
     if missing:
         raise DataError(f"{path}: no column {' and '.join(missing)}; there are {', '.join(map(str, rows[0]))}")
     _refuse(path, "rows without a label", (row["path"] for row in rows if not row["label"]))
-    _refuse(path, "images that do not exist", (row["path"] for row in rows if not (path.parent / row["path"]).is_file()))
-    _refuse(path, "paths that appear more than once", (p for p, n in Counter(row["path"] for row in rows).items() if n > 1))
+    _refuse(
+        path, "images that do not exist", (row["path"] for row in rows if not (path.parent / row["path"]).is_file())
+    )
+    _refuse(
+        path, "paths that appear more than once", (p for p, n in Counter(row["path"] for row in rows).items() if n > 1)
+    )
     given = [(row.get("split") or "").strip().lower() for row in rows]
-    _refuse(path, f"splits other than {', '.join(SPLITS)}", sorted({name for name in given if name not in SPLIT_NAMES} - {""}))
+    _refuse(
+        path,
+        f"splits other than {', '.join(SPLITS)}",
+        sorted({name for name in given if name not in SPLIT_NAMES} - {""}),
+    )
     return _files(
         str(path),
         path.parent,
@@ -182,8 +191,8 @@ def _manifest(path: Path) -> Source:
 
 def _npz(path: Path) -> Source:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
     except Exception as error:  # zipfile and zlib raise their own classes for damage
@@ -194,7 +203,9 @@ def _npz(path: Path) -> Source:
     for split in present:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-            raise DataError(f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 (n, h, w) or (n, h, w, 3)")
+            raise DataError(
+                f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 (n, h, w) or (n, h, w, 3)"
+            )
         if labels.size != len(images):
             raise DataError(f"{path}: {split}_labels holds {labels.size} labels for {len(images)} images")
     order = [(split, i) for split in present for i in range(len(arrays[f"{split}_images"]))]
@@ -298,14 +309,21 @@ def _together(groups: Sequence[str], digests: Sequence[str]) -> np.ndarray:
     nodes = [("group", group) if group else ("alone", str(i)) for i, group in enumerate(groups)]
     numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes))}
     contents = {digest: number for number, digest in enumerate(dict.fromkeys(digests), len(numbers))}
-    links = ([numbers[node] for node in nodes], [contents[digest] for digest in digests])
+    by_group = np.array([numbers[node] for node in nodes])
+    by_content = np.array([contents[digest] for digest in digests])
     side = len(numbers) + len(contents)
-    _, component = connected_components(coo_matrix((np.ones(len(nodes)), links), shape=(side, side)), directed=False)
-    return component[links[0]]
+    links = coo_matrix((np.ones(len(nodes)), (by_group, by_content)), shape=(side, side))
+    _, component = connected_components(links, directed=False)
+    together: np.ndarray = component[by_group]
+    return together
 
 
 def _complete_splits(
-    labels: np.ndarray, components: np.ndarray, given: Sequence[Split | None], config: TrainConfig
+    classes: Sequence[str],
+    labels: np.ndarray,
+    components: np.ndarray,
+    given: Sequence[Split | None],
+    config: TrainConfig,
 ) -> dict[Split, np.ndarray]:
     """Make the splits that the data does not bring out of its training images: stratified, grouped, seeded."""
     splits = np.array([split or "train" for split in given])
@@ -313,29 +331,39 @@ def _complete_splits(
     missing = {split: share for split, share in shares.items() if split not in splits}
     rng = np.random.default_rng(config.seed)
     # A component that reaches into a split the data brought stays where it is.
-    pool = np.flatnonzero(~np.isin(components, components[splits != "train"]))
-    members, first, sizes = np.unique(components[pool], return_index=True, return_counts=True)
-    for label in np.unique(labels[pool]) if missing else ():
-        drawn = rng.permutation(np.flatnonzero(labels[pool[first]] == label))
-        images = sizes[drawn].sum()
+    settled = np.zeros(components.max() + 1, bool)
+    settled[components[splits != "train"]] = True
+    rarest_first = np.argsort(np.bincount(labels), kind="stable")
+    for label in rarest_first if missing else ():
+        mine = np.flatnonzero((labels == label) & (splits == "train"))
+        members, sizes = np.unique(components[labels == label], return_counts=True)
+        if len(members) < 2:
+            raise DataError(f"class {classes[label]}: its {sizes.sum()} images are one group, which cannot be split")
+        drawn = rng.permutation(np.flatnonzero(~settled[members]))
+        stays = int(settled[members].sum() == 0)  # one of them at least remains for training
         for split, share in missing.items():
-            within = np.searchsorted(np.cumsum(sizes[drawn]), share * images, side="right")
-            taken, drawn = np.split(drawn, [min(max(within, 1), len(drawn) - 1)])  # one always stays for training
+            there = (splits[labels == label] == split).sum()
+            within = np.searchsorted(np.cumsum(sizes[drawn]), share * len(mine) - there, side="right")
+            taken, drawn = np.split(drawn, [min(max(within, int(there == 0)), max(len(drawn) - stays, 0))])
             splits[np.isin(components, members[taken])] = split
+        settled[members] = True
     return {split: np.flatnonzero(splits == split) for split in SPLITS}
 
 
-def _check_classes(classes: Sequence[str], labels: np.ndarray, splits: dict[Split, np.ndarray]) -> None:
+def _check_classes(classes: Sequence[str], labels: np.ndarray) -> None:
     if len(classes) < 2:
         raise DataError(f"only one class ({classes[0] if classes else 'none'}); a classifier needs at least two")
     counts = np.bincount(labels, minlength=len(classes))
     single = [name for name, count in zip(classes, counts, strict=True) if count < 2]
     if single:
         raise DataError(f"classes with one image only, which cannot be both learned and tested: {', '.join(single)}")
+
+
+def _check_splits(classes: Sequence[str], labels: np.ndarray, splits: dict[Split, np.ndarray]) -> None:
     learned = set(labels[splits["train"]])
     absent = [name for label, name in enumerate(classes) if label not in learned]
     if absent:
         raise DataError(f"classes without a training image: {', '.join(absent)}")
-    for split in SPLITS:
-        if not len(splits[split]):
-            raise DataError(f"the {split} split is empty")
+    empty = [split for split in SPLITS if not len(splits[split])]
+    if empty:
+        raise DataError(f"no images in the {' and '.join(empty)} split")

@@ -17,8 +17,17 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from serving.contract import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard, Preprocessing, pixel_digest
-from serving.model import Classifier, ModelRefused, open_model
+from serving.contract import (
+    INPUT_NAME,
+    METADATA_KEY,
+    OUTPUT_NAME,
+    TOLERANCE,
+    Golden,
+    ModelCard,
+    Preprocessing,
+    pixel_digest,
+)
+from serving.model import ModelRefused, open_model
 from training import augment
 from training.checkpoint import sync_folder, write_atomically
 from training.data import Dataset
@@ -85,7 +94,8 @@ class Parity:
     @property
     def faults(self) -> list[str]:
         """Whatever does not agree; empty when the proof holds."""
-        return [str(part) for part in (self.normalization, *self.comparisons) if not part.holds]
+        parts: tuple[NormalizationProof | Comparison, ...] = (self.normalization, *self.comparisons)
+        return [str(part) for part in parts if not part.holds]
 
 
 class _Probabilities(nn.Module):
@@ -159,7 +169,12 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset) -> Parity:
         images=len(test),
         normalization=_prove_normalization(model, path, classifier.card, dataset.images[test[:NORMALIZED_IMAGES]]),
         comparisons=(
-            _compare("torch, pixels resized and normalised by Albumentations", by_witness, expected, np.concatenate(witnessed)),
+            _compare(
+                "torch, pixels resized and normalised by Albumentations",
+                by_witness,
+                expected,
+                np.concatenate(witnessed),
+            ),
             _compare(f"model.onnx in the service's loader ({classifier.provider})", read_anew, expected, answers),
         ),
         served=answers,
@@ -213,7 +228,7 @@ def _graph(model: nn.Sequential, card: ModelCard) -> bytes:
         torch.onnx.export(
             _Probabilities(copy.deepcopy(model).cpu()).eval(),
             (torch.zeros(shape, dtype=torch.uint8),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # a file object works too
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT_NAME],
@@ -223,7 +238,7 @@ def _graph(model: nn.Sequential, card: ModelCard) -> bytes:
     graph = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     onnx.checker.check_model(graph, full_check=True)
-    return graph.SerializeToString()
+    return bytes(graph.SerializeToString())
 
 
 def _golden(model: nn.Sequential, preprocessing: Preprocessing, image: bytes) -> Golden:

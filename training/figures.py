@@ -1,6 +1,7 @@
-"""Pictures of a run, drawn once for the report and for TensorBoard. Colours: Okabe and Ito (2008), safe for colour-blind eyes."""
+"""Pictures of a run, drawn once for the report and for TensorBoard."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -9,8 +10,9 @@ from matplotlib.figure import Figure
 
 from training.evaluate import Scores
 
+# Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-STYLE = {
+STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -23,7 +25,9 @@ STYLE = {
 COUNTS_SHOWN_UP_TO = 20
 
 
-def curves(epochs: Sequence[int], train: dict[str, Sequence[float]], val: dict[str, Sequence[float]], best: int) -> Figure:
+def curves(
+    epochs: Sequence[int], train: dict[str, Sequence[float]], val: dict[str, Sequence[float]], best: int
+) -> Figure:
     """Loss and accuracy by epoch, on training and validation images; `best` is the epoch whose weights are exported."""
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
@@ -66,7 +70,9 @@ def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) ->
     rows = max(1, -(-len(images) // columns))
     with rc_context(STYLE | {"font.size": 8}):
         figure = Figure(figsize=(columns * 1.7, rows * 1.9))
-        for axes, *shown in zip(figure.subplots(rows, columns, squeeze=False).flat, images, titles, wrong, strict=False):
+        for axes, *shown in zip(
+            figure.subplots(rows, columns, squeeze=False).flat, images, titles, wrong, strict=False
+        ):
             image, title, is_wrong = shown
             axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None, vmin=0, vmax=255)
             axes.set_title(title, color=ORANGE if is_wrong else "black", fontsize=8)

@@ -59,7 +59,9 @@ class Normalize(nn.Module):
         self.register_buffer("mean", mean.reshape(-1, 1, 1))
         self.register_buffer("scale", torch.reciprocal(std).reshape(-1, 1, 1))
 
-    def forward(self, images: UInt8[Tensor, "batch height width channels"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(
+        self, images: UInt8[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch channels height width"]:
         # Permuted while one byte a value: a broadcast over a last axis of 3 costs ten times as much.
         pixels = images.permute(0, 3, 1, 2)
         if self.mode == "standard":
@@ -79,10 +81,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *convolution(in_channels, out_channels, stride), nn.ReLU(), *convolution(out_channels, out_channels, 1)
-        )
-        nn.init.zeros_(self.body[-1].weight)
+        last, scale = convolution(out_channels, out_channels, 1)
+        nn.init.zeros_(scale.weight)
+        self.body = nn.Sequential(*convolution(in_channels, out_channels, stride), nn.ReLU(), last, scale)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(nn.AvgPool2d(stride), *convolution(in_channels, out_channels, 1, kernel=1))
@@ -109,7 +110,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], classes: int, dropout: float) -> n
 
 
 def cnn(channels: int, side: int, width: int, classes: int, dropout: float) -> nn.Sequential:
-    """A stem that brings any side to at most 32 px, three residual stages, global average: logits `[batch, classes]`."""
+    """A stem that brings any side to at most 32 px, three residual stages, average: logits `[batch, classes]`."""
     halvings = max(0, math.ceil(math.log2(side / STEM_OUTPUT_AT_MOST)))
     stem: list[nn.Module] = []
     for step in range(max(halvings, 1)):
@@ -126,7 +127,9 @@ def cnn(channels: int, side: int, width: int, classes: int, dropout: float) -> n
     )
 
 
-def build(config: TrainConfig, preprocessing: Preprocessing, normalization: Normalization, classes: int) -> nn.Sequential:
+def build(
+    config: TrainConfig, preprocessing: Preprocessing, normalization: Normalization, classes: int
+) -> nn.Sequential:
     """The network of a run: uint8 images `[batch, height, width, channels]` -> logits `[batch, classes]`."""
     height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
     if config.model == "mlp":

@@ -1,4 +1,4 @@
-"""The evaluation report: report.json for programs, report.md as a model card, report.html for people, figures, predictions."""
+"""The evaluation report: report.json for programs, report.md as a model card, report.html for people."""
 
 import base64
 import csv
@@ -43,7 +43,8 @@ class Epoch:
         return (
             f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
             f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
-            f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} balanced {self.val_balanced_accuracy:6.1%}  "
+            f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
+            f"balanced {self.val_balanced_accuracy:6.1%}  "
             f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
         )
 
@@ -72,7 +73,8 @@ def write(
             "digest": dataset.digest,
             "unreadable": dataset.unreadable,
             "classes": [
-                {"name": name} | {split: int((dataset.labels[indices] == label).sum()) for split, indices in dataset.splits.items()}
+                {"name": name}
+                | {split: int((dataset.labels[indices] == label).sum()) for split, indices in dataset.splits.items()}
                 for label, name in enumerate(dataset.classes)
             ],
         },
@@ -92,8 +94,12 @@ def write(
     (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=class_table(scores["test"])))
     test = dataset.splits["test"]
     worst = worst_mistakes(dataset.labels[test], parity.served, MISTAKES)
-    pictures = {name: _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()) for name in drawings}
-    html = _render("report.html.jinja", facts, pictures=pictures, mistakes=_mistakes(dataset, test[worst], parity.served[worst]))
+    pictures = {
+        name: _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()) for name in drawings
+    }
+    html = _render(
+        "report.html.jinja", facts, pictures=pictures, mistakes=_mistakes(dataset, test[worst], parity.served[worst])
+    )
     (folder / "report.html").write_text(html)
     _write_predictions(config.run / "predictions.csv", dataset, parity.served)
 
@@ -104,7 +110,9 @@ def summary(run: Path) -> str:
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"])]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
-        cells = "".join(f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values())
+        cells = "".join(
+            f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values()
+        )
         rows.append(f"{name.replace('_', ' '):18}{cells}")
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
@@ -176,7 +184,9 @@ def _mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilitie
 
 def _thumbnail(pixels: np.ndarray) -> bytes:
     scale = THUMBNAIL / max(pixels.shape[:2])
-    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    small = cv2.resize(
+        pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    )
     done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
     assert done
     return bytes(encoded)
@@ -193,7 +203,10 @@ def _write_predictions(path: Path, dataset: Dataset, probabilities: Probabilitie
 
 def _render(template: str, facts: dict[str, object], **more: object) -> str:
     environment = jinja2.Environment(
-        autoescape=template.endswith(".html.jinja"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=template.endswith(".html.jinja"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": _percent, "number": _number}
     return environment.from_string((files("training") / template).read_text()).render(**facts, **more)

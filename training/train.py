@@ -2,11 +2,13 @@
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,7 +21,7 @@ from serving.contract import CONTRACT_VERSION, ModelCard
 from training import board, checkpoint, data, evaluate, export, models, provenance, report
 from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
-from training.data import Dataset, Split
+from training.data import DataError, Dataset, Split
 from training.evaluate import Scores
 from training.report import Epoch
 
@@ -43,11 +45,15 @@ def train(config: TrainConfig) -> Path:
     config = replace(config, name=config.name or default_name(config.model))
     device = find_device(config.device)
     open_run(config)
-    dataset = data.load(config)
+    try:
+        dataset = data.load(config)
+    except DataError:
+        shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
+        raise
     normalization = models.normalization(config, dataset.images[dataset.splits["train"]])
     torch.manual_seed(config.seed)
     model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device))
 
     best = config.run / "checkpoints" / "best.pt"
@@ -97,7 +103,7 @@ def fit(
                 val_loss=validation.log_loss,
                 val_accuracy=validation.accuracy,
                 val_balanced_accuracy=validation.balanced_accuracy,
-                lr=schedule.get_last_lr()[0],
+                lr=float(schedule.get_last_lr()[0]),
                 images_per_second=speed,
                 best=is_best,
             )
@@ -132,15 +138,15 @@ def run_epoch(
     model.train()
     start, seen, loss_sum, correct = time.perf_counter(), 0, 0.0, 0
     with tqdm(desc=f"epoch {epoch + 1}", total=len(batches), unit=" steps", disable=None, leave=False) as progress:
-        for images, labels in batches.epoch(epoch):
+        for step, (images, labels) in enumerate(batches.epoch(epoch), 1):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
                 logits: Tensor = model(images)
                 loss = cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             if not math.isfinite(loss_value := loss.item()):
-                raise NonFiniteLoss(f"the loss is {loss_value} in epoch {epoch + 1}, step {progress.n + 1}")
+                raise NonFiniteLoss(f"the loss is {loss_value} in epoch {epoch + 1}, step {step}")
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 
@@ -155,9 +161,11 @@ def run_epoch(
 
 
 def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
-    """Scores of one split; of the training split, those of its first 5,000 images."""
+    """Scores of one split; of the training split, those of its first 5,000 images. Raises NonFiniteLoss."""
     indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
     probabilities = evaluate.predict(model, dataset.images[indices])
+    if not np.isfinite(probabilities).all():
+        raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
     return evaluate.score(dataset.labels[indices], probabilities, dataset.classes)
 
 
@@ -194,7 +202,7 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -202,9 +210,10 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
 def open_run(config: TrainConfig) -> None:
     """Make the run's folder before anything else, so that a folder that cannot be written to costs no time."""
     try:
-        (config.run / "checkpoints").mkdir(parents=True)
+        config.run.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(f"--name {config.name}: there is a run of that name in {config.out}") from error
+    (config.run / "checkpoints").mkdir()
     (config.run / "config.yaml").write_text(config.to_yaml())
 
 

@@ -1,0 +1,107 @@
+"""One tiny model trained for real, and one real server process that serves it, for all tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from training.config import TrainConfig
+from training.train import train
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+START_S = 60
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 3 x 30 pictures: one colour a class, noise, several sizes, JPEG and PNG, awkward names."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label, colour in {"Red rash": (40, 40, 200), "blue": (200, 60, 40), "green leaf": (60, 180, 60)}.items():
+        (root / label / "nested folder").mkdir(parents=True)
+        for number in range(30):
+            height, width = rng.integers(30, 70, size=2)
+            noise = rng.integers(-40, 40, size=(height, width, 3))
+            picture = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            name = [f"{number}.png", f"photo {number}.JPG", f"nested folder/{'long ' * 30}{number}.jpeg"][number % 3]
+            assert cv2.imwrite(str(root / label / name), picture)
+    return root
+
+
+@pytest.fixture(scope="session")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on `photos`."""
+    out = tmp_path_factory.mktemp("runs")
+    return train(
+        TrainConfig(
+            data=photos, out=out, name="tiny", model="mlp", hidden=(32,), image_size=24, epochs=4, batch_size=16
+        )
+    )
+
+
+@contextmanager
+def serving(model: Path, **environment: str) -> Iterator[str]:
+    """`bentoml serve` as a real process on a free port of the loopback; gives its address once it is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    variables = os.environ | {"TWINLENS_MODEL": str(model)} | environment
+    server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_ready(server, address)
+        yield address
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=START_S)
+
+
+def _wait_until_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        assert server.poll() is None, f"the server ended with {server.returncode}: {server.communicate()[0].decode()}"
+        try:
+            if httpx.get(f"{address}/readyz", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not ready within {START_S} s")
+
+
+@pytest.fixture(scope="session")
+def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service of `run`'s model, with limits small enough to be reached by a test."""
+    home = tmp_path_factory.mktemp("bentoml")
+    with serving(
+        run / "model.onnx", BENTOML_HOME=str(home), TWINLENS_MAX_BYTES="200000", TWINLENS_MAX_BATCH="8"
+    ) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., bytes]:
+    """Encode uint8 pixels, RGB or gray, as PNG."""
+
+    def encode(pixels: np.ndarray) -> bytes:
+        done, encoded = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+        assert done
+        return bytes(encoded)
+
+    return encode

@@ -1,0 +1,67 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from training import augment
+from training.batches import Batches
+from training.config import TrainConfig
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
+LABELS = np.arange(50)
+
+
+def drawn(epoch: int, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+    config = TrainConfig(batch_size=8, **options)
+    batches = Batches(IMAGES, LABELS, config, pin_memory=False)
+    images, labels = zip(*batches.epoch(epoch), strict=True)
+    assert len(images) == len(batches)
+    return torch.cat(images), torch.cat(labels)
+
+
+@pytest.mark.parametrize("policy", ["light", "strong"])
+def test_any_number_of_workers_draws_the_same(policy: str) -> None:
+    reference = drawn(3, augment=policy, workers=0)
+    for workers in (1, 2):
+        assert all(map(torch.equal, drawn(3, augment=policy, workers=workers), reference))
+
+
+def test_every_seed_epoch_and_image_draws_its_own() -> None:
+    transform = augment.policy("light", 3)
+    keys = itertools.product((0, 1), (0, 1), range(50))
+    results = [augment.apply(transform, IMAGES[0], *key).tobytes() for key in keys]
+    changed = [result for result in results if result != IMAGES[0].tobytes()]  # one in twenty is left as it is
+    assert len(changed) > 180
+    assert len(set(changed)) == len(changed)
+
+
+def test_an_epoch_holds_every_image_once_but_the_rest_of_the_last_batch() -> None:
+    _, first = drawn(0, augment="none")
+    _, second = drawn(1, augment="none")
+    assert len(first) == len(set(first.tolist())) == 48
+    assert not torch.equal(first, second)
+
+
+def test_without_augmentation_the_images_are_left_alone() -> None:
+    images, labels = drawn(0, augment="none")
+    assert np.array_equal(images.numpy(), IMAGES[labels.numpy()])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", ["light", "strong"])
+def test_policies_keep_size_type_and_the_original(policy: str, channels: int) -> None:
+    transform = augment.policy(policy, channels)
+    original = IMAGES[0, ..., :channels].copy()
+    for epoch in range(30):
+        changed = augment.apply(transform, original, 0, epoch, 0)
+        assert changed.shape == original.shape
+        assert changed.dtype == np.uint8
+    assert np.array_equal(original, IMAGES[0, ..., :channels])
+
+
+def test_fewer_images_than_a_batch_make_one_batch() -> None:
+    config = TrainConfig(batch_size=64, augment="none")
+    [(images, _)] = Batches(IMAGES, LABELS, config, pin_memory=False).epoch(0)
+    assert len(images) == 50

@@ -1,0 +1,104 @@
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+
+from serving.contract import Normalization, Preprocessing
+from training.config import TrainConfig
+from training.models import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization
+
+MODES = ("standard", "image", "image_per_channel", "min_max", "min_max_per_channel")
+RNG = np.random.default_rng(0)
+
+
+def imagenet(mode: str, channels: int = 3) -> Normalization:
+    return Normalization(mode=mode, mean=IMAGENET_MEAN[:channels], std=IMAGENET_STD[:channels], max_pixel_value=255.0)
+
+
+def witness(spec: Normalization, image: np.ndarray) -> np.ndarray:
+    normalize = A.Normalize(mean=spec.mean, std=spec.std, max_pixel_value=spec.max_pixel_value, normalization=spec.mode)
+    return normalize(image=image)["image"].transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_standard_is_bit_identical_on_every_value_of_every_channel(channels: int, seed: int) -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), channels, axis=2)
+    rng = np.random.default_rng(seed)
+    spec = imagenet("standard", channels)
+    if seed:  # not only ImageNet's numbers
+        mean, std = rng.uniform(0, 1, channels), rng.uniform(0.05, 1, channels)
+        spec = Normalization(
+            mode="standard", mean=tuple(mean), std=tuple(std), max_pixel_value=float(rng.choice([1, 255, 256]))
+        )
+    ours = Normalize(spec)(torch.from_numpy(ramp)[None])[0].numpy()
+    assert ours.dtype == np.float32
+    assert int((ours == witness(spec, ramp)).sum()) == 256 * channels
+
+
+IMAGES = {
+    "noise": RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+    "faint noise": RNG.integers(100, 102, (64, 64, 3), dtype=np.uint8),
+    "black": np.zeros((64, 64, 3), np.uint8),
+    "white": np.full((224, 224, 3), 255, np.uint8),
+    "one odd pixel": np.pad(np.uint8([[[255, 0, 7]]]), ((3, 60), (9, 54), (0, 0)), constant_values=128),
+    "gray": RNG.integers(0, 256, (28, 28, 1), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_agrees_with_albumentations(mode: str, image: np.ndarray) -> None:
+    spec = imagenet(mode, image.shape[2])
+    ours = Normalize(spec)(torch.from_numpy(image)[None])[0].numpy()
+    assert np.abs(ours - witness(spec, image)).max() <= 1e-5
+
+
+def test_an_image_is_normalised_without_regard_to_its_batch() -> None:
+    images = torch.from_numpy(np.stack([IMAGES["noise"], IMAGES["black"], IMAGES["faint noise"]]))
+    for mode in MODES:
+        layer = Normalize(imagenet(mode))
+        assert torch.equal(layer(images), torch.cat([layer(image[None]) for image in images]))
+
+
+def parameters(config: TrainConfig, side: int, classes: int) -> int:
+    preprocessing = Preprocessing(height=side, width=side, channels=config.channels, interpolation="area")
+    spec = imagenet("standard", config.channels)
+    return sum(parameter.numel() for parameter in build(config, preprocessing, spec, classes).parameters())
+
+
+def test_the_mlp_is_the_one_of_the_assignment() -> None:
+    assert parameters(TrainConfig(model="mlp"), 64, 9) == 6_358_793
+    gray = parameters(TrainConfig(model="mlp", channels=1), 64, 9)
+    assert gray == 6_358_793 - 512 * 64 * 64 * 2
+    layers = build(
+        TrainConfig(model="mlp"),
+        Preprocessing(height=64, width=64, channels=3, interpolation="area"),
+        imagenet("standard"),
+        9,
+    )[1]
+    assert [type(layer).__name__ for layer in layers] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+
+
+@pytest.mark.parametrize(("side", "largest"), [(8, 8), (16, 16), (28, 28), (64, 32), (128, 32), (224, 28)])
+def test_the_stem_of_the_cnn_fits_any_size(side: int, largest: int) -> None:
+    for channels in (1, 3):
+        config = TrainConfig(channels=channels)
+        preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation="area")
+        model = build(config, preprocessing, imagenet("standard", channels), 7)
+        shapes = []
+        model[1][3].register_forward_hook(lambda _, maps, __, shapes=shapes: shapes.append(maps[0].shape[-1]))
+        assert model(torch.zeros((2, side, side, channels), dtype=torch.uint8)).shape == (2, 7)
+        if largest == side or side <= 64:
+            assert shapes == [largest]
+
+
+def test_the_numbers_of_the_first_layer_come_from_where_they_should() -> None:
+    images = RNG.integers(0, 256, (50, 9, 9, 3), dtype=np.uint8)
+    assert normalization(TrainConfig(), images).mean == IMAGENET_MEAN
+    assert normalization(TrainConfig(channels=1), images[..., :1]).mean == (0.449,)
+    given = normalization(TrainConfig(mean=(0.1, 0.2, 0.3), std=(1, 1, 1)), images)
+    assert given.mean == (0.1, 0.2, 0.3)
+    measured = normalization(TrainConfig(mean_std="dataset"), images)
+    assert measured.mean == pytest.approx(images.mean((0, 1, 2)) / 255, rel=1e-12)
+    assert measured.std == pytest.approx(images.std((0, 1, 2)) / 255, rel=1e-12)

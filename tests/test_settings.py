@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from serving.settings import Settings
+
+
+def test_defaults_and_every_kind_of_value() -> None:
+    assert Settings.from_env({}) == Settings()
+    given = {
+        "TWINLENS_MODEL": "/models/a.onnx",
+        "TWINLENS_REQUIRE_GPU": "1",
+        "TWINLENS_MAX_BATCH": "4",
+        "TWINLENS_TIMEOUT_S": "0.5",
+        "PATH": "/bin",
+    }
+    assert Settings.from_env(given) == Settings(
+        model=Path("/models/a.onnx"), require_gpu=True, max_batch=4, timeout_s=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TWINLENS_MAX_BATCH", "many"),
+        ("TWINLENS_MAX_BATCH", "0"),
+        ("TWINLENS_WORKERS", "1.5"),
+        ("TWINLENS_TIMEOUT_S", "nan"),
+        ("TWINLENS_REQUIRE_GPU", "yes"),
+        ("TWINLENS_MAX_BYTE", "1"),
+    ],
+)
+def test_a_value_that_does_not_parse_stops_the_start_and_says_so(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Settings.from_env({name: value})
