@@ -175,8 +175,8 @@ class Twinlens:
         app.state.predictor = Predictor(classifier, settings)
         app.state.openapi = yaml.safe_load(files("serving").joinpath("openapi.yaml").read_text())
 
-    @staticmethod
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
     def check() -> None:
         """Once, before any worker starts: a model that is missing or refused ends the start with the reason.
 

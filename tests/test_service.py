@@ -199,9 +199,9 @@ def test_many_at_once_each_get_their_own_answer(server: str, png: Callable[..., 
         assert [reply.json()["label"] for reply in replies] == labels
 
 
-def metric(text: str, name: str, **labels: str) -> float:
+def metric(text: str, metric_name: str, /, **labels: str) -> float:
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    lines = (line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
+    lines = (line for line in text.splitlines() if line.startswith((f"{metric_name}{{", f"{metric_name} ")))
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(part in line for part in wanted))
 
 
@@ -211,6 +211,8 @@ def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, p
             assert httpx.post(f"{address}/predict", files={"image": png(picture("blue"))}).status_code == 200
         httpx.post(f"{address}/predict", files={"image": b"no image"})
         texts = [httpx.get(f"{address}/metrics").text for _ in range(6)]
+    writers = {path.stem.rsplit("_", 1)[1] for path in tmp_path.rglob("counter_*.db")}
+    assert len(writers) == 2, "both workers wrote"
     for text in texts:
         assert metric(text, "twinlens_predictions_total", label="blue") == 40
         assert metric(text, "twinlens_confidence_count") == 40
