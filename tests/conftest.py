@@ -49,7 +49,15 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     return train(
         TrainConfig(
-            data=photos, out=out, name="tiny", model="mlp", hidden=(32,), image_size=24, epochs=4, batch_size=16
+            data=photos,
+            out=out,
+            name="tiny",
+            val_fraction=0.2,
+            model="mlp",
+            hidden=(32,),
+            image_size=24,
+            epochs=4,
+            batch_size=16,
         )
     )
 

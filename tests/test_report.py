@@ -50,7 +50,10 @@ def test_class_names_cannot_write_html(run: Path, tmp_path: Path) -> None:
     from training.report import _render
 
     assert "<script>" not in _render(
-        "report.html.jinja", _with_class_name(run, "<script>"), pictures={"curves": "", "confusion": ""}, mistakes=[]
+        "report.html.jinja",
+        _with_class_name(run, "<script>"),
+        pictures={"loss": "", "accuracy": "", "confusion": ""},
+        mistakes=[],
     )
 
 

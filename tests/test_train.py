@@ -27,10 +27,12 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "report/report.html",
         "report/report.json",
         "report/report.md",
-        "report/figures/curves.png",
-        "report/figures/curves.svg",
+        "report/figures/accuracy.png",
+        "report/figures/accuracy.svg",
         "report/figures/confusion.png",
         "report/figures/confusion.svg",
+        "report/figures/loss.png",
+        "report/figures/loss.svg",
     }
 
 

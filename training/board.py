@@ -48,6 +48,7 @@ def results(
         "validation/examples": np.arange(min(GALLERY, len(indices))),
         "validation/worst_mistakes": report.worst_mistakes(dataset.labels[indices], validation, GALLERY),
     }.items():
+        assert len(validation) == len(indices)
         if len(rows):
             writer.add_figure(tag, report.answers(dataset, indices[rows], validation[rows]))
     writer.add_figure("validation/confusion_matrix", figures.confusion(scores["val"]))

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from training.evaluate import Scores
 
@@ -25,19 +26,18 @@ STYLE: Any = {
 COUNTS_SHOWN_UP_TO = 20
 
 
-def curves(
-    epochs: Sequence[int], train: dict[str, Sequence[float]], val: dict[str, Sequence[float]], best: int
-) -> Figure:
-    """Loss and accuracy by epoch, on training and validation images; `best` is the epoch whose weights are exported."""
+def curve(name: str, epochs: Sequence[int], train: Sequence[float], val: Sequence[float], best: int) -> Figure:
+    """Loss or accuracy by epoch, on training and validation images; `best` is the epoch whose weights are exported."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.4))
-        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            axes.plot(epochs, train[name], color=ORANGE, linestyle="--", label="training (augmented)")
-            axes.plot(epochs, val[name], color=BLUE, label="validation")
-            axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
-            axes.set(xlabel="epoch", ylabel=name, title=name.capitalize())
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        figure = Figure(figsize=(5, 3.4))
+        axes = figure.subplots()
+        axes.plot(epochs, train, color=ORANGE, linestyle="--", label="training (augmented)")
+        axes.plot(epochs, val, color=BLUE, label="validation")
+        axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if name == "accuracy":
+            axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.legend()
     return figure
 

@@ -20,6 +20,13 @@ from training.data import Dataset, Split
 from training.evaluate import Labels, Probabilities, Scores, overfitting
 from training.export import Parity
 
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC",
+    "log_loss": "log loss",
+}
 MISTAKES = 24
 THUMBNAIL = 96
 
@@ -60,7 +67,8 @@ def write(
     """Write `report/` and `predictions.csv` into the run's folder."""
     folder = config.run / "report"
     (folder / "figures").mkdir(parents=True)
-    drawings = {"curves": _curves(history), "confusion": figures.confusion(scores["test"])}
+    drawings = {name: _curve(name, history) for name in ("loss", "accuracy")}
+    drawings["confusion"] = figures.confusion(scores["test"])
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.svg")
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
@@ -109,11 +117,11 @@ def summary(run: Path) -> str:
     facts = json.loads((run / "report" / "report.json").read_text())
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"])]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
+    for name, title in TITLES.items():
         cells = "".join(
             f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values()
         )
-        rows.append(f"{name.replace('_', ' '):18}{cells}")
+        rows.append(f"{title:18}{cells}")
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
     model = Path(facts["model"])
@@ -151,7 +159,8 @@ def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> n
 
 
 def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> Figure:
-    """The images `indices` with their true and predicted labels."""
+    """The images `indices` with their true and predicted labels; one row of probabilities an image."""
+    assert len(indices) == len(probabilities)
     predicted = probabilities.argmax(1)
     titles = [
         f"{dataset.classes[dataset.labels[index]]}\n-> {dataset.classes[label]} {row[label]:.0%}"
@@ -160,11 +169,12 @@ def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities)
     return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))
 
 
-def _curves(history: Sequence[Epoch]) -> Figure:
-    return figures.curves(
+def _curve(name: str, history: Sequence[Epoch]) -> Figure:
+    return figures.curve(
+        name,
         [line.epoch for line in history],
-        {"loss": [line.train_loss for line in history], "accuracy": [line.train_accuracy for line in history]},
-        {"loss": [line.val_loss for line in history], "accuracy": [line.val_accuracy for line in history]},
+        [getattr(line, f"train_{name}") for line in history],
+        [getattr(line, f"val_{name}") for line in history],
         max(line.epoch for line in history if line.best),
     )
 
@@ -209,7 +219,7 @@ def _render(template: str, facts: dict[str, object], **more: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": _percent, "number": _number}
-    return environment.from_string((files("training") / template).read_text()).render(**facts, **more)
+    return environment.from_string((files("training") / template).read_text()).render(titles=TITLES, **facts, **more)
 
 
 def _percent(share: float | None) -> str:

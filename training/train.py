@@ -74,7 +74,8 @@ def train(config: TrainConfig) -> Path:
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
         report.write(config, card, dataset, history, scores, parity)
-        board.results(writer, config, dataset, scores, parity.served)
+        validation = evaluate.predict(model, dataset.images[dataset.splits["val"]])
+        board.results(writer, config, dataset, scores, validation)
     publish(config.run)
     return config.run
 
