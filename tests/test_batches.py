@@ -13,8 +13,12 @@ IMAGES = RNG.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
 LABELS = np.arange(50)
 
 
+def settled(**options: object) -> TrainConfig:
+    return TrainConfig(**options).settled(image_size=16, training_images=len(IMAGES))
+
+
 def drawn(epoch: int, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
-    config = TrainConfig(batch_size=8, **options)
+    config = settled(batch_size=8, **options)
     batches = Batches(IMAGES, LABELS, config, pin_memory=False)
     images, labels = zip(*batches.epoch(epoch), strict=True)
     assert len(images) == len(batches)
@@ -62,6 +66,6 @@ def test_policies_keep_size_type_and_the_original(policy: str, channels: int) ->
 
 
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
-    config = TrainConfig(batch_size=64, augment="none")
+    config = settled(batch_size=64, augment="none")
     [(images, _)] = Batches(IMAGES, LABELS, config, pin_memory=False).epoch(0)
     assert len(images) == 50

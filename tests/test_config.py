@@ -52,6 +52,15 @@ def test_the_configuration_reads_back_from_yaml() -> None:
     assert values["data"] == "x"
 
 
+def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
+    small = TrainConfig().settled(image_size=16, training_images=300)
+    assert (small.image_size, small.augment, small.batch_size, small.lr) == (16, "light", 16, 3e-3)
+    large = TrainConfig(model="mlp").settled(image_size=28, training_images=55_000)
+    assert (large.augment, large.batch_size, large.lr, large.workers) == ("none", 64, 1e-3, 0)
+    given = TrainConfig(augment="strong", batch_size=7, lr=0.5, workers=3, image_size=32)
+    assert given.settled(image_size=32, training_images=1000) == given
+
+
 def test_help_shows_every_option_with_its_sentence() -> None:
     done = command("--help")
     assert done.returncode == 0

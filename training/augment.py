@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from serving.contract import INTERPOLATION_FLAGS, Channels, Normalization, Preprocessing
 
 
-def policy(name: str, channels: Channels) -> A.Compose | None:
+def policy(name: str | None, channels: Channels) -> A.Compose | None:
     """The random changes of `--augment`, uint8 in, uint8 of the same shape out; None for `none`."""
     border = cv2.BORDER_REFLECT_101
     shift = {"x": (-0.06, 0.06), "y": (-0.06, 0.06)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training import augment
-from training.config import TrainConfig, default_batch_size, default_workers
+from training.config import TrainConfig
 
 Key = tuple[int, int]  # epoch, image
 
@@ -51,13 +51,15 @@ class _Batches(Sampler[list[Key]]):
 
 
 class Batches:
-    """Iterate one epoch: uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`."""
+    """Iterate one epoch: uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
+
+    `config` is a settled one.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig, *, pin_memory: bool) -> None:
-        workers = config.workers
-        if workers is None:
-            workers = 0 if config.augment == "none" else default_workers()
-        batch_size = config.batch_size or default_batch_size(len(images))
+        workers, batch_size = config.workers, config.batch_size
+        assert workers is not None
+        assert batch_size is not None
         self._sampler = _Batches(len(images), batch_size, config.seed)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             _Images(images, labels, config),

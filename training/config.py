@@ -1,7 +1,8 @@
 """Everything a run can be told: one frozen dataclass, from which the command line is made."""
 
+import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -53,9 +54,9 @@ class TrainConfig:
     """Standard deviation of each channel as a share of --max-pixel-value, instead of --mean-std."""
     max_pixel_value: float = 255.0
     """Pixel value that counts as 1 for mean and standard deviation."""
-    augment: Literal["none", "light", "strong"] = "light"
+    augment: Literal["none", "light", "strong"] | None = None
     """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: also flips,
-    quarter turns, colour, blur and cut-outs."""
+    quarter turns, colour, blur and cut-outs. None: light for the CNN, none for the MLP."""
 
     model: Literal["mlp", "cnn"] = "cnn"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network."""
@@ -69,9 +70,10 @@ class TrainConfig:
     epochs: int = 30
     """Passes over the training images."""
     batch_size: int | None = None
-    """Images a step. None: a 64th of the training images, as a power of two from 16 to 256."""
-    lr: float = 3e-3
-    """Highest learning rate of AdamW, reached after the warm-up, then lowered along a cosine to zero."""
+    """Images a step. None: a 64th of the training images, as a power of two from 16 to 64."""
+    lr: float | None = None
+    """Highest learning rate of AdamW, reached after the warm-up, then lowered along a cosine to zero. None: 3e-3 for
+    the CNN, 1e-3 for the MLP."""
     weight_decay: float = 0.05
     """Weight decay of AdamW, on weights of more than one dimension."""
     warmup_epochs: float = 1.0
@@ -86,13 +88,14 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU when there is one."""
     workers: int | None = None
-    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores."""
+    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores when
+    images are augmented, else 0."""
     seed: int = 0
     """Fixes the split, the initial weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, what was expected and what came."""
-        positive = ("epochs", "lr", "width", "max_pixel_value", "val_fraction", "test_fraction")
+        positive = ("epochs", "width", "max_pixel_value", "val_fraction", "test_fraction")
         shares = ("dropout", "label_smoothing")
         for field in positive:
             _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
@@ -100,6 +103,7 @@ class TrainConfig:
             _require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1", getattr(self, field))
         for field in ("weight_decay", "warmup_epochs", "seed"):
             _require(getattr(self, field) >= 0, field, "0 or more", getattr(self, field))
+        _require(self.lr is None or self.lr > 0, "lr", "above 0", self.lr)
         for field, least in {"batch_size": 1, "patience": 1, "workers": 0, "image_size": MIN_SIDE}.items():
             value = getattr(self, field)
             _require(value is None or value >= least, field, f"{least} or more", value)
@@ -111,6 +115,20 @@ class TrainConfig:
         _require(all(value > 0 for value in self.std), "std", "above 0", self.std)
         _require(
             self.name is None or Path(self.name).name == self.name, "name", "a folder's name, not a path", self.name
+        )
+
+    def settled(self, *, image_size: int, training_images: int) -> "TrainConfig":
+        """Every option that was left open, decided; this is what `config.yaml` and the model card hold."""
+        cores = len(os.sched_getaffinity(0))
+        augment = self.augment or ("light" if self.model == "cnn" else "none")
+        sixtyfourth = 2 ** round(math.log2(max(training_images / 64, 1)))
+        return replace(
+            self,
+            image_size=image_size,
+            augment=augment,
+            batch_size=self.batch_size or min(max(sixtyfourth, 16), 64),
+            lr=self.lr or (3e-3 if self.model == "cnn" else 1e-3),
+            workers=self.workers if self.workers is not None else (0 if augment == "none" else min(cores - 1, 8)),
         )
 
     @property
@@ -126,19 +144,9 @@ class TrainConfig:
         return yaml.safe_dump(values, sort_keys=False)
 
 
-def default_batch_size(images: int) -> int:
-    """A 64th of the training images, as a power of two from 16 to 256: small data needs the steps, large the speed."""
-    return min(max(1 << (images // 64).bit_length() - 1, 16), 256) if images >= 64 else 16
-
-
 def default_name(model: str) -> str:
     """Date, time (UTC) and model: sorts by age."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
-
-
-def default_workers() -> int:
-    """One process less than the cores this process may use, at most 8."""
-    return min(len(os.sched_getaffinity(0)) - 1, 8)
 
 
 def _require(holds: bool, field: str, expected: str, value: object) -> None:

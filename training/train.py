@@ -50,6 +50,8 @@ def train(config: TrainConfig) -> Path:
     except DataError:
         shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
         raise
+    config = config.settled(image_size=dataset.preprocessing.height, training_images=len(dataset.splits["train"]))
+    (config.run / "config.yaml").write_text(config.to_yaml())
     normalization = models.normalization(config, dataset.images[dataset.splits["train"]])
     torch.manual_seed(config.seed)
     model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
@@ -172,6 +174,7 @@ def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
 
 def adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019), fused; biases and normalisation layers are not decayed."""
+    assert config.lr is not None
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -215,7 +218,6 @@ def open_run(config: TrainConfig) -> None:
     except FileExistsError as error:
         raise ConfigError(f"--name {config.name}: there is a run of that name in {config.out}") from error
     (config.run / "checkpoints").mkdir()
-    (config.run / "config.yaml").write_text(config.to_yaml())
 
 
 def describe(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> str:
