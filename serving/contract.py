@@ -52,6 +52,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
+Decoded = UInt8[np.ndarray, "decoded_height decoded_width channels"]
 Pixels = UInt8[np.ndarray, "height width channels"]
 
 
@@ -68,7 +69,7 @@ class Preprocessing:
         """Encoded image -> uint8 `[height, width, channels]`, what the graph takes. Raises ImageError."""
         return self.fit(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
 
-    def fit(self, pixels: Pixels) -> Pixels:
+    def fit(self, pixels: Decoded) -> Pixels:
         """Decoded uint8 pixels -> uint8 `[height, width, channels]`."""
         return fit(pixels, self.height, self.width, self.interpolation)
 
@@ -158,7 +159,7 @@ class ImageError(ValueError):
         self.code = code
 
 
-def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Turn an encoded image into upright uint8 pixels `[height, width, channels]`, RGB or gray.
 
     The format is told by the bytes, never by a name. EXIF orientation is applied, alpha is composited on white,
@@ -181,7 +182,7 @@ def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, m
     return as_channels(_upright(pixels, header), channels)
 
 
-def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Pixels:
+def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded:
     """Give uint8 pixels `[height, width]` or `[height, width, 1 or 3]` the channels asked for: RGB (3) or luma (1)."""
     pixels = np.atleast_3d(pixels)
     if pixels.shape[2] == channels:
@@ -191,7 +192,7 @@ def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
 
 
-def fit(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
+def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) -> Pixels:
     """Stretch uint8 pixels `[h, w, channels]` to `[height, width, channels]`, exactly as `A.Resize` does."""
     if pixels.shape[:2] == (height, width):
         return pixels

@@ -90,7 +90,7 @@ def test_exit_codes(tmp_path: Path, photos: Path) -> None:
     assert "there is no such file or folder" in done.stderr
     done = command("--data", photos, "--lr", "1e30", "--model", "mlp", "--augment", "none", *out)
     assert done.returncode == 4, done.stderr
-    assert "finite" in done.stderr
+    assert "a lower --lr" in done.stderr
     assert not (tmp_path / "runs" / "latest").exists()
     done = command("--data", photos, "--device", "cuda", *out, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 8

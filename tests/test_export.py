@@ -132,7 +132,7 @@ def test_the_gate_notices_weights_that_are_not_the_evaluated_ones(
         return wrong.SerializeToString()
 
     monkeypatch.setattr(export, "_graph", with_a_wrong_weight)
-    assert "golden 0: a probability differs" in refused(model, dataset, run, tmp_path)
+    assert ": a probability differs" in refused(model, dataset, run, tmp_path)
     monkeypatch.setattr(export, "open_model", _without_goldens)
     assert "largest_difference=0." in refused(model, dataset, run, tmp_path)
 

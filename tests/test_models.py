@@ -97,7 +97,7 @@ def test_the_numbers_of_the_first_layer_come_from_where_they_should() -> None:
     images = RNG.integers(0, 256, (50, 9, 9, 3), dtype=np.uint8)
     assert normalization(TrainConfig(), images).mean == IMAGENET_MEAN
     assert normalization(TrainConfig(channels=1), images[..., :1]).mean == (0.449,)
-    given = normalization(TrainConfig(mean=(0.1, 0.2, 0.3), std=(1, 1, 1)), images)
+    given = normalization(TrainConfig(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0)), images)
     assert given.mean == (0.1, 0.2, 0.3)
     measured = normalization(TrainConfig(mean_std="dataset"), images)
     assert measured.mean == pytest.approx(images.mean((0, 1, 2)) / 255, rel=1e-12)

@@ -20,8 +20,8 @@ def policy(name: str | None, channels: Channels) -> A.Compose | None:
     if name == "light":
         return A.Compose(
             [
-                A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.9),
-                A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
+                A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.5),
+                A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.3),
             ]
         )
     if name == "strong":

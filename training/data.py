@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from serving import contract
-from serving.contract import Channels, Digest, ImageError, Pixels, Preprocessing
+from serving.contract import Channels, Decoded, Digest, ImageError, Preprocessing
 from training.config import TrainConfig
 
 Split = Literal["train", "val", "test"]
@@ -70,7 +70,7 @@ class Dataset:
     splits: dict[Split, Int64[np.ndarray, " _"]]
     preprocessing: Preprocessing
     digest: Digest
-    original: Callable[[int], Pixels]
+    original: Callable[[int], Decoded]
     """Image i decoded but not resized, read anew: what the parity proof and the goldens start from."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Key of each image that was skipped, and why."""
@@ -270,7 +270,7 @@ def _own_size(source: Source) -> int:
     return next(iter(sizes))[0] if sizes else OWN_SIZE_AT_MOST
 
 
-def _pixels(raw: bytes | np.ndarray, channels: Channels) -> Pixels:
+def _pixels(raw: bytes | np.ndarray, channels: Channels) -> Decoded:
     return contract.decode(raw, channels) if isinstance(raw, bytes) else contract.as_channels(raw, channels)
 
 
