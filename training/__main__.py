@@ -6,9 +6,6 @@ import sys
 # Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# Threads that spin while they wait take the cores away from the processes that prepare batches.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 import tyro
 
