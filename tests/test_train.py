@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training import checkpoint, export, train
 from training.config import TrainConfig
-from training.data import DataError
+from training.splits import DataError
 
 
 def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:

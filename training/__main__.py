@@ -10,9 +10,9 @@ import torch
 import tyro
 
 from training.config import ConfigError, TrainConfig
-from training.data import DataError
 from training.export import ExportRefused
 from training.report import summary
+from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
 
 EXIT_CODES: dict[type[BaseException], int] = {

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from serving.contract import TOLERANCE, ModelCard
 from training import figures
 from training.config import TrainConfig
-from training.data import Dataset, Split
+from training.data import Dataset
 from training.evaluate import Labels, Probabilities, Scores, overfitting
 from training.export import Parity
+from training.splits import Split
 
 TITLES = {
     "accuracy": "accuracy",

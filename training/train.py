@@ -21,9 +21,10 @@ from serving.contract import CONTRACT_VERSION, ModelCard
 from training import board, checkpoint, data, evaluate, export, models, provenance, report
 from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
-from training.data import DataError, Dataset, Split
+from training.data import Dataset
 from training.evaluate import Scores
 from training.report import Epoch
+from training.splits import SPLITS, DataError, Split
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored as they are, not augmented."""
@@ -62,7 +63,7 @@ def train(config: TrainConfig) -> Path:
     with SummaryWriter(config.run / "tensorboard") as writer:
         history = fit(model, dataset, config, device, writer)
         model.load_state_dict(checkpoint.load(best, device)["model"])
-        scores = {split: score(model, dataset, split) for split in data.SPLITS}
+        scores = {split: score(model, dataset, split) for split in SPLITS}
         card = ModelCard(
             contract_version=CONTRACT_VERSION,
             name=config.run.name,

@@ -1,0 +1,186 @@
+"""Find images and their labels; five kinds of data, told apart by what --data points to.
+
+Nothing (the handwritten digits inside scikit-learn), a folder of class folders, a folder with train/ val/ [test/] of
+class folders, a CSV manifest, an .npz in the MedMNIST layout. Nothing is decoded here.
+"""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sklearn.datasets import load_digits
+
+from training.splits import SPLITS, DataError, Split
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+NAMES_SHOWN = 20
+DIGITS_SCALE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Labelled images as they were found: nothing decoded, splits perhaps missing.
+
+    `read(i)` gives image i as encoded bytes or as uint8 pixels; `keys` name the images for people.
+    """
+
+    name: str
+    keys: list[str]
+    labels: list[str]
+    groups: list[str]
+    splits: list[Split | None]
+    read: Callable[[int], bytes | np.ndarray]
+
+
+def find(data: Path | None) -> Source:
+    """Tell the five kinds of data apart and list what is there. Raises DataError."""
+    if data is None:
+        return _digits()
+    if not data.exists():
+        raise DataError(f"{data}: there is no such file or folder")
+    if data.is_dir():
+        return _folders(data)
+    if data.suffix.lower() == ".csv":
+        return _manifest(data)
+    if data.suffix.lower() == ".npz":
+        return _npz(data)
+    raise DataError(f"{data}: expected a folder, a .csv manifest or an .npz file")
+
+
+def _digits() -> Source:
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    side = pixels.shape[1] * DIGITS_SCALE
+    pixels = np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC) for image in pixels])
+    return Source(
+        name="handwritten digits (scikit-learn)",
+        keys=[f"digits#{i}" for i in range(len(pixels))],
+        labels=[str(label) for label in digits.target],
+        groups=[""] * len(pixels),
+        splits=[None] * len(pixels),
+        read=lambda i: pixels[i],
+    )
+
+
+def _folders(root: Path) -> Source:
+    splits = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in _subfolders(root)}
+    if {"train", "val"} <= set(splits.values()):
+        found: list[tuple[Path, str, Split | None]] = [
+            (path, label, split) for folder, split in splits.items() if split for path, label in _labelled(folder)
+        ]
+    else:
+        found = [(path, label, None) for path, label in _labelled(root)]
+    if not found:
+        raise DataError(
+            f"{root}: no images ({' '.join(sorted(ENDINGS))}) in class folders; expected {root.name}/<class>/<image>, "
+            f"{root.name}/train/<class>/<image> with val/ beside it, or a CSV manifest"
+        )
+    return _files(str(root), root, [(str(path.relative_to(root)), label, "", split) for path, label, split in found])
+
+
+def _manifest(path: Path) -> Source:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    if not rows:
+        raise DataError(f"{path}: the manifest has no rows")
+    missing = [column for column in ("path", "label") if column not in rows[0]]
+    if missing:
+        raise DataError(f"{path}: no column {' and '.join(missing)}; there are {', '.join(map(str, rows[0]))}")
+    _refuse(path, "rows without a label", (row["path"] for row in rows if not row["label"]))
+    _refuse(
+        path, "images that do not exist", (row["path"] for row in rows if not (path.parent / row["path"]).is_file())
+    )
+    _refuse(
+        path, "paths that appear more than once", (p for p, n in Counter(row["path"] for row in rows).items() if n > 1)
+    )
+    given = [(row.get("split") or "").strip().lower() for row in rows]
+    _refuse(
+        path,
+        f"splits other than {', '.join(SPLITS)}",
+        sorted({name for name in given if name not in SPLIT_NAMES} - {""}),
+    )
+    return _files(
+        str(path),
+        path.parent,
+        [
+            (row["path"], row["label"], row.get("group") or "", SPLIT_NAMES.get(split))
+            for row, split in zip(rows, given, strict=True)
+        ],
+    )
+
+
+def _npz(path: Path) -> Source:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
+    except Exception as error:  # zipfile and zlib raise their own classes for damage
+        raise DataError(f"{path}: the archive is damaged ({error})") from error
+    present = [split for split in SPLITS if f"{split}_images" in arrays and f"{split}_labels" in arrays]
+    if "train" not in present:
+        raise DataError(f"{path}: no arrays train_images and train_labels; there are {', '.join(arrays) or 'none'}")
+    for split in present:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise DataError(
+                f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 (n, h, w) or (n, h, w, 3)"
+            )
+        if labels.size != len(images):
+            raise DataError(f"{path}: {split}_labels holds {labels.size} labels for {len(images)} images")
+    order = [(split, i) for split in present for i in range(len(arrays[f"{split}_images"]))]
+    return Source(
+        name=str(path),
+        keys=[f"{path.name}#{split}/{i}" for split, i in order],
+        labels=[str(label) for split in present for label in arrays[f"{split}_labels"].ravel()],
+        groups=[""] * len(order),
+        splits=[split for split, _ in order],
+        read=lambda i: arrays[f"{order[i][0]}_images"][order[i][1]],
+    )
+
+
+def _files(name: str, root: Path, rows: list[tuple[str, str, str, Split | None]]) -> Source:
+    keys = [key for key, _, _, _ in rows]
+    return Source(
+        name=name,
+        keys=keys,
+        labels=[label for _, label, _, _ in rows],
+        groups=[group for _, _, group, _ in rows],
+        splits=[split for _, _, _, split in rows],
+        read=lambda i: (root / keys[i]).read_bytes(),
+    )
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _labelled(root: Path) -> list[tuple[Path, str]]:
+    """Every image below the class folders of `root`, however deep, in a fixed order."""
+    return [
+        (Path(folder) / name, class_folder.name)
+        for class_folder in _subfolders(root)
+        for folder, folders, names in os.walk(class_folder, followlinks=True)
+        if folders.sort() is None
+        for name in sorted(names)
+        if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
+    ]
+
+
+def _refuse(path: Path, what: str, found: Iterable[str]) -> None:
+    names = list(found)
+    if names:
+        shown = "".join(f"\n  {name}" for name in names[:NAMES_SHOWN])
+        more = f"\n  and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+        raise DataError(f"{path}: {what}: {len(names):,}{shown}{more}")
