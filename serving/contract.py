@@ -14,7 +14,7 @@ from typing import Literal, NewType
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
@@ -85,6 +85,27 @@ class Normalization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the validation split says of the model's confidence.
+
+    The graph's logits are divided by `temperature` before the softmax. A class belongs to the prediction set when its
+    probability reaches `threshold`; None when the validation split was too small to say. The sets hold the true class
+    with probability `level` for images exchangeable with the validation split.
+    """
+
+    temperature: float
+    level: float
+    threshold: float | None
+
+    def prediction_sets(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Bool[np.ndarray, "batch classes"]:
+        """Which classes are in each image's set; the most likely one always is. Only with a threshold."""
+        assert self.threshold is not None
+        sets = probabilities >= np.float32(self.threshold)
+        sets[np.arange(len(sets)), probabilities.argmax(1)] = True
+        return sets
+
+
+@dataclass(frozen=True, kw_only=True)
 class Golden:
     """An image with its known answer; the service replays it before it says it is ready."""
 
@@ -120,6 +141,7 @@ class ModelCard:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     normalization: Normalization
+    calibration: Calibration
     goldens: tuple[Golden, ...]
     scores: dict[str, float | None]
     provenance: Provenance

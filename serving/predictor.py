@@ -22,10 +22,14 @@ class InvalidOutput(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One image's answer; `probabilities` by class, most likely first."""
+    """One image's answer; `probabilities` by class and `prediction_set`, most likely first.
+
+    The prediction set holds the true class with the model card's level of confidence; None when the model has none.
+    """
 
     label: str
     confidence: float
+    prediction_set: list[str] | None
     probabilities: dict[str, float]
     model_version: str
 
@@ -69,4 +73,16 @@ class Predictor:
         ranked = {self.card.classes[index]: round(float(probabilities[index]), 6) for index in order[:top_k]}
         label, confidence = next(iter(ranked.items()))
         self.metrics.predicted(label, confidence)
-        return Prediction(label=label, confidence=confidence, probabilities=ranked, model_version=self.card.version)
+        return Prediction(
+            label=label,
+            confidence=confidence,
+            prediction_set=self._prediction_set(probabilities, order),
+            probabilities=ranked,
+            model_version=self.card.version,
+        )
+
+    def _prediction_set(self, probabilities: np.ndarray, order: np.ndarray) -> list[str] | None:
+        if self.card.calibration.threshold is None:
+            return None
+        [members] = self.card.calibration.prediction_sets(probabilities[np.newaxis])
+        return [self.card.classes[index] for index in order if members[index]]

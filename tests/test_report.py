@@ -52,7 +52,7 @@ def test_class_names_cannot_write_html(run: Path, tmp_path: Path) -> None:
     assert "<script>" not in _render(
         "report.html.jinja",
         _with_class_name(run, "<script>"),
-        pictures={"loss": "", "accuracy": "", "confusion": ""},
+        pictures={"loss": "", "accuracy": "", "confusion": "", "reliability": ""},
         mistakes=[],
     )
 

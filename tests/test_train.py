@@ -33,6 +33,8 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "report/figures/confusion.svg",
         "report/figures/loss.png",
         "report/figures/loss.svg",
+        "report/figures/reliability.png",
+        "report/figures/reliability.svg",
     }
 
 

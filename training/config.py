@@ -80,6 +80,8 @@ class TrainConfig:
     """Epochs over which the learning rate rises from zero."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
+    confidence_level: float = 0.9
+    """How often the prediction sets shall hold the true class."""
     patience: int | None = None
     """Stop after this many epochs without a better validation score. None: run all epochs."""
 
@@ -96,7 +98,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, what was expected and what came."""
         positive = ("epochs", "width", "max_pixel_value", "val_fraction", "test_fraction")
-        shares = ("dropout", "label_smoothing")
+        shares = ("dropout", "label_smoothing", "confidence_level")
         for field in positive:
             _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
         for field in shares:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
+from scipy.special import softmax
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from torch import nn
 
 BATCH = 256
+BINS = 15
 OVERFITTING_GAP = 0.10
 """A training accuracy this far above the validation accuracy is called overfitting."""
 
@@ -40,6 +42,8 @@ class Scores:
     roc_auc: float | None
     """Area under the ROC curve, one class against the rest, averaged over classes; None with one class present."""
     log_loss: float
+    brier_score: float
+    expected_calibration_error: float
     by_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Counts: rows are true classes, columns predicted ones."""
@@ -51,7 +55,12 @@ class Scores:
 
 
 def predict(model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]) -> Probabilities:
-    """Softmax of the model's logits, in float32 and without TF32, on the model's own device."""
+    """Softmax of the model's logits."""
+    return softmax(logits(model, images), axis=1)
+
+
+def logits(model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]) -> Probabilities:
+    """What the model gives before the softmax, in float32 and without TF32, on the model's own device."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -59,7 +68,7 @@ def predict(model: nn.Module, images: UInt8[np.ndarray, "images height width cha
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(images[start : start + BATCH]).to(device)
-            rows.append(model(batch).float().softmax(1).cpu().numpy())
+            rows.append(model(batch).float().cpu().numpy())
     model.train(training)
     return np.concatenate(rows)
 
@@ -83,6 +92,8 @@ def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
         macro_f1=float(np.nan_to_num(f1[present]).mean()),
         roc_auc=_roc_auc(labels, probabilities, present),
         log_loss=float(-np.log(np.clip(true_class, 1e-15, 1)).mean()),
+        brier_score=brier_score(labels, probabilities),
+        expected_calibration_error=expected_calibration_error(labels, probabilities),
         by_class=tuple(
             ClassScores(
                 name=name,
@@ -95,6 +106,27 @@ def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
         ),
         confusion=tuple(tuple(map(int, row)) for row in counts),
     )
+
+
+def brier_score(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean over images of the squared distance to the one-hot label (Brier 1950): 0 to 2, smaller is better."""
+    truth = np.eye(probabilities.shape[1])[labels]
+    return float(((probabilities - truth) ** 2).sum(1).mean())
+
+
+def reliability(labels: Labels, probabilities: Probabilities) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of images of each of 15 equal bins of confidence that holds any."""
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    used = np.unique(bins)
+    return [(float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum())) for b in used]
+
+
+def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean gap between confidence and accuracy over 15 equal bins, weighted by images (Naeini et al. 2015)."""
+    gaps = [count * abs(confidence - accuracy) for confidence, accuracy, count in reliability(labels, probabilities)]
+    return float(sum(gaps) / len(labels))
 
 
 def overfitting(training: float, validation: float) -> str:

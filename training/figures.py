@@ -64,6 +64,21 @@ def confusion(scores: Scores) -> Figure:
     return figure
 
 
+def reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
+    """Accuracy against confidence by bin; a calibrated model lies on the diagonal. Areas are shares of the images."""
+    confidence, accuracy, count = np.array(bins).T
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 4))
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
+        axes.scatter(confidence, accuracy, s=20 + 400 * count / count.sum(), color=BLUE, alpha=0.7, label="test images")
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.legend(loc="upper left", markerscale=0.5)
+    return figure
+
+
 def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) -> Figure:
     """Up to 24 images `[n, height, width, channels]` with a title each; the titles of wrong answers are orange."""
     columns = 6

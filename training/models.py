@@ -76,6 +76,19 @@ class Normalize(nn.Module):
         return ((values - low) / (high - low + EPSILON)).float()
 
 
+class Temperature(nn.Module):
+    """Divide logits `[batch, classes]` by a temperature: the last layer of a calibrated model."""
+
+    temperature: Tensor
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32))
+
+    def forward(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        return logits / self.temperature
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with a shortcut (He et al. 2016, figure 2); the second scale starts at zero."""
 

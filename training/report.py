@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 
 from serving.contract import TOLERANCE, ModelCard
 from training import figures
+from training.calibration import coverage
 from training.config import TrainConfig
 from training.data import Dataset
-from training.evaluate import Labels, Probabilities, Scores, overfitting
+from training.evaluate import Labels, Probabilities, Scores, overfitting, reliability
 from training.export import Parity
 from training.splits import Split
 
@@ -27,6 +28,11 @@ TITLES = {
     "macro_f1": "macro F1",
     "roc_auc": "ROC AUC",
     "log_loss": "log loss",
+}
+CALIBRATION_TITLES = {
+    "log_loss": "log loss",
+    "brier_score": "Brier score",
+    "expected_calibration_error": "expected calibration error",
 }
 MISTAKES = 24
 THUMBNAIL = 96
@@ -63,6 +69,7 @@ def write(
     dataset: Dataset,
     history: Sequence[Epoch],
     scores: dict[Split, Scores],
+    uncalibrated: Scores,
     parity: Parity,
 ) -> None:
     """Write `report/` and `predictions.csv` into the run's folder."""
@@ -70,6 +77,10 @@ def write(
     (folder / "figures").mkdir(parents=True)
     drawings = {name: _curve(name, history) for name in ("loss", "accuracy")}
     drawings["confusion"] = figures.confusion(scores["test"])
+    test = dataset.splits["test"]
+    labels = dataset.labels[test]
+    drawings["reliability"] = figures.reliability(reliability(labels, parity.served))
+    sets = coverage(labels, parity.served, card.calibration, dataset.classes)
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.svg")
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
@@ -88,6 +99,12 @@ def write(
             ],
         },
         "scores": {split: asdict(scored) for split, scored in scores.items()},
+        "calibration": {
+            **asdict(card.calibration),
+            "before": {name: getattr(uncalibrated, name) for name in CALIBRATION_TITLES},
+            "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
+            "prediction_sets": sets and asdict(sets),
+        },
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
         "parity": {
             "held": not parity.faults,
@@ -101,8 +118,7 @@ def write(
     }
     (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
     (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=class_table(scores["test"])))
-    test = dataset.splits["test"]
-    worst = worst_mistakes(dataset.labels[test], parity.served, MISTAKES)
+    worst = worst_mistakes(labels, parity.served, MISTAKES)
     pictures = {
         name: _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()) for name in drawings
     }
@@ -220,7 +236,9 @@ def _render(template: str, facts: dict[str, object], **more: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": _percent, "number": _number}
-    return environment.from_string((files("training") / template).read_text()).render(titles=TITLES, **facts, **more)
+    text = (files("training") / template).read_text()
+    names = {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
+    return environment.from_string(text).render(**names, **facts, **more)
 
 
 def _percent(share: float | None) -> str:

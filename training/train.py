@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from serving.contract import CONTRACT_VERSION, ModelCard
-from training import board, checkpoint, data, evaluate, export, models, provenance, report
+from serving.contract import CONTRACT_VERSION, Calibration, ModelCard
+from training import board, calibration, checkpoint, data, evaluate, export, models, provenance, report
 from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
@@ -63,6 +63,8 @@ def train(config: TrainConfig) -> Path:
     with SummaryWriter(config.run / "tensorboard") as writer:
         history = fit(model, dataset, config, device, writer)
         model.load_state_dict(checkpoint.load(best, device)["model"])
+        uncalibrated = score(model, dataset, "test")
+        calibrated = calibrate(model, dataset, config)
         scores = {split: score(model, dataset, split) for split in SPLITS}
         card = ModelCard(
             contract_version=CONTRACT_VERSION,
@@ -71,12 +73,13 @@ def train(config: TrainConfig) -> Path:
             classes=dataset.classes,
             preprocessing=dataset.preprocessing,
             normalization=normalization,
+            calibration=calibrated,
             goldens=export.goldens(model, dataset),
             scores=scores["test"].headline(),
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
-        report.write(config, card, dataset, history, scores, parity)
+        report.write(config, card, dataset, history, scores, uncalibrated, parity)
         validation = evaluate.predict(model, dataset.images[dataset.splits["val"]])
         board.results(writer, config, dataset, scores, validation)
     publish(config.run)
@@ -162,6 +165,18 @@ def run_epoch(
             progress.set_postfix_str(shown, refresh=False)
             progress.update()
     return loss_sum / seen, correct / seen, speed
+
+
+def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Calibration:
+    """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
+    val = dataset.splits["val"]
+    calibrated = calibration.fit(
+        dataset.labels[val], evaluate.logits(model, dataset.images[val]), config.confidence_level
+    )
+    if calibrated.threshold is None:
+        print(f"warning: {len(val)} validation images are too few for prediction sets at {config.confidence_level:.0%}")
+    model.append(models.Temperature(calibrated.temperature).to(next(model.parameters()).device))
+    return calibrated
 
 
 def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
