@@ -60,6 +60,7 @@ def test_class_names_cannot_write_html(run: Path, tmp_path: Path) -> None:
 def _with_class_name(run: Path, name: str) -> dict[str, object]:
     facts = json.loads((run / "report" / "report.json").read_text())
     facts["data"]["classes"][0]["name"] = facts["scores"]["test"]["by_class"][0]["name"] = name
+    facts["intervals"]["recall"][name] = facts["intervals"]["precision"][name] = None
     return facts
 
 

@@ -31,6 +31,8 @@ class Dataset:
     labels: Int64[np.ndarray, " images"]
     classes: tuple[str, ...]
     splits: dict[Split, Int64[np.ndarray, " _"]]
+    components: Int64[np.ndarray, " images"]
+    """Images with one number share a group or their content: they are in one split, and are one draw for intervals."""
     preprocessing: Preprocessing
     digest: Digest
     original: Callable[[int], Decoded]
@@ -52,10 +54,11 @@ def load(config: TrainConfig) -> Dataset:
     classes = tuple(sorted(set(names), key=_natural))
     labels = np.array([classes.index(name) for name in names], dtype=np.int64)
     _check_classes(classes, labels)
+    components = splits.components([source.groups[i] for i in kept], [digests[i] for i in kept])
     made = splits.complete(
         [source.splits[i] for i in kept],
         labels,
-        splits.components([source.groups[i] for i in kept], [digests[i] for i in kept]),
+        components,
         classes,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
@@ -71,6 +74,7 @@ def load(config: TrainConfig) -> Dataset:
         labels=labels,
         classes=classes,
         splits=made,
+        components=components,
         preprocessing=preprocessing,
         digest=Digest(hashlib.sha256(repr(rows).encode()).hexdigest()),
         original=lambda i: _pixels(source.read(int(kept[i])), config.channels),

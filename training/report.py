@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.data import Dataset
 from training.evaluate import Labels, Probabilities, Scores, overfitting, reliability
 from training.export import Parity
+from training.intervals import bootstrap
 from training.splits import Split
 
 TITLES = {
@@ -80,6 +81,7 @@ def write(
     test = dataset.splits["test"]
     labels = dataset.labels[test]
     drawings["reliability"] = figures.reliability(reliability(labels, parity.served))
+    limits = bootstrap(labels, parity.served, dataset.components[test], dataset.classes)
     sets = coverage(labels, parity.served, card.calibration, dataset.classes)
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.svg")
@@ -99,6 +101,7 @@ def write(
             ],
         },
         "scores": {split: asdict(scored) for split, scored in scores.items()},
+        "intervals": asdict(limits),
         "calibration": {
             **asdict(card.calibration),
             "before": {name: getattr(uncalibrated, name) for name in CALIBRATION_TITLES},
@@ -132,13 +135,14 @@ def write(
 def summary(run: Path) -> str:
     """The short table that ends a run on the console."""
     facts = json.loads((run / "report" / "report.json").read_text())
-    rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"])]
+    rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"]) + "   95 % interval of test"]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
     for name, title in TITLES.items():
         cells = "".join(
             f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values()
         )
-        rows.append(f"{title:18}{cells}")
+        limits = facts["intervals"].get(name)
+        rows.append(f"{title:18}{cells}" + (f"   {_interval(limits)}" if limits else ""))
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
     model = Path(facts["model"])
@@ -235,7 +239,7 @@ def _render(template: str, facts: dict[str, object], **more: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": _percent, "number": _number}
+    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval}
     text = (files("training") / template).read_text()
     names = {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment.from_string(text).render(**names, **facts, **more)
@@ -247,6 +251,10 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(limits: Sequence[float] | None) -> str:
+    return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
 
 
 def _data_uri(kind: str, content: bytes) -> str:

@@ -28,7 +28,7 @@ def components(groups: Sequence[str], digests: Sequence[str]) -> np.ndarray:
     side = len(numbers) + len(contents)
     links = coo_matrix((np.ones(len(nodes)), (by_group, by_content)), shape=(side, side))
     _, component = connected_components(links, directed=False)
-    together: np.ndarray = component[by_group]
+    together: np.ndarray = component[by_group].astype(np.int64)
     return together
 
 
