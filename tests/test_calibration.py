@@ -36,6 +36,15 @@ def test_the_temperature_never_changes_a_label(seed: int) -> None:
     assert np.array_equal(softmax(logits, axis=1).argmax(1), softmax(logits / temperature, axis=1).argmax(1))
 
 
+def test_a_split_without_a_mistake_does_not_make_every_answer_certain() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    logits = (10 * np.eye(4)[labels] + rng.normal(size=(200, 4))).astype(np.float32)
+    temperature = np.float32(calibration.fit_temperature(labels, logits))
+    doubt = 1 - softmax(logits / temperature, axis=1).max(1).mean()
+    assert doubt == pytest.approx(1 / 201, rel=0.5)
+
+
 def test_sets_hold_the_true_class_as_often_as_they_say() -> None:
     shares = []
     for seed in range(200):

@@ -43,6 +43,17 @@ def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() ->
     assert 0.89 <= np.mean(held) <= 0.99
 
 
+def test_no_mistake_among_few_images_is_not_certainty() -> None:
+    labels = np.repeat([0, 1, 2], [200, 62, 4])
+    probabilities = np.eye(3, dtype=np.float32)[labels]
+    found = intervals.bootstrap(labels, probabilities, np.arange(266), CLASSES)
+    assert found.accuracy == (pytest.approx(0.986, abs=0.001), 1.0)
+    assert found.recall["c"] == (pytest.approx(0.510, abs=0.001), 1.0)
+    copies = np.repeat(np.arange(266), 10)
+    grouped = intervals.bootstrap(labels[copies], probabilities[copies], copies, CLASSES)
+    assert grouped.accuracy == pytest.approx(found.accuracy)
+
+
 def test_images_of_one_group_count_as_one_draw() -> None:
     labels, probabilities = split(0, 300)
     copies = np.repeat(np.arange(300), 8)

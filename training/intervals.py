@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from scipy.stats import binomtest
 
 from training.evaluate import Labels, Probabilities
 
@@ -18,7 +19,11 @@ Weights = Float64[np.ndarray, "resamples images"]
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Percentile intervals (Efron and Tibshirani 1993, chapter 13); None where a score is undefined."""
+    """Percentile intervals (Efron and Tibshirani 1993, chapter 13); None where a score is undefined.
+
+    Accuracy, recall and precision are shares, and a share of 0 or 1 has no spread to resample: their intervals are
+    widened to Wilson's (1927), counted in components.
+    """
 
     accuracy: Interval
     balanced_accuracy: Interval
@@ -49,14 +54,27 @@ def bootstrap(
         recall, precision = hits / confusion.sum(2), hits / confusion.sum(1)
         f1 = 2 * hits / (confusion.sum(1) + confusion.sum(2))
     present = confusion.sum(2) > 0
+    predicted = probabilities.argmax(1)
+    right = predicted == labels
+
+    def widened(values: np.ndarray, concerned: np.ndarray) -> Interval | None:
+        if not concerned.any():
+            return None
+        draws = len(np.unique(components[concerned]))
+        wilson = binomtest(round(right[concerned].mean() * draws), draws).proportion_ci(LEVEL, "wilson")
+        low, high = _interval(values[~np.isnan(values)])
+        return min(low, float(wilson.low)), max(high, float(wilson.high))
+
+    accuracy = widened(hits.sum(1) / confusion.sum((1, 2)), np.ones(len(labels), bool))
+    assert accuracy is not None
     area = np.concatenate(areas)
     return Intervals(
-        accuracy=_interval(hits.sum(1) / confusion.sum((1, 2))),
+        accuracy=accuracy,
         balanced_accuracy=_interval(_mean(recall, present)),
         macro_f1=_interval(_mean(f1, present)),
         roc_auc=_defined(_mean(area, ~np.isnan(area))),
-        recall={name: _defined(recall[:, index]) for index, name in enumerate(classes)},
-        precision={name: _defined(precision[:, index]) for index, name in enumerate(classes)},
+        recall={name: widened(recall[:, label], labels == label) for label, name in enumerate(classes)},
+        precision={name: widened(precision[:, label], predicted == label) for label, name in enumerate(classes)},
     )
 
 
