@@ -62,12 +62,17 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def serving(model: Path, **environment: str) -> Iterator[str]:
     """`bentoml serve` as a real process on a free port of the loopback; gives its address once it is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     variables = os.environ | {"TWINLENS_MODEL": str(model)} | environment
     server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -3,7 +3,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT, serving
+from tests.conftest import ROOT, free_port, serving
 from tests.test_model import REFUSED, rewritten
 
 COLOURS = {"Red rash": (200, 40, 40), "blue": (40, 60, 200), "green leaf": (60, 180, 60)}
@@ -230,11 +229,8 @@ def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, p
 
 def start(model: Path, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Start a service that is expected to end by itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     variables = os.environ | {"TWINLENS_MODEL": str(model), "BENTOML_HOME": str(tmp_path / "home")} | environment
-    command = [sys.executable, "-m", "bentoml", "serve", "--port", port]
+    command = [sys.executable, "-m", "bentoml", "serve", "--port", str(free_port())]
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 

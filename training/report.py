@@ -64,31 +64,54 @@ class Epoch:
         )
 
 
-def write(
-    config: TrainConfig,
-    card: ModelCard,
-    dataset: Dataset,
-    history: Sequence[Epoch],
-    scores: dict[Split, Scores],
-    uncalibrated: Scores,
-    parity: Parity,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a run found out, which the report puts into words and pictures; `uncalibrated` is of the test split."""
+
+    config: TrainConfig
+    card: ModelCard
+    dataset: Dataset
+    history: Sequence[Epoch]
+    scores: dict[Split, Scores]
+    uncalibrated: Scores
+    parity: Parity
+
+
+def write(found: Findings) -> None:
     """Write `report/` and `predictions.csv` into the run's folder."""
-    folder = config.run / "report"
-    (folder / "figures").mkdir(parents=True)
-    drawings = {name: _curve(name, history) for name in ("loss", "accuracy")}
-    drawings["confusion"] = figures.confusion(scores["test"])
+    run, dataset, served = found.config.run, found.dataset, found.parity.served
     test = dataset.splits["test"]
     labels = dataset.labels[test]
-    drawings["reliability"] = figures.reliability(reliability(labels, parity.served))
-    limits = bootstrap(labels, parity.served, dataset.components[test], dataset.classes)
-    sets = coverage(labels, parity.served, card.calibration, dataset.classes)
+    folder = run / "report"
+    (folder / "figures").mkdir(parents=True)
+    drawings = {name: _curve(name, found.history) for name in ("loss", "accuracy")}
+    drawings["confusion"] = figures.confusion(found.scores["test"])
+    drawings["reliability"] = figures.reliability(reliability(labels, served))
+    pictures = {}
     for name, figure in drawings.items():
-        figure.savefig(folder / "figures" / f"{name}.svg")
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
-    facts = {
-        "run": config.run.name,
-        "model": str(config.run / "model.onnx"),
+        figure.savefig(folder / "figures" / f"{name}.svg")
+        pictures[name] = _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes())
+
+    facts = _facts(found)
+    worst = worst_mistakes(labels, served, MISTAKES)
+    mistakes = _mistakes(dataset, test[worst], served[worst])
+    table = class_table(found.scores["test"])
+    (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
+    (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=table))
+    (folder / "report.html").write_text(_render("report.html.jinja", facts, pictures=pictures, mistakes=mistakes))
+    _write_predictions(run / "predictions.csv", dataset, served)
+
+
+def _facts(found: Findings) -> dict[str, object]:
+    """What report.json holds, and what both templates are filled with."""
+    dataset, scores, parity = found.dataset, found.scores, found.parity
+    test = dataset.splits["test"]
+    labels = dataset.labels[test]
+    sets = coverage(labels, parity.served, found.card.calibration, dataset.classes)
+    return {
+        "run": found.config.run.name,
+        "model": str(found.config.run / "model.onnx"),
         "data": {
             "name": dataset.name,
             "images": len(dataset.keys),
@@ -101,10 +124,10 @@ def write(
             ],
         },
         "scores": {split: asdict(scored) for split, scored in scores.items()},
-        "intervals": asdict(limits),
+        "intervals": asdict(bootstrap(labels, parity.served, dataset.components[test], dataset.classes)),
         "calibration": {
-            **asdict(card.calibration),
-            "before": {name: getattr(uncalibrated, name) for name in CALIBRATION_TITLES},
+            **asdict(found.card.calibration),
+            "before": {name: getattr(found.uncalibrated, name) for name in CALIBRATION_TITLES},
             "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
             "prediction_sets": sets and asdict(sets),
         },
@@ -116,20 +139,9 @@ def write(
             "normalization": asdict(parity.normalization),
             "comparisons": [asdict(comparison) for comparison in parity.comparisons],
         },
-        "history": [asdict(line) for line in history],
-        "card": json.loads(replace(card, goldens=()).to_json()),
+        "history": [asdict(line) for line in found.history],
+        "card": json.loads(replace(found.card, goldens=()).to_json()),
     }
-    (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
-    (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=class_table(scores["test"])))
-    worst = worst_mistakes(labels, parity.served, MISTAKES)
-    pictures = {
-        name: _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()) for name in drawings
-    }
-    html = _render(
-        "report.html.jinja", facts, pictures=pictures, mistakes=_mistakes(dataset, test[worst], parity.served[worst])
-    )
-    (folder / "report.html").write_text(html)
-    _write_predictions(config.run / "predictions.csv", dataset, parity.served)
 
 
 def summary(run: Path) -> str:

@@ -23,7 +23,7 @@ from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
 from training.evaluate import Scores
-from training.report import Epoch
+from training.report import Epoch, Findings
 from training.splits import SPLITS, DataError, Split
 
 TRAINING_IMAGES_SCORED = 5_000
@@ -79,7 +79,17 @@ def train(config: TrainConfig) -> Path:
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
-        report.write(config, card, dataset, history, scores, uncalibrated, parity)
+        report.write(
+            Findings(
+                config=config,
+                card=card,
+                dataset=dataset,
+                history=history,
+                scores=scores,
+                uncalibrated=uncalibrated,
+                parity=parity,
+            )
+        )
         validation = evaluate.predict(model, dataset.images[dataset.splits["val"]])
         board.results(writer, config, dataset, scores, validation)
     publish(config.run)
