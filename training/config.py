@@ -70,7 +70,7 @@ class TrainConfig:
     epochs: int = 30
     """Passes over the training images."""
     batch_size: int | None = None
-    """Images a step. None: a 64th of the training images, as a power of two from 16 to 64."""
+    """Images a step. None: a 64th of the training images, as a power of two from 16 (32 up to 32 px) to 64."""
     lr: float | None = None
     """Highest learning rate of AdamW, reached after the warm-up, then lowered along a cosine to zero. None: 3e-3 for
     the CNN, 1e-3 for the MLP."""
@@ -124,11 +124,12 @@ class TrainConfig:
         cores = len(os.sched_getaffinity(0))
         augment = self.augment or ("light" if self.model == "cnn" else "none")
         sixtyfourth = 2 ** round(math.log2(max(training_images / 64, 1)))
+        least = 16 if image_size > 32 else 32  # below, a step is mostly overhead
         return replace(
             self,
             image_size=image_size,
             augment=augment,
-            batch_size=self.batch_size or min(max(sixtyfourth, 16), 64),
+            batch_size=self.batch_size or min(max(sixtyfourth, least), 64),
             lr=self.lr or (3e-3 if self.model == "cnn" else 1e-3),
             workers=self.workers if self.workers is not None else (0 if augment == "none" else min(cores - 1, 8)),
         )
