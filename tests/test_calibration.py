@@ -4,7 +4,7 @@ from scipy.special import softmax
 
 from serving.contract import Calibration
 from training import calibration
-from training.evaluate import brier_score, expected_calibration_error
+from training.scores import brier_score, expected_calibration_error
 
 CLASSES = ("a", "b", "c", "d")
 

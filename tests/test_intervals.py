@@ -4,7 +4,7 @@ from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from training import intervals
-from training.evaluate import score
+from training.scores import score
 
 CLASSES = ("a", "b", "c")
 

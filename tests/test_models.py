@@ -5,7 +5,7 @@ import torch
 
 from serving.contract import Normalization, Preprocessing
 from training.config import TrainConfig
-from training.models import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization
+from training.models import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization, predict
 
 MODES = ("standard", "image", "image_per_channel", "min_max", "min_max_per_channel")
 RNG = np.random.default_rng(0)
@@ -102,3 +102,20 @@ def test_the_numbers_of_the_first_layer_come_from_where_they_should() -> None:
     measured = normalization(TrainConfig(mean_std="dataset"), images)
     assert measured.mean == pytest.approx(images.mean((0, 1, 2)) / 255, rel=1e-12)
     assert measured.std == pytest.approx(images.std((0, 1, 2)) / 255, rel=1e-12)
+
+
+def test_predict_is_softmax_in_float32_and_leaves_the_mode_alone() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3), torch.nn.Dropout(0.5))
+    model = torch.nn.Sequential(_ToFloat(), *layers).train()
+    model(torch.from_numpy(images[:1]))
+    first, second = predict(model, images), predict(model, images)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, second)
+    assert np.abs(first.sum(1) - 1).max() < 1e-6
+    assert model.training
+
+
+class _ToFloat(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() / 255

@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 from training import figures, report
 from training.config import TrainConfig
 from training.data import Dataset
-from training.evaluate import Probabilities, Scores
+from training.scores import Probabilities, Scores
 from training.splits import Split
 
 GALLERY = 24

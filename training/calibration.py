@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from serving.contract import Calibration
-from training.evaluate import Labels, Probabilities
+from training.scores import Labels, Probabilities
 
 MIN_IMAGES = 30
 """With fewer validation images nothing is fitted: temperature 1, no prediction sets."""

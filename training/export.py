@@ -31,7 +31,8 @@ from serving.model import ModelRefused, open_model
 from training import augment
 from training.checkpoint import sync_folder, write_atomically
 from training.data import Dataset
-from training.evaluate import Probabilities, predict
+from training.models import predict
+from training.scores import Probabilities
 
 OPSET = 17
 FIRST_LAYER = "/model/model.0/"  # how the exporter names the nodes of `_Probabilities.model[0]`

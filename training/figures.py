@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from training.evaluate import Scores
+from training.scores import Scores
 
 # Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.stats import binomtest
 
-from training.evaluate import Labels, Probabilities
+from training.scores import Labels, Probabilities
 
 RESAMPLES = 1000
 CHUNK = 100

@@ -6,7 +6,8 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from serving.contract import Normalization, Preprocessing
@@ -16,6 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STEM_OUTPUT_AT_MOST = 32
 """Largest side, in pixels, of the maps that the residual stages of the CNN work on."""
+BATCH = 256
 EPSILON = 1e-4
 LARGEST = 20.0
 """What Albumentations adds to a divisor and where it clips in the modes that measure the image itself."""
@@ -150,3 +152,26 @@ def build(
     else:
         body = cnn(channels, max(height, width), config.width, classes, config.dropout)
     return nn.Sequential(Normalize(normalization), body)
+
+
+def predict(
+    model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]
+) -> Float32[np.ndarray, "images classes"]:
+    """Softmax of the model's logits."""
+    return softmax(logits(model, images), axis=1)
+
+
+def logits(
+    model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]
+) -> Float32[np.ndarray, "images classes"]:
+    """What the model gives before the softmax, in float32 and without TF32, on the model's own device."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    rows = []
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(images[start : start + BATCH]).to(device)
+            rows.append(model(batch).float().cpu().numpy())
+    model.train(training)
+    return np.concatenate(rows)

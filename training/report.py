@@ -18,9 +18,9 @@ from training import figures
 from training.calibration import coverage
 from training.config import TrainConfig
 from training.data import Dataset
-from training.evaluate import Labels, Probabilities, Scores, overfitting, reliability
 from training.export import Parity
 from training.intervals import bootstrap
+from training.scores import Labels, Probabilities, Scores, overfitting, reliability
 from training.splits import Split
 
 TITLES = {

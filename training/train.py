@@ -18,12 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from serving.contract import CONTRACT_VERSION, Calibration, ModelCard
-from training import board, calibration, checkpoint, data, evaluate, export, models, provenance, report
+from training import board, calibration, checkpoint, data, export, models, provenance, report, scores
 from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
-from training.evaluate import Scores
 from training.report import Epoch, Findings
+from training.scores import Scores
 from training.splits import SPLITS, DataError, Split
 
 TRAINING_IMAGES_SCORED = 5_000
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> Path:
         model.load_state_dict(checkpoint.load(best, device)["model"])
         uncalibrated = score(model, dataset, "test")
         calibrated = calibrate(model, dataset, config)
-        scores = {split: score(model, dataset, split) for split in SPLITS}
+        scored = {split: score(model, dataset, split) for split in SPLITS}
         card = ModelCard(
             contract_version=CONTRACT_VERSION,
             name=config.run.name,
@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> Path:
             normalization=normalization,
             calibration=calibrated,
             goldens=export.goldens(model, dataset),
-            scores=scores["test"].headline(),
+            scores=scored["test"].headline(),
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
@@ -85,13 +85,13 @@ def train(config: TrainConfig) -> Path:
                 card=card,
                 dataset=dataset,
                 history=history,
-                scores=scores,
+                scores=scored,
                 uncalibrated=uncalibrated,
                 parity=parity,
             )
         )
-        validation = evaluate.predict(model, dataset.images[dataset.splits["val"]])
-        board.results(writer, config, dataset, scores, validation)
+        validation = models.predict(model, dataset.images[dataset.splits["val"]])
+        board.results(writer, config, dataset, scored, validation)
     publish(config.run)
     return config.run
 
@@ -181,7 +181,7 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
     """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
     val = dataset.splits["val"]
     calibrated = calibration.fit(
-        dataset.labels[val], evaluate.logits(model, dataset.images[val]), config.confidence_level
+        dataset.labels[val], models.logits(model, dataset.images[val]), config.confidence_level
     )
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {config.confidence_level:.0%}")
@@ -192,10 +192,10 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
 def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
     """Scores of one split; of the training split, those of its first 5,000 images. Raises NonFiniteLoss."""
     indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
-    probabilities = evaluate.predict(model, dataset.images[indices])
+    probabilities = models.predict(model, dataset.images[indices])
     if not np.isfinite(probabilities).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
-    return evaluate.score(dataset.labels[indices], probabilities, dataset.classes)
+    return scores.score(dataset.labels[indices], probabilities, dataset.classes)
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> Optimizer:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -10,7 +9,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from training.evaluate import overfitting, predict, score
+from training.scores import overfitting, score
 
 CLASSES = ("a", "b", "c")
 
@@ -77,20 +76,3 @@ def test_one_class_alone_has_no_roc_curve_and_a_class_never_predicted_no_precisi
 def test_overfitting_is_said_when_the_gap_says_so() -> None:
     assert overfitting(0.9, 0.7).startswith("The model overfits: 90.0% on training images against 70.0%")
     assert overfitting(0.9, 0.89).startswith("No overfitting")
-
-
-def test_predict_is_softmax_in_float32_and_leaves_the_mode_alone() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3), torch.nn.Dropout(0.5))
-    model = torch.nn.Sequential(_ToFloat(), *layers).train()
-    model(torch.from_numpy(images[:1]))
-    first, second = predict(model, images), predict(model, images)
-    assert first.dtype == np.float32
-    assert np.array_equal(first, second)
-    assert np.abs(first.sum(1) - 1).max() < 1e-6
-    assert model.training
-
-
-class _ToFloat(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float() / 255

@@ -4,14 +4,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Int64, UInt8
-from scipy.special import softmax
+from jaxtyping import Float32, Int64
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
-from torch import nn
 
-BATCH = 256
 BINS = 15
 OVERFITTING_GAP = 0.10
 """A training accuracy this far above the validation accuracy is called overfitting."""
@@ -52,25 +48,6 @@ class Scores:
         """What the model card says."""
         names = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
         return {name: getattr(self, name) for name in names}
-
-
-def predict(model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]) -> Probabilities:
-    """Softmax of the model's logits."""
-    return softmax(logits(model, images), axis=1)
-
-
-def logits(model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]) -> Probabilities:
-    """What the model gives before the softmax, in float32 and without TF32, on the model's own device."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    rows = []
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH]).to(device)
-            rows.append(model(batch).float().cpu().numpy())
-    model.train(training)
-    return np.concatenate(rows)
 
 
 def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]) -> Scores:
