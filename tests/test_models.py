@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from serving.contract import Normalization, Preprocessing
+from training import models
 from training.config import TrainConfig
 from training.models import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization, predict
 
@@ -119,3 +120,71 @@ def test_predict_is_softmax_in_float32_and_leaves_the_mode_alone() -> None:
 class _ToFloat(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255
+
+
+def network(**options: object) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    config = TrainConfig(**options)
+    size = Preprocessing(height=16, width=16, channels=3, interpolation="area")
+    return build(config, size, imagenet("standard"), 5)
+
+
+def kinds(model: torch.nn.Module) -> list[str]:
+    return [type(layer).__name__ for layer in model.modules() if not list(layer.children())]
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [("relu", "ReLU"), ("leaky_relu", "LeakyReLU"), ("gelu", "GELU"), ("tanh", "Tanh"), ("sigmoid", "Sigmoid")],
+)
+def test_every_layer_but_the_last_is_followed_by_the_activation_asked_for(activation: str, name: str) -> None:
+    mlp, cnn = network(model="mlp", activation=activation), network(activation=activation)
+    assert kinds(mlp) == ["Normalize", "Flatten", "Linear", name, "Linear", name, "Linear"]
+    assert kinds(cnn).count(name) == 1 + 2 * 3
+    others = {"ReLU", "LeakyReLU", "GELU", "Tanh", "Sigmoid"} - {name}
+    assert not others & set(kinds(cnn))
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    reference = network(model="mlp")
+    if name != "ReLU":
+        assert not torch.allclose(mlp(images), reference(images))
+
+
+def test_batch_normalisation_comes_before_the_activation_and_makes_biases_superfluous() -> None:
+    with_it = kinds(network(model="mlp", batch_norm=True, dropout=0.1))
+    assert with_it == ["Normalize", "Flatten", *["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2, "Linear"]
+    for model, batch_norm in ((network(), True), (network(batch_norm=False), False), (network(model="mlp"), False)):
+        assert any("BatchNorm" in kind for kind in kinds(model)) == batch_norm
+        for layer in list(model[1].modules()):
+            if isinstance(layer, torch.nn.Conv2d):
+                assert (layer.bias is None) == batch_norm
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_residual_block_adds_nothing_at_first(batch_norm: bool) -> None:
+    maps = torch.rand((2, 32, 16, 16))
+    block = network(batch_norm=batch_norm)[1][2 + batch_norm].eval()
+    assert type(block).__name__ == "ResidualBlock"
+    assert not block.body(maps).any()
+    assert torch.equal(block(maps), maps)
+
+
+def test_the_cnn_comes_in_three_sizes() -> None:
+    assert [parameters(TrainConfig(width=width), 64, 10) for width in (16, 32, 64)] == [78_042, 308_650, 1_227_594]
+
+
+def test_frozen_layers_keep_their_statistics_in_training() -> None:
+    model = network()
+    models.freeze(model)
+    models.train_mode(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    model(images).sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == [
+        "1.9.weight",
+        "1.9.bias",
+    ]
+    model.requires_grad_(True)
+    models.train_mode(model)
+    model(images)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,17 +1,19 @@
-"""The networks: normalisation as the first layer, then an MLP or a small residual CNN."""
+"""The networks: normalisation as the first layer, then an MLP or a small residual CNN; the last layer is the head."""
 
 import math
+from dataclasses import asdict
 from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
+from pydantic import JsonValue
 from scipy.special import softmax
 from torch import Tensor, nn
 
 from serving.contract import Normalization, Preprocessing
-from training.config import TrainConfig
+from training.config import Activation, TrainConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,6 +23,13 @@ BATCH = 256
 EPSILON = 1e-4
 LARGEST = 20.0
 """What Albumentations adds to a divisor and where it clips in the modes that measure the image itself."""
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 def normalization(config: TrainConfig, images: UInt8[np.ndarray, "images height width channels"]) -> Normalization:
@@ -92,49 +101,73 @@ class Temperature(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut (He et al. 2016, figure 2); the second scale starts at zero."""
+    """Two 3 x 3 convolutions with a shortcut (He et al. 2016, figure 2); what the second one adds starts at zero."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, activation: type[nn.Module], batch_norm: bool
+    ) -> None:
         super().__init__()
-        last, scale = convolution(out_channels, out_channels, 1)
-        nn.init.zeros_(scale.weight)
-        self.body = nn.Sequential(*convolution(in_channels, out_channels, stride), nn.ReLU(), last, scale)
+        first = convolution(in_channels, out_channels, stride, batch_norm)
+        second = convolution(out_channels, out_channels, 1, batch_norm)
+        for parameter in second[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.body = nn.Sequential(*first, activation(), *second)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), *convolution(in_channels, out_channels, 1, kernel=1))
+            projection = convolution(in_channels, out_channels, 1, batch_norm, kernel=1)
+            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), *projection)
+        self.activation = activation()
 
     def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
-        return torch.relu(self.shortcut(maps) + self.body(maps))
+        activated: Tensor = self.activation(self.shortcut(maps) + self.body(maps))
+        return activated
 
 
-def convolution(in_channels: int, out_channels: int, stride: int, kernel: int = 3) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution and the batch normalisation that makes its bias superfluous."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+def convolution(in_channels: int, out_channels: int, stride: int, batch_norm: bool, kernel: int = 3) -> list[nn.Module]:
+    """A convolution and the batch normalisation that makes its bias superfluous, or a convolution with bias."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=not batch_norm)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv, nn.BatchNorm2d(out_channels)
+    return [conv, nn.BatchNorm2d(out_channels)] if batch_norm else [conv]
 
 
-def mlp(inputs: int, hidden: tuple[int, ...], classes: int, dropout: float) -> nn.Sequential:
-    """Flatten, then Linear and ReLU for each width of `hidden`, then Linear: logits `[batch, classes]`."""
+def mlp(
+    inputs: int, hidden: tuple[int, ...], classes: int, dropout: float, activation: type[nn.Module], batch_norm: bool
+) -> nn.Sequential:
+    """Flatten, then Linear and activation for each width of `hidden`, then Linear: logits `[batch, classes]`.
+
+    Batch normalisation comes before the activation (Ioffe and Szegedy 2015) and dropout after it.
+    """
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise((inputs, *hidden)):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(fan_out))
+        layers.append(activation())
         if dropout:
             layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], classes))
 
 
-def cnn(channels: int, side: int, width: int, classes: int, dropout: float) -> nn.Sequential:
+def cnn(
+    channels: int,
+    side: int,
+    width: int,
+    classes: int,
+    dropout: float,
+    activation: type[nn.Module],
+    batch_norm: bool,
+) -> nn.Sequential:
     """A stem that brings any side to at most 32 px, three residual stages, average: logits `[batch, classes]`."""
     halvings = max(0, math.ceil(math.log2(side / STEM_OUTPUT_AT_MOST)))
     stem: list[nn.Module] = []
     for step in range(max(halvings, 1)):
-        stem += [*convolution(width if step else channels, width, 2 if halvings else 1), nn.ReLU()]
+        stem += convolution(width if step else channels, width, 2 if halvings else 1, batch_norm)
+        stem.append(activation())
     return nn.Sequential(
         *stem,
-        ResidualBlock(width, width, 1),
-        ResidualBlock(width, 2 * width, 2),
-        ResidualBlock(2 * width, 4 * width, 2),
+        ResidualBlock(width, width, 1, activation, batch_norm),
+        ResidualBlock(width, 2 * width, 2, activation, batch_norm),
+        ResidualBlock(2 * width, 4 * width, 2, activation, batch_norm),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Dropout(dropout),
@@ -147,11 +180,45 @@ def build(
 ) -> nn.Sequential:
     """The network of a run: uint8 images `[batch, height, width, channels]` -> logits `[batch, classes]`."""
     height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
+    activation, batch_norm = ACTIVATIONS[config.activation], config.normalizes_batches
     if config.model == "mlp":
-        body = mlp(height * width * channels, config.hidden, classes, config.dropout)
+        body = mlp(height * width * channels, config.hidden, classes, config.dropout, activation, batch_norm)
     else:
-        body = cnn(channels, max(height, width), config.width, classes, config.dropout)
+        body = cnn(channels, max(height, width), config.width, classes, config.dropout, activation, batch_norm)
     return nn.Sequential(Normalize(normalization), body)
+
+
+def settings(
+    config: TrainConfig, preprocessing: Preprocessing, normalization: Normalization, classes: tuple[str, ...]
+) -> dict[str, JsonValue]:
+    """All that `build` follows and what the outputs mean, as plain values: a checkpoint carries them."""
+    size: dict[str, JsonValue] = {"hidden": list(config.hidden)} if config.model == "mlp" else {"width": config.width}
+    return {
+        "model": {
+            "model": config.model,
+            **size,
+            "activation": config.activation,
+            "batch_norm": config.normalizes_batches,
+            "dropout": config.dropout,
+        },
+        "classes": list(classes),
+        "preprocessing": asdict(preprocessing),
+        "normalization": asdict(normalization),
+    }
+
+
+def freeze(model: nn.Sequential) -> None:
+    """Let nothing but the head learn."""
+    model.requires_grad_(False)
+    model[1][-1].requires_grad_(True)  # type: ignore[index]
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for batch normalisation that is frozen: it keeps its statistics and goes by them."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.train(module.weight.requires_grad)
 
 
 def predict(
