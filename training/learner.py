@@ -1,0 +1,46 @@
+"""What training changes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from training import optimizer
+from training.average import Average
+from training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model with all that changes along with it: everything that a checkpoint must hold to go on from it."""
+
+    model: nn.Sequential
+    average: Average
+    optimizer: Optimizer
+    schedule: LambdaLR
+
+    @classmethod
+    def start(cls, model: nn.Sequential, config: TrainConfig, steps_an_epoch: int) -> "Learner":
+        """A model about to be trained by a settled configuration."""
+        stepper = optimizer.make(model, config)
+        return cls(
+            model=model,
+            average=Average(model, config.ema),
+            optimizer=stepper,
+            schedule=optimizer.schedule(stepper, config, steps_an_epoch),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values: `model` are the weights that are scored and exported, `weights` those that learn.
+
+        They are the same tensors, stored once, where no average is kept.
+        """
+        return {
+            "model": self.average.model.state_dict(),
+            "weights": self.model.state_dict(),
+            "averaged_steps": self.average.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
