@@ -17,12 +17,11 @@ def settled(**options: object) -> TrainConfig:
     return TrainConfig(**options).settled(image_size=16, training_images=len(IMAGES))
 
 
-def drawn(epoch: int, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(epoch: int, labels: np.ndarray = LABELS, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     config = settled(batch_size=8, **options)
-    batches = Batches(IMAGES, LABELS, config, pin_memory=False)
-    images, labels = zip(*batches.epoch(epoch), strict=True)
-    assert len(images) == len(batches)
-    return torch.cat(images), torch.cat(labels)
+    batches = Batches(IMAGES, labels, config, pin_memory=False)
+    images, drawn_labels = zip(*(batch for step in batches.epoch(epoch) for batch in step), strict=True)
+    return torch.cat(images), torch.cat(drawn_labels)
 
 
 @pytest.mark.parametrize("policy", ["light", "strong"])
@@ -67,5 +66,33 @@ def test_policies_keep_size_type_and_the_original(policy: str, channels: int) ->
 
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
     config = settled(batch_size=64, augment="none")
-    [(images, _)] = Batches(IMAGES, LABELS, config, pin_memory=False).epoch(0)
+    [[(images, _)]] = Batches(IMAGES, LABELS, config, pin_memory=False).epoch(0)
     assert len(images) == 50
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4, 9])
+def test_batches_come_in_steps_and_the_last_step_may_be_shorter(accumulate: int) -> None:
+    batches = Batches(IMAGES, LABELS, settled(batch_size=8, accumulate=accumulate, augment="none"), pin_memory=False)
+    steps = list(batches.epoch(0))
+    assert len(steps) == len(batches)
+    assert [len(step) for step in steps] == {1: [1] * 6, 2: [2, 2, 2], 4: [4, 2], 9: [6]}[accumulate]
+    together = torch.cat([labels for step in steps for _, labels in step])
+    assert torch.equal(together, drawn(0, augment="none")[1]), "the same batches, however they are put together"
+
+
+def test_the_sampler_balances_the_classes_for_any_number_of_workers() -> None:
+    labels = np.repeat([0, 1, 2], [38, 8, 4])
+    reference = drawn(3, labels, balance="sampler", augment="light", workers=0)
+    assert np.abs(np.bincount(reference[1]) - 16).max() <= 2
+    for workers in (1, 2):
+        again = drawn(3, labels, balance="sampler", augment="light", workers=workers)
+        assert all(map(torch.equal, again, reference))
+    assert not torch.equal(drawn(4, labels, balance="sampler", augment="light")[1], reference[1])
+
+
+def test_an_image_that_is_drawn_twice_is_augmented_anew() -> None:
+    labels = np.repeat([0, 1], [48, 2])
+    images, drawn_labels = drawn(0, labels, balance="sampler", augment="strong")
+    rare = images[drawn_labels == 1].flatten(1)
+    assert len(rare) >= 20
+    assert len(torch.unique(rare, dim=0)) == len(rare)

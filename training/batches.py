@@ -1,6 +1,8 @@
-"""Batches of training images: shuffled by (seed, epoch), augmented by (seed, epoch, image), whoever prepares them."""
+"""Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
 
+import math
 from collections.abc import Iterator
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -8,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training import augment
+from training import augment, balance
 from training.config import TrainConfig
 
-Key = tuple[int, int]  # epoch, image
+Key = tuple[int, int, int]  # epoch, place in the epoch's order, image
+Batch = tuple[Tensor, Tensor]
 
 
-class _Images(Dataset[tuple[Tensor, Tensor]]):
+class _Images(Dataset[Batch]):
     """The training split; `__getitems__` hands out a whole batch at once, which spares a call and a copy an image."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
@@ -23,61 +26,71 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
         self.seed = config.seed
         self.transform = augment.policy(config.augment, config.channels)
 
-    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        indices = [index for _, index in keys]
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        indices = [index for _, _, index in keys]
         images = self.images[indices]
         if self.transform is not None:
-            for row, (epoch, index) in enumerate(keys):
-                images[row] = augment.apply(self.transform, images[row], self.seed, epoch, index)
+            for row, (epoch, place, _) in enumerate(keys):
+                images[row] = augment.apply(self.transform, images[row], self.seed, epoch, place)
         return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
 
 
-class _Batches(Sampler[list[Key]]):
+class _Order(Sampler[list[Key]]):
     """The order of one epoch after another; a last batch that is not full is left out, unless it is the only one."""
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count = count
-        self.batch_size = min(batch_size, count)
-        self.seed = seed
+    def __init__(self, labels: np.ndarray, batch_size: int, config: TrainConfig) -> None:
+        self.labels = labels
+        self.batch_size = min(batch_size, len(labels))
+        self.balanced = config.balance == "sampler"
+        self.seed = config.seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        return len(self.labels) // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = balance.order(self.labels, rng) if self.balanced else rng.permutation(len(self.labels))
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
+            places = range(start, start + self.batch_size)
+            yield [(self.epoch, place, int(order[place])) for place in places]
 
 
 class Batches:
-    """Iterate one epoch: uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
+    """Iterate one epoch: batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
-    `config` is a settled one.
+    `config` is a settled one. The length is the number of the optimizer's steps in an epoch.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig, *, pin_memory: bool) -> None:
         workers, batch_size = config.workers, config.batch_size
         assert workers is not None
         assert batch_size is not None
-        self._sampler = _Batches(len(images), batch_size, config.seed)
-        self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        self._accumulate = config.accumulate
+        self._order = _Order(labels, batch_size, config)
+        self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
-            batch_sampler=self._sampler,
+            batch_sampler=self._order,
             num_workers=workers,
             collate_fn=lambda batch: batch,
             pin_memory=pin_memory,
             worker_init_fn=_quiet_worker,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # so that it takes no draw from the one that dropout uses
         )
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        return math.ceil(len(self._order) / self._accumulate)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch `epoch`, the same ones however often and with however many workers it is asked for."""
-        self._sampler.epoch = epoch
-        return iter(self._loader)
+    def epoch(self, epoch: int) -> Iterator[list[Batch]]:
+        """The batches of epoch `epoch`, in lists of --accumulate; the last list may be shorter.
+
+        The same ones however often and with however many workers it is asked for.
+        """
+        self._order.epoch = epoch
+        batches = iter(self._loader)
+        while step := list(islice(batches, self._accumulate)):
+            yield step
 
 
 def _quiet_worker(worker: int) -> None:
