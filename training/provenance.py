@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from serving.contract import Provenance
-from training import checkpoint
+from training import augment, checkpoint
 from training.config import TrainConfig
 from training.data import Dataset
 
@@ -16,10 +16,16 @@ PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx"
 
 
 def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
-    """Configuration, digests of data and weights, source revision, package versions and time (UTC)."""
+    """Configuration, digests of data and weights, source revision, package versions and time (UTC).
+
+    A file of --augment is in it with all that it holds.
+    """
+    values = yaml.safe_load(config.to_yaml())
+    if isinstance(config.augment, Path):
+        values["augment"] = augment.content(config.augment)
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=yaml.safe_load(config.to_yaml()),
+        config=values,
         data_digest=dataset.digest,
         checkpoint_digest=checkpoint.digest(best),
         git_revision=_git_revision(),

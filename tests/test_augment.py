@@ -1,0 +1,119 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import pytest
+
+from serving.model import open_model
+from training import augment, train
+from training.config import ConfigError, TrainConfig
+
+OWN = A.Compose(
+    [
+        A.PadIfNeeded(40, 40),
+        A.RandomCrop(32, 32),
+        A.OneOf([A.HorizontalFlip(), A.Rotate(limit=20)], p=0.8),
+        A.RandomBrightnessContrast(p=0.5),
+    ]
+)
+IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def saved(pipeline: object, path: Path) -> Path:
+    A.save(pipeline, path, data_format="json" if path.suffix == ".json" else "yaml")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml", "json"])
+def test_a_file_of_the_librarys_own_draws_what_the_pipeline_draws(tmp_path: Path, ending: str) -> None:
+    path = saved(OWN, tmp_path / f"own.{ending}")
+    augment.check(path, 32, 3)
+    read = augment.policy(path, 3)
+    for key in range(20):
+        changed = augment.apply(read, IMAGE, 0, 0, key)
+        assert np.array_equal(changed, augment.apply(OWN, IMAGE, 0, 0, key))
+        assert not np.array_equal(changed, IMAGE)
+
+
+def test_a_single_transform_is_a_pipeline_too(tmp_path: Path) -> None:
+    path = saved(A.VerticalFlip(p=1), tmp_path / "flip.yaml")
+    augment.check(path, 32, 3)
+    assert np.array_equal(augment.apply(augment.read(path), IMAGE, 0), IMAGE[::-1])
+
+
+def refusal(path: Path, side: int = 32, channels: int = 3) -> str:
+    with pytest.raises(ConfigError) as error:
+        augment.check(path, side, channels)
+    assert str(error.value).startswith(f"--augment {path}: ")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("transforms: [", "ParserError"),
+        ("", "NoneType"),
+        ("- Rotate", "TypeError"),
+        ("{transform: {__class_fullname__: Rotates, p: 1}}", "Rotates"),
+        ("{transform: {__class_fullname__: Rotate, p: 2}}", "less than or equal to 1"),
+        ("{transform: {__class_fullname__: Rotate, p: 1, limits: 20}}", "does not know Rotate.limits"),
+        (
+            "{transform: {__class_fullname__: Compose, transforms: [{__class_fullname__: Blur, p: 1, limit: 3}]}}",
+            "does not know Blur.limit",
+        ),
+    ],
+)
+def test_a_file_without_a_pipeline_is_refused_with_the_reason(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert expected in refusal(tmp_path / "x.yaml")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("transforms", "names"),
+    [
+        ([A.HorizontalFlip(), A.RandomCrop(24, 24, p=0.01)], "but RandomCrop made it uint8 (24, 24, 3)"),
+        ([A.Normalize(), A.ToTensorV2()], "but Normalize, ToTensorV2 made it torch.float32 (3, 32, 32)"),
+        ([A.RandomScale(p=1)], "but RandomScale made it"),
+        ([A.RandomCrop(64, 64)], "RandomCrop fails on uint8 (32, 32, 3)"),
+    ],
+)
+def test_what_changes_size_or_type_is_refused_by_name(
+    tmp_path: Path, transforms: list[A.BasicTransform], names: str
+) -> None:
+    path = saved(A.Compose(transforms), tmp_path / "x.yaml")
+    assert names in refusal(path)
+
+
+def test_channels_must_stay_too(tmp_path: Path) -> None:
+    path = saved(A.Compose([A.ToRGB(p=0.1)]), tmp_path / "x.yaml")
+    assert "ToRGB made it uint8 (32, 32, 3)" in refusal(path, channels=1)
+
+
+def test_a_run_keeps_the_file_and_the_card_holds_its_content(photos: Path, tmp_path: Path) -> None:
+    path = saved(OWN, tmp_path / "own.yaml")
+    options = {"data": photos, "out": tmp_path, "model": "mlp", "hidden": (8,), "image_size": 32, "epochs": 1}
+    config = TrainConfig(**options, augment=path, name="first")
+    first = train.train(config)
+    assert (first / "augment.yaml").read_text() == path.read_text()
+    card = open_model(first / "model.onnx").card
+    assert card.provenance.config["augment"] == augment.content(path)
+    assert json.loads((first / "report" / "report.json").read_text())["parity"]["held"]
+    assert (first / "report" / "figures" / "augmented.png").stat().st_size > 10_000
+
+    path.unlink()
+    again = dataclasses.replace(TrainConfig.from_yaml(first / "config.yaml"), name="again")
+    second = open_model(train.train(again) / "model.onnx").card
+    assert second.goldens == card.goldens, "the same weights"
+
+
+def test_a_pipeline_that_is_refused_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:
+    path = saved(A.Compose([A.Resize(16, 16)]), tmp_path / "own.yaml")
+    with pytest.raises(ConfigError, match="Resize made it"):
+        train.train(TrainConfig(data=photos, out=tmp_path / "runs", image_size=24, augment=path))
+    assert list((tmp_path / "runs").iterdir()) == []
