@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,14 +12,28 @@ import torch
 from serving.contract import Digest
 
 
+class CheckpointRefused(RuntimeError):
+    """A file that holds no checkpoint, or one that does not fit; the message says which and why."""
+
+
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` reads, atomically."""
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote; a pickle that holds anything but tensors and plain values is not executed but refused."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    """Read what `save` wrote; a pickle that holds anything but tensors and plain values is not executed but refused.
+
+    Raises CheckpointRefused.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointRefused(f"{path}: there is no such checkpoint") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointRefused(f"{path}: not a checkpoint of tensors and plain values ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointRefused(f"{path}: expected a dictionary, got {type(state).__name__}")
     return state
 
 
