@@ -1,5 +1,6 @@
 """Pictures of a run, drawn once for the report and for TensorBoard."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
 }
 COUNTS_SHOWN_UP_TO = 20
+NAMES_SHOWN_UP_TO = 120
 
 
 def curve(name: str, epochs: Sequence[int], train: Sequence[float], val: Sequence[float], best: int) -> Figure:
@@ -55,8 +57,13 @@ def confusion(scores: Scores) -> Figure:
         bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
         bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.set(xlabel="predicted", ylabel="true")
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
+        every = math.ceil(len(names) / NAMES_SHOWN_UP_TO)
+        shown, size = names[::every], min(10, 0.6 * 72 * side / len(names[::every]))
+        turned = {"rotation": 45, "rotation_mode": "anchor"} if size == 10 else {"rotation": 90}
+        axes.set_xticks(
+            range(0, len(names), every), shown, ha="right" if size == 10 else "center", fontsize=size, **turned
+        )
+        axes.set_yticks(range(0, len(names), every), shown, fontsize=size)
         if len(names) <= COUNTS_SHOWN_UP_TO:
             for (row, column), count in np.ndenumerate(counts):
                 colour = "white" if shares[row, column] > 0.55 else "black"
@@ -93,4 +100,17 @@ def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) ->
             axes.set_title(title, color=ORANGE if is_wrong else "black", fontsize=8)
         for axes in figure.axes:
             axes.axis("off")
+    return figure
+
+
+def sheet(images: np.ndarray, first: str) -> Figure:
+    """Rows of images `[rows, columns, height, width, channels]`; the first column is titled."""
+    rows, columns = images.shape[:2]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(columns * 1.2, rows * 1.2 + 0.3))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, image in zip(grid.flat, images.reshape(-1, *images.shape[2:]), strict=True):
+            axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None, vmin=0, vmax=255)
+            axes.axis("off")
+        grid[0, 0].set_title(first)
     return figure
