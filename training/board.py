@@ -4,13 +4,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from training import figures, report
+from training import activations, figures, report
 from training.config import TrainConfig
 from training.data import Dataset
+from training.learner import Learner
 from training.scores import Probabilities, Scores
 from training.splits import Split
 
@@ -18,8 +18,18 @@ GALLERY = 24
 HISTOGRAMS_EVERY = 5
 
 
-def epoch(writer: SummaryWriter, line: "report.Epoch", model: nn.Module) -> None:
-    """Scalars of one epoch; weight histograms of the first and of every fifth."""
+def augmented(writer: SummaryWriter, config: TrainConfig, dataset: Dataset) -> None:
+    """What augmentation does to training images, seen before the first step."""
+    sheet = report.augmented(config, dataset)
+    if sheet is not None:
+        writer.add_figure("training/augmented", sheet)
+
+
+def epoch(writer: SummaryWriter, line: "report.Epoch", learner: Learner, images: np.ndarray) -> None:
+    """Scalars of one epoch, among them gradients of its last step by layer, and dead ReLUs of these images.
+
+    Histograms of weights and activations in the first and every fifth epoch.
+    """
     scalars = {
         "loss/train": line.train_loss,
         "loss/val": line.val_loss,
@@ -27,12 +37,21 @@ def epoch(writer: SummaryWriter, line: "report.Epoch", model: nn.Module) -> None
         "accuracy/val": line.val_accuracy,
         "balanced_accuracy/val": line.val_balanced_accuracy,
         "learning_rate": line.lr,
+        "gradient_norm/mean": line.gradient_norm_mean,
+        "gradient_norm/max": line.gradient_norm_max,
         "images_per_second": line.images_per_second,
     }
+    for name, parameter in learner.model.named_parameters():
+        if parameter.grad is not None and parameter.ndim > 1:
+            scalars[f"gradient_norm_by_layer/{name}"] = float(parameter.grad.norm())
+    observed = activations.observe(learner.average.model, images)
+    scalars |= {f"dead_relus/{seen.layer}": seen.dead for seen in observed if seen.dead is not None}
     for tag, value in scalars.items():
         writer.add_scalar(tag, value, line.epoch)
     if line.epoch == 1 or line.epoch % HISTOGRAMS_EVERY == 0:
-        for name, parameter in model.named_parameters():
+        for seen in observed:
+            writer.add_histogram(f"activations/{seen.layer}", seen.values, line.epoch)
+        for name, parameter in learner.average.model.named_parameters():
             writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu().numpy(), line.epoch)
 
 
