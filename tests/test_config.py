@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from training.__main__ import options
 from training.config import ConfigError, TrainConfig
 
 
@@ -37,6 +38,17 @@ def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subproc
         ({"patience": 0}, "--patience"),
         ({"name": "../elsewhere"}, "--name"),
         ({"hidden": (512, 0)}, "--hidden"),
+        ({"mixup": -0.1}, "--mixup: expected 0 or more, got -0.1"),
+        ({"ema": 1.0}, "--ema: expected at least 0 and below 1, got 1.0"),
+        ({"clip_norm": 0.0}, "--clip-norm: expected above 0, got 0.0"),
+        ({"accumulate": 0}, "--accumulate: expected above 0, got 0"),
+        ({"weight_decay": -1.0}, "--weight-decay: expected 0 or more"),
+        (
+            {"augment": Path("medium")},
+            "--augment: expected none, light, strong or a file that ends in .yaml, .* got medium",
+        ),
+        ({"freeze": True}, "--freeze: expected --init-from beside it"),
+        ({"model": "mlp", "batch_norm": True, "batch_size": 1}, "--batch-size: expected 2 or more with --batch-norm"),
     ],
 )
 def test_a_value_that_cannot_be_followed_is_refused_by_name(options: dict[str, object], expected: str) -> None:
@@ -44,12 +56,71 @@ def test_a_value_that_cannot_be_followed_is_refused_by_name(options: dict[str, o
         TrainConfig(**options)
 
 
-def test_the_configuration_reads_back_from_yaml() -> None:
-    config = TrainConfig(data=Path("x"), hidden=(7, 8))
-    values = yaml.safe_load(config.to_yaml())
-    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)}
+def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=Path("x"),
+        hidden=(7, 8),
+        augment=Path("own.yaml"),
+        batch_norm=False,
+        lr=1e-9,
+        mean=(0.5,) * 3,
+        std=(1.0,) * 3,
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    values = yaml.safe_load(path.read_text())
+    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name"}
     assert values["hidden"] == [7, 8]
     assert values["data"] == "x"
+    assert TrainConfig.from_yaml(path) == config
+    path.write_text(TrainConfig().to_yaml())
+    assert TrainConfig.from_yaml(path) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epoch: 3", r"there is no option 'epoch'; there are data, out, .*epochs"),
+        ("model: vit", "model: Input should be 'mlp' or 'cnn', got 'vit'"),
+        ("epochs: ten", "epochs: Input should be a valid integer.* got 'ten'"),
+        ("epochs: true", "epochs: expected int, got True"),
+        ("batch_norm: 1", "batch_norm: .* got 1"),
+        ("hidden: 512", "hidden: Input should be a valid array, got 512"),
+        ("balance: 2026-11-24", "balance: Input should be 'none', 'loss' or 'sampler'"),
+        ("augment: 3", "augment: .* got 3"),
+        ("epochs: 0", "--epochs: expected above 0, got 0"),
+        ("- epochs", r"expected options, `name: value` a line, got \['epochs'\]"),
+        ("", "expected options, `name: value` a line, got None"),
+        ("epochs: [", "not a YAML file"),
+    ],
+)
+def test_a_file_that_cannot_be_followed_is_refused_by_file_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^--config {path}: {expected}"):
+        TrainConfig.from_yaml(path)
+    with pytest.raises(ConfigError, match=r"--config absent\.yaml: not a YAML file that can be read"):
+        TrainConfig.from_yaml(Path("absent.yaml"))
+
+
+def test_numbers_in_the_file_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("lr: 1e-3\naugment: strong\nclip_norm: 1\n")
+    config = TrainConfig.from_yaml(path)
+    assert (config.lr, config.augment, config.clip_norm) == (1e-3, "strong", 1.0)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("epochs: 7\nlr: 0.5\nbatch_norm: true\naugment: own.yaml\npatience: 3\nhidden: [4]\n")
+    assert options(["--config", str(path)]) == TrainConfig.from_yaml(path)
+    given = f"--epochs 2 --config={path} --no-batch-norm --augment light --patience None"
+    assert options(given.split()) == dataclasses.replace(
+        TrainConfig.from_yaml(path), epochs=2, batch_norm=False, augment="light", patience=None
+    )
+    assert options([]) == TrainConfig()
+    assert options(["--batch-norm"]).batch_norm is True
+    assert options(["--augment", "a/b.json"]).augment == Path("a/b.json")
 
 
 def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
@@ -58,8 +129,21 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
     assert TrainConfig().settled(image_size=16, training_images=300).batch_size == 32
     large = TrainConfig(model="mlp").settled(image_size=28, training_images=55_000)
     assert (large.augment, large.batch_size, large.lr, large.workers) == ("none", 64, 1e-3, 0)
-    given = TrainConfig(augment="strong", batch_size=7, lr=0.5, workers=3, image_size=32)
+    given = TrainConfig(
+        augment="strong", batch_size=7, lr=0.5, workers=3, image_size=32, batch_norm=False, weight_decay=0.0
+    )
     assert given.settled(image_size=32, training_images=1000) == given
+    by_optimizer = {
+        name: TrainConfig(optimizer=name).settled(image_size=16, training_images=9) for name in ("adamw", "adam", "sgd")
+    }
+    assert {name: (c.lr, c.weight_decay) for name, c in by_optimizer.items()} == {
+        "adamw": (3e-3, 0.05),
+        "adam": (3e-3, 0.0),
+        "sgd": (0.05, 5e-4),
+    }
+    assert TrainConfig(model="mlp", optimizer="sgd").settled(image_size=16, training_images=9).lr == 0.01
+    for kind, batch_norm in (("cnn", True), ("mlp", False)):
+        assert TrainConfig(model=kind).settled(image_size=16, training_images=9).batch_norm == batch_norm
 
 
 def test_help_shows_every_option_with_its_sentence() -> None:
@@ -67,7 +151,9 @@ def test_help_shows_every_option_with_its_sentence() -> None:
     assert done.returncode == 0
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in done.stdout
-    assert "residual network" in done.stdout
+    assert "small residual" in done.stdout
+    assert "--config FILE" in done.stdout
+    assert "--no-batch-norm" in done.stdout
 
 
 def test_a_wrong_option_or_value_says_what_is_possible() -> None:
@@ -96,6 +182,12 @@ def test_exit_codes(tmp_path: Path, photos: Path) -> None:
     done = command("--data", photos, "--device", "cuda", *out, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 8
     assert "--device cpu" in done.stderr
+    done = command("--data", photos, "--init-from", tmp_path, *out)
+    assert done.returncode == 7
+    assert "there is no such checkpoint" in done.stderr
+    done = command("--config", tmp_path / "absent.yaml", *out)
+    assert done.returncode == 2
+    assert "absent.yaml" in done.stderr
     (tmp_path / "runs" / "taken").mkdir()
     done = command("--data", photos, "--name", "taken", *out)
     assert done.returncode == 2

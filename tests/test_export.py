@@ -74,6 +74,38 @@ def test_every_mode_and_model_passes_the_gate_in_both_runtimes(
         assert comparison["largest_difference"] <= 1e-5
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "gelu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_every_activation_passes_the_gate(photos: Path, tmp_path: Path, kind: str, activation: str) -> None:
+    """With batch normalisation in the MLP and without it in the CNN, which the others do not have."""
+    config = TrainConfig(
+        data=photos,
+        out=tmp_path,
+        name="x",
+        model=kind,
+        hidden=(16,),
+        width=8,
+        image_size=16,
+        epochs=1,
+        activation=activation,
+        batch_norm=kind == "mlp",
+        augment="none",
+    )
+    report = json.loads((train(config) / "report" / "report.json").read_text())["parity"]
+    assert all(comparison["largest_difference"] <= 1e-5 for comparison in report["comparisons"])
+
+
+@pytest.mark.parametrize("side", [28, 128, 224])
+def test_every_size_passes_the_gate(photos: Path, tmp_path: Path, side: int) -> None:
+    config = TrainConfig(
+        data=photos, out=tmp_path, name="x", width=8, image_size=side, epochs=1, augment="none", batch_size=16
+    )
+    run = train(config)
+    report = json.loads((run / "report" / "report.json").read_text())["parity"]
+    assert all(comparison["largest_difference"] <= 1e-5 for comparison in report["comparisons"])
+    assert open_model(run / "model.onnx").card.preprocessing.height == side
+
+
 def test_gray_is_768_divided_by_three(photos: Path, tmp_path: Path) -> None:
     config = TrainConfig(
         data=photos, out=tmp_path, name="x", channels=1, width=8, image_size=20, epochs=1, augment="none"

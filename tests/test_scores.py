@@ -76,3 +76,17 @@ def test_one_class_alone_has_no_roc_curve_and_a_class_never_predicted_no_precisi
 def test_overfitting_is_said_when_the_gap_says_so() -> None:
     assert overfitting(0.9, 0.7).startswith("The model overfits: 90.0% on training images against 70.0%")
     assert overfitting(0.9, 0.89).startswith("No overfitting")
+
+
+def test_a_rank_is_greater_where_the_score_is_better() -> None:
+    labels, probabilities = random_split(0)
+    better, worse = score(labels, probabilities, CLASSES), score(labels, probabilities[::-1].copy(), CLASSES)
+    for by in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"):
+        assert better.rank(by) > worse.rank(by)
+    assert better.rank("log_loss")[0] == -better.log_loss
+    sharper = score(labels, np.sqrt(probabilities) / np.sqrt(probabilities).sum(1, keepdims=True), CLASSES)
+    assert sharper.rank("accuracy")[0] == better.rank("accuracy")[0]
+    assert (sharper.rank("accuracy") > better.rank("accuracy")) == (sharper.log_loss < better.log_loss)
+    undefined = score(np.zeros(3, np.int64), probabilities[:3], CLASSES)
+    assert undefined.roc_auc is None
+    assert undefined.rank("roc_auc") < worse.rank("roc_auc")

@@ -1,7 +1,9 @@
 """The command line: `python -m training [train] [options]`. `--help` shows every option with its default."""
 
+import argparse
 import os
 import sys
+from pathlib import Path
 
 # Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -9,12 +11,14 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch
 import tyro
 
+from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig
 from training.export import ExportRefused
 from training.report import summary
 from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
 
+PROGRAM = "python -m training"
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
     DataError: 3,
@@ -22,6 +26,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     torch.OutOfMemoryError: 5,
     MemoryError: 5,
     OSError: 6,
+    CheckpointRefused: 7,
     ExportRefused: 7,
     DeviceMissing: 8,
 }
@@ -37,9 +42,8 @@ def main(arguments: list[str]) -> int:
     """Run one command; the exit code says what went wrong (README, exit codes)."""
     if arguments[:1] == ["train"]:
         arguments = arguments[1:]
-    config = tyro.cli(TrainConfig, prog="python -m training", args=arguments)
     try:
-        run = train(config)
+        run = train(options(arguments))
     except tuple(EXIT_CODES) as error:
         kind = next(kind for kind in EXIT_CODES if isinstance(error, kind))
         hint = f"\n{HINTS[kind]}" if kind in HINTS else ""
@@ -47,6 +51,15 @@ def main(arguments: list[str]) -> int:
         return EXIT_CODES[kind]
     print(summary(run))
     return 0
+
+
+def options(arguments: list[str]) -> TrainConfig:
+    """The options of the command line, over those of the file that --config names. Raises ConfigError."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, others = parser.parse_known_args(arguments)
+    default = TrainConfig() if known.config is None else TrainConfig.from_yaml(known.config)
+    return tyro.cli(TrainConfig, prog=PROGRAM, args=others, default=default)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,31 @@
 """Everything a run can be told: one frozen dataclass, from which the command line is made."""
 
+import json
 import math
 import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from tyro.conf import DisallowNone
 
 from serving.contract import MIN_SIDE, Channels, Interpolation, NormalizationMode
+
+Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
+Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+ScheduleName = Literal["cosine", "constant", "step"]
+Balance = Literal["none", "loss", "sampler"]
+Policy = Literal["none", "light", "strong"]
+ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
+
+PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
+LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
+      ("sgd", "cnn"): 0.05, ("sgd", "mlp"): 0.01}  # fmt: skip
+WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 5e-4}
 
 
 class ConfigError(ValueError):
@@ -21,7 +37,8 @@ class TrainConfig:
     """Train an image classifier, evaluate it on held-out images, export it to ONNX, prove the export, report.
 
     With no options it trains on the handwritten digits that ship inside scikit-learn. Afterwards `bentoml serve`
-    serves the result.
+    serves the result. --config FILE reads options from a YAML file, such as a run's config.yaml; those of the command
+    line win.
     """
 
     data: Path | None = None
@@ -54,36 +71,74 @@ class TrainConfig:
     """Standard deviation of each channel as a share of --max-pixel-value, instead of --mean-std."""
     max_pixel_value: float = 255.0
     """Pixel value that counts as 1 for mean and standard deviation."""
-    augment: Literal["none", "light", "strong"] | None = None
+    augment: Policy | Path | None = None
     """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: also flips,
-    quarter turns, colour, blur and cut-outs. None: light for the CNN, none for the MLP."""
+    quarter turns, distortions, colour, blur and cut-outs; or a file written by Albumentations' A.save (.yaml, .json).
+    None: light for the CNN, none for the MLP."""
+    mixup: float = 0.0
+    """Mix each image and its label with another's, by a share from Beta(a, a) with this a; 0: not (Zhang et al. 2018).
+    With --cutmix too, each batch takes one of the two at random."""
+    cutmix: float = 0.0
+    """Put a box of another image into each, its area a share from Beta(a, a) with this a, and mix the labels by area;
+    0: not (Yun et al. 2019)."""
+    balance: Balance = "none"
+    """What to do about classes of different size. loss: weigh each image by the inverse of its class's frequency;
+    sampler: draw the classes equally often."""
 
     model: Literal["mlp", "cnn"] = "cnn"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network."""
     hidden: tuple[int, ...] = (512, 128)
     """Widths of the hidden layers of the MLP."""
     width: int = 32
-    """Channels of the first stage of the CNN; the later stages have twice and four times as many."""
+    """Channels of the first stage of the CNN; the later stages have twice and four times as many. 16, 32 and 64 make
+    it small, medium and large: 0.08, 0.31 and 1.2 million weights."""
+    activation: Activation = "relu"
+    """What follows every layer but the last."""
+    batch_norm: DisallowNone[bool | None] = None
+    """Batch normalisation before every activation. None: for the CNN, not for the MLP."""
     dropout: float = 0.0
     """Share of activations dropped before the last layer of the CNN, after every hidden layer of the MLP."""
+    init: Init = "default"
+    """How weights start. default: as PyTorch does, in the CNN by He et al. with residual blocks that add nothing;
+    constant: all 0.01; uniform: within 0.05; normal: deviation 0.05; xavier: Glorot and Bengio (2010); he: He et al.
+    (2015). All but default start biases at zero; normalisation layers are left alone."""
+    init_from: Path | None = None
+    """A run's folder or its .pt file whose weights to start from; the last layer is new when the classes differ."""
+    freeze: bool = False
+    """Train the last layer alone, on what --init-from brings."""
 
     epochs: int = 30
     """Passes over the training images."""
     batch_size: int | None = None
-    """Images a step. None: a 64th of the training images, as a power of two from 16 (32 up to 32 px) to 64."""
+    """Images a batch. None: a 64th of the training images, as a power of two from 16 (32 up to 32 px) to 64."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step of the optimizer."""
+    optimizer: OptimizerName = "adamw"
+    """adamw; adam; sgd: with Nesterov momentum 0.9."""
     lr: float | None = None
-    """Highest learning rate of AdamW, reached after the warm-up, then lowered along a cosine to zero. None: 3e-3 for
-    the CNN, 1e-3 for the MLP."""
-    weight_decay: float = 0.05
-    """Weight decay of AdamW, on weights of more than one dimension."""
+    """Highest learning rate, reached after the warm-up. None: 3e-3 for the CNN, 1e-3 for the MLP; with sgd 0.05 and
+    0.01."""
+    schedule: ScheduleName = "cosine"
+    """The learning rate after the warm-up. cosine: lowered to zero; constant; step: a tenth from half of all steps on,
+    a hundredth from three quarters."""
     warmup_epochs: float = 1.0
     """Epochs over which the learning rate rises from zero."""
+    weight_decay: float | None = None
+    """Decay of weights of more than one dimension: AdamW's, or with adam and sgd an L2 penalty. None: 0.05 with adamw,
+    0 with adam, 5e-4 with sgd."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
-    confidence_level: float = 0.9
-    """How often the prediction sets shall hold the true class."""
+    clip_norm: float | None = None
+    """Scale gradients down to this norm where theirs is larger. None: never."""
+    ema: float = 0.0
+    """Score, keep and export a moving average of the weights with this decay a step, less in the first steps; 0: the
+    weights themselves."""
+    best_by: ScoreName = "balanced_accuracy"
+    """Score on the validation split that decides which epoch is exported and when to stop."""
     patience: int | None = None
     """Stop after this many epochs without a better validation score. None: run all epochs."""
+    confidence_level: float = 0.9
+    """How often the prediction sets shall hold the true class."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of training; auto takes bfloat16 where the device computes in it. Scores are always float32."""
@@ -97,16 +152,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, what was expected and what came."""
-        positive = ("epochs", "width", "max_pixel_value", "val_fraction", "test_fraction")
-        shares = ("dropout", "label_smoothing", "confidence_level")
-        for field in positive:
+        for field in ("epochs", "width", "accumulate", "max_pixel_value", "val_fraction", "test_fraction"):
             _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
-        for field in shares:
+        for field in ("dropout", "label_smoothing", "confidence_level", "ema"):
             _require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1", getattr(self, field))
-        for field in ("weight_decay", "warmup_epochs", "seed"):
+        for field in ("mixup", "cutmix", "warmup_epochs", "seed"):
             _require(getattr(self, field) >= 0, field, "0 or more", getattr(self, field))
-        _require(self.lr is None or self.lr > 0, "lr", "above 0", self.lr)
-        for field, least in {"batch_size": 1, "patience": 1, "workers": 0, "image_size": MIN_SIDE}.items():
+        for field in ("lr", "clip_norm"):
+            value = getattr(self, field)
+            _require(value is None or value > 0, field, "above 0", value)
+        least_of = {"batch_size": 1, "patience": 1, "workers": 0, "weight_decay": 0, "image_size": MIN_SIDE}
+        for field, least in least_of.items():
             value = getattr(self, field)
             _require(value is None or value >= least, field, f"{least} or more", value)
         held_out = self.val_fraction + self.test_fraction
@@ -117,6 +173,19 @@ class TrainConfig:
         _require(all(value > 0 for value in self.std), "std", "above 0", self.std)
         _require(
             self.name is None or Path(self.name).name == self.name, "name", "a folder's name, not a path", self.name
+        )
+        _require(
+            not isinstance(self.augment, Path) or self.augment.suffix in PIPELINE_ENDINGS,
+            "augment",
+            f"none, light, strong or a file that ends in {', '.join(PIPELINE_ENDINGS)}",
+            self.augment,
+        )
+        _require(not self.freeze or self.init_from is not None, "freeze", "--init-from beside it", "none")
+        _require(
+            not (self.model == "mlp" and self.batch_norm and self.batch_size == 1),
+            "batch_size",
+            "2 or more with --batch-norm",
+            1,
         )
 
     def settled(self, *, image_size: int, training_images: int) -> "TrainConfig":
@@ -129,10 +198,17 @@ class TrainConfig:
             self,
             image_size=image_size,
             augment=augment,
+            batch_norm=self.normalizes_batches,
             batch_size=self.batch_size or min(max(sixtyfourth, least), 64),
-            lr=self.lr or (3e-3 if self.model == "cnn" else 1e-3),
+            lr=self.lr or LR[self.optimizer, self.model],
+            weight_decay=WEIGHT_DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay,
             workers=self.workers if self.workers is not None else (0 if augment == "none" else min(cores - 1, 8)),
         )
+
+    @property
+    def normalizes_batches(self) -> bool:
+        """Whether the network has batch normalisation, by option or by model."""
+        return self.model == "cnn" if self.batch_norm is None else self.batch_norm
 
     @property
     def run(self) -> Path:
@@ -141,15 +217,47 @@ class TrainConfig:
         return self.out / self.name
 
     def to_yaml(self) -> str:
-        """The configuration as a person would read it."""
+        """The configuration as a person would read it and `from_yaml` does: all but the run's name."""
         values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        del values["name"]
         return yaml.safe_dump(values, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> "TrainConfig":
+        """Options from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
+        types = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in types:
+                raise ConfigError(f"--config {path}: there is no option {key!r}; there are {', '.join(types)}")
+            values[key] = _typed(types[key], value, f"--config {path}: {key}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"--config {path}: {error}") from error
 
 
 def default_name(model: str) -> str:
     """Date, time (UTC) and model: sorts by age."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
+
+
+def _typed(kind: Any, value: object, where: str) -> object:
+    """The value as the type of its option; a truth value is no number, and no number is one."""
+    try:
+        # By way of JSON, because in it a list may become a tuple and a string a path.
+        typed: object = TypeAdapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from error
+    if isinstance(value, bool) != isinstance(typed, bool):
+        raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    return typed
 
 
 def _require(holds: bool, field: str, expected: str, value: object) -> None:

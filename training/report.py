@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from serving.contract import TOLERANCE, ModelCard
-from training import figures
+from training import augment, figures
 from training.calibration import coverage
 from training.config import TrainConfig
 from training.data import Dataset
@@ -37,6 +37,7 @@ CALIBRATION_TITLES = {
 }
 MISTAKES = 24
 THUMBNAIL = 96
+SHEET_ROWS, SHEET_COLUMNS = 6, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +50,21 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     val_balanced_accuracy: float
+    val_score: float | None
+    """The score of --best-by; None where it is undefined."""
     lr: float
+    gradient_norm_mean: float
+    gradient_norm_max: float
     images_per_second: float
     best: bool
 
-    def line(self, epochs: int) -> str:
+    def line(self, config: TrainConfig) -> str:
         """For the console."""
         return (
-            f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
+            f"epoch {self.epoch:{len(str(config.epochs))}}/{config.epochs}  "
             f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
             f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
-            f"balanced {self.val_balanced_accuracy:6.1%}  "
+            f"{TITLES[config.best_by]} {_number(self.val_score)}  "
             f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
         )
 
@@ -92,6 +97,9 @@ def write(found: Findings) -> None:
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
         figure.savefig(folder / "figures" / f"{name}.svg")
         pictures[name] = _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes())
+    sheet = augmented(found.config, dataset)
+    if sheet is not None:
+        sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
 
     facts = _facts(found)
     worst = worst_mistakes(labels, served, MISTAKES)
@@ -200,6 +208,24 @@ def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities)
         for index, label, row in zip(indices, predicted, probabilities, strict=True)
     ]
     return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))
+
+
+def augmented(config: TrainConfig, dataset: Dataset) -> Figure | None:
+    """The first training image of each of six classes, and six times what augmentation may make of it; None: nothing.
+
+    Mixing images, which happens to whole batches afterwards, is not in it.
+    """
+    transform = augment.policy(config.augment, config.channels)
+    if transform is None:
+        return None
+    train = dataset.splits["train"]
+    _, first = np.unique(dataset.labels[train], return_index=True)
+    originals = dataset.images[train[first[:SHEET_ROWS]]]
+    rows = [
+        [image] + [augment.apply(transform, image, config.seed, epoch, row) for epoch in range(SHEET_COLUMNS)]
+        for row, image in enumerate(originals)
+    ]
+    return figures.sheet(np.array(rows), "original")
 
 
 def _curve(name: str, history: Sequence[Epoch]) -> Figure:

@@ -1,5 +1,6 @@
 """Scores of predicted probabilities against true labels."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
+from training.config import ScoreName
 
 BINS = 15
 OVERFITTING_GAP = 0.10
@@ -43,6 +46,13 @@ class Scores:
     by_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Counts: rows are true classes, columns predicted ones."""
+
+    def rank(self, by: ScoreName) -> tuple[float, float]:
+        """Greater is better: by this score, the log loss deciding between equals; an undefined score is the worst."""
+        value: float | None = getattr(self, by)
+        if value is None:
+            return -math.inf, -self.log_loss
+        return (-value if by == "log_loss" else value), -self.log_loss
 
     def headline(self) -> dict[str, float | None]:
         """What the model card says."""

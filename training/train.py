@@ -4,27 +4,31 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from serving.contract import CONTRACT_VERSION, Calibration, ModelCard
-from training import board, calibration, checkpoint, data, export, models, provenance, report, scores
+from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization
+from training import augment, balance, board, calibration, checkpoint, data, export, models, provenance, report, scores
 from training.batches import Batches
+from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
+from training.initialization import initialize
+from training.learner import Learner
+from training.mixing import Mixing
+from training.optimizer import clip
 from training.report import Epoch, Findings
 from training.scores import Scores
 from training.splits import SPLITS, DataError, Split
+from training.transfer import transfer
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored as they are, not augmented."""
@@ -38,30 +42,45 @@ class DeviceMissing(RuntimeError):
     """The device asked for is not there; training never falls back silently."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass over the training images: means over its batches, as they were augmented and mixed."""
+
+    loss: float
+    accuracy: float
+    gradient_norm_mean: float
+    gradient_norm_max: float
+    """Of all gradients of a step together, before any clipping."""
+    images_per_second: float
+
+
 def train(config: TrainConfig) -> Path:
     """Run the main job and return the run's folder; `runs/latest` points to it only once the export proved itself.
 
-    Raises ConfigError, DataError, DeviceMissing, NonFiniteLoss, ExportRefused, OSError.
+    Raises ConfigError, DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss, ExportRefused, OSError.
     """
     config = replace(config, name=config.name or default_name(config.model))
     device = find_device(config.device)
     open_run(config)
     try:
         dataset = data.load(config)
-    except DataError:
+        trained_on = dataset.splits["train"]
+        config = config.settled(image_size=dataset.preprocessing.height, training_images=len(trained_on))
+        config = keep_pipeline(config)
+        normalization = models.normalization(config, dataset.images[trained_on])
+        settings = models.settings(config, dataset.preprocessing, normalization, dataset.classes)
+        model = start(config, settings, dataset, normalization)
+    except (ConfigError, DataError, CheckpointRefused):
         shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
         raise
-    config = config.settled(image_size=dataset.preprocessing.height, training_images=len(dataset.splits["train"]))
     (config.run / "config.yaml").write_text(config.to_yaml())
-    normalization = models.normalization(config, dataset.images[dataset.splits["train"]])
-    torch.manual_seed(config.seed)
-    model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device))
 
     best = config.run / "checkpoints" / "best.pt"
     with SummaryWriter(config.run / "tensorboard") as writer:
-        history = fit(model, dataset, config, device, writer)
+        board.augmented(writer, config, dataset)
+        history = fit(model, settings, dataset, config, device, writer)
         model.load_state_dict(checkpoint.load(best, device)["model"])
         uncalibrated = score(model, dataset, "test")
         calibrated = calibrate(model, dataset, config)
@@ -96,85 +115,117 @@ def train(config: TrainConfig) -> Path:
     return config.run
 
 
+def start(
+    config: TrainConfig, settings: dict[str, JsonValue], dataset: Dataset, normalization: Normalization
+) -> nn.Sequential:
+    """The network before its first step. Raises CheckpointRefused."""
+    torch.manual_seed(config.seed)
+    model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
+    initialize(model, config.init)
+    if config.init_from is not None:
+        print(transfer(model, settings, config.init_from))
+    if config.freeze:
+        models.freeze(model)
+    return model
+
+
 def fit(
-    model: nn.Module, dataset: Dataset, config: TrainConfig, device: torch.device, writer: SummaryWriter
+    model: nn.Sequential,
+    settings: dict[str, JsonValue],
+    dataset: Dataset,
+    config: TrainConfig,
+    device: torch.device,
+    writer: SummaryWriter,
 ) -> list[Epoch]:
-    """Train; leave `checkpoints/last.pt` and `best.pt`, the best by balanced accuracy on the validation split."""
+    """Train; leave `checkpoints/last.pt` and `best.pt`, the best by --best-by on the validation split."""
     split = dataset.splits["train"]
-    batches = Batches(dataset.images[split], dataset.labels[split], config, pin_memory=device.type == "cuda")
-    optimizer = adamw(model, config)
-    schedule = LambdaLR(optimizer, warmup_cosine(config, len(batches)))
+    images, labels, classes = dataset.images[split], dataset.labels[split], len(dataset.classes)
+    batches = Batches(images, labels, config, pin_memory=device.type == "cuda")
+    mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix)
+    weights = balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
+    class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
+    learner = Learner.start(model, config, len(batches))
     history: list[Epoch] = []
     best_rank, best_epoch = (-math.inf, -math.inf), 0
     for epoch in range(config.epochs):
-        loss, accuracy, speed = run_epoch(model, batches, epoch, optimizer, schedule, config, device)
-        validation = score(model, dataset, "val")
-        rank = (validation.balanced_accuracy, -validation.log_loss)
+        trained = run_epoch(learner, batches, mix, class_weights, epoch, config, device)
+        validation = score(learner.average.model, dataset, "val")
+        rank = validation.rank(config.best_by)
         if is_best := rank > best_rank:
             best_rank, best_epoch = rank, epoch
         history.append(
             Epoch(
                 epoch=epoch + 1,
-                train_loss=loss,
-                train_accuracy=accuracy,
+                train_loss=trained.loss,
+                train_accuracy=trained.accuracy,
                 val_loss=validation.log_loss,
                 val_accuracy=validation.accuracy,
                 val_balanced_accuracy=validation.balanced_accuracy,
-                lr=float(schedule.get_last_lr()[0]),
-                images_per_second=speed,
+                val_score=getattr(validation, config.best_by),
+                lr=float(learner.schedule.get_last_lr()[0]),
+                gradient_norm_mean=trained.gradient_norm_mean,
+                gradient_norm_max=trained.gradient_norm_max,
+                images_per_second=trained.images_per_second,
                 best=is_best,
             )
         )
-        print(history[-1].line(config.epochs))
-        board.epoch(writer, history[-1], model)
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "epoch": epoch,
-        }
+        print(history[-1].line(config))
+        board.epoch(writer, history[-1], learner, dataset.images[dataset.splits["val"][: models.BATCH]])
+        state = learner.state_dict() | {"settings": settings, "epoch": epoch}
         checkpoint.save(state, config.run / "checkpoints" / "last.pt")
         if is_best:
             checkpoint.save(state, config.run / "checkpoints" / "best.pt")
         if config.patience is not None and epoch - best_epoch >= config.patience:
-            print(f"stopped early: no better validation score in {config.patience} epochs")
+            print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
             break
     return history
 
 
 def run_epoch(
-    model: nn.Module,
+    learner: Learner,
     batches: Batches,
+    mix: Mixing,
+    class_weights: Tensor,
     epoch: int,
-    optimizer: Optimizer,
-    schedule: LambdaLR,
     config: TrainConfig,
     device: torch.device,
-) -> tuple[float, float, float]:
-    """One pass over the training images: mean loss, accuracy, images a second. Raises NonFiniteLoss."""
-    model.train()
-    start, seen, loss_sum, correct = time.perf_counter(), 0, 0.0, 0
+) -> Pass:
+    """One pass over the training images. Raises NonFiniteLoss."""
+    model = learner.model
+    models.train_mode(model)
+    begun, seen, loss_sum, correct, norms = time.perf_counter(), 0, 0.0, 0, []
     with tqdm(desc=f"epoch {epoch + 1}", total=len(batches), unit=" steps", disable=None, leave=False) as progress:
-        for step, (images, labels) in enumerate(batches.epoch(epoch), 1):
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
-                logits: Tensor = model(images)
-                loss = cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            if not math.isfinite(loss_value := loss.item()):
-                raise NonFiniteLoss(f"the loss is {loss_value} in epoch {epoch + 1}, step {step}")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+        for step, parts in enumerate(batches.epoch(epoch)):
+            learner.optimizer.zero_grad()
+            for part, (images, labels) in enumerate(parts):
+                images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                images, targets = mix(images, labels, epoch, step, part)
+                with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
+                    logits: Tensor = model(images)
+                loss = cross_entropy(logits.float(), targets, class_weights, label_smoothing=config.label_smoothing)
+                if not math.isfinite(loss_value := loss.item()):
+                    raise NonFiniteLoss(f"the loss is {loss_value} in epoch {epoch + 1}, step {step + 1}")
+                (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
 
-            seen += len(labels)
-            loss_sum += loss_value * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            speed = seen / (time.perf_counter() - start)
+                seen += len(labels)
+                loss_sum += loss_value * len(labels)
+                correct += int((logits.argmax(1) == targets.argmax(1)).sum())
+            norms.append(clip(model, config.clip_norm))
+            learner.optimizer.step()
+            learner.schedule.step()
+            learner.average.update(model)
+
+            speed = seen / (time.perf_counter() - begun)
             shown = f"loss {loss_sum / seen:.3f}, accuracy {correct / seen:.1%}, {speed:,.0f} images/s"
             progress.set_postfix_str(shown, refresh=False)
             progress.update()
-    return loss_sum / seen, correct / seen, speed
+    return Pass(
+        loss=loss_sum / seen,
+        accuracy=correct / seen,
+        gradient_norm_mean=float(torch.stack(norms).mean()),
+        gradient_norm_max=float(torch.stack(norms).max()),
+        images_per_second=speed,
+    )
 
 
 def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Calibration:
@@ -196,28 +247,6 @@ def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
     if not np.isfinite(probabilities).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
     return scores.score(dataset.labels[indices], probabilities, dataset.classes)
-
-
-def adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), fused; biases and normalisation layers are not decayed."""
-    assert config.lr is not None
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def warmup_cosine(config: TrainConfig, steps_an_epoch: int) -> Callable[[int], float]:
-    """The share of --lr in force at a step: a linear rise, then half a cosine to zero (Loshchilov and Hutter 2017)."""
-    total = config.epochs * steps_an_epoch
-    warmup = min(round(config.warmup_epochs * steps_an_epoch), total // 2)
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-    return share
 
 
 def find_device(name: str) -> torch.device:
@@ -244,6 +273,20 @@ def open_run(config: TrainConfig) -> None:
     except FileExistsError as error:
         raise ConfigError(f"--name {config.name}: there is a run of that name in {config.out}") from error
     (config.run / "checkpoints").mkdir()
+
+
+def keep_pipeline(config: TrainConfig) -> TrainConfig:
+    """Train by a copy of the --augment file in the run's folder, so that the run can be made again.
+
+    Raises ConfigError when the pipeline does not fit the run's images.
+    """
+    if not isinstance(config.augment, Path):
+        return config
+    assert config.image_size is not None
+    augment.check(config.augment, config.image_size, config.channels)
+    kept = config.run / f"augment{config.augment.suffix}"
+    shutil.copyfile(config.augment, kept)
+    return replace(config, augment=kept)
 
 
 def describe(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> str:
