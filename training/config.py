@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 
 from serving.contract import MIN_SIDE, Channels, Interpolation, NormalizationMode
+from training.splits import Leaks
 
 
 class ConfigError(ValueError):
@@ -43,6 +44,9 @@ class TrainConfig:
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: float = 0.15
     """Share of the images held out for the test when the data brings no such split."""
+    leaks: Leaks = "drop"
+    """What to do when one picture or group is in two splits or under two labels. drop: take it out of training, and
+    what has two labels out altogether; error: stop; warn: leave it and say so."""
 
     normalization: NormalizationMode = "standard"
     """Mode of A.Normalize, computed by the model's first layer."""

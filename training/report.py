@@ -116,7 +116,7 @@ def _facts(found: Findings) -> dict[str, object]:
             "name": dataset.name,
             "images": len(dataset.keys),
             "digest": dataset.digest,
-            "unreadable": dataset.unreadable,
+            "unreadable": dataset.audit.unreadable,
             "classes": [
                 {"name": name}
                 | {split: int((dataset.labels[indices] == label).sum()) for split, indices in dataset.splits.items()}

@@ -1,5 +1,6 @@
 """The main job: data, model, loop; then scores, export with its proof, report. Read it from top to bottom."""
 
+import json
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from serving.contract import CONTRACT_VERSION, Calibration, ModelCard
-from training import board, calibration, checkpoint, data, export, models, provenance, report, scores
+from training import audit_report, board, calibration, checkpoint, data, export, models, provenance, report, scores
 from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
@@ -53,11 +54,13 @@ def train(config: TrainConfig) -> Path:
         raise
     config = config.settled(image_size=dataset.preprocessing.height, training_images=len(dataset.splits["train"]))
     (config.run / "config.yaml").write_text(config.to_yaml())
+    (config.run / "audit.json").write_text(json.dumps(audit_report.facts(dataset.audit), indent=1, ensure_ascii=False))
     normalization = models.normalization(config, dataset.images[dataset.splits["train"]])
     torch.manual_seed(config.seed)
     model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device))
+    print(audit_report.summary(dataset.audit))
 
     best = config.run / "checkpoints" / "best.pt"
     with SummaryWriter(config.run / "tensorboard") as writer:
