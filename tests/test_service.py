@@ -259,6 +259,22 @@ def test_answers_below_the_setting_abstain_and_are_counted(run: Path, photos: Pa
     assert card == json.loads((run / "report" / "report.json").read_text())["card"]
 
 
+def test_a_threshold_of_the_report_hands_over_what_the_report_says(run: Path, photos: Path, tmp_path: Path) -> None:
+    point = json.loads((run / "report" / "report.json").read_text())["risk_coverage"]["operating_points"][-1]
+    assert (point["at_most"], point["handed_over"], point["kept"]) == (0.5, 6, 6)
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [("images", (photos / row["path"]).read_bytes()) for row in rows]
+    below = str(point["threshold"])
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_ABSTAIN_BELOW=below) as address:
+        results = httpx.post(f"{address}/predict_batch", files=files).json()["results"]
+    right = [
+        answer["label"] == row["true"] for answer, row in zip(results, rows, strict=True) if not answer["abstained"]
+    ]
+    assert len(right) == point["kept"]
+    assert sum(right) == point["kept"] * point["accuracy"]
+
+
 def start(model: Path, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Start a service that is expected to end by itself."""
     variables = os.environ | {"TWINLENS_MODEL": str(model), "BENTOML_HOME": str(tmp_path / "home")} | environment

@@ -35,6 +35,8 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "report/figures/loss.svg",
         "report/figures/reliability.png",
         "report/figures/reliability.svg",
+        "report/figures/risk_coverage.png",
+        "report/figures/risk_coverage.svg",
     }
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from training.scores import Scores
+from training.scores import RiskCoverage, Scores
 
 # Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -76,6 +76,22 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.legend(loc="upper left", markerscale=0.5)
+    return figure
+
+
+def risk_coverage(found: RiskCoverage) -> Figure:
+    """Accuracy of the images kept against the share handed to a person, the least confident or any."""
+    handed_over, accuracy = np.array(found.curve).T
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.4))
+        axes = figure.subplots()
+        axes.plot(handed_over, accuracy, color=BLUE, label="the least confident first", clip_on=False)
+        axes.axhline(accuracy[0], color=GREY, linewidth=1, linestyle=":", label="at random")
+        axes.set(xlabel="test images handed to a person", ylabel="accuracy of the rest", xlim=(0, 1))
+        axes.set_ylim(top=1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+        axes.legend()
     return figure
 
 
