@@ -86,7 +86,7 @@ def write(found: Findings) -> None:
     (folder / "figures").mkdir(parents=True)
     drawings = {name: _curve(name, found.history) for name in ("loss", "accuracy")}
     drawings["confusion"] = figures.confusion(found.scores["test"])
-    drawings["reliability"] = figures.reliability(reliability(labels, served))
+    drawings["reliability"] = figures.reliability(reliability(labels, served), "test")
     drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, served))
     pictures = {}
     for name, figure in drawings.items():
