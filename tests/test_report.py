@@ -24,6 +24,14 @@ def test_predictions_hold_every_test_image_once(run: Path) -> None:
     assert accuracy == report["scores"]["test"]["accuracy"]
 
 
+def test_risk_coverage_begins_with_the_accuracy_of_all_test_images(run: Path) -> None:
+    report = json.loads((run / "report" / "report.json").read_text())
+    test, found = report["scores"]["test"], report["risk_coverage"]
+    assert found["curve"][0] == [0, test["accuracy"]]
+    assert found["operating_points"][0]["accuracy"] == test["accuracy"]
+    assert all(point["handed_over"] + point["kept"] == test["images"] for point in found["operating_points"])
+
+
 class References(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import checkpoint, export, train
 from training.config import TrainConfig
@@ -35,6 +34,8 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "report/figures/loss.svg",
         "report/figures/reliability.png",
         "report/figures/reliability.svg",
+        "report/figures/risk_coverage.png",
+        "report/figures/risk_coverage.svg",
     }
 
 
@@ -143,19 +144,6 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
     assert np.all(np.diff(values[:20]) > 0)
     assert np.all(np.diff(values[20:]) < 0)
     assert values[100] == pytest.approx(0, abs=1e-12)
-
-
-def test_tensorboard_holds_every_kind_of_evidence(run: Path) -> None:
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
-    events.Reload()
-    tags = events.Tags()
-    assert {"loss/train", "loss/val", "accuracy/val", "learning_rate", "images_per_second"} <= set(tags["scalars"])
-    assert {"validation/examples", "validation/confusion_matrix", "test/confusion_matrix"} <= set(tags["images"])
-    assert any(tag.startswith("weights/") for tag in tags["histograms"])
-    assert {"configuration/text_summary", "test/classification_report/text_summary"} <= set(tags["tensors"])
-    assert any("hparams" in tag for tag in events.summary_metadata)
-    assert len(events.Scalars("loss/val")) == 4
-    assert len(list((run / "tensorboard").iterdir())) == 1, "one folder a run"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -16,7 +16,7 @@ from training.config import TrainConfig
 from training.data import Dataset
 from training.export import Parity
 from training.intervals import bootstrap
-from training.scores import Labels, Probabilities, Scores, overfitting, reliability
+from training.scores import Labels, Probabilities, Scores, overfitting, reliability, risk_coverage
 from training.splits import Split
 
 MISTAKES = 24
@@ -69,7 +69,8 @@ def write(found: Findings) -> None:
     (folder / "figures").mkdir(parents=True)
     drawings = {name: _curve(name, found.history) for name in ("loss", "accuracy")}
     drawings["confusion"] = figures.confusion(found.scores["test"])
-    drawings["reliability"] = figures.reliability(reliability(labels, served))
+    drawings["reliability"] = figures.reliability(reliability(labels, served), "test")
+    drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, served))
     pictures = {}
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
@@ -114,6 +115,7 @@ def _facts(found: Findings) -> dict[str, object]:
             "after": {name: getattr(scores["test"], name) for name in page.CALIBRATION_TITLES},
             "prediction_sets": sets and asdict(sets),
         },
+        "risk_coverage": asdict(risk_coverage(labels, parity.served)),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
         "parity": {
             "held": not parity.faults,

@@ -82,19 +82,17 @@ def train(config: TrainConfig) -> Path:
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
-        report.write(
-            Findings(
-                config=config,
-                card=card,
-                dataset=dataset,
-                history=history,
-                scores=scored,
-                uncalibrated=uncalibrated,
-                parity=parity,
-            )
+        found = Findings(
+            config=config,
+            card=card,
+            dataset=dataset,
+            history=history,
+            scores=scored,
+            uncalibrated=uncalibrated,
+            parity=parity,
         )
-        validation = models.predict(model, dataset.images[dataset.splits["val"]])
-        board.results(writer, config, dataset, scored, validation)
+        report.write(found)
+        board.results(writer, found, models.predict(model, dataset.images[dataset.splits["val"]]))
     publish(config.run)
     return config.run
 
