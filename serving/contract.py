@@ -119,6 +119,14 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score on the held-out test split and its 95 % interval; None where it is undefined or has no interval."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Golden:
     """An image with its known answer; the service replays it before it says it is ready."""
 
@@ -141,10 +149,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model file says about itself: one JSON value in the `metadata_props` of the ONNX file.
-
-    `scores` are those of the held-out test split; null where a score is undefined.
-    """
+    """What a model file says about itself: one JSON value in the `metadata_props` of the ONNX file."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -156,7 +161,7 @@ class ModelCard:
     normalization: Normalization
     calibration: Calibration
     goldens: tuple[Golden, ...]
-    scores: dict[str, float | None]
+    scores: dict[str, Score]
     provenance: Provenance
 
     def to_json(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 from tests.test_sources import manifest, write
 from training import sources
 from training.audit import Audit, audit
-from training.audit_report import facts, recall_interval, summary, warnings
+from training.audit_report import console, facts, recall_interval, warnings
 from training.splits import Leaks
 
 
@@ -53,7 +53,7 @@ def test_what_leaks_is_found_named_and_taken_out(brought: Path) -> None:
     assert found.ignored == ["train/a/notes.txt"]
     assert found.counts == {"a": {"train": 9, "val": 5, "test": 5}, "b": {"train": 10, "val": 5, "test": 6}}
     said = " ".join(warnings(found))
-    assert "2 pairs of images show one picture in two splits. 4 images were taken out" in said
+    assert "2 pairs of images show one picture in two splits. 2 images were taken out" in said
     assert "1 pair of images show one picture under two labels" in said
     assert "1 file was of another format than named" in said
 
@@ -106,7 +106,7 @@ def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
     assert found.fault is not None
     assert found.fault.startswith(f"{tmp_path}: 2 of 12 images cannot be read")
     assert found.unreadable["a/empty.png"] == "the file is empty"
-    assert "left out a/link.png" in summary(found)
+    assert "left out a/link.png" in console(facts(found))
     assert facts(found)["fault"] == found.fault
 
 

@@ -18,6 +18,7 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts
     }
     assert names == {
+        "audit.json",
         "config.yaml",
         "model.onnx",
         "predictions.csv",
@@ -28,6 +29,10 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "report/report.md",
         "report/figures/accuracy.png",
         "report/figures/accuracy.svg",
+        "report/figures/gap.png",
+        "report/figures/gap.svg",
+        "report/figures/learning_rate.png",
+        "report/figures/learning_rate.svg",
         "report/figures/confusion.png",
         "report/figures/confusion.svg",
         "report/figures/loss.png",

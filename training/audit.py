@@ -36,6 +36,8 @@ class Audit:
     classes: tuple[str, ...]
     groups: list[str]
     files: list[ImageFile]
+    positions: list[int]
+    """Where each image stands in the source."""
     unreadable: dict[str, str]
     """Key of each image that cannot be read, and why."""
     ignored: list[str]
@@ -132,6 +134,7 @@ def audit(
         classes=classes,
         groups=groups,
         files=read,
+        positions=readable,
         unreadable=unreadable,
         ignored=source.ignored,
         duplicates=found,

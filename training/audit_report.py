@@ -1,47 +1,123 @@
-"""An audit in words and numbers: warnings in plain sentences, audit.json."""
+"""An audit in words, numbers and pictures; and `python -m training audit`, which makes one and trains nothing."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-from serving.contract import UPRIGHT
-from training.audit import Audit
-from training.sources import NAMES_SHOWN
+from serving.contract import UPRIGHT, Decoded
+from training import files, page
+from training.audit import Audit, audit
+from training.duplicates import Pair
+from training.sources import NAMES_SHOWN, find
+from training.splits import CONTRADICTION, DataError, Leaks
 
 WIDE = 0.3
 TYPICAL_RECALL = 0.8
+EXAMPLES_OF_EACH = 6
+SHEET = 8
+CLASSES_SHOWN = 24
 
 
-def summary(audited: Audit) -> str:
-    """What was found, for the console."""
-    kinds = Counter(pair.kind for pair in audited.duplicates.pairs)
-    removed = len(audited.division.removed)
-    lines = [
-        f"audit  {kinds['exact']:,} exact and {kinds['near']:,} near-duplicate pairs, {removed:,} images taken out"
-    ]
-    lines += [f"       warning: {warning}" for warning in warnings(audited)]
-    lines += [f"       left out {key}: {reason}" for key, reason in list(audited.unreadable.items())[:NAMES_SHOWN]]
-    return "\n".join(lines)
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """Look for what makes scores lie: damaged files, duplicates, leaks between splits, contradictions, shortcuts."""
+
+    data: Path | None = None
+    """Images with labels, as for training."""
+    leaks: Leaks = "drop"
+    """As for training; error ends with exit code 3 when anything is found."""
+    val_fraction: float = 0.15
+    """Share of the images held out for validation when the data brings no such split."""
+    test_fraction: float = 0.15
+    """Share of the images held out for the test when the data brings no such split."""
+    seed: int = 0
+    """Fixes the splits that are made."""
+    out: Path | None = None
+    """Folder for audit.json and audit.html. None: runs/audits/ and the time."""
+
+
+def run(config: AuditConfig) -> Path:
+    """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
+    out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    source = find(config.data)
+    audited = audit(
+        source,
+        channels=3,
+        leaks=config.leaks,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+
+    def original(index: int) -> Decoded:
+        return files.decode(source.read(audited.positions[index]), 3)
+
+    found = facts(audited)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "audit.json").write_text(to_json(found))
+    shown = {"audit": found, "pairs": examples(audited, original), "sheets": sheets(audited, original)}
+    (out / "audit.html").write_text(page.render("audit.html.jinja", **shown))
+    if audited.fault is not None:
+        print(summary(out))
+        raise DataError(audited.fault)
+    return out
+
+
+def summary(folder: Path) -> str:
+    """What an audit found and where to read of it, for the console."""
+    found = json.loads((folder / "audit.json").read_text())
+    shortcut = found["shortcut"]
+    told = shortcut and (
+        f"Balanced accuracy from size, format and bytes alone: {shortcut['from_file']:.1%}; with the mean colour: "
+        f"{shortcut['from_file_and_colour']:.1%}; by chance: {shortcut['chance']:.1%}."
+    )
+    return "\n".join(
+        (
+            f"data   {found['data']}: {found['images']:,} images, {len(found['classes'])} classes",
+            console(found),
+            *([f"       {told}"] if told else []),
+            "",
+            f"report  {folder / 'audit.html'}",
+            f"facts   {folder / 'audit.json'}",
+        )
+    )
+
+
+def console(found: dict[str, Any]) -> str:
+    """What `facts` tells, in a few lines."""
+    pairs, removed, unreadable = found["duplicates"], len(found["removed"]), found["files"]["unreadable"]
+    return "\n".join(
+        (
+            f"audit  {pairs['exact']:,} exact and {pairs['near']:,} near-duplicate pairs, {removed:,} images taken out",
+            *(f"       warning: {warning}" for warning in found["warnings"]),
+            *(f"       left out {key}: {reason}" for key, reason in list(unreadable.items())[:NAMES_SHOWN]),
+        )
+    )
 
 
 def warnings(audited: Audit) -> Iterator[str]:
     """What a person must know before trusting a score, in plain sentences."""
-    unreadable, removed = len(audited.unreadable), len(audited.division.removed)
+    unreadable, reasons = len(audited.unreadable), Counter(audited.division.removed.values())
+    contradictory = reasons.pop(CONTRADICTION, 0)
+    removed = reasons.total()
     if unreadable:
         yield f"{_images(unreadable)} cannot be read and {_were(unreadable)} left out."
-    left = "They stay where they are (--leaks warn), so the scores flatter the model."
+    left = "" if audited.fault else "They stay where they are, so the scores flatter the model."
     done = f"{_images(removed)} {_were(removed)} taken out, never from the test split." if removed else left
     if pairs := len(audited.leaks):
-        yield f"{pairs:,} pair{_s(pairs)} of images show one picture in two splits. {done}"
+        yield f"{pairs:,} pair{_s(pairs)} of images show one picture in two splits. {done}".strip()
     if groups := len(audited.parted_groups):
-        yield f"{groups:,} group{_s(groups)} had images in two splits. {done}"
+        yield f"{groups:,} group{_s(groups)} had images in two splits. {done}".strip()
     if pairs := len(audited.contradictions):
-        what = left if not removed else "Neither image of such a pair is used, in any split."
-        yield f"{pairs:,} pair{_s(pairs)} of images show one picture under two labels. {what}"
+        what = "Neither image of such a pair is used, in any split." if contradictory else left
+        yield f"{pairs:,} pair{_s(pairs)} of images show one picture under two labels. {what}".strip()
     if misnamed := len(audited.misnamed):
         yield f"{misnamed:,} file{_s(misnamed)} {_were(misnamed)} of another format than named; the bytes decide."
     counts = audited.counts
@@ -54,8 +130,51 @@ def warnings(audited: Audit) -> Iterator[str]:
         low, high = recall_interval(fewest)
         yield (
             f"{len(small)} of {len(counts)} classes have so few test images that little can be said of them: of "
-            f"{fewest} images of {name}, a recall of {TYPICAL_RECALL:.0%} would mean {low:.0%} to {high:.0%}."
+            f"{_images(fewest)} of {name}, a recall of {TYPICAL_RECALL:.0%} would mean {low:.0%} to {high:.0%}."
         )
+
+
+def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
+    """Pairs as a page shows them: those under two labels, those in two splits, then some of the rest."""
+    of_each = [audited.contradictions, audited.leaks]
+    of_each += [[pair for pair in audited.duplicates.pairs if pair.kind == kind] for kind in ("near", "exact")]
+    chosen: dict[Pair, None] = {}
+    for pairs in of_each:
+        chosen |= dict.fromkeys([pair for pair in pairs if pair not in chosen][:EXAMPLES_OF_EACH])
+    return [
+        {
+            "what": pair.change or ("same pixels" if pair.kind == "exact" else "nearly the same"),
+            "similarity": pair.similarity,
+            "images": [
+                {
+                    "picture": page.thumbnail(original(i)),
+                    "key": audited.keys[i],
+                    "label": audited.classes[audited.labels[i]],
+                    "split": audited.division.found_in[i],
+                    "removed": audited.division.removed.get(i),
+                }
+                for i in (pair.first, pair.second)
+            ],
+        }
+        for pair in chosen
+    ]
+
+
+def sheets(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
+    """Eight training images of each of the first 24 classes, evenly over what there is."""
+    train = audited.division.splits["train"]
+    shown = []
+    for label, name in enumerate(audited.classes[:CLASSES_SHOWN]):
+        mine = train[audited.labels[train] == label]
+        some = mine[np.arange(min(SHEET, len(mine))) * len(mine) // max(min(SHEET, len(mine)), 1)]
+        pictures = [{"picture": page.thumbnail(original(int(i))), "key": audited.keys[i]} for i in some]
+        shown.append({"name": name, "images": pictures})
+    return shown
+
+
+def to_json(found: dict[str, Any]) -> str:
+    """What `facts` gives, as audit.json holds it."""
+    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def recall_interval(support: int) -> tuple[float, float]:

@@ -59,7 +59,7 @@ def load(config: TrainConfig) -> Dataset:
     )
     if audited.fault is not None:
         raise DataError(audited.fault)
-    positions = [i for i, key in enumerate(source.keys) if key not in audited.unreadable]
+    positions = audited.positions
     return Dataset(
         name=source.name,
         keys=audited.keys,

@@ -1,6 +1,6 @@
 """Pictures of a run, drawn once for the report and for TensorBoard."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,17 @@ STYLE: Any = {
 COUNTS_SHOWN_UP_TO = 20
 
 
-def curve(name: str, epochs: Sequence[int], train: Sequence[float], val: Sequence[float], best: int) -> Figure:
-    """Loss or accuracy by epoch, on training and validation images; `best` is the epoch whose weights are exported."""
+def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], best: int) -> Figure:
+    """Lines by epoch, at most two, named in the legend; `best` is the epoch whose weights are exported."""
     with rc_context(STYLE):
         figure = Figure(figsize=(5, 3.4))
         axes = figure.subplots()
-        axes.plot(epochs, train, color=ORANGE, linestyle="--", label="training (augmented)")
-        axes.plot(epochs, val, color=BLUE, label="validation")
+        for (label, values), colour, style in zip(lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False):
+            axes.plot(epochs, values, color=colour, linestyle=style, label=label)
         axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if name == "accuracy":
+        if name.startswith("accuracy"):
             axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.legend()
     return figure

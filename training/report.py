@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,13 +11,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from serving.contract import TOLERANCE, ModelCard
-from training import figures, page
-from training.calibration import coverage
+from training import audit_report, figures, page
+from training.calibration import MIN_IMAGES, coverage
 from training.config import TrainConfig
 from training.data import Dataset
 from training.export import Parity
-from training.intervals import bootstrap
-from training.scores import Labels, Probabilities, Scores, overfitting, reliability, risk_coverage
+from training.intervals import Interval, Intervals
+from training.scores import (
+    OVERFITTING_GAP,
+    Labels,
+    Probabilities,
+    Scores,
+    overfitting,
+    reliability,
+    risk_coverage,
+)
+from training.shortcut import LARGE_SHARE
 from training.splits import Split
 
 MISTAKES = 24
@@ -56,18 +66,35 @@ class Findings:
     dataset: Dataset
     history: Sequence[Epoch]
     scores: dict[Split, Scores]
+    intervals: Intervals
     uncalibrated: Scores
     parity: Parity
+    environment: dict[str, str]
 
 
 def write(found: Findings) -> None:
-    """Write `report/` and `predictions.csv` into the run's folder."""
-    run, dataset, served = found.config.run, found.dataset, found.parity.served
+    """Write `report/` and `predictions.csv` into the run's folder, both or neither.
+
+    Raises OSError saying that the model is complete all the same.
+    """
+    run = found.config.run
+    partial = run / ".report"
+    try:
+        _write_into(partial, found)
+        (partial / "predictions.csv").replace(run / "predictions.csv")
+        partial.replace(run / "report")
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        lost = f"the report could not be written ({error.strerror}), but the model is complete"
+        raise OSError(error.errno, lost, str(run / "model.onnx")) from error
+
+
+def _write_into(folder: Path, found: Findings) -> None:
+    dataset, served = found.dataset, found.parity.served
     test = dataset.splits["test"]
     labels = dataset.labels[test]
-    folder = run / "report"
     (folder / "figures").mkdir(parents=True)
-    drawings = {name: _curve(name, found.history) for name in ("loss", "accuracy")}
+    drawings = _curves(found.history)
     drawings["confusion"] = figures.confusion(found.scores["test"])
     drawings["reliability"] = figures.reliability(reliability(labels, served), "test")
     drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, served))
@@ -78,37 +105,39 @@ def write(found: Findings) -> None:
         pictures[name] = page.drawing(figure)
 
     facts = _facts(found)
+    audit = audit_report.facts(dataset.audit)
     worst = worst_mistakes(labels, served, MISTAKES)
-    wrong = mistakes(dataset, test[worst], served[worst])
-    table = class_table(found.scores["test"])
+    shown = {
+        "pictures": pictures,
+        "mistakes": mistakes(dataset, test[worst], served[worst]),
+        "audit": audit,
+        "pairs": audit_report.examples(dataset.audit, dataset.original),
+        "sheets": audit_report.sheets(dataset.audit, dataset.original),
+    }
+    table = class_table(found.scores["test"], found.intervals)
     (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
-    (folder / "report.md").write_text(page.render("report.md.jinja", **facts, class_table=table))
-    (folder / "report.html").write_text(page.render("report.html.jinja", **facts, pictures=pictures, mistakes=wrong))
-    write_predictions(run / "predictions.csv", dataset, test, served)
+    (folder / "report.html").write_text(page.render("report.html.jinja", **facts, **shown))
+    (folder / "report.md").write_text(page.render("report.md.jinja", **facts, audit=audit, class_table=table))
+    write_predictions(folder / "predictions.csv", dataset, test, served)
 
 
 def _facts(found: Findings) -> dict[str, object]:
     """What report.json holds, and what both templates are filled with."""
     dataset, scores, parity = found.dataset, found.scores, found.parity
-    test = dataset.splits["test"]
-    labels = dataset.labels[test]
+    labels = dataset.labels[dataset.splits["test"]]
     sets = coverage(labels, parity.served, found.card.calibration, dataset.classes)
     return {
         "run": found.config.run.name,
         "model": str(found.config.run / "model.onnx"),
+        "warnings": list(_warnings(found)),
         "data": {
             "name": dataset.name,
             "images": len(dataset.keys),
             "digest": dataset.digest,
-            "unreadable": dataset.audit.unreadable,
-            "classes": [
-                {"name": name}
-                | {split: int((dataset.labels[indices] == label).sum()) for split, indices in dataset.splits.items()}
-                for label, name in enumerate(dataset.classes)
-            ],
+            "classes": [{"name": name} | found for name, found in dataset.audit.counts.items()],
         },
         "scores": {split: asdict(scored) for split, scored in scores.items()},
-        "intervals": asdict(bootstrap(labels, parity.served, dataset.components[test], dataset.classes)),
+        "intervals": asdict(found.intervals),
         "calibration": {
             **asdict(found.card.calibration),
             "before": {name: getattr(found.uncalibrated, name) for name in page.CALIBRATION_TITLES},
@@ -116,6 +145,7 @@ def _facts(found: Findings) -> dict[str, object]:
             "prediction_sets": sets and asdict(sets),
         },
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
+        "shortcut": _shortcut(found),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
         "parity": {
             "held": not parity.faults,
@@ -125,8 +155,40 @@ def _facts(found: Findings) -> dict[str, object]:
             "comparisons": [asdict(comparison) for comparison in parity.comparisons],
         },
         "history": [asdict(line) for line in found.history],
+        "environment": found.environment,
         "card": json.loads(replace(found.card, goldens=()).to_json()),
     }
+
+
+def _shortcut(found: Findings) -> dict[str, object] | None:
+    baseline, model = found.dataset.audit.shortcut, found.scores["test"].balanced_accuracy
+    return asdict(baseline) | {"model": model, "share": baseline.share(model)} if baseline else None
+
+
+def _warnings(found: Findings) -> Iterator[str]:
+    """What a person must know before trusting the model, in plain sentences."""
+    scores, calibration, shortcut = found.scores["test"], found.card.calibration, found.dataset.audit.shortcut
+    yield from audit_report.warnings(found.dataset.audit)
+    share = shortcut and shortcut.share(scores.balanced_accuracy)
+    if shortcut and share and share >= LARGE_SHARE:
+        yield (
+            "Size, format, bytes and mean colour alone, without the picture, reach a balanced accuracy of "
+            f"{shortcut.best:.1%}, which is {share:.0%} of what the model gains over chance ({shortcut.chance:.1%}). "
+            "Make sure that the classes were not photographed or stored in different ways."
+        )
+    confusion = np.array(scores.confusion)
+    if len(said := np.flatnonzero(confusion.sum(0))) == 1:
+        yield f"Every test image was answered with {found.card.classes[said[0]]}."
+    commonest = int(confusion.sum(1).argmax())
+    if scores.accuracy <= (right := confusion.sum(1)[commonest] / scores.images):
+        yield f"Always answering {found.card.classes[commonest]} would be right at least as often: {right:.1%}."
+    if calibration.threshold is None:
+        count = len(found.dataset.splits["val"])
+        what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
+        yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    training, validation = found.scores["train"].accuracy, found.scores["val"].accuracy
+    if training - validation >= OVERFITTING_GAP:
+        yield overfitting(training, validation)
 
 
 def summary(run: Path) -> str:
@@ -149,7 +211,9 @@ def summary(run: Path) -> str:
             "",
             *rows,
             "",
-            facts["overfitting"],
+            *(f"warning: {warning}" for warning in facts["warnings"]),
+            *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
+            *_baseline(facts["shortcut"]),
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",
             "",
@@ -161,12 +225,25 @@ def summary(run: Path) -> str:
     )
 
 
-def class_table(scores: Scores) -> str:
-    """Precision, recall, F1 and support by class, in Markdown."""
-    lines = ["| class | precision | recall | F1 | support |", "|---|---:|---:|---:|---:|"]
-    for scored in scores.by_class:
-        cells = " | ".join(page.number(value) for value in (scored.precision, scored.recall, scored.f1))
-        lines.append(f"| {scored.name.replace('|', '&#124;')} | {cells} | {scored.support:,} |")
+def _baseline(shortcut: dict[str, float] | None) -> list[str]:
+    if shortcut is None:
+        return []
+    best = max(shortcut["from_file"], shortcut["from_file_and_colour"])
+    return [
+        f"Balanced accuracy from size, format, bytes and mean colour alone: {best:.1%}; "
+        f"of the model: {shortcut['model']:.1%}; by chance: {shortcut['chance']:.1%}."
+    ]
+
+
+def class_table(scores: Scores, intervals: Intervals | None = None) -> str:
+    """Recall, precision, F1 and number of images by class, in Markdown; with 95 % intervals where there are any."""
+    lines = ["| class | recall | precision | F1 | images |", "|---|---:|---:|---:|---:|"]
+    recalls, precisions = (intervals.recall, intervals.precision) if intervals else ({}, {})
+    for row in scores.by_class:
+        recall = _with_interval(row.recall, recalls.get(row.name))
+        precision = _with_interval(row.precision, precisions.get(row.name))
+        name = row.name.replace("|", "&#124;")
+        lines.append(f"| {name} | {recall} | {precision} | {page.number(row.f1)} | {row.support:,} |")
     return "\n".join(lines)
 
 
@@ -211,11 +288,25 @@ def write_predictions(path: Path, dataset: Dataset, indices: np.ndarray, probabi
             writer.writerow([*names, *(f"{value:.6f}" for value in row)])
 
 
-def _curve(name: str, history: Sequence[Epoch]) -> Figure:
-    return figures.curve(
-        name,
-        [line.epoch for line in history],
-        [getattr(line, f"train_{name}") for line in history],
-        [getattr(line, f"val_{name}") for line in history],
-        max(line.epoch for line in history if line.best),
-    )
+def _with_interval(value: float | None, limits: Interval | None) -> str:
+    return page.number(value) + (f" ({page.interval(limits)})" if limits else "")
+
+
+def _curves(history: Sequence[Epoch]) -> dict[str, Figure]:
+    epochs = [line.epoch for line in history]
+    best = max(line.epoch for line in history if line.best)
+    train, val = "training", "validation"
+    gap = [line.train_accuracy - line.val_accuracy for line in history]
+    return {
+        name: figures.curve(title, epochs, lines, best)
+        for name, title, lines in (
+            ("loss", "loss", {val: [e.val_loss for e in history], train: [e.train_loss for e in history]}),
+            (
+                "accuracy",
+                "accuracy",
+                {val: [e.val_accuracy for e in history], train: [e.train_accuracy for e in history]},
+            ),
+            ("gap", "accuracy, training less validation", {"gap": gap}),
+            ("learning_rate", "learning rate", {"learning rate": [e.lr for e in history]}),
+        )
+    }

@@ -35,11 +35,15 @@ class Shortcut:
     from_file_and_colour: float
     """From those and the mean colour."""
 
+    @property
+    def best(self) -> float:
+        """The better of the two."""
+        return max(self.from_file, self.from_file_and_colour)
+
     def share(self, balanced_accuracy: float) -> float | None:
         """The share of a model's gain over chance that the baseline reaches; None when the model gains nothing."""
         gain = balanced_accuracy - self.chance
-        best = max(self.from_file, self.from_file_and_colour)
-        return None if gain <= 0 else max(0.0, (best - self.chance) / gain)
+        return None if gain <= 0 else max(0.0, (self.best - self.chance) / gain)
 
 
 def baseline(

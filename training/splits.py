@@ -13,6 +13,8 @@ Split = Literal["train", "val", "test"]
 Leaks = Literal["drop", "error", "warn"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+CONTRADICTION = "one picture under two labels"
+
 
 class DataError(ValueError):
     """Data that no model can be trained on; the message says what was found and what is expected."""
@@ -53,7 +55,7 @@ def divide(
     removed: dict[int, str] = {}
     if leaks == "drop":
         contradictory = _mixed(components(alone, pairs), labels)
-        removed = {int(i): "one picture under two labels" for i in np.flatnonzero(contradictory)}
+        removed = {int(i): CONTRADICTION for i in np.flatnonzero(contradictory)}
     kept = np.array([i for i in range(len(labels)) if i not in removed], np.int64)
     together = components(groups, pairs)
     made = complete(

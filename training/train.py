@@ -1,6 +1,5 @@
 """The main job: data, model, loop; then scores, export with its proof, report. Read it from top to bottom."""
 
-import json
 import math
 import os
 import shutil
@@ -18,11 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from serving.contract import CONTRACT_VERSION, Calibration, ModelCard
+from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Score
 from training import audit_report, board, calibration, checkpoint, data, export, models, provenance, report, scores
 from training.batches import Batches
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
+from training.intervals import bootstrap
 from training.report import Epoch, Findings
 from training.scores import Scores
 from training.splits import SPLITS, DataError, Split
@@ -54,13 +54,14 @@ def train(config: TrainConfig) -> Path:
         raise
     config = config.settled(image_size=dataset.preprocessing.height, training_images=len(dataset.splits["train"]))
     (config.run / "config.yaml").write_text(config.to_yaml())
-    (config.run / "audit.json").write_text(json.dumps(audit_report.facts(dataset.audit), indent=1, ensure_ascii=False))
+    audited = audit_report.facts(dataset.audit)
+    (config.run / "audit.json").write_text(audit_report.to_json(audited))
     normalization = models.normalization(config, dataset.images[dataset.splits["train"]])
     torch.manual_seed(config.seed)
     model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device))
-    print(audit_report.summary(dataset.audit))
+    print(audit_report.console(audited))
 
     best = config.run / "checkpoints" / "best.pt"
     with SummaryWriter(config.run / "tensorboard") as writer:
@@ -69,6 +70,9 @@ def train(config: TrainConfig) -> Path:
         uncalibrated = score(model, dataset, "test")
         calibrated = calibrate(model, dataset, config)
         scored = {split: score(model, dataset, split) for split in SPLITS}
+        test = dataset.splits["test"]
+        answers = models.predict(model, dataset.images[test])
+        intervals = bootstrap(dataset.labels[test], answers, dataset.components[test], dataset.classes)
         card = ModelCard(
             contract_version=CONTRACT_VERSION,
             name=config.run.name,
@@ -78,7 +82,10 @@ def train(config: TrainConfig) -> Path:
             normalization=normalization,
             calibration=calibrated,
             goldens=export.goldens(model, dataset),
-            scores=scored["test"].headline(),
+            scores={
+                name: Score(value=value, interval=getattr(intervals, name, None))
+                for name, value in scored["test"].headline().items()
+            },
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
@@ -88,8 +95,10 @@ def train(config: TrainConfig) -> Path:
             dataset=dataset,
             history=history,
             scores=scored,
+            intervals=intervals,
             uncalibrated=uncalibrated,
             parity=parity,
+            environment=provenance.environment(device),
         )
         report.write(found)
         board.results(writer, found, models.predict(model, dataset.images[dataset.splits["val"]]))
