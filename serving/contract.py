@@ -41,6 +41,7 @@ FORMATS = "JPEG, PNG, WebP, BMP"
 # What Pillow's header parsers raise on hostile bytes; none of these may leave `decode` as itself.
 HEADER_ERRORS = (OSError, SyntaxError, ValueError, KeyError, EOFError, struct.error, OverflowError, TypeError)
 EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1
 # By EXIF value (TIFF 6.0, tag 274): how the stored pixels must be turned to stand upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
@@ -54,6 +55,18 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 Decoded = UInt8[np.ndarray, "decoded_height decoded_width channels"]
 Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an image file says of itself: sizes in pixels before EXIF orientation, Pillow's names of format and mode."""
+
+    format: str
+    height: int
+    width: int
+    mode: str
+    orientation: int
+    """EXIF value, 1 to 8; 1 is upright."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,14 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score on the held-out test split and its 95 % interval; None where it is undefined or has no interval."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Golden:
     """An image with its known answer; the service replays it before it says it is ready."""
 
@@ -128,10 +149,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model file says about itself: one JSON value in the `metadata_props` of the ONNX file.
-
-    `scores` are those of the held-out test split; null where a score is undefined.
-    """
+    """What a model file says about itself: one JSON value in the `metadata_props` of the ONNX file."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -143,7 +161,7 @@ class ModelCard:
     normalization: Normalization
     calibration: Calibration
     goldens: tuple[Golden, ...]
-    scores: dict[str, float | None]
+    scores: dict[str, Score]
     provenance: Provenance
 
     def to_json(self) -> str:
@@ -195,7 +213,7 @@ def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, m
         raise ImageError("empty_image", "the file is empty")
     if len(data) > max_bytes:
         raise ImageError("payload_too_large", f"the file has {len(data):,} bytes; at most {max_bytes:,} are accepted")
-    header = _read_header(data)
+    header = _open(data)
     _check_size(*header.size, max_pixels)
     if _is_transparent(header):
         pixels = _on_white(_decode_with(data, cv2.IMREAD_UNCHANGED), header.info.get("transparency"))
@@ -222,10 +240,16 @@ def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) 
     return resized.reshape(height, width, pixels.shape[2])
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width in the file's header, before EXIF orientation. Raises ImageError as `decode` does."""
-    width, height = _read_header(data).size
-    return height, width
+def read_header(data: bytes) -> Header:
+    """What the file's header says, without decoding it. Raises ImageError as `decode` does."""
+    header = _open(data)
+    return Header(
+        format=header.format or "",
+        height=header.height,
+        width=header.width,
+        mode=header.mode,
+        orientation=_orientation(header),
+    )
 
 
 def pixel_digest(pixels: Pixels) -> Digest:
@@ -233,7 +257,7 @@ def pixel_digest(pixels: Pixels) -> Digest:
     return Digest(hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest())
 
 
-def _read_header(data: bytes) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     kind = next((name for magic, name in MAGIC_BYTES.items() if data.startswith(magic)), None)
     if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
         raise ImageError("unsupported_image_format", f"the bytes are not an image of an accepted format ({FORMATS})")
@@ -286,14 +310,18 @@ def _on_white(pixels: np.ndarray, transparent_gray: object) -> np.ndarray:
 
 
 def _upright(pixels: np.ndarray, header: Image.Image) -> np.ndarray:
+    turn = TURNS.get(_orientation(header))
+    return pixels if turn is None else turn(pixels)
+
+
+def _orientation(header: Image.Image) -> int:
     block = header.info.get("exif")  # `header.getexif()` would decode a whole PNG to look for one
     if not block:
-        return pixels
+        return UPRIGHT
     exif = Image.Exif()
     try:
         exif.load(block)
         orientation = exif.get(EXIF_ORIENTATION)
     except HEADER_ERRORS:  # a broken EXIF block says nothing, so the pixels stay as they are
-        return pixels
-    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
-    return pixels if turn is None else turn(pixels)
+        return UPRIGHT
+    return orientation if isinstance(orientation, int) else UPRIGHT

@@ -22,6 +22,9 @@ class Metrics:
         self._confidence = Histogram(
             "twinlens_confidence", "Probability of the predicted label.", buckets=CONFIDENCE_BUCKETS
         )
+        self._abstentions = Counter(
+            "twinlens_abstentions", "Images answered with too little confidence: for a person to decide."
+        )
         self._rejected = Counter("twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"])
         stage = Histogram(
             "twinlens_stage_seconds",
@@ -50,10 +53,12 @@ class Metrics:
         for seconds in waited:
             self._queue.observe(seconds)
 
-    def predicted(self, label: str, confidence: float) -> None:
-        """An answer has been given."""
+    def predicted(self, label: str, confidence: float, *, abstained: bool) -> None:
+        """An answer has been given; `abstained` when it is one for a person to decide."""
         self._predictions[label].inc()
         self._confidence.observe(confidence)
+        if abstained:
+            self._abstentions.inc()
 
     def rejected(self, reason: str) -> None:
         """An input has been refused with this error code."""

@@ -24,11 +24,13 @@ class InvalidOutput(RuntimeError):
 class Prediction:
     """One image's answer; `probabilities` by class and `prediction_set`, most likely first.
 
+    `abstained` marks an answer as one for a person to decide: its confidence is below the settings' `abstain_below`.
     The prediction set holds the true class with the model card's level of confidence; None when the model has none.
     """
 
     label: str
     confidence: float
+    abstained: bool
     prediction_set: list[str] | None
     probabilities: dict[str, float]
     model_version: str
@@ -72,10 +74,14 @@ class Predictor:
         # Six decimals: far finer than the contract's tolerance, and readable.
         ranked = {self.card.classes[index]: round(float(probabilities[index]), 6) for index in order[:top_k]}
         label, confidence = next(iter(ranked.items()))
-        self.metrics.predicted(label, confidence)
+        # The probability itself, not its six decimals: the thresholds in the training report count on it.
+        least = self._settings.abstain_below
+        abstained = least is not None and float(probabilities[order[0]]) < least
+        self.metrics.predicted(label, confidence, abstained=abstained)
         return Prediction(
             label=label,
             confidence=confidence,
+            abstained=abstained,
             prediction_set=self._prediction_set(probabilities, order),
             probabilities=ranked,
             model_version=self.card.version,

@@ -4,11 +4,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 from serving.contract import MAX_BYTES, MAX_PIXELS
 
 PREFIX = "TWINLENS_"
+
+Confidence = NewType("Confidence", float)
+"""A probability strictly between 0 and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Settings:
     max_queue: int = 256
     workers: int = 1
     timeout_s: float = 10.0
+    abstain_below: Confidence | None = None
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -46,12 +50,14 @@ def _parse(name: str, text: str, kind: object) -> Any:
         return text == "1"
     if kind is Path:
         return Path(text)
-    assert kind in (int, float)
+    is_confidence = kind == Confidence | None
+    assert is_confidence or kind in (int, float)
     number = int if kind is int else float
+    expected = f"a number above 0{' and below 1' if is_confidence else ''}"
     try:
         value = number(text)
     except ValueError as error:
-        raise ValueError(f"{name}={text!r}: expected a number") from error
-    if not value > 0:
-        raise ValueError(f"{name}={text!r}: expected a number above 0")
+        raise ValueError(f"{name}={text!r}: expected {expected}") from error
+    if not value > 0 or (is_confidence and value >= 1):
+        raise ValueError(f"{name}={text!r}: expected {expected}")
     return value

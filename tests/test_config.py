@@ -9,7 +9,7 @@ import yaml
 
 from tests.conftest import ROOT
 from training.__main__ import options
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, TrainConfig, from_yaml
 
 
 def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -72,9 +72,9 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
     assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name"}
     assert values["hidden"] == [7, 8]
     assert values["data"] == "x"
-    assert TrainConfig.from_yaml(path) == config
+    assert from_yaml(TrainConfig, path) == config
     path.write_text(TrainConfig().to_yaml())
-    assert TrainConfig.from_yaml(path) == TrainConfig()
+    assert from_yaml(TrainConfig, path) == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -98,29 +98,29 @@ def test_a_file_that_cannot_be_followed_is_refused_by_file_and_key(tmp_path: Pat
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"^--config {path}: {expected}"):
-        TrainConfig.from_yaml(path)
+        from_yaml(TrainConfig, path)
     with pytest.raises(ConfigError, match=r"--config absent\.yaml: not a YAML file that can be read"):
-        TrainConfig.from_yaml(Path("absent.yaml"))
+        from_yaml(TrainConfig, Path("absent.yaml"))
 
 
 def test_numbers_in_the_file_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("lr: 1e-3\naugment: strong\nclip_norm: 1\n")
-    config = TrainConfig.from_yaml(path)
+    config = from_yaml(TrainConfig, path)
     assert (config.lr, config.augment, config.clip_norm) == (1e-3, "strong", 1.0)
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("epochs: 7\nlr: 0.5\nbatch_norm: true\naugment: own.yaml\npatience: 3\nhidden: [4]\n")
-    assert options(["--config", str(path)]) == TrainConfig.from_yaml(path)
+    assert options("train", ["--config", str(path)]) == from_yaml(TrainConfig, path)
     given = f"--epochs 2 --config={path} --no-batch-norm --augment light --patience None"
-    assert options(given.split()) == dataclasses.replace(
-        TrainConfig.from_yaml(path), epochs=2, batch_norm=False, augment="light", patience=None
+    assert options("train", given.split()) == dataclasses.replace(
+        from_yaml(TrainConfig, path), epochs=2, batch_norm=False, augment="light", patience=None
     )
-    assert options([]) == TrainConfig()
-    assert options(["--batch-norm"]).batch_norm is True
-    assert options(["--augment", "a/b.json"]).augment == Path("a/b.json")
+    assert options("train", []) == TrainConfig()
+    assert options("train", ["--batch-norm"]).batch_norm is True
+    assert options("train", ["--augment", "a/b.json"]).augment == Path("a/b.json")
 
 
 def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training import page
 from training.report import summary
 
 
@@ -21,6 +22,14 @@ def test_predictions_hold_every_test_image_once(run: Path) -> None:
         assert row["predicted"] == names[values.index(max(values))]
     accuracy = sum(row["true"] == row["predicted"] for row in rows) / len(rows)
     assert accuracy == report["scores"]["test"]["accuracy"]
+
+
+def test_risk_coverage_begins_with_the_accuracy_of_all_test_images(run: Path) -> None:
+    report = json.loads((run / "report" / "report.json").read_text())
+    test, found = report["scores"]["test"], report["risk_coverage"]
+    assert found["curve"][0] == [0, test["accuracy"]]
+    assert found["operating_points"][0]["accuracy"] == test["accuracy"]
+    assert all(point["handed_over"] + point["kept"] == test["images"] for point in found["operating_points"])
 
 
 class References(HTMLParser):
@@ -46,12 +55,10 @@ def test_the_page_opens_offline(run: Path) -> None:
     assert len(text) < 3_000_000
 
 
-def test_class_names_cannot_write_html(run: Path, tmp_path: Path) -> None:
-    from training.report import _render
-
-    assert "<script>" not in _render(
+def test_class_names_cannot_write_html(run: Path) -> None:
+    assert "<script>" not in page.render(
         "report.html.jinja",
-        _with_class_name(run, "<script>"),
+        **_with_class_name(run, "<script>"),
         pictures={"loss": "", "accuracy": "", "confusion": "", "reliability": ""},
         mistakes=[],
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from serving.model import open_model
 from tests.conftest import ROOT, free_port, serving
 from tests.test_model import REFUSED, rewritten
 
@@ -225,6 +226,53 @@ def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, p
         assert metric(text, "bentoml_service_request_total", endpoint="/predict", http_response_code="200") == 40
         card = json.loads((run / "report" / "report.json").read_text())["card"]
         assert metric(text, "twinlens_model_info", name="tiny", version=card["version"]) == 1
+
+
+def test_without_a_setting_no_answer_abstains(server: str, png: Callable[..., bytes]) -> None:
+    doubtful = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    assert httpx.post(f"{server}/predict", files={"image": doubtful}).json()["abstained"] is False
+    [answer] = httpx.post(f"{server}/predict_batch", files={"images": doubtful}).json()["results"]
+    assert answer["abstained"] is False
+    assert metric(httpx.get(f"{server}/metrics").text, "twinlens_abstentions_total") == 0
+
+
+def test_answers_below_the_setting_abstain_and_are_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+    """The setting is one image's confidence, of which the answer's six decimals are less: it is not below itself."""
+    classifier = open_model(run / "model.onnx")
+    with (run / "predictions.csv").open(newline="") as file:
+        images = [(photos / row["path"]).read_bytes() for row in csv.DictReader(file)]
+    confidences = [float(classifier.predict(classifier.card.preprocessing(data)[np.newaxis]).max()) for data in images]
+    least = sorted(confidence for confidence in confidences if round(confidence, 6) < confidence)[1]
+    expected = [confidence < least for confidence in confidences]
+    assert 0 < sum(expected) < len(images)
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_ABSTAIN_BELOW=repr(least)) as address:
+        alone = [httpx.post(f"{address}/predict?top_k=1", files={"image": data}).json() for data in images]
+        others = [index for index, confidence in enumerate(confidences) if confidence != least]
+        batch = httpx.post(f"{address}/predict_batch", files=[("images", images[index]) for index in others])
+        card = httpx.get(f"{address}/model").json()
+        text = httpx.get(f"{address}/metrics").text
+    assert [answer["abstained"] for answer in alone] == expected
+    assert alone[confidences.index(least)]["confidence"] < least
+    assert [answer["abstained"] for answer in batch.json()["results"]] == [expected[index] for index in others]
+    assert metric(text, "twinlens_abstentions_total") == 2 * sum(expected)
+    assert metric(text, "twinlens_predictions_total") == len(images) + len(others)
+    assert card == json.loads((run / "report" / "report.json").read_text())["card"]
+
+
+def test_a_threshold_of_the_report_hands_over_what_the_report_says(run: Path, photos: Path, tmp_path: Path) -> None:
+    point = json.loads((run / "report" / "report.json").read_text())["risk_coverage"]["operating_points"][-1]
+    assert (point["at_most"], point["handed_over"], point["kept"]) == (0.5, 6, 6)
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [("images", (photos / row["path"]).read_bytes()) for row in rows]
+    below = str(point["threshold"])
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_ABSTAIN_BELOW=below) as address:
+        results = httpx.post(f"{address}/predict_batch", files=files).json()["results"]
+    right = [
+        answer["label"] == row["true"] for answer, row in zip(results, rows, strict=True) if not answer["abstained"]
+    ]
+    assert len(right) == point["kept"]
+    assert sum(right) == point["kept"] * point["accuracy"]
 
 
 def start(model: Path, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,10 +12,11 @@ def test_defaults_and_every_kind_of_value() -> None:
         "TWINLENS_REQUIRE_GPU": "1",
         "TWINLENS_MAX_BATCH": "4",
         "TWINLENS_TIMEOUT_S": "0.5",
+        "TWINLENS_ABSTAIN_BELOW": "0.8",
         "PATH": "/bin",
     }
     assert Settings.from_env(given) == Settings(
-        model=Path("/models/a.onnx"), require_gpu=True, max_batch=4, timeout_s=0.5
+        model=Path("/models/a.onnx"), require_gpu=True, max_batch=4, timeout_s=0.5, abstain_below=0.8
     )
 
 
@@ -28,6 +29,12 @@ def test_defaults_and_every_kind_of_value() -> None:
         ("TWINLENS_TIMEOUT_S", "nan"),
         ("TWINLENS_REQUIRE_GPU", "yes"),
         ("TWINLENS_MAX_BYTE", "1"),
+        ("TWINLENS_ABSTAIN_BELOW", "never"),
+        ("TWINLENS_ABSTAIN_BELOW", "0"),
+        ("TWINLENS_ABSTAIN_BELOW", "1"),
+        ("TWINLENS_ABSTAIN_BELOW", "-0.5"),
+        ("TWINLENS_ABSTAIN_BELOW", "nan"),
+        ("TWINLENS_ABSTAIN_BELOW", "inf"),
     ],
 )
 def test_a_value_that_does_not_parse_stops_the_start_and_says_so(name: str, value: str) -> None:

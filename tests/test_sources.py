@@ -14,7 +14,7 @@ from training.splits import SPLITS, DataError
 
 def write(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> Path:
     """A picture of noise around `value`, its content unique to value and path."""
-    rng = np.random.default_rng([value, *path.name.encode()])
+    rng = np.random.default_rng([value, *"/".join(path.parts[-3:]).encode()])
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
     return path
@@ -70,7 +70,7 @@ def test_manifest_with_splits_and_groups(tmp_path: Path) -> None:
     for group in {row["group"] for row in rows}:
         assert len({owner[row["path"]] for row in rows if row["group"] == group}) == 1
     assert all(counts(dataset).values())
-    given = [row | {"split": ("train", "Valid", "test")[number % 3]} for number, row in enumerate(rows)]
+    given = [row | {"split": ("train", "Valid", "test")[number % 3], "group": ""} for number, row in enumerate(rows)]
     assert counts(of(manifest(tmp_path / "m.csv", given))) == {"train": 20, "val": 20, "test": 20}
 
 

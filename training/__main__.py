@@ -1,9 +1,11 @@
-"""The command line: `python -m training [train] [options]`. `--help` shows every option with its default."""
+"""The command line: `python -m training [train|audit] [options]`; `--help` shows every option with its default."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -11,14 +13,19 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch
 import tyro
 
+from training import audit_report, report
+from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, TrainConfig, from_yaml
 from training.export import ExportRefused
-from training.report import summary
 from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
 
-PROGRAM = "python -m training"
+# What a verb is told, what it does, and what it says at the end of the folder that it leaves.
+VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
+    "train": (TrainConfig, train, report.summary),
+    "audit": (AuditConfig, audit_report.run, audit_report.summary),
+}
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
     DataError: 3,
@@ -39,27 +46,29 @@ HINTS: dict[type[BaseException], str] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; the exit code says what went wrong (README, exit codes)."""
-    if arguments[:1] == ["train"]:
-        arguments = arguments[1:]
+    """Run one command, `train` if none is named; the exit code says what went wrong (README, exit codes)."""
+    verb, told = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
+    _, act, summary = VERBS[verb]
     try:
-        run = train(options(arguments))
+        folder = act(options(verb, told))
     except tuple(EXIT_CODES) as error:
-        kind = next(kind for kind in EXIT_CODES if isinstance(error, kind))
-        hint = f"\n{HINTS[kind]}" if kind in HINTS else ""
+        cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
+        hint = f"\n{HINTS[cause]}" if cause in HINTS else ""
         print(f"error: {error}{hint}", file=sys.stderr)
-        return EXIT_CODES[kind]
-    print(summary(run))
+        return EXIT_CODES[cause]
+    print(summary(folder))
     return 0
 
 
-def options(arguments: list[str]) -> TrainConfig:
-    """The options of the command line, over those of the file that --config names. Raises ConfigError."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+def options(verb: str, arguments: list[str]) -> Any:
+    """What the command line says to a verb, over what the file of --config does. Raises ConfigError."""
+    kind, program = VERBS[verb][0], f"python -m training {verb}"
+    parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     known, others = parser.parse_known_args(arguments)
-    default = TrainConfig() if known.config is None else TrainConfig.from_yaml(known.config)
-    return tyro.cli(TrainConfig, prog=PROGRAM, args=others, default=default)
+    if known.config is None:
+        return tyro.cli(kind, prog=program, args=others)
+    return tyro.cli(kind, prog=program, args=others, default=from_yaml(kind, known.config))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -11,18 +12,21 @@ from training import activations, figures, report
 from training.config import TrainConfig
 from training.data import Dataset
 from training.learner import Learner
-from training.scores import Probabilities, Scores
+from training.scores import Probabilities, reliability, risk_coverage
 from training.splits import Split
 
 GALLERY = 24
 HISTOGRAMS_EVERY = 5
+PLACES = ("out", "name", "init_from")
+FIRST_COLUMNS = ("model", "augment", "epochs", "lr", "batch_size")
+"""Hyperparameters shown before anybody ticks more: TensorBoard shows five, first those marked as differing."""
 
 
 def augmented(writer: SummaryWriter, config: TrainConfig, dataset: Dataset) -> None:
     """What augmentation does to training images, seen before the first step."""
     sheet = report.augmented(config, dataset)
     if sheet is not None:
-        writer.add_figure("training/augmented", sheet)
+        writer.add_figure("train/augmented", sheet)
 
 
 def epoch(writer: SummaryWriter, line: "report.Epoch", learner: Learner, images: np.ndarray) -> None:
@@ -35,15 +39,16 @@ def epoch(writer: SummaryWriter, line: "report.Epoch", learner: Learner, images:
         "loss/val": line.val_loss,
         "accuracy/train": line.train_accuracy,
         "accuracy/val": line.val_accuracy,
-        "balanced_accuracy/val": line.val_balanced_accuracy,
-        "learning_rate": line.lr,
-        "gradient_norm/mean": line.gradient_norm_mean,
-        "gradient_norm/max": line.gradient_norm_max,
-        "images_per_second": line.images_per_second,
+        "accuracy/val_balanced": line.val_balanced_accuracy,
+        "accuracy/gap": line.train_accuracy - line.val_accuracy,
+        "training/learning_rate": line.lr,
+        "training/images_per_second": line.images_per_second,
+        "training/gradient_norm_mean": line.gradient_norm_mean,
+        "training/gradient_norm_max": line.gradient_norm_max,
     }
     for name, parameter in learner.model.named_parameters():
         if parameter.grad is not None and parameter.ndim > 1:
-            scalars[f"gradient_norm_by_layer/{name}"] = float(parameter.grad.norm())
+            scalars[f"gradients/{name}"] = float(parameter.grad.norm())
     observed = activations.observe(learner.average.model, images)
     scalars |= {f"dead_relus/{seen.layer}": seen.dead for seen in observed if seen.dead is not None}
     for tag, value in scalars.items():
@@ -55,42 +60,58 @@ def epoch(writer: SummaryWriter, line: "report.Epoch", learner: Learner, images:
             writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu().numpy(), line.epoch)
 
 
-def results(
-    writer: SummaryWriter,
-    config: TrainConfig,
-    dataset: Dataset,
-    scores: dict[Split, Scores],
-    validation: Probabilities,
-) -> None:
-    """Validation images with true and predicted label, confusion matrix, classification report, hyperparameters."""
-    indices = dataset.splits["val"]
+def results(writer: SummaryWriter, found: "report.Findings", validation: Probabilities) -> None:
+    """What the exported weights do on the validation and test splits: pictures, tables, scores, hyperparameters.
+
+    `validation` are the answers on the validation split; the images shown are of it.
+    """
+    dataset, served = found.dataset, found.parity.served
+    val = dataset.splits["val"]
+    assert len(validation) == len(val)
+    shown = min(GALLERY, len(val))
     for tag, rows in {
-        "validation/examples": np.arange(min(GALLERY, len(indices))),
-        "validation/worst_mistakes": report.worst_mistakes(dataset.labels[indices], validation, GALLERY),
+        "val/examples": np.arange(shown) * len(val) // shown,  # over all of it: the keys may be sorted by class
+        "val/worst_mistakes": report.worst_mistakes(dataset.labels[val], validation, GALLERY),
     }.items():
-        assert len(validation) == len(indices)
         if len(rows):
-            writer.add_figure(tag, report.answers(dataset, indices[rows], validation[rows]))
-    writer.add_figure("validation/confusion_matrix", figures.confusion(scores["val"]))
-    writer.add_figure("test/confusion_matrix", figures.confusion(scores["test"]))
-    for split in ("val", "test"):
-        writer.add_text(f"{split}/classification_report", report.class_table(scores[split]))
-    writer.add_text("configuration", f"```yaml\n{config.to_yaml()}```")
-    _hyperparameters(writer, config, scores)
+            writer.add_figure(tag, report.answers(dataset, val[rows], validation[rows]))
+    answered: dict[Split, Probabilities] = {"val": validation, "test": served}
+    for split, probabilities in answered.items():
+        labels, scores = dataset.labels[dataset.splits[split]], found.scores[split]
+        writer.add_figure(f"{split}/confusion_matrix", figures.confusion(scores))
+        writer.add_figure(f"{split}/reliability", figures.reliability(reliability(labels, probabilities), split))
+        writer.add_text(f"{split}/classification_report", report.class_table(scores))
+    test = dataset.labels[dataset.splits["test"]]
+    writer.add_figure("test/risk_coverage", figures.risk_coverage(risk_coverage(test, served)))
+    writer.add_text("configuration", f"```yaml\n{found.config.to_yaml()}```")
+    _hyperparameters(writer, found)
 
 
-def _hyperparameters(writer: SummaryWriter, config: TrainConfig, scores: dict[Split, Scores]) -> None:
-    """Into the run's own folder: `add_hparams` would open a second run beside it."""
+def _hyperparameters(writer: SummaryWriter, found: "report.Findings") -> None:
+    """Into the run's own folder: `add_hparams` would open a second run beside it.
+
+    TensorBoard takes the columns of all runs from one of them, so each names every column, also those it leaves empty.
+    """
     settings = {
-        key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in asdict(config).items()
+        name: value if value is None or isinstance(value, (bool, int, float)) else str(value)
+        for name, value in (asdict(found.config) | {"data": found.dataset.name}).items()
+        if name not in PLACES
     }
-    metrics = {
-        f"hparam/{split}_{name}": getattr(scores[split], name)
-        for split in ("val", "test")
-        for name in ("accuracy", "balanced_accuracy")
+    final = {
+        f"scores/{split}_{name}": value
+        for split in ("test", "val")
+        for name, value in found.scores[split].headline().items()
     }
+    every = {name: 0 if value is None else value for name, value in settings.items()}
+    columns = hparams(every, final)[0]  # type: ignore[no-untyped-call]
+    table = HParamsPluginData.FromString(columns.value[0].metadata.plugin_data.content)
+    for column in table.experiment.hparam_infos:
+        column.differs = column.name in FIRST_COLUMNS
+    columns.value[0].metadata.plugin_data.content = table.SerializeToString()
+    _, start, end = hparams(settings, {})  # type: ignore[no-untyped-call]
     file: Any = writer.file_writer
-    for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
+    for summary in (columns, start, end):
         file.add_summary(summary)
-    for name, value in metrics.items():
-        writer.add_scalar(name, value)
+    for tag, value in final.items():
+        if value is not None:
+            writer.add_scalar(tag, value)

@@ -6,13 +6,14 @@ import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from tyro.conf import DisallowNone
 
 from serving.contract import MIN_SIDE, Channels, Interpolation, NormalizationMode
+from training.splits import Leaks
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
 Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]
@@ -21,6 +22,8 @@ ScheduleName = Literal["cosine", "constant", "step"]
 Balance = Literal["none", "loss", "sampler"]
 Policy = Literal["none", "light", "strong"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
+
+Options = TypeVar("Options")
 
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
@@ -60,6 +63,9 @@ class TrainConfig:
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: float = 0.15
     """Share of the images held out for the test when the data brings no such split."""
+    leaks: Leaks = "drop"
+    """What to do when one picture or group is in two splits or under two labels. drop: take it out of training, and
+    what has two labels out altogether; error: stop; warn: leave it and say so."""
 
     normalization: NormalizationMode = "standard"
     """Mode of A.Normalize, computed by the model's first layer."""
@@ -223,24 +229,24 @@ class TrainConfig:
         del values["name"]
         return yaml.safe_dump(values, sort_keys=False)
 
-    @classmethod
-    def from_yaml(cls, path: Path) -> "TrainConfig":
-        """Options from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
-        types = get_type_hints(cls)
-        for key, value in values.items():
-            if key not in types:
-                raise ConfigError(f"--config {path}: there is no option {key!r}; there are {', '.join(types)}")
-            values[key] = _typed(types[key], value, f"--config {path}: {key}")
-        try:
-            return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"--config {path}: {error}") from error
+
+def from_yaml(kind: type[Options], path: Path) -> Options:
+    """Options of this kind from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in types:
+            raise ConfigError(f"--config {path}: there is no option {key!r}; there are {', '.join(types)}")
+        values[key] = _typed(types[key], value, f"--config {path}: {key}")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from error
 
 
 def default_name(model: str) -> str:

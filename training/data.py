@@ -1,24 +1,22 @@
 """All images of a run, decoded and resized once through the contract, with labels, classes and splits."""
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from tqdm import tqdm
 
 from serving import contract
-from serving.contract import Channels, Decoded, Digest, ImageError, Preprocessing
-from training import splits
+from serving.contract import Decoded, Digest, ImageError, Preprocessing
+from training import files
+from training.audit import Audit, audit
 from training.config import TrainConfig
-from training.sources import NAMES_SHOWN, Source, find
+from training.files import Raw
+from training.sources import Source, find
 from training.splits import SPLITS, DataError, Split
 
 OWN_SIZE_AT_MOST = 64
-UNREADABLE_SHARE_AT_MOST = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +30,12 @@ class Dataset:
     classes: tuple[str, ...]
     splits: dict[Split, Int64[np.ndarray, " _"]]
     components: Int64[np.ndarray, " images"]
-    """Images with one number share a group or their content: they are in one split, and are one draw for intervals."""
+    """Images with one number share a group or show one picture: one draw for intervals."""
     preprocessing: Preprocessing
     digest: Digest
     original: Callable[[int], Decoded]
     """Image i decoded but not resized, read anew: what the parity proof and the goldens start from."""
-    unreadable: dict[str, str] = field(default_factory=dict)
-    """Key of each image that was skipped, and why."""
+    audit: Audit
 
 
 def load(config: TrainConfig) -> Dataset:
@@ -46,40 +43,46 @@ def load(config: TrainConfig) -> Dataset:
     source = find(config.data)
     size = config.image_size or _own_size(source)
     preprocessing = Preprocessing(height=size, width=size, channels=config.channels, interpolation=config.interpolation)
-    images, digests, unreadable = _decode_all(source, preprocessing)
-    kept = np.flatnonzero([key not in unreadable for key in source.keys])
-    if len(kept) < len(images):
-        images = images[kept]
-    names = [source.labels[i] for i in kept]
-    classes = tuple(sorted(set(names), key=_natural))
-    labels = np.array([classes.index(name) for name in names], dtype=np.int64)
-    _check_classes(classes, labels)
-    components = splits.components([source.groups[i] for i in kept], [digests[i] for i in kept])
-    made = splits.complete(
-        [source.splits[i] for i in kept],
-        labels,
-        components,
-        classes,
+    images = np.zeros((len(source.keys), size, size, config.channels), np.uint8)
+
+    def keep(position: int, pixels: Decoded) -> None:
+        images[position] = preprocessing.fit(pixels)
+
+    audited = audit(
+        source,
+        channels=config.channels,
+        leaks=config.leaks,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        keep=keep,
     )
-    keys = [source.keys[i] for i in kept]
-    owner = [split for _, split in sorted((i, split) for split in SPLITS for i in made[split])]
-    rows = sorted(zip(keys, names, owner, [digests[i] for i in kept], strict=True))
+    if audited.fault is not None:
+        raise DataError(audited.fault)
+    positions = audited.positions
     return Dataset(
         name=source.name,
-        keys=keys,
-        images=images,
-        labels=labels,
-        classes=classes,
-        splits=made,
-        components=components,
+        keys=audited.keys,
+        images=images if len(positions) == len(images) else images[positions],
+        labels=audited.labels,
+        classes=audited.classes,
+        splits=audited.division.splits,
+        components=audited.division.components,
         preprocessing=preprocessing,
-        digest=Digest(hashlib.sha256(repr(rows).encode()).hexdigest()),
-        original=lambda i: _pixels(source.read(int(kept[i])), config.channels),
-        unreadable=unreadable,
+        digest=_digest(audited),
+        original=lambda i: files.decode(source.read(positions[i]), config.channels),
+        audit=audited,
     )
+
+
+def _digest(audited: Audit) -> Digest:
+    """SHA-256 of which picture, under which name and label, is in which split."""
+    rows = sorted(
+        (audited.keys[i], audited.classes[audited.labels[i]], split, audited.files[i].digest)
+        for split in SPLITS
+        for i in audited.division.splits[split]
+    )
+    return Digest(hashlib.sha256(repr(rows).encode()).hexdigest())
 
 
 def _own_size(source: Source) -> int:
@@ -88,7 +91,7 @@ def _own_size(source: Source) -> int:
     for i in range(len(source.keys)):
         try:
             raw = source.read(i)
-            sizes.add(contract.image_size(raw) if isinstance(raw, bytes) else raw.shape[:2])
+            sizes.add(_size(raw))
         except (ImageError, OSError):
             continue
         height, width = next(iter(sizes))
@@ -97,44 +100,8 @@ def _own_size(source: Source) -> int:
     return next(iter(sizes))[0] if sizes else OWN_SIZE_AT_MOST
 
 
-def _pixels(raw: bytes | np.ndarray, channels: Channels) -> Decoded:
-    return contract.decode(raw, channels) if isinstance(raw, bytes) else contract.as_channels(raw, channels)
-
-
-def _decode_all(source: Source, preprocessing: Preprocessing) -> tuple[np.ndarray, list[Digest], dict[str, str]]:
-    """All images through the contract, in threads (OpenCV releases the lock); content digests; what is unreadable."""
-    count = len(source.keys)
-    images = np.zeros((count, preprocessing.height, preprocessing.width, preprocessing.channels), np.uint8)
-    digests = [Digest("")] * count
-    unreadable: dict[str, str] = {}
-
-    def decode(i: int) -> None:
-        try:
-            raw = source.read(i)
-            images[i] = preprocessing.fit(_pixels(raw, preprocessing.channels))
-            digests[i] = Digest(hashlib.sha256(raw if isinstance(raw, bytes) else raw.tobytes()).hexdigest())
-        except (ImageError, OSError) as error:
-            unreadable[source.keys[i]] = str(error)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for _ in tqdm(pool.map(decode, range(count)), "decode", count, unit=" images", disable=None, leave=False):
-            pass
-    for key, reason in sorted(unreadable.items())[:NAMES_SHOWN]:
-        print(f"skipped {key}: {reason}")
-    if len(unreadable) > UNREADABLE_SHARE_AT_MOST * count:
-        raise DataError(f"{source.name}: {len(unreadable):,} of {count:,} images cannot be read, more than 1 %")
-    return images, digests, unreadable
-
-
-def _natural(label: str) -> tuple[bool, int, str]:
-    """Sort numbers as numbers, before words."""
-    return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
-
-
-def _check_classes(classes: Sequence[str], labels: np.ndarray) -> None:
-    if len(classes) < 2:
-        raise DataError(f"only one class ({classes[0] if classes else 'none'}); a classifier needs at least two")
-    counts = np.bincount(labels, minlength=len(classes))
-    single = [name for name, count in zip(classes, counts, strict=True) if count < 2]
-    if single:
-        raise DataError(f"classes with one image only, which cannot be both learned and tested: {', '.join(single)}")
+def _size(raw: Raw) -> tuple[int, int]:
+    if not isinstance(raw, bytes):
+        return raw.shape[0], raw.shape[1]
+    header = contract.read_header(raw)
+    return header.height, header.width

@@ -1,20 +1,22 @@
 """Pictures of a run, drawn once for the report and for TensorBoard."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from training.scores import Scores
+from training.scores import RiskCoverage, Scores
+from training.splits import Split
 
 # Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 STYLE: Any = {
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -28,17 +30,17 @@ COUNTS_SHOWN_UP_TO = 20
 NAMES_SHOWN_UP_TO = 120
 
 
-def curve(name: str, epochs: Sequence[int], train: Sequence[float], val: Sequence[float], best: int) -> Figure:
-    """Loss or accuracy by epoch, on training and validation images; `best` is the epoch whose weights are exported."""
+def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], best: int) -> Figure:
+    """Lines by epoch, at most two, named in the legend; `best` is the epoch whose weights are exported."""
     with rc_context(STYLE):
         figure = Figure(figsize=(5, 3.4))
         axes = figure.subplots()
-        axes.plot(epochs, train, color=ORANGE, linestyle="--", label="training (augmented)")
-        axes.plot(epochs, val, color=BLUE, label="validation")
+        for (label, values), colour, style in zip(lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False):
+            axes.plot(epochs, values, color=colour, linestyle=style, label=label)
         axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if name == "accuracy":
+        if name.startswith("accuracy"):
             axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.legend()
     return figure
@@ -71,18 +73,35 @@ def confusion(scores: Scores) -> Figure:
     return figure
 
 
-def reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
+def reliability(bins: Sequence[tuple[float, float, int]], split: Split) -> Figure:
     """Accuracy against confidence by bin; a calibrated model lies on the diagonal. Areas are shares of the images."""
     confidence, accuracy, count = np.array(bins).T
     with rc_context(STYLE):
         figure = Figure(figsize=(4.4, 4))
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
-        axes.scatter(confidence, accuracy, s=20 + 400 * count / count.sum(), color=BLUE, alpha=0.7, label="test images")
+        areas = 20 + 400 * count / count.sum()
+        axes.scatter(confidence, accuracy, areas, BLUE, alpha=0.7, clip_on=False, label=f"{split} images")
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.legend(loc="upper left", markerscale=0.5)
+        axes.legend(markerscale=0.5)
+    return figure
+
+
+def risk_coverage(found: RiskCoverage) -> Figure:
+    """Accuracy of the images kept against the share handed to a person, the least confident or any."""
+    handed_over, accuracy = np.array(found.curve).T
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.4))
+        axes = figure.subplots()
+        axes.plot(handed_over, accuracy, color=BLUE, label="the least confident first", clip_on=False)
+        axes.axhline(accuracy[0], color=GREY, linewidth=1, linestyle=":", label="at random")
+        axes.set(xlabel="test images handed to a person", ylabel="accuracy of the rest", xlim=(0, 1))
+        axes.set_ylim(top=1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+        axes.legend()
     return figure
 
 
@@ -91,7 +110,8 @@ def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) ->
     columns = 6
     rows = max(1, -(-len(images) // columns))
     with rc_context(STYLE | {"font.size": 8}):
-        figure = Figure(figsize=(columns * 1.7, rows * 1.9))
+        figure = Figure(figsize=(columns * 1.7, rows * 1.9 + 0.3))
+        figure.suptitle("true label -> predicted label and confidence; orange where wrong")
         for axes, *shown in zip(
             figure.subplots(rows, columns, squeeze=False).flat, images, titles, wrong, strict=False
         ):

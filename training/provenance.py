@@ -1,10 +1,13 @@
 """Where a model comes from: enough to make it again."""
 
+import os
+import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 import yaml
 
 from serving.contract import Provenance
@@ -31,6 +34,17 @@ def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
         git_revision=_git_revision(),
         packages={name: _version(name) for name in PACKAGES},
     )
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The machine and the interpreter that a run was made with."""
+    gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "none used"
+    return {
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, {platform.machine()}",
+        "GPU": gpu,
+    }
 
 
 def _git_revision() -> str | None:

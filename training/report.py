@@ -1,42 +1,35 @@
 """The evaluation report: report.json for programs, report.md as a model card, report.html for people."""
 
-import base64
 import csv
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
-import cv2
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from serving.contract import TOLERANCE, ModelCard
-from training import augment, figures
-from training.calibration import coverage
+from training import audit_report, augment, figures, page
+from training.calibration import MIN_IMAGES, coverage
 from training.config import TrainConfig
 from training.data import Dataset
 from training.export import Parity
-from training.intervals import bootstrap
-from training.scores import Labels, Probabilities, Scores, overfitting, reliability
+from training.intervals import Interval, Intervals
+from training.scores import (
+    OVERFITTING_GAP,
+    Labels,
+    Probabilities,
+    Scores,
+    overfitting,
+    reliability,
+    risk_coverage,
+)
+from training.shortcut import LARGE_SHARE
 from training.splits import Split
 
-TITLES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "log_loss": "log loss",
-}
-CALIBRATION_TITLES = {
-    "log_loss": "log loss",
-    "brier_score": "Brier score",
-    "expected_calibration_error": "expected calibration error",
-}
 MISTAKES = 24
-THUMBNAIL = 96
 SHEET_ROWS, SHEET_COLUMNS = 6, 6
 
 
@@ -64,7 +57,7 @@ class Epoch:
             f"epoch {self.epoch:{len(str(config.epochs))}}/{config.epochs}  "
             f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
             f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
-            f"{TITLES[config.best_by]} {_number(self.val_score)}  "
+            f"{page.TITLES[config.best_by]} {page.number(self.val_score)}  "
             f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
         )
 
@@ -78,67 +71,89 @@ class Findings:
     dataset: Dataset
     history: Sequence[Epoch]
     scores: dict[Split, Scores]
+    intervals: Intervals
     uncalibrated: Scores
     parity: Parity
+    environment: dict[str, str]
 
 
 def write(found: Findings) -> None:
-    """Write `report/` and `predictions.csv` into the run's folder."""
-    run, dataset, served = found.config.run, found.dataset, found.parity.served
+    """Write `report/` and `predictions.csv` into the run's folder, both or neither.
+
+    Raises OSError saying that the model is complete all the same.
+    """
+    run = found.config.run
+    partial = run / ".report"
+    try:
+        _write_into(partial, found)
+        (partial / "predictions.csv").replace(run / "predictions.csv")
+        partial.replace(run / "report")
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        lost = f"the report could not be written ({error.strerror}), but the model is complete"
+        raise OSError(error.errno, lost, str(run / "model.onnx")) from error
+
+
+def _write_into(folder: Path, found: Findings) -> None:
+    dataset, served = found.dataset, found.parity.served
     test = dataset.splits["test"]
     labels = dataset.labels[test]
-    folder = run / "report"
     (folder / "figures").mkdir(parents=True)
-    drawings = {name: _curve(name, found.history) for name in ("loss", "accuracy")}
+    drawings = _curves(found.history)
     drawings["confusion"] = figures.confusion(found.scores["test"])
-    drawings["reliability"] = figures.reliability(reliability(labels, served))
+    drawings["reliability"] = figures.reliability(reliability(labels, served), "test")
+    drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, served))
     pictures = {}
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
         figure.savefig(folder / "figures" / f"{name}.svg")
-        pictures[name] = _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes())
+        pictures[name] = page.drawing(figure)
     sheet = augmented(found.config, dataset)
     if sheet is not None:
         sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
 
     facts = _facts(found)
+    audit = audit_report.facts(dataset.audit)
     worst = worst_mistakes(labels, served, MISTAKES)
-    mistakes = _mistakes(dataset, test[worst], served[worst])
-    table = class_table(found.scores["test"])
+    shown = {
+        "pictures": pictures,
+        "mistakes": mistakes(dataset, test[worst], served[worst]),
+        "audit": audit,
+        "pairs": audit_report.examples(dataset.audit, dataset.original),
+        "sheets": audit_report.sheets(dataset.audit, dataset.original),
+    }
+    table = class_table(found.scores["test"], found.intervals)
     (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
-    (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=table))
-    (folder / "report.html").write_text(_render("report.html.jinja", facts, pictures=pictures, mistakes=mistakes))
-    _write_predictions(run / "predictions.csv", dataset, served)
+    (folder / "report.html").write_text(page.render("report.html.jinja", **facts, **shown))
+    (folder / "report.md").write_text(page.render("report.md.jinja", **facts, audit=audit, class_table=table))
+    write_predictions(folder / "predictions.csv", dataset, test, served)
 
 
 def _facts(found: Findings) -> dict[str, object]:
     """What report.json holds, and what both templates are filled with."""
     dataset, scores, parity = found.dataset, found.scores, found.parity
-    test = dataset.splits["test"]
-    labels = dataset.labels[test]
+    labels = dataset.labels[dataset.splits["test"]]
     sets = coverage(labels, parity.served, found.card.calibration, dataset.classes)
     return {
         "run": found.config.run.name,
         "model": str(found.config.run / "model.onnx"),
+        "warnings": list(_warnings(found)),
         "data": {
             "name": dataset.name,
             "images": len(dataset.keys),
             "digest": dataset.digest,
-            "unreadable": dataset.unreadable,
-            "classes": [
-                {"name": name}
-                | {split: int((dataset.labels[indices] == label).sum()) for split, indices in dataset.splits.items()}
-                for label, name in enumerate(dataset.classes)
-            ],
+            "classes": [{"name": name} | found for name, found in dataset.audit.counts.items()],
         },
         "scores": {split: asdict(scored) for split, scored in scores.items()},
-        "intervals": asdict(bootstrap(labels, parity.served, dataset.components[test], dataset.classes)),
+        "intervals": asdict(found.intervals),
         "calibration": {
             **asdict(found.card.calibration),
-            "before": {name: getattr(found.uncalibrated, name) for name in CALIBRATION_TITLES},
-            "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
+            "before": {name: getattr(found.uncalibrated, name) for name in page.CALIBRATION_TITLES},
+            "after": {name: getattr(scores["test"], name) for name in page.CALIBRATION_TITLES},
             "prediction_sets": sets and asdict(sets),
         },
+        "risk_coverage": asdict(risk_coverage(labels, parity.served)),
+        "shortcut": _shortcut(found),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
         "parity": {
             "held": not parity.faults,
@@ -148,8 +163,40 @@ def _facts(found: Findings) -> dict[str, object]:
             "comparisons": [asdict(comparison) for comparison in parity.comparisons],
         },
         "history": [asdict(line) for line in found.history],
+        "environment": found.environment,
         "card": json.loads(replace(found.card, goldens=()).to_json()),
     }
+
+
+def _shortcut(found: Findings) -> dict[str, object] | None:
+    baseline, model = found.dataset.audit.shortcut, found.scores["test"].balanced_accuracy
+    return asdict(baseline) | {"model": model, "share": baseline.share(model)} if baseline else None
+
+
+def _warnings(found: Findings) -> Iterator[str]:
+    """What a person must know before trusting the model, in plain sentences."""
+    scores, calibration, shortcut = found.scores["test"], found.card.calibration, found.dataset.audit.shortcut
+    yield from audit_report.warnings(found.dataset.audit)
+    share = shortcut and shortcut.share(scores.balanced_accuracy)
+    if shortcut and share and share >= LARGE_SHARE:
+        yield (
+            "Size, format, bytes and mean colour alone, without the picture, reach a balanced accuracy of "
+            f"{shortcut.best:.1%}, which is {share:.0%} of what the model gains over chance ({shortcut.chance:.1%}). "
+            "Make sure that the classes were not photographed or stored in different ways."
+        )
+    confusion = np.array(scores.confusion)
+    if len(said := np.flatnonzero(confusion.sum(0))) == 1:
+        yield f"Every test image was answered with {found.card.classes[said[0]]}."
+    commonest = int(confusion.sum(1).argmax())
+    if scores.accuracy <= (right := confusion.sum(1)[commonest] / scores.images):
+        yield f"Always answering {found.card.classes[commonest]} would be right at least as often: {right:.1%}."
+    if calibration.threshold is None:
+        count = len(found.dataset.splits["val"])
+        what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
+        yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    training, validation = found.scores["train"].accuracy, found.scores["val"].accuracy
+    if training - validation >= OVERFITTING_GAP:
+        yield overfitting(training, validation)
 
 
 def summary(run: Path) -> str:
@@ -157,12 +204,12 @@ def summary(run: Path) -> str:
     facts = json.loads((run / "report" / "report.json").read_text())
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"]) + "   95 % interval of test"]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
-    for name, title in TITLES.items():
+    for name, title in page.TITLES.items():
         cells = "".join(
             f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values()
         )
         limits = facts["intervals"].get(name)
-        rows.append(f"{title:18}{cells}" + (f"   {_interval(limits)}" if limits else ""))
+        rows.append(f"{title:18}{cells}" + (f"   {page.interval(limits)}" if limits else ""))
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
     model = Path(facts["model"])
@@ -172,7 +219,9 @@ def summary(run: Path) -> str:
             "",
             *rows,
             "",
-            facts["overfitting"],
+            *(f"warning: {warning}" for warning in facts["warnings"]),
+            *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
+            *_baseline(facts["shortcut"]),
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",
             "",
@@ -184,12 +233,25 @@ def summary(run: Path) -> str:
     )
 
 
-def class_table(scores: Scores) -> str:
-    """Precision, recall, F1 and support by class, in Markdown."""
-    lines = ["| class | precision | recall | F1 | support |", "|---|---:|---:|---:|---:|"]
-    for scored in scores.by_class:
-        cells = " | ".join(_number(value) for value in (scored.precision, scored.recall, scored.f1))
-        lines.append(f"| {scored.name.replace('|', '&#124;')} | {cells} | {scored.support:,} |")
+def _baseline(shortcut: dict[str, float] | None) -> list[str]:
+    if shortcut is None:
+        return []
+    best = max(shortcut["from_file"], shortcut["from_file_and_colour"])
+    return [
+        f"Balanced accuracy from size, format, bytes and mean colour alone: {best:.1%}; "
+        f"of the model: {shortcut['model']:.1%}; by chance: {shortcut['chance']:.1%}."
+    ]
+
+
+def class_table(scores: Scores, intervals: Intervals | None = None) -> str:
+    """Recall, precision, F1 and number of images by class, in Markdown; with 95 % intervals where there are any."""
+    lines = ["| class | recall | precision | F1 | images |", "|---|---:|---:|---:|---:|"]
+    recalls, precisions = (intervals.recall, intervals.precision) if intervals else ({}, {})
+    for row in scores.by_class:
+        recall = _with_interval(row.recall, recalls.get(row.name))
+        precision = _with_interval(row.precision, precisions.get(row.name))
+        name = row.name.replace("|", "&#124;")
+        lines.append(f"| {name} | {recall} | {precision} | {page.number(row.f1)} | {row.support:,} |")
     return "\n".join(lines)
 
 
@@ -228,21 +290,12 @@ def augmented(config: TrainConfig, dataset: Dataset) -> Figure | None:
     return figures.sheet(np.array(rows), "original")
 
 
-def _curve(name: str, history: Sequence[Epoch]) -> Figure:
-    return figures.curve(
-        name,
-        [line.epoch for line in history],
-        [getattr(line, f"train_{name}") for line in history],
-        [getattr(line, f"val_{name}") for line in history],
-        max(line.epoch for line in history if line.best),
-    )
-
-
-def _mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+def mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+    """The images `indices` as a page shows them: picture, key, labels; one row of probabilities an image."""
     return [
         {
             "key": dataset.keys[index],
-            "picture": _data_uri("image/jpeg", _thumbnail(dataset.original(int(index)))),
+            "picture": page.thumbnail(dataset.original(int(index))),
             "true": dataset.classes[dataset.labels[index]],
             "predicted": dataset.classes[row.argmax()],
             "confidence": f"{row.max():.0%}",
@@ -251,49 +304,35 @@ def _mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilitie
     ]
 
 
-def _thumbnail(pixels: np.ndarray) -> bytes:
-    scale = THUMBNAIL / max(pixels.shape[:2])
-    small = cv2.resize(
-        pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    )
-    done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
-    assert done
-    return bytes(encoded)
-
-
-def _write_predictions(path: Path, dataset: Dataset, probabilities: Probabilities) -> None:
+def write_predictions(path: Path, dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> None:
+    """A line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "true", "predicted", *dataset.classes])
-        for index, row in zip(dataset.splits["test"], probabilities, strict=True):
+        for index, row in zip(indices, probabilities, strict=True):
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
             writer.writerow([*names, *(f"{value:.6f}" for value in row)])
 
 
-def _render(template: str, facts: dict[str, object], **more: object) -> str:
-    environment = jinja2.Environment(
-        autoescape=template.endswith(".html.jinja"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval}
-    text = (files("training") / template).read_text()
-    names = {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
-    return environment.from_string(text).render(**names, **facts, **more)
+def _with_interval(value: float | None, limits: Interval | None) -> str:
+    return page.number(value) + (f" ({page.interval(limits)})" if limits else "")
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(limits: Sequence[float] | None) -> str:
-    return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _curves(history: Sequence[Epoch]) -> dict[str, Figure]:
+    epochs = [line.epoch for line in history]
+    best = max(line.epoch for line in history if line.best)
+    train, val = "training", "validation"
+    gap = [line.train_accuracy - line.val_accuracy for line in history]
+    return {
+        name: figures.curve(title, epochs, lines, best)
+        for name, title, lines in (
+            ("loss", "loss", {val: [e.val_loss for e in history], train: [e.train_loss for e in history]}),
+            (
+                "accuracy",
+                "accuracy",
+                {val: [e.val_accuracy for e in history], train: [e.train_accuracy for e in history]},
+            ),
+            ("gap", "accuracy, training less validation", {"gap": gap}),
+            ("learning_rate", "learning rate", {"learning rate": [e.lr for e in history]}),
+        )
+    }

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -14,6 +15,7 @@ from training.config import ScoreName
 BINS = 15
 OVERFITTING_GAP = 0.10
 """A training accuracy this far above the validation accuracy is called overfitting."""
+PERCENT_HANDED_OVER = (0, 5, 10, 20, 30, 50)
 
 Probabilities = Float32[np.ndarray, "images classes"]
 Labels = Int64[np.ndarray, " images"]
@@ -58,6 +60,36 @@ class Scores:
         """What the model card says."""
         names = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """As many of the least confident images handed to a person as a share allows, and what is left to the model."""
+
+    at_most: float
+    """The share that may be handed over; images of one confidence are handed over together or not at all."""
+    threshold: float | None
+    """Exactly the images handed over have a confidence below it; None when none is handed over."""
+    handed_over: int
+    kept: int
+    accuracy: float
+    """Of the images kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiskCoverage:
+    """Accuracy when the least confident images are handed to a person (El-Yaniv and Wiener 2010).
+
+    Confidence is the probability of the predicted class (Geifman and El-Yaniv 2017). Images of one confidence are
+    handed over in random order, of which the expected value is given.
+    """
+
+    area: float
+    """Area under the risk-coverage curve: mean error of the n most confident images, over all n (Geifman et al. 2019).
+    0 to 1, smaller is better; with a confidence that says nothing it is the error of all images."""
+    curve: tuple[tuple[float, float], ...]
+    """Share handed over and accuracy of the images kept, at most 100 points from 0 to 99 %."""
+    operating_points: tuple[OperatingPoint, ...]
 
 
 def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]) -> Scores:
@@ -116,12 +148,47 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> 
     return float(sum(gaps) / len(labels))
 
 
+def risk_coverage(labels: Labels, probabilities: Probabilities) -> RiskCoverage:
+    """The risk-coverage curve of a split of at least one image, and its points at 0, 5, 10, 20, 30 and 50 %."""
+    images = len(labels)
+    confidence = probabilities.max(1)
+    wrong = probabilities.argmax(1) != labels
+    _, tie, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    expected_wrong = np.repeat(np.bincount(tie, wrong) / sizes, sizes)  # the most confident first
+    risk = np.cumsum(expected_wrong) / np.arange(1, images + 1)
+    handed_over = np.unique(np.arange(100) * images // 100)
+    return RiskCoverage(
+        area=float(risk.mean()),
+        curve=tuple((float(number / images), float(1 - risk[images - 1 - number])) for number in handed_over),
+        operating_points=tuple(_operating_point(confidence, ~wrong, percent) for percent in PERCENT_HANDED_OVER),
+    )
+
+
 def overfitting(training: float, validation: float) -> str:
     """A plain sentence on the gap between training and validation accuracy."""
     gap = f"{training:.1%} on training images against {validation:.1%} on validation images"
     if training - validation >= OVERFITTING_GAP:
         return f"The model overfits: {gap}. More images, stronger augmentation, dropout or weight decay may help."
     return f"No overfitting to speak of: {gap}."
+
+
+def _operating_point(confidence: np.ndarray, right: np.ndarray, percent: int) -> OperatingPoint:
+    least_kept = np.sort(confidence)[len(confidence) * percent // 100]
+    kept = confidence >= least_kept
+    return OperatingPoint(
+        at_most=percent / 100,
+        threshold=None if kept.all() else _between(float(confidence[~kept].max()), float(least_kept)),
+        handed_over=int((~kept).sum()),
+        kept=int(kept.sum()),
+        accuracy=float(right[kept].mean()),
+    )
+
+
+def _between(low: float, high: float) -> float:
+    """The number with the fewest decimals in the inner half of an interval: an answer's last digits may differ."""
+    middle = (low + high) / 2
+    rounded = (round(middle, digits) for digits in count(1))
+    return next(number for number in rounded if abs(number - middle) <= (high - low) / 4)
 
 
 def _roc_auc(labels: Labels, probabilities: Probabilities, present: np.ndarray) -> float | None:

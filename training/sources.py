@@ -7,8 +7,8 @@ class folders, a CSV manifest, an .npz in the MedMNIST layout. Nothing is decode
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -29,7 +29,8 @@ DIGITS_SCALE = 2
 class Source:
     """Labelled images as they were found: nothing decoded, splits perhaps missing.
 
-    `read(i)` gives image i as encoded bytes or as uint8 pixels; `keys` name the images for people.
+    `read(i)` gives image i as encoded bytes or as uint8 pixels; `keys` name the images for people; `ignored` are files
+    in class folders whose names do not end as an accepted format's do.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     groups: list[str]
     splits: list[Split | None]
     read: Callable[[int], bytes | np.ndarray]
+    ignored: list[str] = field(default_factory=list)
 
 
 def find(data: Path | None) -> Source:
@@ -72,18 +74,26 @@ def _digits() -> Source:
 
 def _folders(root: Path) -> Source:
     splits = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in _subfolders(root)}
-    if {"train", "val"} <= set(splits.values()):
-        found: list[tuple[Path, str, Split | None]] = [
-            (path, label, split) for folder, split in splits.items() if split for path, label in _labelled(folder)
-        ]
-    else:
-        found = [(path, label, None) for path, label in _labelled(root)]
-    if not found:
+    if not {"train", "val"} <= set(splits.values()):
+        splits = {root: None}
+    found = [
+        (path, label, split)
+        for folder, split in splits.items()
+        if split or folder == root
+        for path, label in _labelled(folder)
+    ]
+    images = [
+        (str(path.relative_to(root)), label, "", split)
+        for path, label, split in found
+        if path.suffix.lower() in ENDINGS
+    ]
+    if not images:
         raise DataError(
             f"{root}: no images ({' '.join(sorted(ENDINGS))}) in class folders; expected {root.name}/<class>/<image>, "
             f"{root.name}/train/<class>/<image> with val/ beside it, or a CSV manifest"
         )
-    return _files(str(root), root, [(str(path.relative_to(root)), label, "", split) for path, label, split in found])
+    ignored = [str(path.relative_to(root)) for path, _, _ in found if path.suffix.lower() not in ENDINGS]
+    return _files(str(root), root, images, ignored)
 
 
 def _manifest(path: Path) -> Source:
@@ -150,7 +160,9 @@ def _npz(path: Path) -> Source:
     )
 
 
-def _files(name: str, root: Path, rows: list[tuple[str, str, str, Split | None]]) -> Source:
+def _files(
+    name: str, root: Path, rows: list[tuple[str, str, str, Split | None]], ignored: Sequence[str] = ()
+) -> Source:
     keys = [key for key, _, _, _ in rows]
     return Source(
         name=name,
@@ -159,6 +171,7 @@ def _files(name: str, root: Path, rows: list[tuple[str, str, str, Split | None]]
         groups=[group for _, _, group, _ in rows],
         splits=[split for _, _, _, split in rows],
         read=lambda i: (root / keys[i]).read_bytes(),
+        ignored=list(ignored),
     )
 
 
@@ -167,14 +180,14 @@ def _subfolders(root: Path) -> list[Path]:
 
 
 def _labelled(root: Path) -> list[tuple[Path, str]]:
-    """Every image below the class folders of `root`, however deep, in a fixed order."""
+    """Every file below the class folders of `root`, however deep, in a fixed order; hidden ones are left out."""
     return [
         (Path(folder) / name, class_folder.name)
         for class_folder in _subfolders(root)
         for folder, folders, names in os.walk(class_folder, followlinks=True)
         if folders.sort() is None
         for name in sorted(names)
-        if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
+        if not name.startswith(".")
     ]
 
 

@@ -1,34 +1,104 @@
 """Which images train, which validate, which test: kept as the data brings them, made where it does not."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from jaxtyping import Bool, Int64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 Split = Literal["train", "val", "test"]
+Leaks = Literal["drop", "error", "warn"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+CONTRADICTION = "one picture under two labels"
 
 
 class DataError(ValueError):
     """Data that no model can be trained on; the message says what was found and what is expected."""
 
 
-def components(groups: Sequence[str], digests: Sequence[str]) -> np.ndarray:
-    """Number the sets of images that must not be parted: those linked by a common group or by identical content.
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Which image is in which split, after what would make the scores lie was taken out."""
+
+    found_in: list[Split]
+    """The split of each image before anything was taken out."""
+    splits: dict[Split, Int64[np.ndarray, " _"]]
+    components: Int64[np.ndarray, " images"]
+    """Images with one number share a group or show one picture: one draw for intervals."""
+    removed: dict[int, str]
+    """Images that are in no split, and why."""
+
+
+def divide(
+    given: Sequence[Split | None],
+    labels: Int64[np.ndarray, " images"],
+    groups: Sequence[str],
+    pairs: Int64[np.ndarray, "pairs 2"],
+    classes: Sequence[str],
+    *,
+    leaks: Leaks,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> Division:
+    """Keep the splits that the data brings, make those that it does not, and part no group and no picture.
+
+    `pairs` show one picture. With `leaks` of `drop`, a component that reaches into the test split leaves training and
+    validation, one that reaches into validation leaves training, and a picture with two labels leaves all; else all
+    stay where they are. Raises DataError.
+    """
+    alone = [""] * len(labels)
+    removed: dict[int, str] = {}
+    if leaks == "drop":
+        contradictory = _mixed(components(alone, pairs), labels)
+        removed = {int(i): CONTRADICTION for i in np.flatnonzero(contradictory)}
+    kept = np.array([i for i in range(len(labels)) if i not in removed], np.int64)
+    together = components(groups, pairs)
+    made = complete(
+        [given[i] for i in kept],
+        labels[kept],
+        together[kept],
+        classes,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    owner = np.array([split or "train" for split in given], dtype=object)
+    for split, members in made.items():
+        owner[kept[members]] = split
+    if leaks == "drop":
+        for split, losing in (("test", ("train", "val")), ("val", ("train",))):
+            held = together[kept[made[split]]]
+            for i in np.flatnonzero(np.isin(together, held) & np.isin(owner, losing)):
+                removed.setdefault(int(i), f"also in the {split} split")
+    stays = np.array([i not in removed for i in range(len(labels))])
+    divided = {split: np.flatnonzero((owner == split) & stays) for split in SPLITS}
+    _check(divided, labels, classes)
+    return Division(found_in=list(owner), splits=divided, components=together, removed=dict(sorted(removed.items())))
+
+
+def as_given(given: Sequence[Split | None], together: Int64[np.ndarray, " images"]) -> Division:
+    """The splits as the data brings them, the rest for training, nothing taken out."""
+    owner: list[Split] = [split or "train" for split in given]
+    found = {split: np.flatnonzero([mine == split for mine in owner]) for split in SPLITS}
+    return Division(found_in=owner, splits=found, components=together, removed={})
+
+
+def components(groups: Sequence[str], pairs: Int64[np.ndarray, "pairs 2"]) -> Int64[np.ndarray, " images"]:
+    """Number the sets of images that must not be parted: those linked by a common group or by a pair.
 
     An empty group means none.
     """
-    nodes = [("group", group) if group else ("alone", str(i)) for i, group in enumerate(groups)]
-    numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes))}
-    contents = {digest: number for number, digest in enumerate(dict.fromkeys(digests), len(numbers))}
-    by_group = np.array([numbers[node] for node in nodes])
-    by_content = np.array([contents[digest] for digest in digests])
-    side = len(numbers) + len(contents)
-    links = coo_matrix((np.ones(len(nodes)), (by_group, by_content)), shape=(side, side))
-    _, component = connected_components(links, directed=False)
-    together: np.ndarray = component[by_group].astype(np.int64)
+    first: dict[str, int] = {}
+    by_group = [(first.setdefault(group, i), i) for i, group in enumerate(groups) if group]
+    links = np.concatenate([np.array(by_group, np.int64).reshape(-1, 2), pairs])
+    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(groups), len(groups)))
+    _, component = connected_components(graph, directed=False)
+    together: np.ndarray = component.astype(np.int64)
     return together
 
 
@@ -72,6 +142,14 @@ def complete(
     made = {split: np.flatnonzero(splits == split) for split in SPLITS}
     _check(made, labels, classes)
     return made
+
+
+def _mixed(components: np.ndarray, labels: np.ndarray) -> Bool[np.ndarray, " images"]:
+    """Which images belong to a component that has more than one label."""
+    pairs = np.unique(np.stack([components, labels], axis=1), axis=0)
+    numbers, counts = np.unique(pairs[:, 0], return_counts=True)
+    mixed: np.ndarray = np.isin(components, numbers[counts > 1])
+    return mixed
 
 
 def _check(splits: dict[Split, np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> None:

@@ -15,13 +15,27 @@ from torch.nn.functional import cross_entropy
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization
-from training import augment, balance, board, calibration, checkpoint, data, export, models, provenance, report, scores
+from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization, Score
+from training import (
+    audit_report,
+    augment,
+    balance,
+    board,
+    calibration,
+    checkpoint,
+    data,
+    export,
+    models,
+    provenance,
+    report,
+    scores,
+)
 from training.batches import Batches
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
 from training.initialization import initialize
+from training.intervals import bootstrap
 from training.learner import Learner
 from training.mixing import Mixing
 from training.optimizer import clip
@@ -74,8 +88,11 @@ def train(config: TrainConfig) -> Path:
         shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
         raise
     (config.run / "config.yaml").write_text(config.to_yaml())
+    audited = audit_report.facts(dataset.audit)
+    (config.run / "audit.json").write_text(audit_report.to_json(audited))
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device))
+    print(audit_report.console(audited))
 
     best = config.run / "checkpoints" / "best.pt"
     with SummaryWriter(config.run / "tensorboard") as writer:
@@ -85,6 +102,9 @@ def train(config: TrainConfig) -> Path:
         uncalibrated = score(model, dataset, "test")
         calibrated = calibrate(model, dataset, config)
         scored = {split: score(model, dataset, split) for split in SPLITS}
+        test = dataset.splits["test"]
+        answers = models.predict(model, dataset.images[test])
+        intervals = bootstrap(dataset.labels[test], answers, dataset.components[test], dataset.classes)
         card = ModelCard(
             contract_version=CONTRACT_VERSION,
             name=config.run.name,
@@ -94,23 +114,26 @@ def train(config: TrainConfig) -> Path:
             normalization=normalization,
             calibration=calibrated,
             goldens=export.goldens(model, dataset),
-            scores=scored["test"].headline(),
+            scores={
+                name: Score(value=value, interval=getattr(intervals, name, None))
+                for name, value in scored["test"].headline().items()
+            },
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
-        report.write(
-            Findings(
-                config=config,
-                card=card,
-                dataset=dataset,
-                history=history,
-                scores=scored,
-                uncalibrated=uncalibrated,
-                parity=parity,
-            )
+        found = Findings(
+            config=config,
+            card=card,
+            dataset=dataset,
+            history=history,
+            scores=scored,
+            intervals=intervals,
+            uncalibrated=uncalibrated,
+            parity=parity,
+            environment=provenance.environment(device),
         )
-        validation = models.predict(model, dataset.images[dataset.splits["val"]])
-        board.results(writer, config, dataset, scored, validation)
+        report.write(found)
+        board.results(writer, found, models.predict(model, dataset.images[dataset.splits["val"]]))
     publish(config.run)
     return config.run
 

@@ -1,0 +1,202 @@
+"""What the data is like before anything is learned from it: damaged files, duplicates, leaks, shortcuts.
+
+Every run begins with it; `python -m training audit --data DIR` does it alone.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from serving.contract import Channels, Decoded, ImageError
+from training import duplicates, files, shortcut, splits
+from training.duplicates import Duplicates, Pair
+from training.files import ARRAY, ImageFile
+from training.shortcut import Shortcut
+from training.sources import NAMES_SHOWN, Source
+from training.splits import SPLITS, DataError, Division, Leaks, Split
+
+UNREADABLE_SHARE_AT_MOST = 0.01
+ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "MPO": {".jpg", ".jpeg"}, "PNG": {".png"}, "WEBP": {".webp"}, "BMP": {".bmp"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What was found in the data and what was done about it; indices count the readable images, as `keys` does."""
+
+    name: str
+    keys: list[str]
+    labels: Int64[np.ndarray, " images"]
+    classes: tuple[str, ...]
+    groups: list[str]
+    files: list[ImageFile]
+    positions: list[int]
+    """Where each image stands in the source."""
+    unreadable: dict[str, str]
+    """Key of each image that cannot be read, and why."""
+    ignored: list[str]
+    """Files beside the images whose names do not end as an accepted format's do."""
+    duplicates: Duplicates
+    division: Division
+    shortcut: Shortcut | None
+    fault: str | None
+    """Why nothing can be trained on this data, if so; `division` is then as the data brings it."""
+
+    @property
+    def leaks(self) -> list[Pair]:
+        """Pairs that show one picture and were found in two splits."""
+        split = self.division.found_in
+        return [pair for pair in self.duplicates.pairs if split[pair.first] != split[pair.second]]
+
+    @property
+    def contradictions(self) -> list[Pair]:
+        """Pairs that show one picture under two labels."""
+        return [pair for pair in self.duplicates.pairs if self.labels[pair.first] != self.labels[pair.second]]
+
+    @property
+    def parted_groups(self) -> dict[str, Counter[Split]]:
+        """Groups found in more than one split, with their number of images in each."""
+        members: dict[str, Counter[Split]] = {}
+        for group, split in zip(self.groups, self.division.found_in, strict=True):
+            if group:
+                members.setdefault(group, Counter())[split] += 1
+        return {group: counts for group, counts in members.items() if len(counts) > 1}
+
+    @property
+    def misnamed(self) -> dict[str, str]:
+        """Files whose name ends as another format's does, and the format that their bytes are of."""
+        return {
+            key: file.format
+            for key, file in zip(self.keys, self.files, strict=True)
+            if file.format != ARRAY and Path(key).suffix.lower() not in ENDINGS[file.format]
+        }
+
+    @property
+    def counts(self) -> dict[str, dict[Split, int]]:
+        """Images of each class in each split."""
+        return {
+            name: {split: int((self.labels[self.division.splits[split]] == label).sum()) for split in SPLITS}
+            for label, name in enumerate(self.classes)
+        }
+
+
+def audit(
+    source: Source,
+    *,
+    channels: Channels,
+    leaks: Leaks,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    keep: Callable[[int, Decoded], None] = lambda position, pixels: None,
+) -> Audit:
+    """Read every image once, hand its position and decoded pixels to `keep`, and look for whatever makes scores lie.
+
+    What shows one picture is never parted by a split that is made here; in splits that the data brings, `leaks`
+    decides (`splits.divide`), and `error` is a fault.
+    """
+    read, unreadable = _read_all(source, channels, keep)
+    readable = [i for i, key in enumerate(source.keys) if key not in unreadable]
+    names = [source.labels[i] for i in readable]
+    classes = tuple(sorted(set(names), key=_natural))
+    labels = np.array([classes.index(name) for name in names], np.int64)
+    groups = [source.groups[i] for i in readable]
+    given = [source.splits[i] for i in readable]
+    found = duplicates.find([file.fingerprint for file in read], [file.digest for file in read])
+    pairs = np.array([(pair.first, pair.second) for pair in found.pairs], np.int64).reshape(-1, 2)
+    fault = None
+    try:
+        _check_readable(source, unreadable)
+        _check_classes(classes, labels)
+        division = splits.divide(
+            given,
+            labels,
+            groups,
+            pairs,
+            classes,
+            leaks=leaks,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+        )
+    except DataError as error:
+        fault, division = str(error), splits.as_given(given, splits.components(groups, pairs))
+    audited = Audit(
+        name=source.name,
+        keys=[source.keys[i] for i in readable],
+        labels=labels,
+        classes=classes,
+        groups=groups,
+        files=read,
+        positions=readable,
+        unreadable=unreadable,
+        ignored=source.ignored,
+        duplicates=found,
+        division=division,
+        shortcut=shortcut.baseline(read, labels, division.components),
+        fault=fault,
+    )
+    if leaks == "error" and fault is None and (audited.leaks or audited.contradictions or audited.parted_groups):
+        return replace(audited, fault=_refusal(audited))
+    return audited
+
+
+def _read_all(
+    source: Source, channels: Channels, keep: Callable[[int, Decoded], None]
+) -> tuple[list[ImageFile], dict[str, str]]:
+    """Every readable image, in order; of the others the key and the reason. In threads: OpenCV releases the lock."""
+    unreadable: dict[str, str] = {}
+
+    def read(position: int) -> ImageFile | None:
+        try:
+            file, pixels = files.read(source.read(position), channels)
+        except (ImageError, OSError) as error:
+            unreadable[source.keys[position]] = str(error)
+            return None
+        keep(position, pixels)
+        return file
+
+    count = len(source.keys)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        reading = tqdm(pool.map(read, range(count)), "read", count, unit=" images", disable=None, leave=False)
+        return [file for file in reading if file is not None], dict(sorted(unreadable.items()))
+
+
+def _check_readable(source: Source, unreadable: dict[str, str]) -> None:
+    if len(unreadable) > UNREADABLE_SHARE_AT_MOST * len(source.keys):
+        shown = "".join(f"\n  {key}: {reason}" for key, reason in list(unreadable.items())[:NAMES_SHOWN])
+        counted = f"{len(unreadable):,} of {len(source.keys):,} images"
+        raise DataError(f"{source.name}: {counted} cannot be read, more than {UNREADABLE_SHARE_AT_MOST:.0%}{shown}")
+
+
+def _check_classes(classes: Sequence[str], labels: np.ndarray) -> None:
+    if len(classes) < 2:
+        raise DataError(f"only one class ({classes[0] if classes else 'none'}); a classifier needs at least two")
+    counts = np.bincount(labels, minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count < 2]
+    if single:
+        raise DataError(f"classes with one image only, which cannot be both learned and tested: {', '.join(single)}")
+
+
+def _refusal(audited: Audit) -> str:
+    pairs = list(dict.fromkeys([*audited.leaks, *audited.contradictions]))
+    lines = [f"{audited.keys[pair.first]}  {audited.keys[pair.second]}  ({pair.kind})" for pair in pairs]
+    lines += [f"group {group}: {dict(counts)}" for group, counts in audited.parted_groups.items()]
+    shown = "".join(f"\n  {line}" for line in lines[:NAMES_SHOWN])
+    more = f"\n  and {len(lines) - NAMES_SHOWN:,} more" if len(lines) > NAMES_SHOWN else ""
+    return (
+        f"{audited.name}: {len(audited.leaks):,} pairs show one picture in two splits, "
+        f"{len(audited.contradictions):,} show one under two labels, {len(audited.parted_groups):,} groups are in two "
+        f"splits; --leaks drop takes them out of training{shown}{more}"
+    )
+
+
+def _natural(label: str) -> tuple[bool, int, str]:
+    """Sort numbers as numbers, before words."""
+    return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
