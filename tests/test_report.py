@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training import page
 from training.report import summary
 
 
@@ -46,12 +47,10 @@ def test_the_page_opens_offline(run: Path) -> None:
     assert len(text) < 3_000_000
 
 
-def test_class_names_cannot_write_html(run: Path, tmp_path: Path) -> None:
-    from training.report import _render
-
-    assert "<script>" not in _render(
+def test_class_names_cannot_write_html(run: Path) -> None:
+    assert "<script>" not in page.render(
         "report.html.jinja",
-        _with_class_name(run, "<script>"),
+        **_with_class_name(run, "<script>"),
         pictures={"loss": "", "accuracy": "", "confusion": "", "reliability": ""},
         mistakes=[],
     )

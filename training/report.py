@@ -1,20 +1,16 @@
 """The evaluation report: report.json for programs, report.md as a model card, report.html for people."""
 
-import base64
 import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
-import cv2
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from serving.contract import TOLERANCE, ModelCard
-from training import figures
+from training import figures, page
 from training.calibration import coverage
 from training.config import TrainConfig
 from training.data import Dataset
@@ -23,20 +19,7 @@ from training.intervals import bootstrap
 from training.scores import Labels, Probabilities, Scores, overfitting, reliability
 from training.splits import Split
 
-TITLES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "log_loss": "log loss",
-}
-CALIBRATION_TITLES = {
-    "log_loss": "log loss",
-    "brier_score": "Brier score",
-    "expected_calibration_error": "expected calibration error",
-}
 MISTAKES = 24
-THUMBNAIL = 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +74,16 @@ def write(found: Findings) -> None:
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
         figure.savefig(folder / "figures" / f"{name}.svg")
-        pictures[name] = _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes())
+        pictures[name] = page.drawing(figure)
 
     facts = _facts(found)
     worst = worst_mistakes(labels, served, MISTAKES)
-    mistakes = _mistakes(dataset, test[worst], served[worst])
+    wrong = mistakes(dataset, test[worst], served[worst])
     table = class_table(found.scores["test"])
     (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
-    (folder / "report.md").write_text(_render("report.md.jinja", facts, class_table=table))
-    (folder / "report.html").write_text(_render("report.html.jinja", facts, pictures=pictures, mistakes=mistakes))
-    _write_predictions(run / "predictions.csv", dataset, served)
+    (folder / "report.md").write_text(page.render("report.md.jinja", **facts, class_table=table))
+    (folder / "report.html").write_text(page.render("report.html.jinja", **facts, pictures=pictures, mistakes=wrong))
+    write_predictions(run / "predictions.csv", dataset, test, served)
 
 
 def _facts(found: Findings) -> dict[str, object]:
@@ -127,8 +110,8 @@ def _facts(found: Findings) -> dict[str, object]:
         "intervals": asdict(bootstrap(labels, parity.served, dataset.components[test], dataset.classes)),
         "calibration": {
             **asdict(found.card.calibration),
-            "before": {name: getattr(found.uncalibrated, name) for name in CALIBRATION_TITLES},
-            "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
+            "before": {name: getattr(found.uncalibrated, name) for name in page.CALIBRATION_TITLES},
+            "after": {name: getattr(scores["test"], name) for name in page.CALIBRATION_TITLES},
             "prediction_sets": sets and asdict(sets),
         },
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
@@ -149,12 +132,12 @@ def summary(run: Path) -> str:
     facts = json.loads((run / "report" / "report.json").read_text())
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"]) + "   95 % interval of test"]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
-    for name, title in TITLES.items():
+    for name, title in page.TITLES.items():
         cells = "".join(
             f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values()
         )
         limits = facts["intervals"].get(name)
-        rows.append(f"{title:18}{cells}" + (f"   {_interval(limits)}" if limits else ""))
+        rows.append(f"{title:18}{cells}" + (f"   {page.interval(limits)}" if limits else ""))
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
     model = Path(facts["model"])
@@ -180,7 +163,7 @@ def class_table(scores: Scores) -> str:
     """Precision, recall, F1 and support by class, in Markdown."""
     lines = ["| class | precision | recall | F1 | support |", "|---|---:|---:|---:|---:|"]
     for scored in scores.by_class:
-        cells = " | ".join(_number(value) for value in (scored.precision, scored.recall, scored.f1))
+        cells = " | ".join(page.number(value) for value in (scored.precision, scored.recall, scored.f1))
         lines.append(f"| {scored.name.replace('|', '&#124;')} | {cells} | {scored.support:,} |")
     return "\n".join(lines)
 
@@ -202,21 +185,12 @@ def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities)
     return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))
 
 
-def _curve(name: str, history: Sequence[Epoch]) -> Figure:
-    return figures.curve(
-        name,
-        [line.epoch for line in history],
-        [getattr(line, f"train_{name}") for line in history],
-        [getattr(line, f"val_{name}") for line in history],
-        max(line.epoch for line in history if line.best),
-    )
-
-
-def _mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+def mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+    """The images `indices` as a page shows them: picture, key, labels; one row of probabilities an image."""
     return [
         {
             "key": dataset.keys[index],
-            "picture": _data_uri("image/jpeg", _thumbnail(dataset.original(int(index)))),
+            "picture": page.thumbnail(dataset.original(int(index))),
             "true": dataset.classes[dataset.labels[index]],
             "predicted": dataset.classes[row.argmax()],
             "confidence": f"{row.max():.0%}",
@@ -225,49 +199,21 @@ def _mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilitie
     ]
 
 
-def _thumbnail(pixels: np.ndarray) -> bytes:
-    scale = THUMBNAIL / max(pixels.shape[:2])
-    small = cv2.resize(
-        pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    )
-    done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
-    assert done
-    return bytes(encoded)
-
-
-def _write_predictions(path: Path, dataset: Dataset, probabilities: Probabilities) -> None:
+def write_predictions(path: Path, dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> None:
+    """A line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "true", "predicted", *dataset.classes])
-        for index, row in zip(dataset.splits["test"], probabilities, strict=True):
+        for index, row in zip(indices, probabilities, strict=True):
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
             writer.writerow([*names, *(f"{value:.6f}" for value in row)])
 
 
-def _render(template: str, facts: dict[str, object], **more: object) -> str:
-    environment = jinja2.Environment(
-        autoescape=template.endswith(".html.jinja"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+def _curve(name: str, history: Sequence[Epoch]) -> Figure:
+    return figures.curve(
+        name,
+        [line.epoch for line in history],
+        [getattr(line, f"train_{name}") for line in history],
+        [getattr(line, f"val_{name}") for line in history],
+        max(line.epoch for line in history if line.best),
     )
-    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval}
-    text = (files("training") / template).read_text()
-    names = {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
-    return environment.from_string(text).render(**names, **facts, **more)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(limits: Sequence[float] | None) -> str:
-    return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
