@@ -15,25 +15,23 @@ from serving.contract import Channels, Decoded, Digest, ImageError, Preprocessin
 from training import splits
 from training.config import TrainConfig
 from training.sources import NAMES_SHOWN, Source, find
-from training.splits import SPLITS, DataError, Split
+from training.splits import DataError, Split
 
 OWN_SIZE_AT_MOST = 64
 UNREADABLE_SHARE_AT_MOST = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """All readable images as one uint8 array, with labels, classes and splits (arrays of indices)."""
+class Labelled:
+    """All readable images with labels, classes and splits (arrays of indices); pixels are read when they are wanted."""
 
     name: str
     keys: list[str]
-    images: UInt8[np.ndarray, "images height width channels"]
     labels: Int64[np.ndarray, " images"]
     classes: tuple[str, ...]
     splits: dict[Split, Int64[np.ndarray, " _"]]
     components: Int64[np.ndarray, " images"]
     """Images with one number share a group or their content: they are in one split, and are one draw for intervals."""
-    preprocessing: Preprocessing
     digest: Digest
     original: Callable[[int], Decoded]
     """Image i decoded but not resized, read anew: what the parity proof and the goldens start from."""
@@ -41,12 +39,25 @@ class Dataset:
     """Key of each image that was skipped, and why."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Labelled):
+    """Labelled images with all their pixels, resized, as one uint8 array."""
+
+    images: UInt8[np.ndarray, "images height width channels"]
+    preprocessing: Preprocessing
+
+
 def load(config: TrainConfig) -> Dataset:
     """Everything a run needs to know of its data. Raises DataError."""
     source = find(config.data)
     size = config.image_size or _own_size(source)
     preprocessing = Preprocessing(height=size, width=size, channels=config.channels, interpolation=config.interpolation)
-    images, digests, unreadable = _decode_all(source, preprocessing)
+    images = np.zeros((len(source.keys), size, size, config.channels), np.uint8)
+
+    def keep(i: int, pixels: Decoded) -> None:
+        images[i] = preprocessing.fit(pixels)
+
+    contents, unreadable = decode_all(source, config.channels, keep)
     kept = np.flatnonzero([key not in unreadable for key in source.keys])
     if len(kept) < len(images):
         images = images[kept]
@@ -54,7 +65,8 @@ def load(config: TrainConfig) -> Dataset:
     classes = tuple(sorted(set(names), key=_natural))
     labels = np.array([classes.index(name) for name in names], dtype=np.int64)
     _check_classes(classes, labels)
-    components = splits.components([source.groups[i] for i in kept], [digests[i] for i in kept])
+    contents = [contents[i] for i in kept]
+    components = splits.components([source.groups[i] for i in kept], contents)
     made = splits.complete(
         [source.splits[i] for i in kept],
         labels,
@@ -65,8 +77,6 @@ def load(config: TrainConfig) -> Dataset:
         seed=config.seed,
     )
     keys = [source.keys[i] for i in kept]
-    owner = [split for _, split in sorted((i, split) for split in SPLITS for i in made[split])]
-    rows = sorted(zip(keys, names, owner, [digests[i] for i in kept], strict=True))
     return Dataset(
         name=source.name,
         keys=keys,
@@ -76,8 +86,8 @@ def load(config: TrainConfig) -> Dataset:
         splits=made,
         components=components,
         preprocessing=preprocessing,
-        digest=Digest(hashlib.sha256(repr(rows).encode()).hexdigest()),
-        original=lambda i: _pixels(source.read(int(kept[i])), config.channels),
+        digest=digest(keys, names, made, contents),
+        original=lambda i: pixels(source.read(int(kept[i])), config.channels),
         unreadable=unreadable,
     )
 
@@ -97,22 +107,28 @@ def _own_size(source: Source) -> int:
     return next(iter(sizes))[0] if sizes else OWN_SIZE_AT_MOST
 
 
-def _pixels(raw: bytes | np.ndarray, channels: Channels) -> Decoded:
+def pixels(raw: bytes | np.ndarray, channels: Channels) -> Decoded:
+    """What a source reads, as upright uint8 pixels of its own size. Raises ImageError."""
     return contract.decode(raw, channels) if isinstance(raw, bytes) else contract.as_channels(raw, channels)
 
 
-def _decode_all(source: Source, preprocessing: Preprocessing) -> tuple[np.ndarray, list[Digest], dict[str, str]]:
-    """All images through the contract, in threads (OpenCV releases the lock); content digests; what is unreadable."""
+def decode_all(
+    source: Source, channels: Channels, use: Callable[[int, Decoded], object]
+) -> tuple[list[Digest], dict[str, str]]:
+    """Decode every image in threads (OpenCV releases the lock) and hand it to `use` with its number.
+
+    Gives a digest of each image's content, and key and reason of each that cannot be read. Raises DataError when
+    those are more than 1 %.
+    """
     count = len(source.keys)
-    images = np.zeros((count, preprocessing.height, preprocessing.width, preprocessing.channels), np.uint8)
-    digests = [Digest("")] * count
+    contents = [Digest("")] * count
     unreadable: dict[str, str] = {}
 
     def decode(i: int) -> None:
         try:
             raw = source.read(i)
-            images[i] = preprocessing.fit(_pixels(raw, preprocessing.channels))
-            digests[i] = Digest(hashlib.sha256(raw if isinstance(raw, bytes) else raw.tobytes()).hexdigest())
+            use(i, pixels(raw, channels))
+            contents[i] = Digest(hashlib.sha256(raw if isinstance(raw, bytes) else raw.tobytes()).hexdigest())
         except (ImageError, OSError) as error:
             unreadable[source.keys[i]] = str(error)
 
@@ -123,7 +139,18 @@ def _decode_all(source: Source, preprocessing: Preprocessing) -> tuple[np.ndarra
         print(f"skipped {key}: {reason}")
     if len(unreadable) > UNREADABLE_SHARE_AT_MOST * count:
         raise DataError(f"{source.name}: {len(unreadable):,} of {count:,} images cannot be read, more than 1 %")
-    return images, digests, unreadable
+    return contents, unreadable
+
+
+def digest(
+    keys: Sequence[str], names: Sequence[str], splits: dict[Split, np.ndarray], contents: Sequence[Digest]
+) -> Digest:
+    """SHA-256 of key, label, split and content of every image; a model card holds that of the training data."""
+    owner = np.full(len(keys), "", "U5")
+    for split, indices in splits.items():
+        owner[indices] = split
+    rows = sorted(zip(keys, names, owner.tolist(), contents, strict=True))
+    return Digest(hashlib.sha256(repr(rows).encode()).hexdigest())
 
 
 def _natural(label: str) -> tuple[bool, int, str]:

@@ -13,7 +13,7 @@ from serving.contract import TOLERANCE, ModelCard
 from training import figures, page
 from training.calibration import coverage
 from training.config import TrainConfig
-from training.data import Dataset
+from training.data import Dataset, Labelled
 from training.export import Parity
 from training.intervals import bootstrap
 from training.scores import Labels, Probabilities, Scores, overfitting, reliability
@@ -185,7 +185,7 @@ def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities)
     return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))
 
 
-def mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+def mistakes(dataset: Labelled, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
     """The images `indices` as a page shows them: picture, key, labels; one row of probabilities an image."""
     return [
         {
@@ -199,7 +199,7 @@ def mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities
     ]
 
 
-def write_predictions(path: Path, dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> None:
+def write_predictions(path: Path, dataset: Labelled, indices: np.ndarray, probabilities: Probabilities) -> None:
     """A line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
