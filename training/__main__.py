@@ -1,7 +1,10 @@
-"""The command line: `python -m training [train] [options]`. `--help` shows every option with its default."""
+"""The command line: `python -m training [train|evaluate] [options]`; `--help` shows every option with its default."""
 
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 # Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -9,12 +12,19 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch
 import tyro
 
+from serving.model import ModelRefused
+from training import evaluation, report
 from training.config import ConfigError, TrainConfig
+from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
-from training.report import summary
 from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
 
+# What a verb is told, what it does, and what it says at the end of the folder that it leaves.
+VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
+    "train": (TrainConfig, train, report.summary),
+    "evaluate": (EvaluateConfig, evaluate, evaluation.summary),
+}
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
     DataError: 3,
@@ -23,6 +33,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     MemoryError: 5,
     OSError: 6,
     ExportRefused: 7,
+    ModelRefused: 7,
     DeviceMissing: 8,
 }
 HINTS: dict[type[BaseException], str] = {
@@ -34,18 +45,18 @@ HINTS: dict[type[BaseException], str] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; the exit code says what went wrong (README, exit codes)."""
-    if arguments[:1] == ["train"]:
-        arguments = arguments[1:]
-    config = tyro.cli(TrainConfig, prog="python -m training", args=arguments)
+    """Run one command, `train` if none is named; the exit code says what went wrong (README, exit codes)."""
+    verb, options = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
+    kind, act, summary = VERBS[verb]
+    config = tyro.cli(kind, prog=f"python -m training {verb}", args=options)
     try:
-        run = train(config)
+        folder = act(config)
     except tuple(EXIT_CODES) as error:
-        kind = next(kind for kind in EXIT_CODES if isinstance(error, kind))
-        hint = f"\n{HINTS[kind]}" if kind in HINTS else ""
+        cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
+        hint = f"\n{HINTS[cause]}" if cause in HINTS else ""
         print(f"error: {error}{hint}", file=sys.stderr)
-        return EXIT_CODES[kind]
-    print(summary(run))
+        return EXIT_CODES[cause]
+    print(summary(folder))
     return 0
 
 

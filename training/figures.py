@@ -71,7 +71,7 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
         figure = Figure(figsize=(4.4, 4))
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
-        axes.scatter(confidence, accuracy, s=20 + 400 * count / count.sum(), color=BLUE, alpha=0.7, label="test images")
+        axes.scatter(confidence, accuracy, s=20 + 400 * count / count.sum(), color=BLUE, alpha=0.7, label="images")
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda share, _: f"{share:.0%}")
