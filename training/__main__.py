@@ -1,4 +1,4 @@
-"""The command line: `python -m training [train|audit] [options]`; `--help` shows every option with its default."""
+"""The command line: `python -m training [train|audit|evaluate] [options]`; `--help` shows every option."""
 
 import os
 import sys
@@ -12,9 +12,11 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch
 import tyro
 
-from training import audit_report, report
+from serving.model import ModelRefused
+from training import audit_report, evaluation, report
 from training.audit_report import AuditConfig
 from training.config import ConfigError, TrainConfig
+from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
 from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
@@ -23,6 +25,7 @@ from training.train import DeviceMissing, NonFiniteLoss, train
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
     "train": (TrainConfig, train, report.summary),
     "audit": (AuditConfig, audit_report.run, audit_report.summary),
+    "evaluate": (EvaluateConfig, evaluate, evaluation.summary),
 }
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -32,6 +35,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     MemoryError: 5,
     OSError: 6,
     ExportRefused: 7,
+    ModelRefused: 7,
     DeviceMissing: 8,
 }
 HINTS: dict[type[BaseException], str] = {

@@ -22,7 +22,7 @@ class TrainConfig:
     """Train an image classifier, evaluate it on held-out images, export it to ONNX, prove the export, report.
 
     With no options it trains on the handwritten digits that ship inside scikit-learn. Afterwards `bentoml serve`
-    serves the result.
+    serves the result, and `python -m training evaluate --help` says how to score it on other images.
     """
 
     data: Path | None = None
