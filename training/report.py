@@ -101,8 +101,9 @@ def _write_into(folder: Path, found: Findings) -> None:
     pictures = {}
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
-        figure.savefig(folder / "figures" / f"{name}.svg")
-        pictures[name] = page.drawing(figure)
+        drawn = page.svg(figure)
+        (folder / "figures" / f"{name}.svg").write_bytes(drawn)
+        pictures[name] = page.svg_uri(drawn)
 
     facts = _facts(found)
     audit = audit_report.facts(dataset.audit)
