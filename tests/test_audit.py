@@ -12,7 +12,7 @@ from training.splits import Leaks
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
-    return audit(sources.find(data), channels=3, leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
+    return audit(sources.find(data), leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
 
 
 def picture(path: Path, seed: int, ending: str = "") -> Path:

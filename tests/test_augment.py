@@ -107,7 +107,7 @@ def test_a_run_keeps_the_file_and_the_card_holds_its_content(photos: Path, tmp_p
     assert (first / "report" / "figures" / "augmented.png").stat().st_size > 10_000
 
     path.unlink()
-    again = dataclasses.replace(from_yaml(TrainConfig, first / "config.yaml"), name="again")
+    again = dataclasses.replace(from_yaml(first / "config.yaml"), name="again")
     second = open_model(train.train(again) / "model.onnx").card
     assert second.goldens == card.goldens, "the same weights"
 

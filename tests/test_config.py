@@ -72,9 +72,9 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
     assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name"}
     assert values["hidden"] == [7, 8]
     assert values["data"] == "x"
-    assert from_yaml(TrainConfig, path) == config
+    assert from_yaml(path) == config
     path.write_text(TrainConfig().to_yaml())
-    assert from_yaml(TrainConfig, path) == TrainConfig()
+    assert from_yaml(path) == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -98,25 +98,25 @@ def test_a_file_that_cannot_be_followed_is_refused_by_file_and_key(tmp_path: Pat
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"^--config {path}: {expected}"):
-        from_yaml(TrainConfig, path)
+        from_yaml(path)
     with pytest.raises(ConfigError, match=r"--config absent\.yaml: not a YAML file that can be read"):
-        from_yaml(TrainConfig, Path("absent.yaml"))
+        from_yaml(Path("absent.yaml"))
 
 
 def test_numbers_in_the_file_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("lr: 1e-3\naugment: strong\nclip_norm: 1\n")
-    config = from_yaml(TrainConfig, path)
+    config = from_yaml(path)
     assert (config.lr, config.augment, config.clip_norm) == (1e-3, "strong", 1.0)
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("epochs: 7\nlr: 0.5\nbatch_norm: true\naugment: own.yaml\npatience: 3\nhidden: [4]\n")
-    assert options("train", ["--config", str(path)]) == from_yaml(TrainConfig, path)
+    assert options("train", ["--config", str(path)]) == from_yaml(path)
     given = f"--epochs 2 --config={path} --no-batch-norm --augment light --patience None"
     assert options("train", given.split()) == dataclasses.replace(
-        from_yaml(TrainConfig, path), epochs=2, batch_norm=False, augment="light", patience=None
+        from_yaml(path), epochs=2, batch_norm=False, augment="light", patience=None
     )
     assert options("train", []) == TrainConfig()
     assert options("train", ["--batch-norm"]).batch_norm is True

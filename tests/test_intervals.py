@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -81,6 +83,8 @@ def test_a_class_that_is_absent_has_no_interval() -> None:
     found = intervals.bootstrap(labels[kept], probabilities[kept], np.arange(kept.sum()), CLASSES)
     assert found.recall["c"] is None
     assert found.roc_auc is not None
+    assert (probabilities[kept].argmax(1) == 2).any()
+    assert found.precision["c"] is None, "a share of no image would be 0 for whatever model"
     everything_a = np.tile(np.float32([0.8, 0.1, 0.1]), (kept.sum(), 1))
     assert intervals.bootstrap(labels[kept], everything_a, np.arange(kept.sum()), CLASSES).precision["b"] is None
 
@@ -89,3 +93,70 @@ def test_ten_thousand_images_take_seconds() -> None:
     labels, probabilities = split(0, 10_000)
     found = intervals.bootstrap(labels, probabilities, np.arange(10_000), CLASSES)
     assert found.accuracy[1] - found.accuracy[0] < 0.02
+
+
+NAMES = [field.name for field in dataclasses.fields(intervals.Differences)]
+
+
+def rivals(seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One model and another that sees the same signal and noise, but a little more of noise of its own."""
+    labels, first = split(seed, images)
+    noise = np.random.default_rng(10_000 + seed).normal(scale=0.7, size=first.shape)
+    return labels, first, softmax(np.log(first) + noise, axis=1).astype(np.float32)
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    labels, probabilities = split(0, 200)
+    found = intervals.paired(labels, probabilities, probabilities.copy(), np.arange(200))
+    assert [getattr(found, name) for name in NAMES] == [(0.0, 0.0)] * 5
+
+
+def test_the_difference_changes_its_sign_with_the_order() -> None:
+    labels, first, second = rivals(0, 300)
+    there = intervals.paired(labels, first, second, np.arange(300))
+    back = intervals.paired(labels, second, first, np.arange(300))
+    for name in NAMES:
+        low, high = getattr(there, name)
+        assert getattr(back, name) == pytest.approx((-high, -low))
+
+
+def test_pairs_of_models_that_fail_on_the_same_images_are_told_apart_by_fewer_images() -> None:
+    labels, first, second = rivals(0, 400)
+    alone = [intervals.bootstrap(labels, model, np.arange(400), CLASSES) for model in (first, second)]
+    found = intervals.paired(labels, first, second, np.arange(400))
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
+        low, high = getattr(found, name)
+        unpaired = np.hypot(*(np.ptp(getattr(model, name)) for model in alone))
+        assert high - low < 0.75 * unpaired, name
+
+
+def test_the_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says() -> None:
+    labels, first, second = rivals(123, 200_000)
+    scores = [score(labels, model, CLASSES) for model in (first, second)]
+    truth = {name: getattr(scores[1], name) - getattr(scores[0], name) for name in NAMES}
+    assert truth["accuracy"] < -0.01
+    held = []
+    for seed in range(100):
+        labels, first, second = rivals(seed, 200)
+        found = intervals.paired(labels, first, second, np.arange(200))
+        held.append([getattr(found, name)[0] <= truth[name] <= getattr(found, name)[1] for name in NAMES])
+    shares = np.mean(held, axis=0)
+    assert (shares >= 0.88).all()
+    assert (shares <= 0.99).all()
+
+
+def test_pairs_too_are_drawn_by_group() -> None:
+    labels, first, second = rivals(0, 300)
+    copies = np.repeat(np.arange(300), 8)
+    alone = intervals.paired(labels, first, second, np.arange(300))
+    grouped = intervals.paired(labels[copies], first[copies], second[copies], copies)
+    for name in NAMES:
+        assert np.ptp(getattr(grouped, name)) == pytest.approx(np.ptp(getattr(alone, name)), rel=0.1)
+
+
+def test_one_class_alone_has_no_difference_of_roc_auc() -> None:
+    labels, first, second = rivals(0, 100)
+    kept = labels == 0
+    found = intervals.paired(labels[kept], first[kept], second[kept], np.arange(kept.sum()))
+    assert found.roc_auc is None
+    assert np.isfinite(found.log_loss).all()

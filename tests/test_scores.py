@@ -12,7 +12,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from training.scores import RiskCoverage, overfitting, reliability, risk_coverage, score
+from training.scores import RiskCoverage, log_losses, overfitting, reliability, risk_coverage, score
 
 CLASSES = ("a", "b", "c")
 
@@ -53,6 +53,8 @@ def test_a_hand_worked_case() -> None:
     assert scores.confusion == ((2, 1), (0, 1))
     assert scores.roc_auc == 1.0
     assert scores.macro_f1 == pytest.approx((0.8 + 2 / 3) / 2)
+    assert log_losses(labels, probabilities) == pytest.approx(-np.log([0.9, 0.6, 0.3, 0.8]))
+    assert scores.log_loss == pytest.approx(-np.log(0.9 * 0.6 * 0.3 * 0.8) / 4)
 
 
 def test_a_class_that_the_split_does_not_hold_is_none_and_not_zero() -> None:
@@ -60,7 +62,8 @@ def test_a_class_that_the_split_does_not_hold_is_none_and_not_zero() -> None:
     kept = labels != 2
     scores = score(labels[kept], probabilities[kept], CLASSES)
     absent = scores.by_class[2]
-    assert (absent.support, absent.recall, absent.f1) == (0, None, None)
+    assert (probabilities[kept].argmax(1) == 2).any()
+    assert (absent.support, absent.precision, absent.recall, absent.f1) == (0, None, None, None)
     present = [scored.recall for scored in scores.by_class[:2]]
     assert scores.balanced_accuracy == pytest.approx(np.mean(present))
     assert scores.roc_auc is not None

@@ -8,7 +8,7 @@ from training.files import ImageFile
 from training.shortcut import Shortcut, baseline
 
 RNG = np.random.default_rng(0)
-PLAIN, _ = files.read(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8), 3)
+PLAIN, _ = files.read(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
 def some(count: int) -> tuple[list[ImageFile], np.ndarray]:

@@ -238,7 +238,7 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
     best = checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))
     assert best["averaged_steps"] == 4 * (best["epoch"] + 1)
     assert any(not torch.equal(tensor, best["weights"][name]) for name, tensor in best["model"].items())
-    config = from_yaml(TrainConfig, run / "config.yaml")
+    config = from_yaml(run / "config.yaml")
     card = open_model(run / "model.onnx").card
     model = models.build(config, card.preprocessing, card.normalization, 3)
     model.load_state_dict(best["model"])

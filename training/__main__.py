@@ -1,4 +1,4 @@
-"""The command line: `python -m training [train|audit] [options]`; `--help` shows every option with its default."""
+"""The command line: `python -m training [train|audit|evaluate] [options]`; `--help` shows every option."""
 
 import argparse
 import os
@@ -13,10 +13,12 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch
 import tyro
 
-from training import audit_report, report
+from serving.model import ModelRefused
+from training import audit_report, evaluation, report
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
+from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
 from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
@@ -25,6 +27,7 @@ from training.train import DeviceMissing, NonFiniteLoss, train
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
     "train": (TrainConfig, train, report.summary),
     "audit": (AuditConfig, audit_report.run, audit_report.summary),
+    "evaluate": (EvaluateConfig, evaluate, evaluation.summary),
 }
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -35,6 +38,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OSError: 6,
     CheckpointRefused: 7,
     ExportRefused: 7,
+    ModelRefused: 7,
     DeviceMissing: 8,
 }
 HINTS: dict[type[BaseException], str] = {
@@ -61,14 +65,15 @@ def main(arguments: list[str]) -> int:
 
 
 def options(verb: str, arguments: list[str]) -> Any:
-    """What the command line says to a verb, over what the file of --config does. Raises ConfigError."""
+    """What the command line says; to `train`, over what the file of --config says. Raises ConfigError."""
     kind, program = VERBS[verb][0], f"python -m training {verb}"
+    if kind is not TrainConfig:
+        return tyro.cli(kind, prog=program, args=arguments)
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     known, others = parser.parse_known_args(arguments)
-    if known.config is None:
-        return tyro.cli(kind, prog=program, args=others)
-    return tyro.cli(kind, prog=program, args=others, default=from_yaml(kind, known.config))
+    default = TrainConfig() if known.config is None else from_yaml(known.config)
+    return tyro.cli(TrainConfig, prog=program, args=others, default=default)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from serving.contract import Channels, Decoded, ImageError
+from serving.contract import Decoded, ImageError
 from training import duplicates, files, shortcut, splits
 from training.duplicates import Duplicates, Pair
 from training.files import ARRAY, ImageFile
@@ -89,19 +89,18 @@ class Audit:
 def audit(
     source: Source,
     *,
-    channels: Channels,
     leaks: Leaks,
     val_fraction: float,
     test_fraction: float,
     seed: int,
     keep: Callable[[int, Decoded], None] = lambda position, pixels: None,
 ) -> Audit:
-    """Read every image once, hand its position and decoded pixels to `keep`, and look for whatever makes scores lie.
+    """Read every image once, hand its position and decoded RGB pixels to `keep`, and look for what makes scores lie.
 
     What shows one picture is never parted by a split that is made here; in splits that the data brings, `leaks`
     decides (`splits.divide`), and `error` is a fault.
     """
-    read, unreadable = _read_all(source, channels, keep)
+    read, unreadable = read_all(source, keep)
     readable = [i for i, key in enumerate(source.keys) if key not in unreadable]
     names = [source.labels[i] for i in readable]
     classes = tuple(sorted(set(names), key=_natural))
@@ -109,16 +108,15 @@ def audit(
     groups = [source.groups[i] for i in readable]
     given = [source.splits[i] for i in readable]
     found = duplicates.find([file.fingerprint for file in read], [file.digest for file in read])
-    pairs = np.array([(pair.first, pair.second) for pair in found.pairs], np.int64).reshape(-1, 2)
     fault = None
     try:
-        _check_readable(source, unreadable)
+        check_readable(source, unreadable)
         _check_classes(classes, labels)
         division = splits.divide(
             given,
             labels,
             groups,
-            pairs,
+            found.links,
             classes,
             leaks=leaks,
             val_fraction=val_fraction,
@@ -126,7 +124,7 @@ def audit(
             seed=seed,
         )
     except DataError as error:
-        fault, division = str(error), splits.as_given(given, splits.components(groups, pairs))
+        fault, division = str(error), splits.as_given(given, splits.components(groups, found.links))
     audited = Audit(
         name=source.name,
         keys=[source.keys[i] for i in readable],
@@ -147,15 +145,15 @@ def audit(
     return audited
 
 
-def _read_all(
-    source: Source, channels: Channels, keep: Callable[[int, Decoded], None]
+def read_all(
+    source: Source, keep: Callable[[int, Decoded], None] = lambda position, pixels: None
 ) -> tuple[list[ImageFile], dict[str, str]]:
     """Every readable image, in order; of the others the key and the reason. In threads: OpenCV releases the lock."""
     unreadable: dict[str, str] = {}
 
     def read(position: int) -> ImageFile | None:
         try:
-            file, pixels = files.read(source.read(position), channels)
+            file, pixels = files.read(source.read(position))
         except (ImageError, OSError) as error:
             unreadable[source.keys[position]] = str(error)
             return None
@@ -168,7 +166,8 @@ def _read_all(
         return [file for file in reading if file is not None], dict(sorted(unreadable.items()))
 
 
-def _check_readable(source: Source, unreadable: dict[str, str]) -> None:
+def check_readable(source: Source, unreadable: dict[str, str]) -> None:
+    """Raise DataError, with the first reasons, when more than 1 % of the images cannot be read."""
     if len(unreadable) > UNREADABLE_SHARE_AT_MOST * len(source.keys):
         shown = "".join(f"\n  {key}: {reason}" for key, reason in list(unreadable.items())[:NAMES_SHOWN])
         counted = f"{len(unreadable):,} of {len(source.keys):,} images"

@@ -49,7 +49,6 @@ def run(config: AuditConfig) -> Path:
     source = find(config.data)
     audited = audit(
         source,
-        channels=3,
         leaks=config.leaks,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
@@ -57,7 +56,7 @@ def run(config: AuditConfig) -> Path:
     )
 
     def original(index: int) -> Decoded:
-        return files.decode(source.read(audited.positions[index]), 3)
+        return files.decode(source.read(audited.positions[index]))
 
     found = facts(audited)
     out.mkdir(parents=True, exist_ok=True)

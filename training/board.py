@@ -79,7 +79,9 @@ def results(writer: SummaryWriter, found: "report.Findings", validation: Probabi
     for split, probabilities in answered.items():
         labels, scores = dataset.labels[dataset.splits[split]], found.scores[split]
         writer.add_figure(f"{split}/confusion_matrix", figures.confusion(scores))
-        writer.add_figure(f"{split}/reliability", figures.reliability(reliability(labels, probabilities), split))
+        writer.add_figure(
+            f"{split}/reliability", figures.reliability(reliability(labels, probabilities), f"{split} images")
+        )
         writer.add_text(f"{split}/classification_report", report.class_table(scores))
     test = dataset.labels[dataset.splits["test"]]
     writer.add_figure("test/risk_coverage", figures.risk_coverage(risk_coverage(test, served)))

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -23,8 +23,6 @@ Balance = Literal["none", "loss", "sampler"]
 Policy = Literal["none", "light", "strong"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
 
-Options = TypeVar("Options")
-
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
       ("sgd", "cnn"): 0.05, ("sgd", "mlp"): 0.01}  # fmt: skip
@@ -40,8 +38,8 @@ class TrainConfig:
     """Train an image classifier, evaluate it on held-out images, export it to ONNX, prove the export, report.
 
     With no options it trains on the handwritten digits that ship inside scikit-learn. Afterwards `bentoml serve`
-    serves the result. --config FILE reads options from a YAML file, such as a run's config.yaml; those of the command
-    line win.
+    serves the result, and `python -m training evaluate --help` says how to score it on other images. --config FILE
+    reads options from a YAML file, such as a run's config.yaml; those of the command line win.
     """
 
     data: Path | None = None
@@ -230,21 +228,21 @@ class TrainConfig:
         return yaml.safe_dump(values, sort_keys=False)
 
 
-def from_yaml(kind: type[Options], path: Path) -> Options:
-    """Options of this kind from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
+def from_yaml(path: Path) -> TrainConfig:
+    """Options from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
-    types = get_type_hints(kind)
+    types = get_type_hints(TrainConfig)
     for key, value in values.items():
         if key not in types:
             raise ConfigError(f"--config {path}: there is no option {key!r}; there are {', '.join(types)}")
         values[key] = _typed(types[key], value, f"--config {path}: {key}")
     try:
-        return kind(**values)
+        return TrainConfig(**values)
     except ConfigError as error:
         raise ConfigError(f"--config {path}: {error}") from error
 

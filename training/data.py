@@ -1,7 +1,7 @@
 """All images of a run, decoded and resized once through the contract, with labels, classes and splits."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,27 +14,35 @@ from training.audit import Audit, audit
 from training.config import TrainConfig
 from training.files import Raw
 from training.sources import Source, find
-from training.splits import SPLITS, DataError, Split
+from training.splits import DataError, Split
 
 OWN_SIZE_AT_MOST = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """All readable images as one uint8 array, with labels, classes and splits (arrays of indices)."""
+class Labelled:
+    """All readable images with labels, classes and splits (arrays of indices); pixels are read when they are wanted."""
 
     name: str
     keys: list[str]
-    images: UInt8[np.ndarray, "images height width channels"]
     labels: Int64[np.ndarray, " images"]
     classes: tuple[str, ...]
     splits: dict[Split, Int64[np.ndarray, " _"]]
     components: Int64[np.ndarray, " images"]
     """Images with one number share a group or show one picture: one draw for intervals."""
-    preprocessing: Preprocessing
     digest: Digest
     original: Callable[[int], Decoded]
     """Image i decoded but not resized, read anew: what the parity proof and the goldens start from."""
+    unreadable: dict[str, str]
+    """Key of each image that was left out, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Labelled):
+    """Labelled images with all their pixels, resized, as one uint8 array, and what the audit found in them."""
+
+    images: UInt8[np.ndarray, "images height width channels"]
+    preprocessing: Preprocessing
     audit: Audit
 
 
@@ -46,11 +54,10 @@ def load(config: TrainConfig) -> Dataset:
     images = np.zeros((len(source.keys), size, size, config.channels), np.uint8)
 
     def keep(position: int, pixels: Decoded) -> None:
-        images[position] = preprocessing.fit(pixels)
+        images[position] = preprocessing.fit(contract.as_channels(pixels, config.channels))
 
     audited = audit(
         source,
-        channels=config.channels,
         leaks=config.leaks,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
@@ -60,6 +67,7 @@ def load(config: TrainConfig) -> Dataset:
     if audited.fault is not None:
         raise DataError(audited.fault)
     positions = audited.positions
+    names = [source.labels[i] for i in positions]
     return Dataset(
         name=source.name,
         keys=audited.keys,
@@ -69,19 +77,21 @@ def load(config: TrainConfig) -> Dataset:
         splits=audited.division.splits,
         components=audited.division.components,
         preprocessing=preprocessing,
-        digest=_digest(audited),
-        original=lambda i: files.decode(source.read(positions[i]), config.channels),
+        digest=digest(audited.keys, names, audited.division.splits, [file.digest for file in audited.files]),
+        original=lambda i: contract.as_channels(files.decode(source.read(positions[i])), config.channels),
+        unreadable=audited.unreadable,
         audit=audited,
     )
 
 
-def _digest(audited: Audit) -> Digest:
-    """SHA-256 of which picture, under which name and label, is in which split."""
-    rows = sorted(
-        (audited.keys[i], audited.classes[audited.labels[i]], split, audited.files[i].digest)
-        for split in SPLITS
-        for i in audited.division.splits[split]
-    )
+def digest(
+    keys: Sequence[str], names: Sequence[str], splits: dict[Split, np.ndarray], pictures: Sequence[Digest]
+) -> Digest:
+    """SHA-256 of key, label, split and pixels of every image; a model card holds that of the training data."""
+    owner = np.full(len(keys), "", "U5")
+    for split, indices in splits.items():
+        owner[indices] = split
+    rows = sorted(zip(keys, names, owner.tolist(), pictures, strict=True))
     return Digest(hashlib.sha256(repr(rows).encode()).hexdigest())
 
 

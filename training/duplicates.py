@@ -76,6 +76,11 @@ class Duplicates:
     pairs: tuple[Pair, ...]
     least_similarity: float
 
+    @property
+    def links(self) -> Pairs:
+        """The pairs as indices `[pairs, 2]`."""
+        return np.array([(pair.first, pair.second) for pair in self.pairs], np.int64).reshape(-1, 2)
+
 
 def fingerprint(pixels: Decoded) -> Fingerprint:
     """The fingerprint of one decoded image, RGB or gray."""

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.scores import RiskCoverage, Scores
-from training.splits import Split
 
 # Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -73,7 +72,7 @@ def confusion(scores: Scores) -> Figure:
     return figure
 
 
-def reliability(bins: Sequence[tuple[float, float, int]], split: Split) -> Figure:
+def reliability(bins: Sequence[tuple[float, float, int]], images: str) -> Figure:
     """Accuracy against confidence by bin; a calibrated model lies on the diagonal. Areas are shares of the images."""
     confidence, accuracy, count = np.array(bins).T
     with rc_context(STYLE):
@@ -81,7 +80,7 @@ def reliability(bins: Sequence[tuple[float, float, int]], split: Split) -> Figur
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
         areas = 20 + 400 * count / count.sum()
-        axes.scatter(confidence, accuracy, areas, BLUE, alpha=0.7, clip_on=False, label=f"{split} images")
+        axes.scatter(confidence, accuracy, areas, BLUE, alpha=0.7, clip_on=False, label=images)
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda share, _: f"{share:.0%}")

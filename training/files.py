@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from serving import contract
-from serving.contract import Channels, Decoded, Digest
+from serving.contract import Decoded, Digest
 from training import duplicates
 from training.duplicates import Fingerprint
 
@@ -36,15 +36,15 @@ class ImageFile:
     fingerprint: Fingerprint
 
 
-def read(raw: Raw, channels: Channels) -> tuple[ImageFile, Decoded]:
-    """One image -> what is known of it, and its decoded pixels. Raises ImageError."""
-    pixels = decode(raw, channels)
+def read(raw: Raw) -> tuple[ImageFile, Decoded]:
+    """One image -> what is known of it, and its decoded pixels, RGB. Raises ImageError."""
+    pixels = decode(raw)
     if isinstance(raw, bytes):
         header = contract.read_header(raw)
     else:
         mode = "RGB" if raw.ndim == 3 and raw.shape[2] == 3 else "L"
         header = contract.Header(format=ARRAY, height=raw.shape[0], width=raw.shape[1], mode=mode, orientation=1)
-    red, green, blue = (cv2.mean(pixels)[:channels] * 3)[:3]
+    red, green, blue, _ = cv2.mean(pixels)
     return ImageFile(
         format=header.format,
         height=header.height,
@@ -58,6 +58,9 @@ def read(raw: Raw, channels: Channels) -> tuple[ImageFile, Decoded]:
     ), pixels
 
 
-def decode(raw: Raw, channels: Channels) -> Decoded:
-    """Decoded pixels `[height, width, channels]` of one image. Raises ImageError."""
-    return contract.decode(raw, channels) if isinstance(raw, bytes) else contract.as_channels(raw, channels)
+def decode(raw: Raw) -> Decoded:
+    """Decoded RGB pixels `[height, width, 3]` of one image; its luma is what `decode` would give as gray.
+
+    Raises ImageError.
+    """
+    return contract.decode(raw) if isinstance(raw, bytes) else contract.as_channels(raw, 3)

@@ -1,4 +1,4 @@
-"""95 % intervals of scores by bootstrap over what was drawn independently: images, or the groups they belong to."""
+"""95 % intervals by bootstrap over what was drawn independently: images, or the groups they belong to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.stats import binomtest
 
-from training.scores import Labels, Probabilities
+from training.scores import Labels, Probabilities, log_losses
 
 RESAMPLES = 1000
 CHUNK = 100
@@ -33,6 +33,30 @@ class Intervals:
     precision: dict[str, Interval | None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Percentile intervals of one model's score minus another's; None where a score is undefined."""
+
+    accuracy: Interval
+    balanced_accuracy: Interval
+    macro_f1: Interval
+    roc_auc: Interval | None
+    log_loss: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replicates:
+    """The scores of every resample, `[resamples]` or `[resamples, classes]`; NaN where one is undefined."""
+
+    accuracy: np.ndarray
+    balanced_accuracy: np.ndarray
+    macro_f1: np.ndarray
+    roc_auc: np.ndarray
+    log_loss: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+
+
 def bootstrap(
     labels: Labels,
     probabilities: Probabilities,
@@ -42,39 +66,78 @@ def bootstrap(
     seed: int = 0,
 ) -> Intervals:
     """Intervals of a split's scores; all images of one component are drawn together."""
-    count = len(classes)
+    replicates = _replicates(labels, probabilities, components, seed)
+    predicted = probabilities.argmax(1)
+    right = predicted == labels
+
+    def widened(values: np.ndarray, concerned: np.ndarray) -> Interval:
+        draws = len(np.unique(components[concerned]))
+        wilson = binomtest(round(right[concerned].mean() * draws), draws).proportion_ci(LEVEL, "wilson")
+        low, high = _interval(values)
+        return min(low, float(wilson.low)), max(high, float(wilson.high))
+
+    recall: dict[str, Interval | None] = dict.fromkeys(classes)
+    precision: dict[str, Interval | None] = dict.fromkeys(classes)
+    for label in np.unique(labels):
+        recall[classes[label]] = widened(replicates.recall[:, label], labels == label)
+        if (predicted == label).any():
+            precision[classes[label]] = widened(replicates.precision[:, label], predicted == label)
+    return Intervals(
+        accuracy=widened(replicates.accuracy, np.ones(len(labels), bool)),
+        balanced_accuracy=_interval(replicates.balanced_accuracy),
+        macro_f1=_interval(replicates.macro_f1),
+        roc_auc=_defined(replicates.roc_auc),
+        recall=recall,
+        precision=precision,
+    )
+
+
+def paired(
+    labels: Labels,
+    first: Probabilities,
+    second: Probabilities,
+    components: Int64[np.ndarray, " images"],
+    *,
+    seed: int = 0,
+) -> Differences:
+    """Intervals of the second model's scores minus the first's, both scored on the same resamples.
+
+    What makes a resample hard is hard for both, so these are narrower than two intervals side by side suggest.
+    """
+    one, other = (_replicates(labels, probabilities, components, seed) for probabilities in (first, second))
+    return Differences(
+        accuracy=_interval(other.accuracy - one.accuracy),
+        balanced_accuracy=_interval(other.balanced_accuracy - one.balanced_accuracy),
+        macro_f1=_interval(other.macro_f1 - one.macro_f1),
+        roc_auc=_defined(other.roc_auc - one.roc_auc),
+        log_loss=_interval(other.log_loss - one.log_loss),
+    )
+
+
+def _replicates(labels: Labels, probabilities: Probabilities, components: np.ndarray, seed: int) -> _Replicates:
+    """The scores of resamples that components and seed alone decide: two models get the same ones."""
+    count = probabilities.shape[1]
     cells = labels * count + probabilities.argmax(1)
-    confusions, areas = [], []
+    losses = log_losses(labels, probabilities)
+    confusions, areas, loss = [], [], []
     for weights in _resamples(components, np.random.default_rng(seed)):
         confusions += [np.bincount(cells, row, count * count).reshape(count, count) for row in weights]
         areas.append(_roc_auc(labels, probabilities, weights))
-    confusion = np.stack(confusions)
+        loss.append(weights @ losses / weights.sum(1))
+    confusion, area = np.stack(confusions), np.concatenate(areas)
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):  # a class that a resample lacks has no score in it
         recall, precision = hits / confusion.sum(2), hits / confusion.sum(1)
         f1 = 2 * hits / (confusion.sum(1) + confusion.sum(2))
     present = confusion.sum(2) > 0
-    predicted = probabilities.argmax(1)
-    right = predicted == labels
-
-    def widened(values: np.ndarray, concerned: np.ndarray) -> Interval | None:
-        if not concerned.any():
-            return None
-        draws = len(np.unique(components[concerned]))
-        wilson = binomtest(round(right[concerned].mean() * draws), draws).proportion_ci(LEVEL, "wilson")
-        low, high = _interval(values[~np.isnan(values)])
-        return min(low, float(wilson.low)), max(high, float(wilson.high))
-
-    accuracy = widened(hits.sum(1) / confusion.sum((1, 2)), np.ones(len(labels), bool))
-    assert accuracy is not None
-    area = np.concatenate(areas)
-    return Intervals(
-        accuracy=accuracy,
-        balanced_accuracy=_interval(_mean(recall, present)),
-        macro_f1=_interval(_mean(f1, present)),
-        roc_auc=_defined(_mean(area, ~np.isnan(area))),
-        recall={name: widened(recall[:, label], labels == label) for label, name in enumerate(classes)},
-        precision={name: widened(precision[:, label], predicted == label) for label, name in enumerate(classes)},
+    return _Replicates(
+        accuracy=hits.sum(1) / confusion.sum((1, 2)),
+        balanced_accuracy=_mean(recall, present),
+        macro_f1=_mean(f1, present),
+        roc_auc=_mean(area, ~np.isnan(area)),
+        log_loss=np.concatenate(loss),
+        recall=recall,
+        precision=precision,
     )
 
 
@@ -110,10 +173,10 @@ def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _defined(values: np.ndarray) -> Interval | None:
-    kept = values[~np.isnan(values)]
-    return _interval(kept) if len(kept) else None
+    return None if np.isnan(values).all() else _interval(values)
 
 
 def _interval(values: np.ndarray) -> Interval:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    """Limits of the resamples in which the score is defined."""
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -40,9 +40,19 @@ def render(template: str, **values: object) -> str:
 
 def drawing(figure: Figure) -> str:
     """A figure as an SVG inside a data URI."""
+    return svg_uri(svg(figure))
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG file's content."""
     file = io.BytesIO()
     figure.savefig(file, format="svg")
-    return _data_uri("image/svg+xml", file.getvalue())
+    return file.getvalue()
+
+
+def svg_uri(content: bytes) -> str:
+    """An SVG file's content inside a data URI."""
+    return _data_uri("image/svg+xml", content)
 
 
 def thumbnail(pixels: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from serving.contract import TOLERANCE, ModelCard
 from training import audit_report, augment, figures, page
 from training.calibration import MIN_IMAGES, coverage
 from training.config import TrainConfig
-from training.data import Dataset
+from training.data import Dataset, Labelled
 from training.export import Parity
 from training.intervals import Interval, Intervals
 from training.scores import (
@@ -101,13 +101,14 @@ def _write_into(folder: Path, found: Findings) -> None:
     (folder / "figures").mkdir(parents=True)
     drawings = _curves(found.history)
     drawings["confusion"] = figures.confusion(found.scores["test"])
-    drawings["reliability"] = figures.reliability(reliability(labels, served), "test")
+    drawings["reliability"] = figures.reliability(reliability(labels, served), "test images")
     drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, served))
     pictures = {}
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
-        figure.savefig(folder / "figures" / f"{name}.svg")
-        pictures[name] = page.drawing(figure)
+        drawn = page.svg(figure)
+        (folder / "figures" / f"{name}.svg").write_bytes(drawn)
+        pictures[name] = page.svg_uri(drawn)
     sheet = augmented(found.config, dataset)
     if sheet is not None:
         sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
@@ -290,7 +291,7 @@ def augmented(config: TrainConfig, dataset: Dataset) -> Figure | None:
     return figures.sheet(np.array(rows), "original")
 
 
-def mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+def mistakes(dataset: Labelled, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
     """The images `indices` as a page shows them: picture, key, labels; one row of probabilities an image."""
     return [
         {
@@ -304,7 +305,7 @@ def mistakes(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities
     ]
 
 
-def write_predictions(path: Path, dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> None:
+def write_predictions(path: Path, dataset: Labelled, indices: np.ndarray, probabilities: Probabilities) -> None:
     """A line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

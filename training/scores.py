@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
@@ -103,21 +103,20 @@ def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
         precision, recall, f1, support = precision_recall_fscore_support(
             labels, predicted, labels=every, zero_division=np.nan
         )
-    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return Scores(
         images=len(labels),
         accuracy=float((predicted == labels).mean()),
         balanced_accuracy=float(recall[present].mean()),
         macro_f1=float(np.nan_to_num(f1[present]).mean()),
         roc_auc=_roc_auc(labels, probabilities, present),
-        log_loss=float(-np.log(np.clip(true_class, 1e-15, 1)).mean()),
+        log_loss=float(log_losses(labels, probabilities).mean()),
         brier_score=brier_score(labels, probabilities),
         expected_calibration_error=expected_calibration_error(labels, probabilities),
         by_class=tuple(
             ClassScores(
                 name=name,
                 support=int(support[index]),
-                precision=_defined(precision[index]),
+                precision=_defined(precision[index]) if present[index] else None,
                 recall=_defined(recall[index]),
                 f1=_defined(f1[index]) if present[index] else None,
             )
@@ -125,6 +124,13 @@ def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
         ),
         confusion=tuple(tuple(map(int, row)) for row in counts),
     )
+
+
+def log_losses(labels: Labels, probabilities: Probabilities) -> Float64[np.ndarray, " images"]:
+    """Minus the logarithm of each image's probability of its true class, which counts as 1e-15 at least."""
+    of_true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses: np.ndarray = -np.log(np.clip(of_true_class, 1e-15, 1))
+    return losses
 
 
 def brier_score(labels: Labels, probabilities: Probabilities) -> float:

@@ -17,7 +17,7 @@ from training.files import ImageFile
 
 FOLDS = 5
 IMAGES_AT_MOST = 10_000
-TREES = 100
+TREES = 50
 LEAF = 3
 LARGE_SHARE = 0.5
 """A baseline that reaches this share of what the model gains over chance is warned of."""

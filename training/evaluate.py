@@ -1,0 +1,223 @@
+"""Score an existing model file on labelled images, through the code that the service answers with.
+
+`evaluate` is the story: what images there are, which of them count, what the model answers; evaluation.py writes what
+that is worth.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from serving.contract import ModelCard, Pixels, as_channels
+from serving.model import Classifier, open_model
+from training import audit, data, duplicates, evaluation, files, splits
+from training.config import ConfigError
+from training.data import Labelled
+from training.evaluation import Answered, Evaluation
+from training.scores import Probabilities
+from training.sources import NAMES_SHOWN, Source, find
+from training.splits import DataError, Division, Split
+
+BATCH = 256
+
+Wanted = Literal["train", "val", "test", "all"]
+Splits = dict[Split, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score an existing model on labelled images, exactly as the service answers them.
+
+    With --compare a second model answers the same images, and it is said whether they tell the two apart.
+    """
+
+    run: Path
+    """The model: a run's folder, or an .onnx file."""
+    data: Path | None = None
+    """Images with labels, of the five kinds that training takes. None: the digits."""
+    split: Wanted | None = None
+    """Which images to score. None: the test split, when the data brings one or is just what the model was trained on
+    (its splits are then made again); else all."""
+    compare: Path | None = None
+    """A second model, given as in --run, to compare on the same images; it must have the same classes."""
+    out: Path | None = None
+    """Folder for the results, which must not exist yet. None: evaluations/<date, time, data> beside the model."""
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Score one model or compare two, and return the folder with the results.
+
+    Raises ModelRefused, ConfigError, DataError, OSError.
+    """
+    paths = [path for path in (config.run, config.compare) if path is not None]
+    classifiers = [open_model(_model_file(path), threads=0) for path in paths]
+    _check_classes(classifiers)
+    source = find(config.data)
+    _check_labels(source, classifiers[0].card.classes)
+    folder = _make_folder(config)
+    try:
+        images, trained_on = gather(source, [classifier.card for classifier in classifiers])
+        split, indices, reason = choose(config.split, images, remade=trained_on[0] is not None)
+    except (ConfigError, DataError):
+        folder.rmdir()  # nothing is in it, and its name is free again
+        raise
+    warnings = [*_lacking(images, indices), *_seen(classifiers, trained_on, indices)]
+    for letter, classifier in zip("AB" if config.compare else " ", classifiers, strict=True):
+        print(f"model {letter} {_describe(classifier)}")
+    print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
+    for warning in warnings:
+        print(f"warning: {warning}")
+    for key, why in list(images.unreadable.items())[:NAMES_SHOWN]:
+        print(f"left out {key}: {why}")
+    models = [
+        Answered(classifier=classifier, probabilities=answer(classifier, images, indices)) for classifier in classifiers
+    ]
+    evaluation.write(
+        Evaluation(images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models), folder
+    )
+    return folder
+
+
+def gather(source: Source, cards: Sequence[ModelCard]) -> tuple[Labelled, list[Splits | None]]:
+    """All readable images; and for each model the splits of its training, if it was trained on just these images.
+
+    Raises DataError.
+    """
+    classes = cards[0].classes
+    # The duplicates are not known before everything is read, nor the split before they are; the chosen images are read
+    # again afterwards: to hold the pixels in between would take memory without bound.
+    read, unreadable = audit.read_all(source)
+    audit.check_readable(source, unreadable)
+    kept = [i for i, key in enumerate(source.keys) if key not in unreadable]
+    keys, names, groups = ([values[i] for i in kept] for values in (source.keys, source.labels, source.groups))
+    given, pictures = [source.splits[i] for i in kept], [file.digest for file in read]
+    labels = np.array([classes.index(name) for name in names], dtype=np.int64)
+    links = duplicates.find([file.fingerprint for file in read], pictures).links
+
+    def of_training(card: ModelCard) -> Division | None:
+        options = {name: card.provenance.config[name] for name in ("leaks", "val_fraction", "test_fraction", "seed")}
+        try:
+            made = splits.divide(given, labels, groups, links, classes, **options)  # type: ignore[arg-type]
+        except DataError:  # nothing can have been trained on data of which splits cannot be made
+            return None
+        return made if data.digest(keys, names, made.splits, pictures) == card.provenance.data_digest else None
+
+    trained_on = [of_training(card) for card in cards]
+    division = trained_on[0] or splits.as_given(given, splits.components(groups, links))
+    images = Labelled(
+        name=source.name,
+        keys=keys,
+        labels=labels,
+        classes=classes,
+        splits=division.splits,
+        components=division.components,
+        digest=data.digest(keys, names, division.splits, pictures),
+        original=lambda i: files.decode(source.read(kept[i])),
+        unreadable=unreadable,
+    )
+    return images, [division.splits if division else None for division in trained_on]
+
+
+def choose(asked: Wanted | None, images: Labelled, *, remade: bool) -> tuple[str, Int64[np.ndarray, " _"], str]:
+    """Which images are scored, and why; `remade` says that the splits are those of the model's training.
+
+    Raises ConfigError for a split that there is not.
+    """
+    wanted: Wanted = asked or ("test" if len(images.splits["test"]) else "all")
+    if wanted == "all":
+        reason = "as asked" if asked else "the data is not what the model was trained on and brings no test split"
+        return "all images", np.arange(len(images.keys)), reason
+    if not len(images.splits[wanted]):
+        raise ConfigError(
+            f"--split {wanted}: {images.name} brings no such split and is not what the model was trained on; "
+            "expected all"
+        )
+    reason = "the model was trained on this data, whose splits were made again" if remade else "the data brings it"
+    return f"{wanted} split", images.splits[wanted], reason
+
+
+def answer(classifier: Classifier, images: Labelled, indices: Int64[np.ndarray, " _"]) -> Probabilities:
+    """What the service answers to the images `indices`, columns as `images.classes`; holds one batch at a time."""
+    preprocessing = classifier.card.preprocessing
+
+    def fitted(index: int) -> Pixels:
+        # `decode` too makes gray of RGB, so these are the service's pixels.
+        return preprocessing.fit(as_channels(images.original(index), preprocessing.channels))
+
+    rows = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in tqdm(range(0, len(indices), BATCH), "answer", unit=" batches", disable=None, leave=False):
+            batch = list(pool.map(fitted, indices[start : start + BATCH].tolist()))
+            rows.append(classifier.predict(np.stack(batch)))
+    return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
+
+
+def _model_file(path: Path) -> Path:
+    return path / "model.onnx" if path.is_dir() else path
+
+
+def _check_classes(classifiers: Sequence[Classifier]) -> None:
+    ours, theirs = (set(classifier.card.classes) for classifier in (classifiers[0], classifiers[-1]))
+    if ours != theirs:
+        only_ours, only_theirs = (", ".join(sorted(names)) or "none" for names in (ours - theirs, theirs - ours))
+        raise ConfigError(
+            f"--compare: expected a model of the same classes; only in --run: {only_ours}, only there: {only_theirs}"
+        )
+
+
+def _check_labels(source: Source, classes: Sequence[str]) -> None:
+    names, counts = np.unique(source.labels, return_counts=True)
+    unknown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True) if name not in classes]
+    if unknown:
+        more = f" and {len(unknown) - NAMES_SHOWN:,} more" if len(unknown) > NAMES_SHOWN else ""
+        raise DataError(
+            f"{source.name}: classes that the model does not know, with their images: "
+            f"{', '.join(unknown[:NAMES_SHOWN])}{more}; it knows {', '.join(classes)}"
+        )
+
+
+def _make_folder(config: EvaluateConfig) -> Path:
+    """Before any image is read, so that a folder that cannot be written to costs no time."""
+    name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
+    folder = config.out or _model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"--out {folder}: expected a folder that does not exist yet") from error
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be made ({error.strerror}); --out names another place") from error
+    return folder
+
+
+def _lacking(images: Labelled, indices: np.ndarray) -> list[str]:
+    present = images.labels[indices]
+    absent = [name for label, name in enumerate(images.classes) if label not in present]
+    return [f"no image of {', '.join(absent)}: no scores for that, and averages are of the others"] if absent else []
+
+
+def _seen(classifiers: Sequence[Classifier], trained_on: Sequence[Splits | None], indices: np.ndarray) -> list[str]:
+    """Two models of the same data can have been trained with other seeds, and so on each other's test images."""
+    sentences = []
+    for classifier, made in zip(classifiers, trained_on, strict=True):
+        count = np.isin(indices, np.r_[made["train"], made["val"]]).sum() if made else 0
+        if count:
+            sentences.append(
+                f"{classifier.path} was trained, chosen or calibrated on {count:,} of these {len(indices):,} images: "
+                "its scores here promise nothing for new ones"
+            )
+    return sentences
+
+
+def _describe(classifier: Classifier) -> str:
+    card = classifier.card
+    size = f"{card.preprocessing.height} x {card.preprocessing.width} x {card.preprocessing.channels}"
+    return f"{classifier.path}: {card.name}, version {card.version}, {size}, {classifier.provider}"
