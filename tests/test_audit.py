@@ -8,11 +8,12 @@ from tests.test_sources import manifest, write
 from training import sources
 from training.audit import Audit, audit
 from training.audit_report import console, facts, recall_interval, warnings
+from training.cache import Cache
 from training.splits import Leaks
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
-    return audit(sources.find(data), leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
+    return audit(sources.find(data, Cache()), Cache(), leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
 
 
 def picture(path: Path, seed: int, ending: str = "") -> Path:

@@ -1,4 +1,6 @@
 import itertools
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ def settled(**options: object) -> TrainConfig:
 
 def drawn(epoch: int, labels: np.ndarray = LABELS, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     config = settled(batch_size=8, **options)
-    batches = Batches(IMAGES, labels, config, pin_memory=False)
+    batches = Batches(IMAGES, labels, np.arange(50), config, pin_memory=False)
     images, drawn_labels = zip(*(batch for step in batches.epoch(epoch) for batch in step), strict=True)
     return torch.cat(images), torch.cat(drawn_labels)
 
@@ -64,15 +66,30 @@ def test_policies_keep_size_type_and_the_original(policy: str, channels: int) ->
     assert np.array_equal(original, IMAGES[0, ..., :channels])
 
 
+def test_only_what_is_drawn_is_copied(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.repeat(IMAGES, 500, axis=0))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    chosen = np.arange(0, len(images), 2)
+    batches = Batches(images, np.arange(len(images)), chosen, settled(batch_size=64, augment="none"), pin_memory=False)
+    tracemalloc.start()
+    for [(drawn_images, labels)] in batches.epoch(0):
+        assert np.array_equal(drawn_images, images[labels])
+        assert not (labels % 2).any()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < images.nbytes / 4
+
+
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
     config = settled(batch_size=64, augment="none")
-    [[(images, _)]] = Batches(IMAGES, LABELS, config, pin_memory=False).epoch(0)
+    [[(images, _)]] = Batches(IMAGES, LABELS, np.arange(50), config, pin_memory=False).epoch(0)
     assert len(images) == 50
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 9])
 def test_batches_come_in_steps_and_the_last_step_may_be_shorter(accumulate: int) -> None:
-    batches = Batches(IMAGES, LABELS, settled(batch_size=8, accumulate=accumulate, augment="none"), pin_memory=False)
+    config = settled(batch_size=8, accumulate=accumulate, augment="none")
+    batches = Batches(IMAGES, LABELS, np.arange(50), config, pin_memory=False)
     steps = list(batches.epoch(0))
     assert len(steps) == len(batches)
     assert [len(step) for step in steps] == {1: [1] * 6, 2: [2, 2, 2], 4: [4, 2], 9: [6]}[accumulate]

@@ -8,7 +8,7 @@ import pytest
 
 from serving import contract
 from tests.conftest import SHARED
-from training.duplicates import LEAST_SIMILARITY, TURNS, Duplicates, find, fingerprint
+from training.duplicates import FINGERPRINT, LEAST_SIMILARITY, TURNS, Duplicates, find, fingerprint
 
 HAM7 = SHARED / "data" / "ham7"
 PLANTED = 200
@@ -54,7 +54,8 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def among(pictures: list[np.ndarray]) -> Duplicates:
-    return find([fingerprint(pixels) for pixels in pictures], [contract.pixel_digest(pixels) for pixels in pictures])
+    fingerprints = np.array([fingerprint(pixels) for pixels in pictures], FINGERPRINT)
+    return find(fingerprints, [contract.pixel_digest(pixels) for pixels in pictures])
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -14,6 +14,7 @@ from tests.test_config import command
 from tests.test_sources import manifest
 from training import evaluate
 from training.__main__ import main
+from training.cache import Cache
 from training.config import ConfigError, TrainConfig
 from training.evaluate import EvaluateConfig
 from training.sources import find
@@ -88,7 +89,7 @@ def test_the_answers_are_those_of_the_service_in_any_batch(
     gray: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = open_model(gray / "model.onnx")
-    images, _ = evaluate.gather(find(photos), [classifier.card])
+    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
     indices = np.array([3, 80, 41, 5, 17])
     served = [
         classifier.predict(classifier.card.preprocessing((photos / images.keys[i]).read_bytes())[None]) for i in indices
@@ -219,7 +220,7 @@ def test_two_models_on_the_same_images_each_with_its_own_pixels(
 
 def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path) -> None:
     classifier = open_model(run / "model.onnx")
-    images, _ = evaluate.gather(find(photos), [classifier.card])
+    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
     turned = dataclasses.replace(images, classes=images.classes[::-1])
     indices = np.arange(9)
     assert np.array_equal(

@@ -8,6 +8,7 @@ import pytest
 from serving.model import open_model
 from tests.test_report import References
 from training import evaluate, page
+from training.cache import Cache
 from training.evaluation import Answered, Evaluation, summary, write
 from training.sources import find
 
@@ -16,7 +17,7 @@ from training.sources import find
 def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Results of one model, and of the same model against one that answers a third of the images the other way."""
     classifier = open_model(run / "model.onnx")
-    images, _ = evaluate.gather(find(photos), [classifier.card])
+    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
     images.unreadable["broken <b>.png"] = "cut off"
     answers = evaluate.answer(classifier, images, np.arange(90))
     other = answers.copy()

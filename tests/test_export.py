@@ -20,8 +20,8 @@ OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24}
 
 
 @pytest.fixture(scope="module")
-def dataset(photos: Path) -> Dataset:
-    return data.load(TrainConfig(data=photos, **OPTIONS))
+def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return data.load(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
 
 
 @pytest.fixture

@@ -1,3 +1,6 @@
+import tracemalloc
+from pathlib import Path
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -95,12 +98,14 @@ def test_the_stem_of_the_cnn_fits_any_size(side: int, largest: int) -> None:
 
 
 def test_the_numbers_of_the_first_layer_come_from_where_they_should() -> None:
-    images = RNG.integers(0, 256, (50, 9, 9, 3), dtype=np.uint8)
-    assert normalization(TrainConfig(), images).mean == IMAGENET_MEAN
-    assert normalization(TrainConfig(channels=1), images[..., :1]).mean == (0.449,)
-    given = normalization(TrainConfig(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0)), images)
+    images = RNG.integers(0, 256, (900, 9, 9, 3), dtype=np.uint8)
+    chosen = RNG.permutation(900)[:600]
+    assert normalization(TrainConfig(), images, chosen).mean == IMAGENET_MEAN
+    assert normalization(TrainConfig(channels=1), images[..., :1], chosen).mean == (0.449,)
+    given = normalization(TrainConfig(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0)), images, chosen)
     assert given.mean == (0.1, 0.2, 0.3)
-    measured = normalization(TrainConfig(mean_std="dataset"), images)
+    measured = normalization(TrainConfig(mean_std="dataset"), images, chosen)
+    images = images[chosen]
     assert measured.mean == pytest.approx(images.mean((0, 1, 2)) / 255, rel=1e-12)
     assert measured.std == pytest.approx(images.std((0, 1, 2)) / 255, rel=1e-12)
 
@@ -115,6 +120,21 @@ def test_predict_is_softmax_in_float32_and_leaves_the_mode_alone() -> None:
     assert np.array_equal(first, second)
     assert np.abs(first.sum(1) - 1).max() < 1e-6
     assert model.training
+
+
+def test_images_are_copied_a_batch_at_a_time(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", RNG.integers(0, 256, (20_000, 16, 16, 3), dtype=np.uint8))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    chosen = RNG.permutation(20_000)[:15_000]
+    model = torch.nn.Sequential(torch.nn.Flatten(), _ToFloat(), torch.nn.Linear(768, 2))
+    tracemalloc.start()
+    answers = predict(model, images, chosen)
+    measured = normalization(TrainConfig(mean_std="dataset"), images, chosen)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < images.nbytes / 4
+    assert np.array_equal(answers[:256], predict(model, images[chosen[:256]]))
+    assert measured == normalization(TrainConfig(mean_std="dataset"), images[chosen], np.arange(15_000))
 
 
 class _ToFloat(torch.nn.Module):

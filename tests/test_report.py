@@ -161,6 +161,7 @@ def test_the_model_outlives_a_disk_that_fills_while_the_report_is_written(
     other = [path for path in run.rglob("*") if path.is_file() and path not in report]
     room = sum(blocks(path) for path in other) + sum(blocks(path) for path in report) // 2
     options = f"--data {photos} --name full --model mlp --hidden 32 --image-size 24 --epochs 4 --batch-size 16"
+    options += f" --cache {run.parent / '.cache'}"
     mount = f"mount -t tmpfs -o size={room} none {tmp_path}"
     train_and_list = f"{sys.executable} -m training {options} --out {tmp_path}; echo exit $?; ls -A {tmp_path}/full"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:

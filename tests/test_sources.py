@@ -1,6 +1,7 @@
 import csv
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -29,7 +30,8 @@ def manifest(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def of(data: Path | None, **options: object) -> Dataset:
-    return load(TrainConfig(data=data, **options))
+    with TemporaryDirectory() as out:
+        return load(TrainConfig(data=data, out=Path(out), **options))
 
 
 def counts(dataset: Dataset) -> dict[str, int]:
@@ -118,6 +120,8 @@ def test_data_that_cannot_be_trained_on_gets_a_sentence(tmp_path: Path) -> None:
     np.savez(tmp_path / "empty.npz", nothing=np.zeros(3))
     np.savez(tmp_path / "float.npz", train_images=np.zeros((4, 8, 8)), train_labels=np.arange(4))
     np.savez(tmp_path / "short.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.arange(3))
+    objects = np.array([[1], "a"], dtype=object)
+    np.savez(tmp_path / "objects.npz", train_images=objects, train_labels=np.arange(2), allow_pickle=True)
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 broken")
     (tmp_path / "data.txt").touch()
     refused = {
@@ -134,7 +138,8 @@ def test_data_that_cannot_be_trained_on_gets_a_sentence(tmp_path: Path) -> None:
         "no arrays train_images": tmp_path / "empty.npz",
         "float64": tmp_path / "float.npz",
         "3 labels for 4 images": tmp_path / "short.npz",
-        "not an .npz file|damaged": tmp_path / "broken.npz",
+        "not an .npz file": tmp_path / "broken.npz",
+        "Python objects": tmp_path / "objects.npz",
         "expected a folder": tmp_path / "data.txt",
     }
     for reason, data in refused.items():

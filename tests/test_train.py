@@ -150,8 +150,8 @@ def one_epoch(**given: object) -> tuple[Learner, train.Pass]:
     config = config.settled(image_size=12, training_images=48)
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
-    model = models.build(config, size, models.normalization(config, IMAGES), 3)
-    batches = Batches(IMAGES, LABELS, config, pin_memory=False)
+    model = models.build(config, size, models.normalization(config, IMAGES, np.arange(48)), 3)
+    batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
     learner = Learner.start(model, config, len(batches))
     mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
     weights = torch.tensor(balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
@@ -178,7 +178,8 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     learner, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert learner.schedule.last_epoch == 2
     config = TrainConfig(batch_size=12, augment="none").settled(image_size=12, training_images=48)
-    [first, second, third, fourth] = [step[0] for step in Batches(IMAGES, LABELS, config, pin_memory=False).epoch(0)]
+    batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
+    [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
     momentum = 0
     for group in ([first, second, third], [fourth]):

@@ -3,27 +3,29 @@
 Every run begins with it; `python -m training audit --data DIR` does it alone.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
-from tqdm import tqdm
+from pydantic import TypeAdapter
 
-from serving.contract import Decoded, ImageError
-from training import duplicates, files, shortcut, splits
+from serving.contract import Decoded
+from training import files, shortcut, splits
+from training.cache import Cache
 from training.duplicates import Duplicates, Pair
-from training.files import ARRAY, ImageFile
+from training.files import ARRAY, Contents, ImageFile
 from training.shortcut import Shortcut
 from training.sources import NAMES_SHOWN, Source
 from training.splits import SPLITS, DataError, Division, Leaks, Split
 
 UNREADABLE_SHARE_AT_MOST = 0.01
 ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "MPO": {".jpg", ".jpeg"}, "PNG": {".png"}, "WEBP": {".webp"}, "BMP": {".bmp"}}
+
+_CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
+_SHORTCUT: TypeAdapter[Shortcut | None] = TypeAdapter(Shortcut | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +88,19 @@ class Audit:
         }
 
 
-def audit(
-    source: Source,
-    *,
-    leaks: Leaks,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    keep: Callable[[int, Decoded], None] = lambda position, pixels: None,
-) -> Audit:
-    """Read every image once, hand its position and decoded RGB pixels to `keep`, and look for what makes scores lie.
+def audit(source: Source, cache: Cache, *, leaks: Leaks, val_fraction: float, test_fraction: float, seed: int) -> Audit:
+    """Look for what makes scores lie.
 
     What shows one picture is never parted by a split that is made here; in splits that the data brings, `leaks`
     decides (`splits.divide`), and `error` is a fault.
     """
-    read, unreadable = read_all(source, keep)
-    readable = [i for i, key in enumerate(source.keys) if key not in unreadable]
+    found = contents(source, cache)
+    readable, unreadable = found.positions, reasons(source, found)
     names = [source.labels[i] for i in readable]
     classes = tuple(sorted(set(names), key=_natural))
     labels = np.array([classes.index(name) for name in names], np.int64)
     groups = [source.groups[i] for i in readable]
     given = [source.splits[i] for i in readable]
-    found = duplicates.find([file.fingerprint for file in read], [file.digest for file in read])
     fault = None
     try:
         check_readable(source, unreadable)
@@ -116,7 +109,7 @@ def audit(
             given,
             labels,
             groups,
-            found.links,
+            found.duplicates.links,
             classes,
             leaks=leaks,
             val_fraction=val_fraction,
@@ -124,20 +117,26 @@ def audit(
             seed=seed,
         )
     except DataError as error:
-        fault, division = str(error), splits.as_given(given, splits.components(groups, found.links))
+        fault, division = str(error), splits.as_given(given, splits.components(groups, found.duplicates.links))
+    components = division.components
     audited = Audit(
         name=source.name,
         keys=[source.keys[i] for i in readable],
         labels=labels,
         classes=classes,
         groups=groups,
-        files=read,
+        files=found.files,
         positions=readable,
         unreadable=unreadable,
         ignored=source.ignored,
-        duplicates=found,
+        duplicates=found.duplicates,
         division=division,
-        shortcut=shortcut.baseline(read, labels, division.components),
+        shortcut=cache.value(
+            "shortcut",
+            (source.identity, labels.tobytes(), components.tobytes()),
+            _SHORTCUT,
+            lambda: shortcut.baseline(found.files, labels, components),
+        ),
         fault=fault,
     )
     if leaks == "error" and fault is None and (audited.leaks or audited.contradictions or audited.parted_groups):
@@ -145,25 +144,16 @@ def audit(
     return audited
 
 
-def read_all(
-    source: Source, keep: Callable[[int, Decoded], None] = lambda position, pixels: None
-) -> tuple[list[ImageFile], dict[str, str]]:
-    """Every readable image, in order; of the others the key and the reason. In threads: OpenCV releases the lock."""
-    unreadable: dict[str, str] = {}
+def contents(
+    source: Source, cache: Cache, keep: Callable[[int, Decoded], None] = lambda position, pixels: None
+) -> Contents:
+    """What is in the files, from the cache or by `files.read_all`; only then anything is handed to `keep`."""
+    return cache.value("contents", source.identity, _CONTENTS, lambda: files.read_all(source, keep))
 
-    def read(position: int) -> ImageFile | None:
-        try:
-            file, pixels = files.read(source.read(position))
-        except (ImageError, OSError) as error:
-            unreadable[source.keys[position]] = str(error)
-            return None
-        keep(position, pixels)
-        return file
 
-    count = len(source.keys)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        reading = tqdm(pool.map(read, range(count)), "read", count, unit=" images", disable=None, leave=False)
-        return [file for file in reading if file is not None], dict(sorted(unreadable.items()))
+def reasons(source: Source, found: Contents) -> dict[str, str]:
+    """Key of each image that cannot be read, and why."""
+    return dict(sorted((source.keys[position], why) for position, why in found.unreadable.items()))
 
 
 def check_readable(source: Source, unreadable: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from serving.contract import UPRIGHT, Decoded
 from training import files, page
 from training.audit import Audit, audit
+from training.cache import Cache
 from training.duplicates import Pair
 from training.sources import NAMES_SHOWN, find
 from training.splits import CONTRADICTION, DataError, Leaks
@@ -39,6 +40,9 @@ class AuditConfig:
     """Share of the images held out for the test when the data brings no such split."""
     seed: int = 0
     """Fixes the splits that are made."""
+    cache: Path | None = None
+    """Folder in which what was found in the images is kept for the next time, such as runs/.cache, where training keeps
+    it. None: nothing is kept."""
     out: Path | None = None
     """Folder for audit.json and audit.html. None: runs/audits/ and the time."""
 
@@ -46,9 +50,11 @@ class AuditConfig:
 def run(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    source = find(config.data)
+    cache = Cache(config.cache)
+    source = find(config.data, cache)
     audited = audit(
         source,
+        cache,
         leaks=config.leaks,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,

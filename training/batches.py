@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class _Images(Dataset[Batch]):
-    """The training split; `__getitems__` hands out a whole batch at once, which spares a call and a copy an image."""
+    """All images; `__getitems__` hands out a whole batch at once, which spares a call and a copy an image."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
         self.images = images
@@ -38,9 +38,10 @@ class _Images(Dataset[Batch]):
 class _Order(Sampler[list[Key]]):
     """The order of one epoch after another; a last batch that is not full is left out, unless it is the only one."""
 
-    def __init__(self, labels: np.ndarray, batch_size: int, config: TrainConfig) -> None:
-        self.labels = labels
-        self.batch_size = min(batch_size, len(labels))
+    def __init__(self, indices: np.ndarray, labels: np.ndarray, batch_size: int, config: TrainConfig) -> None:
+        self.indices = indices
+        self.labels = labels[indices]
+        self.batch_size = min(batch_size, len(indices))
         self.balanced = config.balance == "sampler"
         self.seed = config.seed
         self.epoch = 0
@@ -53,21 +54,24 @@ class _Order(Sampler[list[Key]]):
         order = balance.order(self.labels, rng) if self.balanced else rng.permutation(len(self.labels))
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             places = range(start, start + self.batch_size)
-            yield [(self.epoch, place, int(order[place])) for place in places]
+            yield [(self.epoch, place, int(self.indices[order[place]])) for place in places]
 
 
 class Batches:
     """Iterate one epoch: batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
-    `config` is a settled one. The length is the number of the optimizer's steps in an epoch.
+    Of the images `indices`, a batch at a time is copied. `config` is a settled one. The length is the number of the
+    optimizer's steps in an epoch.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig, *, pin_memory: bool) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, config: TrainConfig, *, pin_memory: bool
+    ) -> None:
         workers, batch_size = config.workers, config.batch_size
         assert workers is not None
         assert batch_size is not None
         self._accumulate = config.accumulate
-        self._order = _Order(labels, batch_size, config)
+        self._order = _Order(indices, labels, batch_size, config)
         self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
             batch_sampler=self._order,

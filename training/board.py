@@ -17,7 +17,7 @@ from training.splits import Split
 
 GALLERY = 24
 HISTOGRAMS_EVERY = 5
-PLACES = ("out", "name", "init_from")
+PLACES = ("out", "name", "cache", "init_from")
 FIRST_COLUMNS = ("model", "augment", "epochs", "lr", "batch_size")
 """Hyperparameters shown before anybody ticks more: TensorBoard shows five, first those marked as differing."""
 

@@ -49,6 +49,9 @@ class TrainConfig:
     """Folder in which runs are kept."""
     name: str | None = None
     """Name of this run, its folder in --out. None: date, time and model."""
+    cache: Path | None = None
+    """Folder in which decoded images and what was found in them are kept, for all runs that are told of it. It may be
+    removed at any time. None: .cache in --out."""
 
     image_size: int | None = None
     """Side in pixels to which images are stretched. None: the images' own size when all share one of at most 64 px,

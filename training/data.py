@@ -1,22 +1,31 @@
 """All images of a run, decoded and resized once through the contract, with labels, classes and splits."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from pydantic import TypeAdapter
 
 from serving import contract
-from serving.contract import Decoded, Digest, ImageError, Preprocessing
+from serving.contract import Decoded, Digest, Preprocessing
 from training import files
-from training.audit import Audit, audit
+from training.audit import Audit, audit, contents
+from training.cache import Cache
 from training.config import TrainConfig
 from training.files import Raw
 from training.sources import Source, find
 from training.splits import DataError, Split
 
 OWN_SIZE_AT_MOST = 64
+IMAGES = "images"
+
+_SIDE = TypeAdapter(int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +48,10 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Labelled):
-    """Labelled images with all their pixels, resized, as one uint8 array, and what the audit found in them."""
+    """Labelled images with all their pixels, resized, as one uint8 array, and what the audit found in them.
+
+    The array is mapped into memory from the cache and not to be written; take the rows that you want of it, not all.
+    """
 
     images: UInt8[np.ndarray, "images height width channels"]
     preprocessing: Preprocessing
@@ -47,22 +59,22 @@ class Dataset(Labelled):
 
 
 def load(config: TrainConfig) -> Dataset:
-    """Everything a run needs to know of its data. Raises DataError."""
-    source = find(config.data)
-    size = config.image_size or _own_size(source)
+    """Everything a run needs to know of its data; what is in the cache is not made again. Raises DataError, OSError."""
+    cache = Cache(config.cache or config.out / ".cache")
+    source = find(config.data, cache)
+    size = config.image_size or cache.value("side", source.identity, _SIDE, lambda: _own_size(source))
     preprocessing = Preprocessing(height=size, width=size, channels=config.channels, interpolation=config.interpolation)
-    images = np.zeros((len(source.keys), size, size, config.channels), np.uint8)
-
-    def keep(position: int, pixels: Decoded) -> None:
-        images[position] = preprocessing.fit(contract.as_channels(pixels, config.channels))
-
+    arrays = cache.arrays(
+        IMAGES, (source.identity, preprocessing), lambda folder: _decode(source, cache, preprocessing, folder)
+    )
+    source.release()
     audited = audit(
         source,
+        cache,
         leaks=config.leaks,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
-        keep=keep,
     )
     if audited.fault is not None:
         raise DataError(audited.fault)
@@ -71,7 +83,7 @@ def load(config: TrainConfig) -> Dataset:
     return Dataset(
         name=source.name,
         keys=audited.keys,
-        images=images if len(positions) == len(images) else images[positions],
+        images=arrays[IMAGES],
         labels=audited.labels,
         classes=audited.classes,
         splits=audited.division.splits,
@@ -95,6 +107,44 @@ def digest(
     return Digest(hashlib.sha256(repr(rows).encode()).hexdigest())
 
 
+def _decode(source: Source, cache: Cache, preprocessing: Preprocessing, folder: Path) -> None:
+    """Write every readable image, resized, as a row of `images.npy`; memory holds no more than the threads work on.
+
+    By writing, not through a map: on a full disk that is an error that can be told, not a signal that kills.
+    """
+    shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
+    size = int(np.prod(shape))
+    with (folder / f"{IMAGES}.npy").open("w+b") as file:
+        _write_header(file, len(source.keys), shape)
+        start = file.tell()
+        lock = Lock()
+
+        def keep(position: int, pixels: Decoded) -> None:
+            row = preprocessing.fit(contract.as_channels(pixels, preprocessing.channels)).tobytes()
+            with lock:
+                file.seek(start + position * size)
+                file.write(row)
+
+        positions = contents(source, cache, keep).positions
+        if file.seek(0, os.SEEK_END) == start:  # what the files hold was known, so none was read
+            for _ in files.in_threads(lambda i: keep(i, files.decode(source.read(i))), positions, "decode"):
+                pass
+        for row, position in enumerate(positions):
+            if row < position:  # close the gaps that unreadable images left
+                file.seek(start + position * size)
+                pixels = file.read(size)
+                file.seek(start + row * size)
+                file.write(pixels)
+        file.truncate(start + len(positions) * size)
+        file.seek(0)
+        _write_header(file, len(positions), shape)
+        assert file.tell() == start, "numpy leaves room for a longer first axis"
+
+
+def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
+
+
 def _own_size(source: Source) -> int:
     """The side that all images share if it is one of at most 64 px, else 64; reads headers only."""
     sizes = set()
@@ -102,7 +152,7 @@ def _own_size(source: Source) -> int:
         try:
             raw = source.read(i)
             sizes.add(_size(raw))
-        except (ImageError, OSError):
+        except files.UNREADABLE:
             continue
         height, width = next(iter(sizes))
         if len(sizes) > 1 or height != width or not contract.MIN_SIDE <= height <= OWN_SIZE_AT_MOST:

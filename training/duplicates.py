@@ -41,18 +41,11 @@ LEAST_SIMILARITY = 0.75
 LOOK_ALIKE_SHARE = 1 / 3
 TURNS = ("", "mirrored", "flipped", "turned by 180", "transposed", "turned by 90", "turned by 270", "transversed")
 CHUNK = 10_000
+FINGERPRINT = np.dtype([("texture", np.int8, (SIDE, SIDE)), ("spectrum", np.float32, (FREQUENCIES, FREQUENCIES))])
+"""What an image is compared by: its texture, and the low frequencies of its cosine transform, of length 1."""
 
 Texture = Int8[np.ndarray, "64 64"]
-Spectrum = Float32[np.ndarray, "10 10"]
 Pairs = Int64[np.ndarray, "pairs 2"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What an image is compared by: its texture, and the low frequencies of its cosine transform, of length 1."""
-
-    texture: Texture
-    spectrum: Spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +75,23 @@ class Duplicates:
         return np.array([(pair.first, pair.second) for pair in self.pairs], np.int64).reshape(-1, 2)
 
 
-def fingerprint(pixels: Decoded) -> Fingerprint:
-    """The fingerprint of one decoded image, RGB or gray."""
+def fingerprint(pixels: Decoded) -> np.ndarray:
+    """The fingerprint of one decoded image, RGB or gray: a single FINGERPRINT."""
     gray = contract.as_channels(contract.fit(pixels, SIDE, SIDE, "area"), 1)[:, :, 0].astype(np.float32)
     detail = gray - _blurred(gray, TEXTURE_PX)
     texture = detail / (np.sqrt(_blurred(detail * detail, 2 * TEXTURE_PX)) + NOISE_LEVEL)
     small = cv2.resize(gray, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA)
     spectrum = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES] * _WEIGHTS
-    return Fingerprint(
-        texture=np.clip(np.round(texture * TEXTURE_STEPS), -127, 127).astype(np.int8),
-        spectrum=spectrum / max(float(np.linalg.norm(spectrum)), 1e-6),
-    )
+    steps = np.clip(np.round(texture * TEXTURE_STEPS), -127, 127)
+    return np.array((steps, spectrum / max(float(np.linalg.norm(spectrum)), 1e-6)), FINGERPRINT)
 
 
-def find(fingerprints: Sequence[Fingerprint], digests: Sequence[str]) -> Duplicates:
+def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
     """Exact duplicates, those with one digest, in a chain from each to the next; near ones among the rest.
 
-    A near-duplicate differs at most a third as much as the most similar 1 % of look-alikes do (each image with its
-    20th neighbour), which keeps small pictures of simple things apart. Where most images come in more than twenty
-    similar ones, as in a film, that is too strict: give such images a group.
+    `fingerprints` is an array of FINGERPRINT. A near-duplicate differs at most a third as much as the most similar 1 %
+    of look-alikes do (each image with its 20th neighbour), which keeps small pictures of simple things apart. Where
+    most images come in more than twenty similar ones, as in a film, that is too strict: give such images a group.
     """
     by_digest: dict[str, list[int]] = {}
     for index, digest in enumerate(digests):
@@ -113,8 +104,8 @@ def find(fingerprints: Sequence[Fingerprint], digests: Sequence[str]) -> Duplica
     distinct = [indices[0] for indices in by_digest.values()]
     if len(distinct) < 2:
         return Duplicates(pairs=tuple(exact), least_similarity=LEAST_SIMILARITY)
-    spectra = np.stack([fingerprints[index].spectrum for index in distinct])
-    textures = [fingerprints[index].texture for index in distinct]
+    spectra = fingerprints["spectrum"][distinct]
+    textures = [fingerprints["texture"][index] for index in distinct]
     neighbours = _neighbours(spectra)
     least = _least_similarity(textures, spectra, neighbours)
     each = np.repeat(np.arange(len(distinct)), min(NEIGHBOURS, neighbours.shape[1]))
@@ -160,15 +151,18 @@ def _compare(
     textures: Sequence[Texture], spectra: np.ndarray, pairs: Pairs, crops: Sequence[tuple[float, float]]
 ) -> list[tuple[str, float]]:
     """For each pair the change that makes the second picture most like the first, and how alike they then are."""
-    turns = [_best_turns(spectra[part[:, 0]], spectra[part[:, 1]]) for part in _chunks(pairs)]
 
     def compare(pair: tuple[np.ndarray, int]) -> tuple[str, float]:
         (first, second), turn = pair
         similarity, cropped = _similarity(textures[first], _turned(textures[second], turn), crops)
         return " and ".join(filter(None, (TURNS[turn], "cropped" if cropped else ""))), similarity
 
+    compared: list[tuple[str, float]] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # OpenCV releases the lock
-        return list(pool.map(compare, zip(pairs, np.concatenate(turns), strict=True)))
+        for part in (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)):
+            turns = _best_turns(spectra[part[:, 0]], spectra[part[:, 1]])
+            compared += pool.map(compare, zip(part, turns, strict=True))
+    return compared
 
 
 def _similarity(first: Texture, second: Texture, crops: Sequence[tuple[float, float]]) -> tuple[float, bool]:
@@ -225,10 +219,6 @@ def _best_turns(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             views.append((product * signs.astype(np.float32)).sum((1, 2)))
     best: np.ndarray = np.argmax(views, axis=0)
     return best
-
-
-def _chunks(pairs: Pairs) -> list[Pairs]:
-    return [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
 
 
 def _blurred(values: np.ndarray, deviation: float) -> np.ndarray:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from serving.contract import ModelCard, Pixels, as_channels
 from serving.model import Classifier, open_model
-from training import audit, data, duplicates, evaluation, files, splits
+from training import audit, data, evaluation, files, splits
+from training.cache import Cache
 from training.config import ConfigError
 from training.data import Labelled
 from training.evaluation import Answered, Evaluation
@@ -49,6 +50,9 @@ class EvaluateConfig:
     (its splits are then made again); else all."""
     compare: Path | None = None
     """A second model, given as in --run, to compare on the same images; it must have the same classes."""
+    cache: Path | None = None
+    """Folder in which what was found in the images is kept for the next time, such as runs/.cache, where training keeps
+    it. None: nothing is kept."""
     out: Path | None = None
     """Folder for the results, which must not exist yet. None: evaluations/<date, time, data> beside the model."""
 
@@ -61,13 +65,14 @@ def evaluate(config: EvaluateConfig) -> Path:
     paths = [path for path in (config.run, config.compare) if path is not None]
     classifiers = [open_model(_model_file(path), threads=0) for path in paths]
     _check_classes(classifiers)
-    source = find(config.data)
+    cache = Cache(config.cache)
+    source = find(config.data, cache)
     _check_labels(source, classifiers[0].card.classes)
     folder = _make_folder(config)
     try:
-        images, trained_on = gather(source, [classifier.card for classifier in classifiers])
+        images, trained_on = gather(source, cache, [classifier.card for classifier in classifiers])
         split, indices, reason = choose(config.split, images, remade=trained_on[0] is not None)
-    except (ConfigError, DataError):
+    except (ConfigError, DataError, OSError):
         folder.rmdir()  # nothing is in it, and its name is free again
         raise
     warnings = [*_lacking(images, indices), *_seen(classifiers, trained_on, indices)]
@@ -87,21 +92,21 @@ def evaluate(config: EvaluateConfig) -> Path:
     return folder
 
 
-def gather(source: Source, cards: Sequence[ModelCard]) -> tuple[Labelled, list[Splits | None]]:
+def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[Labelled, list[Splits | None]]:
     """All readable images; and for each model the splits of its training, if it was trained on just these images.
 
-    Raises DataError.
+    Raises DataError, OSError.
     """
     classes = cards[0].classes
     # The duplicates are not known before everything is read, nor the split before they are; the chosen images are read
     # again afterwards: to hold the pixels in between would take memory without bound.
-    read, unreadable = audit.read_all(source)
+    found = audit.contents(source, cache)
+    kept, unreadable = found.positions, audit.reasons(source, found)
     audit.check_readable(source, unreadable)
-    kept = [i for i, key in enumerate(source.keys) if key not in unreadable]
     keys, names, groups = ([values[i] for i in kept] for values in (source.keys, source.labels, source.groups))
-    given, pictures = [source.splits[i] for i in kept], [file.digest for file in read]
+    given, pictures = [source.splits[i] for i in kept], [file.digest for file in found.files]
     labels = np.array([classes.index(name) for name in names], dtype=np.int64)
-    links = duplicates.find([file.fingerprint for file in read], pictures).links
+    links = found.duplicates.links
 
     def of_training(card: ModelCard) -> Division | None:
         options = {name: card.provenance.config[name] for name in ("leaks", "val_fraction", "test_fraction", "seed")}

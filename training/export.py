@@ -29,7 +29,7 @@ from serving.contract import (
 )
 from serving.model import ModelRefused, open_model
 from training import augment
-from training.checkpoint import sync_folder, write_atomically
+from training.checkpoint import sync, write_atomically
 from training.data import Dataset
 from training.models import predict
 from training.scores import Probabilities
@@ -123,7 +123,7 @@ def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, path: Path) 
         if parity.faults:
             raise ExportRefused("; ".join(parity.faults))
         candidate.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except ModelRefused as error:
         raise ExportRefused(f"the service would refuse the file: {error}") from error
     finally:
@@ -152,14 +152,18 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset) -> Parity:
     classifier = open_model(path, threads=0)
     witness = augment.reference(dataset.preprocessing, classifier.card.normalization)
     test = dataset.splits["test"]
-    expected = predict(model, dataset.images[test])
+    expected = predict(model, dataset.images, test)
     witnessed, served, same = [], [], []
+
+    def small(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        pixels = dataset.original(index)  # one at a time: a batch of photographs as they are may take gigabytes
+        resized = witness.transforms[0](image=pixels)["image"]
+        return dataset.preprocessing.fit(pixels), resized, witness(image=pixels)["image"]
+
     for start in range(0, len(test), BATCH):
         indices = test[start : start + BATCH]
-        originals = [dataset.original(int(index)) for index in indices]
-        fitted = np.stack([dataset.preprocessing.fit(pixels) for pixels in originals])
-        resized = np.stack([witness.transforms[0](image=pixels)["image"] for pixels in originals])
-        normalized = torch.stack([witness(image=pixels)["image"] for pixels in originals]).float()
+        ours, theirs, tensors = zip(*(small(int(index)) for index in indices), strict=True)
+        fitted, resized, normalized = np.stack(ours), np.stack(theirs), torch.stack(tensors).float()
         evaluated = dataset.images[indices]
         same.append([(fitted == evaluated).all((1, 2, 3)), (resized == evaluated).all((1, 2, 3))])
         witnessed.append(_predict_normalized(model, normalized))

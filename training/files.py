@@ -1,25 +1,38 @@
-"""What is known of each image file before it is an image to train on."""
+"""What is known of the image files before they are images to train on."""
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from serving import contract
-from serving.contract import Decoded, Digest
+from serving.contract import Decoded, Digest, ImageError
 from training import duplicates
-from training.duplicates import Fingerprint
+from training.duplicates import FINGERPRINT, Duplicates
+from training.sources import Source
+
+T = TypeVar("T")
 
 Raw = bytes | UInt8[np.ndarray, "..."]
 """An image as `Source.read` gives it: encoded, or pixels `[height, width]` or `[height, width, channels]`."""
 ARRAY = "array"
 """Format of an image that came as pixels, not as a file."""
+UNREADABLE = (ImageError, FileNotFoundError, PermissionError)
+"""What leaves an image out. Another OSError is the storage's, may be gone the next time, and ends the run."""
+CHUNK = 10_000
+"""Calls that wait for a thread at a time; each takes 2 KB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """One readable image: its header, mean colour (red, green, blue; 0 to 255) and what it is recognised by.
+    """One readable image: its header and mean colour (red, green, blue; 0 to 255).
 
     `bytes` counts the file's, 0 where there is none. `digest` is of the decoded pixels: a PNG of a JPEG's pixels has
     the JPEG's.
@@ -33,7 +46,56 @@ class ImageFile:
     bytes: int
     colour: tuple[float, float, float]
     digest: Digest
-    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What reading every image once tells, whatever its label and its split are."""
+
+    files: list[ImageFile]
+    """The readable images, in order."""
+    unreadable: dict[int, str]
+    """Where each of the others stands in the source, and why it cannot be read."""
+    duplicates: Duplicates
+    """Among the readable images."""
+
+    @property
+    def positions(self) -> list[int]:
+        """Where each readable image stands in the source."""
+        count = len(self.files) + len(self.unreadable)
+        return [position for position in range(count) if position not in self.unreadable]
+
+
+def read_all(source: Source, keep: Callable[[int, Decoded], None]) -> Contents:
+    """Read every image once; hand its position and decoded RGB pixels to `keep`, in several threads at a time."""
+
+    def look(position: int) -> tuple[ImageFile, np.ndarray] | str:
+        try:
+            file, pixels = read(source.read(position))
+        except UNREADABLE as error:
+            return str(error)
+        keep(position, pixels)
+        return file, duplicates.fingerprint(pixels)
+
+    found: list[ImageFile] = []
+    fingerprints = np.empty(len(source.keys), FINGERPRINT)
+    unreadable: dict[int, str] = {}
+    for position, seen in enumerate(in_threads(look, range(len(source.keys)), "read")):
+        if isinstance(seen, str):
+            unreadable[position] = seen
+        else:
+            file, fingerprints[len(found)] = seen
+            found.append(file)
+    same = duplicates.find(fingerprints[: len(found)], [file.digest for file in found])
+    return Contents(files=found, unreadable=unreadable, duplicates=same)
+
+
+def in_threads(act: Callable[[int], T], positions: Sequence[int], told: str) -> Iterator[T]:
+    """What `act` gives for the image at each position, in order. In threads, because OpenCV releases the lock."""
+    parts = (positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        done = chain.from_iterable(pool.map(act, part) for part in parts)
+        yield from tqdm(done, told, len(positions), unit=" images", disable=None, leave=False)
 
 
 def read(raw: Raw) -> tuple[ImageFile, Decoded]:
@@ -54,7 +116,6 @@ def read(raw: Raw) -> tuple[ImageFile, Decoded]:
         bytes=len(raw) if isinstance(raw, bytes) else 0,
         colour=(red, green, blue),
         digest=contract.pixel_digest(pixels),
-        fingerprint=duplicates.fingerprint(pixels),
     ), pixels
 
 

@@ -1,19 +1,23 @@
 """The networks: normalisation as the first layer, then an MLP or a small residual CNN; the last layer is the head."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from pydantic import JsonValue
 from scipy.special import softmax
 from torch import Tensor, nn
 
 from serving.contract import Normalization, Preprocessing
 from training.config import Activation, TrainConfig
+
+Images = UInt8[np.ndarray, "images height width channels"]
+Indices = Int64[np.ndarray, " indices"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,16 +36,18 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
-def normalization(config: TrainConfig, images: UInt8[np.ndarray, "images height width channels"]) -> Normalization:
-    """The numbers of the first layer: from the options, from ImageNet, or measured on these training images.
+def normalization(config: TrainConfig, images: Images, indices: Indices) -> Normalization:
+    """The numbers of the first layer: from the options, from ImageNet, or measured on the images `indices`.
 
     For gray, ImageNet's three values are averaged.
     """
     mean, std = config.mean, config.std
     if not mean and config.mean_std == "dataset":
-        # From counts of the 256 values: exact, and without a float copy of all images.
+        # From counts of the 256 values: exact, and without a float copy.
         values = np.arange(256) / config.max_pixel_value
-        counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(config.channels)]
+        counts = np.zeros((config.channels, 256), np.int64)
+        for batch in _batches(images, indices):
+            counts += [np.bincount(batch[..., channel].ravel(), minlength=256) for channel in range(config.channels)]
         means = [np.average(values, weights=count) for count in counts]
         deviations = [np.sqrt(np.average((values - m) ** 2, weights=c)) for m, c in zip(means, counts, strict=True)]
         mean, std = tuple(map(float, means)), tuple(max(float(deviation), EPSILON) for deviation in deviations)
@@ -221,24 +227,27 @@ def train_mode(model: nn.Module) -> None:
             module.train(module.weight.requires_grad)
 
 
-def predict(
-    model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]
-) -> Float32[np.ndarray, "images classes"]:
+def predict(model: nn.Module, images: Images, indices: Indices | None = None) -> Float32[np.ndarray, "indices classes"]:
     """Softmax of the model's logits."""
-    return softmax(logits(model, images), axis=1)
+    return softmax(logits(model, images, indices), axis=1)
 
 
-def logits(
-    model: nn.Module, images: UInt8[np.ndarray, "images height width channels"]
-) -> Float32[np.ndarray, "images classes"]:
-    """What the model gives before the softmax, in float32 and without TF32, on the model's own device."""
+def logits(model: nn.Module, images: Images, indices: Indices | None = None) -> Float32[np.ndarray, "indices classes"]:
+    """What the model gives before the softmax, in float32 and without TF32, on the model's own device.
+
+    Of the images `indices`, all by default; one batch at a time is copied.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     rows = []
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH]).to(device)
-            rows.append(model(batch).float().cpu().numpy())
+        for batch in _batches(images, np.arange(len(images)) if indices is None else indices):
+            rows.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
     model.train(training)
     return np.concatenate(rows)
+
+
+def _batches(images: Images, indices: Indices) -> Iterator[Images]:
+    for start in range(0, len(indices), BATCH):
+        yield images[indices[start : start + BATCH]]

@@ -5,7 +5,9 @@ class folders, a CSV manifest, an .npz in the MedMNIST layout. Nothing is decode
 """
 
 import csv
+import hashlib
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
+from training.cache import Cache, release
 from training.splits import SPLITS, DataError, Split
 
 SPLIT_NAMES: dict[str, Split] = {
@@ -34,16 +37,20 @@ class Source:
     """
 
     name: str
+    identity: str
+    """Another one as soon as an image is written, replaced, added or removed; says nothing of labels and splits."""
     keys: list[str]
     labels: list[str]
     groups: list[str]
     splits: list[Split | None]
     read: Callable[[int], bytes | np.ndarray]
     ignored: list[str] = field(default_factory=list)
+    release: Callable[[], None] = lambda: None
+    """Lets go of what `read` has read so far, if that counts as this process's memory."""
 
 
-def find(data: Path | None) -> Source:
-    """Tell the five kinds of data apart and list what is there. Raises DataError."""
+def find(data: Path | None, cache: Cache) -> Source:
+    """Tell the five kinds of data apart and list what is there. Raises DataError, OSError."""
     if data is None:
         return _digits()
     if not data.exists():
@@ -53,7 +60,7 @@ def find(data: Path | None) -> Source:
     if data.suffix.lower() == ".csv":
         return _manifest(data)
     if data.suffix.lower() == ".npz":
-        return _npz(data)
+        return _npz(data, cache)
     raise DataError(f"{data}: expected a folder, a .csv manifest or an .npz file")
 
 
@@ -64,6 +71,7 @@ def _digits() -> Source:
     pixels = np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC) for image in pixels])
     return Source(
         name="handwritten digits (scikit-learn)",
+        identity="digits",
         keys=[f"digits#{i}" for i in range(len(pixels))],
         labels=[str(label) for label in digits.target],
         groups=[""] * len(pixels),
@@ -130,17 +138,10 @@ def _manifest(path: Path) -> Source:
     )
 
 
-def _npz(path: Path) -> Source:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
-    except Exception as error:  # zipfile and zlib raise their own classes for damage
-        raise DataError(f"{path}: the archive is damaged ({error})") from error
-    present = [split for split in SPLITS if f"{split}_images" in arrays and f"{split}_labels" in arrays]
-    if "train" not in present:
-        raise DataError(f"{path}: no arrays train_images and train_labels; there are {', '.join(arrays) or 'none'}")
+def _npz(path: Path, cache: Cache) -> Source:
+    identity = _identity(path.parent, [path.name])
+    arrays = cache.arrays("npz", identity, lambda folder: _unpack(path, folder))
+    present = [split for split in SPLITS if f"{split}_images" in arrays]
     for split in present:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
@@ -149,15 +150,41 @@ def _npz(path: Path) -> Source:
             )
         if labels.size != len(images):
             raise DataError(f"{path}: {split}_labels holds {labels.size} labels for {len(images)} images")
+
+    def let_go() -> None:
+        for array in arrays.values():
+            release(array)
+
     order = [(split, i) for split in present for i in range(len(arrays[f"{split}_images"]))]
     return Source(
         name=str(path),
+        identity=identity,
         keys=[f"{path.name}#{split}/{i}" for split, i in order],
         labels=[str(label) for split in present for label in arrays[f"{split}_labels"].ravel()],
         groups=[""] * len(order),
         splits=[split for split, _ in order],
         read=lambda i: arrays[f"{order[i][0]}_images"][order[i][1]],
+        release=let_go,
     )
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Images and labels as .npy files, which is what an .npz holds, so that they need not be in memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if not {"train_images", "train_labels"} <= set(names):
+                raise DataError(
+                    f"{path}: no arrays train_images and train_labels; there are {', '.join(names) or 'none'}"
+                )
+            for split in SPLITS:
+                wanted = {f"{split}_images", f"{split}_labels"}
+                for name in wanted if wanted <= set(names) else ():
+                    np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # for damage, zipfile, zlib and numpy raise classes of their own
+        raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
 
 
 def _files(
@@ -166,6 +193,7 @@ def _files(
     keys = [key for key, _, _, _ in rows]
     return Source(
         name=name,
+        identity=_identity(root, keys),
         keys=keys,
         labels=[label for _, label, _, _ in rows],
         groups=[group for _, _, group, _ in rows],
@@ -173,6 +201,19 @@ def _files(
         read=lambda i: (root / keys[i]).read_bytes(),
         ignored=list(ignored),
     )
+
+
+def _identity(root: Path, keys: Sequence[str]) -> str:
+    """A digest of where the files are, their sizes, when they were last changed, and whether they may be read."""
+    states = [(key, _state(root / key)) for key in keys]
+    return hashlib.sha256(repr((root.resolve(), states)).encode()).hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    if not os.access(path, os.R_OK):
+        return None
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _subfolders(root: Path) -> list[Path]:

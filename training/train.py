@@ -31,6 +31,7 @@ from training import (
     scores,
 )
 from training.batches import Batches
+from training.cache import release
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
@@ -81,10 +82,10 @@ def train(config: TrainConfig) -> Path:
         trained_on = dataset.splits["train"]
         config = config.settled(image_size=dataset.preprocessing.height, training_images=len(trained_on))
         config = keep_pipeline(config)
-        normalization = models.normalization(config, dataset.images[trained_on])
+        normalization = models.normalization(config, dataset.images, trained_on)
         settings = models.settings(config, dataset.preprocessing, normalization, dataset.classes)
         model = start(config, settings, dataset, normalization)
-    except (ConfigError, DataError, CheckpointRefused):
+    except (ConfigError, DataError, CheckpointRefused, OSError):
         shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
         raise
     (config.run / "config.yaml").write_text(config.to_yaml())
@@ -103,7 +104,7 @@ def train(config: TrainConfig) -> Path:
         calibrated = calibrate(model, dataset, config)
         scored = {split: score(model, dataset, split) for split in SPLITS}
         test = dataset.splits["test"]
-        answers = models.predict(model, dataset.images[test])
+        answers = models.predict(model, dataset.images, test)
         intervals = bootstrap(dataset.labels[test], answers, dataset.components[test], dataset.classes)
         card = ModelCard(
             contract_version=CONTRACT_VERSION,
@@ -133,7 +134,7 @@ def train(config: TrainConfig) -> Path:
             environment=provenance.environment(device),
         )
         report.write(found)
-        board.results(writer, found, models.predict(model, dataset.images[dataset.splits["val"]]))
+        board.results(writer, found, models.predict(model, dataset.images, dataset.splits["val"]))
     publish(config.run)
     return config.run
 
@@ -162,8 +163,8 @@ def fit(
 ) -> list[Epoch]:
     """Train; leave `checkpoints/last.pt` and `best.pt`, the best by --best-by on the validation split."""
     split = dataset.splits["train"]
-    images, labels, classes = dataset.images[split], dataset.labels[split], len(dataset.classes)
-    batches = Batches(images, labels, config, pin_memory=device.type == "cuda")
+    labels, classes = dataset.labels[split], len(dataset.classes)
+    batches = Batches(dataset.images, dataset.labels, split, config, pin_memory=device.type == "cuda")
     mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix)
     weights = balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
     class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
@@ -172,6 +173,7 @@ def fit(
     best_rank, best_epoch = (-math.inf, -math.inf), 0
     for epoch in range(config.epochs):
         trained = run_epoch(learner, batches, mix, class_weights, epoch, config, device)
+        release(dataset.images)  # in the end, all of them would count as this process's memory
         validation = score(learner.average.model, dataset, "val")
         rank = validation.rank(config.best_by)
         if is_best := rank > best_rank:
@@ -255,7 +257,7 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
     """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
     val = dataset.splits["val"]
     calibrated = calibration.fit(
-        dataset.labels[val], models.logits(model, dataset.images[val]), config.confidence_level
+        dataset.labels[val], models.logits(model, dataset.images, val), config.confidence_level
     )
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {config.confidence_level:.0%}")
@@ -266,7 +268,7 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
 def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
     """Scores of one split; of the training split, those of its first 5,000 images. Raises NonFiniteLoss."""
     indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
-    probabilities = models.predict(model, dataset.images[indices])
+    probabilities = models.predict(model, dataset.images, indices)
     if not np.isfinite(probabilities).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
     return scores.score(dataset.labels[indices], probabilities, dataset.classes)
