@@ -69,7 +69,7 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     values = yaml.safe_load(path.read_text())
-    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name"}
+    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name", "resume"}
     assert values["hidden"] == [7, 8]
     assert values["data"] == "x"
     assert from_yaml(path) == config

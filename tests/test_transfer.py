@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[
 
 def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
     model, settings = fresh()
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    checkpoint.save(model.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(CheckpointRefused, match=r"weights\.pt: expected model and settings, found 0\.mean"):
         transfer(model, settings, tmp_path / "weights.pt")
     with pytest.raises(CheckpointRefused, match=r"best\.pt: there is no such checkpoint"):

@@ -1,6 +1,7 @@
 """Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
 
 import math
+import signal
 from collections.abc import Iterator
 from itertools import islice
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training import augment, balance
 from training.config import TrainConfig
+from training.interruption import SIGNALS
 
 Key = tuple[int, int, int]  # epoch, place in the epoch's order, image
 Batch = tuple[Tensor, Tensor]
@@ -44,6 +46,7 @@ class _Order(Sampler[list[Key]]):
         self.balanced = config.balance == "sampler"
         self.seed = config.seed
         self.epoch = 0
+        self.first = 0
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
@@ -51,7 +54,7 @@ class _Order(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = balance.order(self.labels, rng) if self.balanced else rng.permutation(len(self.labels))
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             places = range(start, start + self.batch_size)
             yield [(self.epoch, place, int(order[place])) for place in places]
 
@@ -82,16 +85,18 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self._order) / self._accumulate)
 
-    def epoch(self, epoch: int) -> Iterator[list[Batch]]:
-        """The batches of epoch `epoch`, in lists of --accumulate; the last list may be shorter.
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """The batches of epoch `epoch` from a step on, in lists of --accumulate; the last list may be shorter.
 
         The same ones however often and with however many workers it is asked for.
         """
-        self._order.epoch = epoch
+        self._order.epoch, self._order.first = epoch, first_step * self._accumulate
         batches = iter(self._loader)
         while step := list(islice(batches, self._accumulate)):
             yield step
 
 
 def _quiet_worker(worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # whoever stops the whole group leaves the last step to the trainer
     cv2.setNumThreads(0)  # workers share the cores with one another and with the training process
