@@ -85,6 +85,7 @@ def _write_into(folder: Path, found: Findings) -> None:
     sheet = augmented(found.config, dataset)
     if sheet is not None:
         sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
+        pictures["augmented"] = page.photo(sheet)
 
     facts = _facts(found)
     audit = audit_report.facts(dataset.audit)
