@@ -165,7 +165,9 @@ def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -
 def start(arguments: list[str], epochs: int = 1) -> "subprocess.Popen[str]":
     """A trainer as a process of its own that has been through so many epochs."""
     command = [sys.executable, "-m", "training", *arguments]
-    trainer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    trainer = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert trainer.stdout is not None
     for line in trainer.stdout:
         epochs -= line.startswith("epoch")
@@ -191,6 +193,26 @@ def test_sigterm_saves_and_exits_143_and_auto_goes_on(photos: Path, tmp_path: Pa
     again.communicate(timeout=25)
     assert again.returncode == 130
     assert len(last(tmp_path / "x")["progress"]["history"]) > len(before["history"])
+
+
+def test_a_run_that_fails_ends_with_its_workers(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
+    trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])
+    assert trainer.stdout is not None
+    trainer.stdout.close()  # the next line that it prints is an error
+    assert trainer.wait(timeout=60) == 6
+    assert trainer.stderr is not None
+    assert "Broken pipe" in trainer.stderr.read()
+    trainer.stderr.close()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_last_step_to_the_trainer(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
+    trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])
+    os.killpg(trainer.pid, signal.SIGTERM)
+    _, errors = trainer.communicate(timeout=25)
+    assert trainer.returncode == 143
+    assert "Traceback" not in errors
 
 
 def test_a_second_signal_ends_it_at_once(photos: Path, tmp_path: Path) -> None:

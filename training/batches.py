@@ -1,9 +1,14 @@
 """Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
 
+import atexit
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from training import augment, balance
 from training.config import TrainConfig
 from training.interruption import SIGNALS
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
 
 Key = tuple[int, int, int]  # epoch, place in the epoch's order, image
 Batch = tuple[Tensor, Tensor]
@@ -71,13 +79,15 @@ class Batches:
         assert batch_size is not None
         self._accumulate = config.accumulate
         self._order = _Order(labels, batch_size, config)
+        ending = multiprocessing.Event()
+        atexit.register(ending.set)  # runs before multiprocessing's own, which asks workers to end and waits for them
         self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=lambda batch: batch,
             pin_memory=pin_memory,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=partial(_begin_worker, ending),
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # so that it takes no draw from the one that dropout uses
         )
@@ -96,7 +106,8 @@ class Batches:
             yield step
 
 
-def _quiet_worker(worker: int) -> None:
+def _begin_worker(ending: "Event", worker: int) -> None:
+    """Whoever stops the whole group leaves the last step to the trainer; once that one ends, so does its worker."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # whoever stops the whole group leaves the last step to the trainer
+        signal.signal(number, lambda *_: os._exit(0) if ending.is_set() else None)
     cv2.setNumThreads(0)  # workers share the cores with one another and with the training process
