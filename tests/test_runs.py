@@ -67,9 +67,9 @@ def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return train(config(photos, tmp_path_factory.mktemp("whole"), name="whole", workers=0))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("looks", "epochs", "steps"), [(0, 0, 1), (4, 0, 5), (7, 0, 8), (8, 0, 8), (9, 1, 0), (10, 1, 1)]
+    ("looks", "epochs", "steps", "workers"),
+    [(0, 0, 1, 0), (0, 0, 1, 2), (4, 0, 5, 0), (4, 0, 5, 2), (8, 0, 8, 0), (9, 1, 0, 0), (9, 1, 0, 2), (10, 1, 1, 2)],
 )
 def test_a_run_that_was_stopped_and_goes_on_ends_as_one_that_was_not(
     photos: Path, tmp_path: Path, uninterrupted: Path, looks: int, epochs: int, steps: int, workers: int
