@@ -1,8 +1,16 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from training import checkpoint
 
 
@@ -37,7 +45,7 @@ class Canary:
 
 
 def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
-    torch.save({"model": Canary(tmp_path / "canary")}, tmp_path / "evil.pt")
+    checkpoint.save({"model": Canary(tmp_path / "canary")}, tmp_path / "evil.pt")
     with pytest.raises(checkpoint.CheckpointRefused, match=r"evil\.pt: not a checkpoint of tensors"):
         checkpoint.load(tmp_path / "evil.pt", torch.device("cpu"))
     assert not (tmp_path / "canary").exists()
@@ -48,8 +56,9 @@ def test_what_is_no_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> 
     (tmp_path / "text.pt").write_text("weights")
     whole = (run / "checkpoints" / "best.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
-    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    for name in ("empty", "text", "half", "tensor", "absent"):
+    checkpoint.save(torch.zeros(3), tmp_path / "tensor.pt")
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    for name in ("empty", "text", "half", "tensor", "foreign", "absent"):
         with pytest.raises(checkpoint.CheckpointRefused, match=f"{name}.pt"):
             checkpoint.load(tmp_path / f"{name}.pt", torch.device("cpu"))
 
@@ -57,7 +66,8 @@ def test_what_is_no_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> 
 def test_the_checkpoints_of_a_run_say_what_they_are(run: Path) -> None:
     for name in ("last", "best"):
         state = checkpoint.load(run / "checkpoints" / f"{name}.pt", torch.device("cpu"))
-        assert set(state) == {"model", "weights", "averaged_steps", "optimizer", "schedule", "settings", "epoch"}
+        learned = {"model", "weights", "averaged_steps", "optimizer", "schedule"}
+        assert set(state) == learned | {"settings", "data", "progress", "random"}
         settings = state["settings"]
         assert settings["model"] == {
             "model": "mlp",
@@ -69,3 +79,59 @@ def test_the_checkpoints_of_a_run_say_what_they_are(run: Path) -> None:
         assert settings["classes"] == ["Red rash", "blue", "green leaf"]
         assert settings["preprocessing"] == {"height": 24, "width": 24, "channels": 3, "interpolation": "area"}
         assert settings["normalization"]["mode"] == "standard"
+
+
+def test_any_reader_of_checkpoints_reads_ours(run: Path) -> None:
+    path = run / "checkpoints" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["settings"]["classes"] == ["Red rash", "blue", "green leaf"]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert len(archive.comment) == 64
+
+
+def test_a_byte_that_changed_is_noticed_wherever_it_is(run: Path, tmp_path: Path) -> None:
+    whole = (run / "checkpoints" / "best.pt").read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        (tmp_path / "x.pt").write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointRefused, match="its digest does not fit"):
+            checkpoint.load(tmp_path / "x.pt", torch.device("cpu"))
+
+
+SAVING = """
+import sys
+from pathlib import Path
+import torch
+from training import checkpoint
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+while True:
+    state = {"number": number, "weight": torch.full((500_000,), float(number))}
+    checkpoint.save(state, folder / "last.pt", previous=folder / "previous.pt")
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for first in range(0, 5000, 1000):
+        saver = subprocess.Popen(
+            [sys.executable, "-c", SAVING, str(tmp_path), str(first)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert saver.stdout is not None
+        saver.stdout.readline()
+        for _ in range(10):  # stopped at a random moment, looked at as a kill would leave it, and let go on
+            time.sleep(rng.uniform(0, 0.05))
+            saver.send_signal(signal.SIGSTOP)
+            os.waitpid(saver.pid, os.WUNTRACED)
+            state = checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))
+            assert bool((state["weight"] == state["number"]).all())
+            saver.send_signal(signal.SIGCONT)
+        saver.kill()
+        saver.communicate()
+        state = checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))
+        assert first <= state["number"] < first + 1000
+        if (tmp_path / "previous.pt").exists():
+            checkpoint.load(tmp_path / "previous.pt", torch.device("cpu"))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from training.__main__ import options
+from training.__main__ import main, options
 from training.config import ConfigError, TrainConfig, from_yaml
 
 
@@ -69,7 +69,7 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     values = yaml.safe_load(path.read_text())
-    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name"}
+    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"name", "resume"}
     assert values["hidden"] == [7, 8]
     assert values["data"] == "x"
     assert from_yaml(path) == config
@@ -182,16 +182,22 @@ def test_exit_codes(tmp_path: Path, photos: Path) -> None:
     done = command("--data", photos, "--device", "cuda", *out, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 8
     assert "--device cpu" in done.stderr
-    done = command("--data", photos, "--init-from", tmp_path, *out)
-    assert done.returncode == 7
-    assert "there is no such checkpoint" in done.stderr
-    done = command("--config", tmp_path / "absent.yaml", *out)
-    assert done.returncode == 2
-    assert "absent.yaml" in done.stderr
     (tmp_path / "runs" / "taken").mkdir()
     done = command("--data", photos, "--name", "taken", *out)
     assert done.returncode == 2
     assert "taken" in done.stderr
+
+
+def test_exit_codes_of_files_that_options_name(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(tmp_path / "absent.yaml")]) == 2
+    assert "error: --config" in capsys.readouterr().err
+    common = ["--data", str(photos), "--out", str(tmp_path / "runs"), "--image-size", "16"]
+    assert main([*common, "--augment", str(tmp_path / "absent.json")]) == 2
+    assert "error: --augment" in capsys.readouterr().err
+    assert main([*common, "--init-from", str(tmp_path)]) == 7
+    assert "there is no such checkpoint" in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be_written_is_noticed_before_any_data_is_read(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from serving.settings import PREFIX, Settings
 from tests.conftest import ROOT, free_port
+from training.config import TrainConfig
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
@@ -148,6 +149,10 @@ def test_the_first_screen_is_what_one_sees(outputs: list[str]) -> None:
 
 
 def test_the_tables_name_what_there_is() -> None:
+    rows = re.findall(r"^\| (`--.*?) \|", README, flags=re.MULTILINE)
+    options = {name for row in rows for name in re.findall(r"`--([a-z-]+)`", row)}
+    assert len(options) > 30
+    assert options - {"config"} <= {field.replace("_", "-") for field in TrainConfig.__dataclass_fields__}
     for field in Settings.__dataclass_fields__:
         assert f"`{PREFIX}{field.upper()}`" in README, field
     documented = set(re.findall(r"`(twinlens_\w+?)(?:_total)?(?:\{[^}]*\})?`", README))

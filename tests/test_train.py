@@ -14,6 +14,7 @@ from training.batches import Batches
 from training.config import TrainConfig, from_yaml
 from training.learner import Learner
 from training.mixing import Mixing
+from training.progress import Progress
 from training.splits import DataError
 
 
@@ -31,6 +32,8 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "predictions.csv",
         "checkpoints/best.pt",
         "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        ".lock",
         "report/report.html",
         "report/report.json",
         "report/report.md",
@@ -143,7 +146,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), dtype=np.uin
 LABELS = np.arange(48) % 3
 
 
-def one_epoch(**given: object) -> tuple[Learner, train.Pass]:
+def one_epoch(**given: object) -> tuple[Learner, Progress]:
     """One epoch of a small MLP on 48 images of three classes, in float32, from the same start."""
     options: dict = {"model": "mlp", "hidden": (16,), "batch_size": 16, "precision": "float32", "schedule": "constant"}
     config = TrainConfig(**(options | {"augment": "none", "warmup_epochs": 0.0} | given))
@@ -155,7 +158,9 @@ def one_epoch(**given: object) -> tuple[Learner, train.Pass]:
     learner = Learner.start(model, config, len(batches))
     mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
     weights = torch.tensor(balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
-    return learner, train.run_epoch(learner, batches, mix, weights, 0, config, torch.device("cpu"))
+    progress = Progress()
+    train.run_epoch(learner, batches, mix, weights, progress, config, torch.device("cpu"), lambda: None)
+    return learner, progress
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -168,7 +173,7 @@ def test_two_batches_of_eight_make_the_step_of_one_of_sixteen(optimizer: str) ->
     halves, of_halves = one_epoch(optimizer=optimizer, batch_size=8, accumulate=2)
     assert (flat(whole.model) - flat(halves.model)).abs().max() < 1e-6
     assert of_halves.loss == pytest.approx(of_whole.loss, abs=1e-6)
-    assert of_halves.gradient_norm_max == pytest.approx(of_whole.gradient_norm_max, rel=1e-5)
+    assert of_halves.norm_max == pytest.approx(of_whole.norm_max, rel=1e-5)
     alone, _ = one_epoch(optimizer=optimizer, batch_size=8)
     assert (flat(whole.model) - flat(alone.model)).abs().max() > 1e-4
 
@@ -198,11 +203,11 @@ def test_clipping_bounds_the_step_and_the_norm_before_it_is_what_is_told() -> No
     common = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "batch_size": 48}
     start = flat(one_epoch(**(common | {"lr": 1e-30}))[0].model)
     free, of_free = one_epoch(**common)
-    norm = of_free.gradient_norm_max
+    norm = of_free.norm_max
     assert float((flat(free.model) - start).norm()) == pytest.approx(0.19 * norm, rel=1e-4)
     clipped, of_clipped = one_epoch(**common, clip_norm=norm / 4)
     assert float((flat(clipped.model) - start).norm()) == pytest.approx(0.19 * norm / 4, rel=1e-4)
-    assert of_clipped.gradient_norm_max == of_clipped.gradient_norm_mean == pytest.approx(norm)
+    assert of_clipped.norm_max == of_clipped.norm_sum == pytest.approx(norm)
     loose, _ = one_epoch(**common, clip_norm=norm * 4)
     assert torch.equal(flat(loose.model), flat(free.model))
 
@@ -237,7 +242,7 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
         )
     )
     best = checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))
-    assert best["averaged_steps"] == 4 * (best["epoch"] + 1)
+    assert best["averaged_steps"] == 4 * len(best["progress"]["history"])
     assert any(not torch.equal(tensor, best["weights"][name]) for name, tensor in best["model"].items())
     config = from_yaml(run / "config.yaml")
     card = open_model(run / "model.onnx").card
@@ -247,7 +252,7 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
     probabilities = models.predict(model, dataset.images[dataset.splits["val"]])
     scored = scores.score(dataset.labels[dataset.splits["val"]], probabilities, dataset.classes)
     history = json.loads((run / "report" / "report.json").read_text())["history"]
-    assert scored.log_loss == pytest.approx(history[best["epoch"]]["val_loss"], rel=1e-4)
+    assert scored.log_loss == pytest.approx(history[len(best["progress"]["history"]) - 1]["val_loss"], rel=1e-4)
     logits = models.logits(model, dataset.images[dataset.splits["test"]]) / card.calibration.temperature
     served = open_model(run / "model.onnx").predict(dataset.images[dataset.splits["test"]])
     assert np.abs(softmax(logits, axis=1) - served).max() < 1e-5
@@ -278,7 +283,8 @@ def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
     assert history[best]["best"]
     assert not any(line["best"] for line in history[best + 1 :])
     assert len(history) == best + 1 + 2 < 40
-    assert checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))["epoch"] == best
+    state = checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))
+    assert len(state["progress"]["history"]) == best + 1
 
 
 def test_a_hundred_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     with pytest.raises(train.NonFiniteLoss, match="epoch 2, step 2"):
         train.train(config)
     state = checkpoint.load(tmp_path / "x" / "checkpoints" / "last.pt", torch.device("cpu"))
-    assert state["epoch"] == 0
+    assert len(state["progress"]["history"]) == 1
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 

@@ -17,7 +17,7 @@ CLASSES = ("Red rash", "blue", "green leaf")
 def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: object) -> tuple[torch.nn.Sequential, dict]:
     config = TrainConfig(**(OPTIONS | options))
     side, channels = config.image_size, config.channels
-    preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation="area")
+    preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation=config.interpolation)
     normalization = Normalization(
         mode=config.normalization, mean=(0.5,) * channels, std=(std,) * channels, max_pixel_value=255.0
     )
@@ -54,8 +54,8 @@ def test_other_classes_get_a_new_last_layer(run: Path) -> None:
     ("options", "expected"),
     [
         ({"hidden": (16,)}, r"hidden is \[32\] there and \[16\] here"),
-        ({"image_size": 32}, "height is 24 there and 32 here, width is 24 there and 32 here"),
-        ({"channels": 1}, "channels is 3 there and 1 here"),
+        ({"image_size": 32}, "image height is 24 there and 32 here, image width is 24 there and 32 here"),
+        ({"channels": 1}, "image channels is 3 there and 1 here"),
         ({"activation": "tanh"}, "activation is relu there and tanh here"),
         ({"batch_norm": True}, "batch_norm is False there and True here"),
         ({"model": "cnn"}, "model is mlp there and cnn here"),
@@ -70,9 +70,29 @@ def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"width": 16}, "width is 8 there and 16 here$"),
+        ({"batch_norm": False}, "batch_norm is True there and False here$"),
+        ({"image_size": 64}, "image height is 24 there and 64 here"),
+        ({"interpolation": "linear"}, "image interpolation is area there and linear here$"),
+    ],
+)
+def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, object], expected: str) -> None:
+    origin, theirs = fresh(model="cnn", width=8)
+    checkpoint.save({"model": origin.state_dict(), "settings": theirs}, tmp_path / "cnn.pt")
+    model, settings = fresh(**({"model": "cnn", "width": 8} | options))
+    with pytest.raises(CheckpointRefused, match=expected):
+        transfer(model, settings, tmp_path / "cnn.pt")
+    same, settings = fresh(model="cnn", width=8)
+    transfer(same, settings, tmp_path / "cnn.pt")
+    assert all(map(torch.equal, same.state_dict().values(), origin.state_dict().values()))
+
+
 def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
     model, settings = fresh()
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    checkpoint.save(model.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(CheckpointRefused, match=r"weights\.pt: expected model and settings, found 0\.mean"):
         transfer(model, settings, tmp_path / "weights.pt")
     with pytest.raises(CheckpointRefused, match=r"best\.pt: there is no such checkpoint"):

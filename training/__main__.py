@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 import tyro
 
 from serving.model import ModelRefused
-from training import audit_report, evaluation, report
+from training import audit_report, evaluation, report, runs
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
 from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
+from training.interruption import Interrupted, Interruption
 from training.splits import DataError
 from training.train import DeviceMissing, NonFiniteLoss, train
 
@@ -51,21 +53,30 @@ HINTS: dict[type[BaseException], str] = {
 
 def main(arguments: list[str]) -> int:
     """Run one command, `train` if none is named; the exit code says what went wrong (README, exit codes)."""
+    interruption = Interruption()
+    interruption.install()
     verb, told = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
     _, act, summary = VERBS[verb]
     try:
-        folder = act(options(verb, told))
+        config = options(verb, told)
+        folder = train(config, interruption) if isinstance(config, TrainConfig) else act(config)
     except tuple(EXIT_CODES) as error:
         cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
         hint = f"\n{HINTS[cause]}" if cause in HINTS else ""
         print(f"error: {error}{hint}", file=sys.stderr)
         return EXIT_CODES[cause]
+    except Interrupted as stop:
+        print(f"{stop}; a run goes on with --resume and its folder, or --resume auto", file=sys.stderr)
+        return stop.exit_code
     print(summary(folder))
     return 0
 
 
 def options(verb: str, arguments: list[str]) -> Any:
-    """What the command line says; to `train`, over what the file of --config says. Raises ConfigError."""
+    """What the command line says; to `train`, over what the file of --config says, or the run of --resume.
+
+    Raises ConfigError, CheckpointRefused.
+    """
     kind, program = VERBS[verb][0], f"python -m training {verb}"
     if kind is not TrainConfig:
         return tyro.cli(kind, prog=program, args=arguments)
@@ -73,7 +84,13 @@ def options(verb: str, arguments: list[str]) -> Any:
     parser.add_argument("--config", type=Path)
     known, others = parser.parse_known_args(arguments)
     default = TrainConfig() if known.config is None else from_yaml(known.config)
-    return tyro.cli(TrainConfig, prog=program, args=others, default=default)
+    config = tyro.cli(TrainConfig, prog=program, args=others, default=default)
+    if config.resume is None or (run := runs.to_resume(config.resume, config.out, config.name)) is None:
+        return config
+    begun = replace(from_yaml(run / runs.CONFIG), out=run.parent, name=run.name, resume=config.resume)
+    resumed = tyro.cli(TrainConfig, prog=program, args=others, default=begun)
+    runs.refuse_changes(begun, resumed)
+    return resumed
 
 
 if __name__ == "__main__":

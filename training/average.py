@@ -23,6 +23,12 @@ class Average:
         """How many steps have been taken in; 0 without a decay."""
         return int(self._averaged.n_averaged) if self._averaged is not None else 0
 
+    def load(self, state: dict[str, Any], steps: int) -> None:
+        """Go on from an average of so many steps."""
+        if self._averaged is not None:
+            self._averaged.module.load_state_dict(state)
+            self._averaged.n_averaged.fill_(steps)
+
     def update(self, model: nn.Module) -> None:
         """Take in the weights after one more step."""
         if self._averaged is not None:

@@ -12,12 +12,13 @@ from training import activations, figures, report
 from training.config import TrainConfig
 from training.data import Dataset
 from training.learner import Learner
+from training.progress import Epoch
 from training.scores import Probabilities, reliability, risk_coverage
 from training.splits import Split
 
 GALLERY = 24
 HISTOGRAMS_EVERY = 5
-PLACES = ("out", "name", "cache", "init_from")
+PLACES = ("out", "name", "cache", "resume", "init_from")
 FIRST_COLUMNS = ("model", "augment", "epochs", "lr", "batch_size")
 """Hyperparameters shown before anybody ticks more: TensorBoard shows five, first those marked as differing."""
 
@@ -29,7 +30,7 @@ def augmented(writer: SummaryWriter, config: TrainConfig, dataset: Dataset) -> N
         writer.add_figure("train/augmented", sheet)
 
 
-def epoch(writer: SummaryWriter, line: "report.Epoch", learner: Learner, images: np.ndarray) -> None:
+def epoch(writer: SummaryWriter, line: Epoch, learner: Learner, images: np.ndarray) -> None:
     """Scalars of one epoch, among them gradients of its last step by layer, and dead ReLUs of these images.
 
     Histograms of weights and activations in the first and every fifth epoch.

@@ -49,6 +49,9 @@ class TrainConfig:
     """Folder in which runs are kept."""
     name: str | None = None
     """Name of this run, its folder in --out. None: date, time and model."""
+    resume: str | None = None
+    """Go on with a run that was stopped: its folder, or auto for the run of --name, or without a name the newest in
+    --out that is not finished; auto begins a new run where there is none. The run's own options hold."""
     cache: Path | None = None
     """Folder in which decoded images and what was found in them are kept, for all runs that are told of it. It may be
     removed at any time. None: .cache in --out."""
@@ -227,7 +230,7 @@ class TrainConfig:
         """The configuration as a person would read it and `from_yaml` does: all but the run's name."""
         values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        del values["name"]
+        del values["name"], values["resume"]
         return yaml.safe_dump(values, sort_keys=False)
 
 

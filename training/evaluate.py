@@ -26,7 +26,7 @@ from training.data import Labelled
 from training.evaluation import Answered, Evaluation
 from training.scores import Probabilities
 from training.sources import NAMES_SHOWN, Source, find
-from training.splits import DataError, Division, Split
+from training.splits import SPLITS, DataError, Division, Split
 
 BATCH = 256
 
@@ -123,13 +123,17 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
         keys=keys,
         labels=labels,
         classes=classes,
-        splits=division.splits,
+        splits=division.splits if trained_on[0] else _brought(given),
         components=division.components,
         digest=data.digest(keys, names, division.splits, pictures),
         original=lambda i: files.decode(source.read(kept[i])),
         unreadable=unreadable,
     )
     return images, [division.splits if division else None for division in trained_on]
+
+
+def _brought(given: Sequence[Split | None]) -> Splits:
+    return {split: np.flatnonzero([name == split for name in given]) for split in SPLITS}
 
 
 def choose(asked: Wanted | None, images: Labelled, *, remade: bool) -> tuple[str, Int64[np.ndarray, " _"], str]:

@@ -32,6 +32,13 @@ class Learner:
             schedule=optimizer.schedule(stepper, config, steps_an_epoch),
         )
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.model.load_state_dict(state["weights"])
+        self.average.load(state["model"], state["averaged_steps"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: `model` are the weights that are scored and exported, `weights` those that learn.
 

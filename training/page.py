@@ -55,6 +55,13 @@ def svg_uri(content: bytes) -> str:
     return _data_uri("image/svg+xml", content)
 
 
+def photo(figure: Figure) -> str:
+    """A figure that is mostly photographs as a JPEG inside a data URI."""
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", dpi=100)
+    return _data_uri("image/jpeg", file.getvalue())
+
+
 def thumbnail(pixels: np.ndarray) -> str:
     """Pixels uint8 `[height, width, 1 or 3]` as a small JPEG inside a data URI."""
     scale = THUMBNAIL / max(pixels.shape[:2])

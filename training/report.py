@@ -17,6 +17,7 @@ from training.config import TrainConfig
 from training.data import Dataset, Labelled
 from training.export import Parity
 from training.intervals import Interval, Intervals
+from training.progress import Epoch
 from training.scores import (
     OVERFITTING_GAP,
     Labels,
@@ -31,35 +32,6 @@ from training.splits import Split
 
 MISTAKES = 24
 SHEET_ROWS, SHEET_COLUMNS = 6, 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One line of a run's history; the training figures are means over the epoch's augmented batches."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_balanced_accuracy: float
-    val_score: float | None
-    """The score of --best-by; None where it is undefined."""
-    lr: float
-    gradient_norm_mean: float
-    gradient_norm_max: float
-    images_per_second: float
-    best: bool
-
-    def line(self, config: TrainConfig) -> str:
-        """For the console."""
-        return (
-            f"epoch {self.epoch:{len(str(config.epochs))}}/{config.epochs}  "
-            f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
-            f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
-            f"{page.TITLES[config.best_by]} {page.number(self.val_score)}  "
-            f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +56,7 @@ def write(found: Findings) -> None:
     """
     run = found.config.run
     partial = run / ".report"
+    shutil.rmtree(partial, ignore_errors=True)  # of an earlier try that was killed
     try:
         _write_into(partial, found)
         (partial / "predictions.csv").replace(run / "predictions.csv")
@@ -112,6 +85,7 @@ def _write_into(folder: Path, found: Findings) -> None:
     sheet = augmented(found.config, dataset)
     if sheet is not None:
         sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
+        pictures["augmented"] = page.photo(sheet)
 
     facts = _facts(found)
     audit = audit_report.facts(dataset.audit)

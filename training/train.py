@@ -1,10 +1,10 @@
 """The main job: data, model, loop; then scores, export with its proof, report. Read it from top to bottom."""
 
 import math
-import os
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +28,22 @@ from training import (
     models,
     provenance,
     report,
+    runs,
     scores,
 )
 from training.batches import Batches
 from training.cache import release
-from training.checkpoint import CheckpointRefused
+from training.checkpoint import CheckpointRefused, Saved
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
 from training.initialization import initialize
+from training.interruption import Interrupted, Interruption
 from training.intervals import bootstrap
 from training.learner import Learner
 from training.mixing import Mixing
 from training.optimizer import clip
-from training.report import Epoch, Findings
+from training.progress import Epoch, Progress
+from training.report import Findings
 from training.scores import Scores
 from training.splits import SPLITS, DataError, Split
 from training.transfer import transfer
@@ -57,26 +60,26 @@ class DeviceMissing(RuntimeError):
     """The device asked for is not there; training never falls back silently."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One pass over the training images: means over its batches, as they were augmented and mixed."""
-
-    loss: float
-    accuracy: float
-    gradient_norm_mean: float
-    gradient_norm_max: float
-    """Of all gradients of a step together, before any clipping."""
-    images_per_second: float
-
-
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, interruption: Interruption | None = None) -> Path:
     """Run the main job and return the run's folder; `runs/latest` points to it only once the export proved itself.
 
-    Raises ConfigError, DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss, ExportRefused, OSError.
+    With --resume it goes on where the run stopped, and does nothing for one that is finished. Raises ConfigError,
+    DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss, ExportRefused, OSError, Interrupted.
     """
     config = replace(config, name=config.name or default_name(config.model))
     device = find_device(config.device)
-    open_run(config)
+    with runs.opened(config.run, go_on=config.resume is not None):
+        if runs.is_finished(config.run):
+            print(f"{config.run} is finished: there is nothing to go on with")
+        else:
+            make(config, device, interruption or Interruption())
+            runs.publish(config.run)
+    return config.run
+
+
+def make(config: TrainConfig, device: torch.device, interruption: Interruption) -> None:
+    """Data, model, loop, scores, export with its proof, report, in the run's folder."""
+    is_new = not (config.run / runs.CONFIG).exists()
     try:
         dataset = data.load(config)
         trained_on = dataset.splits["train"]
@@ -86,9 +89,11 @@ def train(config: TrainConfig) -> Path:
         settings = models.settings(config, dataset.preprocessing, normalization, dataset.classes)
         model = start(config, settings, dataset, normalization)
     except (ConfigError, DataError, CheckpointRefused, OSError):
-        shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
+        if is_new:
+            shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
         raise
-    (config.run / "config.yaml").write_text(config.to_yaml())
+    if is_new:
+        checkpoint.write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
     audited = audit_report.facts(dataset.audit)
     (config.run / "audit.json").write_text(audit_report.to_json(audited))
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,7 +103,7 @@ def train(config: TrainConfig) -> Path:
     best = config.run / "checkpoints" / "best.pt"
     with SummaryWriter(config.run / "tensorboard") as writer:
         board.augmented(writer, config, dataset)
-        history = fit(model, settings, dataset, config, device, writer)
+        history = fit(model, settings, dataset, config, device, writer, interruption)
         model.load_state_dict(checkpoint.load(best, device)["model"])
         uncalibrated = score(model, dataset, "test")
         calibrated = calibrate(model, dataset, config)
@@ -135,8 +140,6 @@ def train(config: TrainConfig) -> Path:
         )
         report.write(found)
         board.results(writer, found, models.predict(model, dataset.images, dataset.splits["val"]))
-    publish(config.run)
-    return config.run
 
 
 def start(
@@ -160,8 +163,12 @@ def fit(
     config: TrainConfig,
     device: torch.device,
     writer: SummaryWriter,
+    interruption: Interruption,
 ) -> list[Epoch]:
-    """Train; leave `checkpoints/last.pt` and `best.pt`, the best by --best-by on the validation split."""
+    """Train; leave `checkpoints/last.pt`, the one before it, and `best.pt`, the best by --best-by on validation.
+
+    Goes on from `last.pt` if there is one. Raises NonFiniteLoss, CheckpointRefused, Interrupted.
+    """
     split = dataset.splits["train"]
     labels, classes = dataset.labels[split], len(dataset.classes)
     batches = Batches(dataset.images, dataset.labels, split, config, pin_memory=device.type == "cuda")
@@ -169,41 +176,28 @@ def fit(
     weights = balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
     class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
     learner = Learner.start(model, config, len(batches))
-    history: list[Epoch] = []
-    best_rank, best_epoch = (-math.inf, -math.inf), 0
-    for epoch in range(config.epochs):
-        trained = run_epoch(learner, batches, mix, class_weights, epoch, config, device)
+    saved = Saved(folder=config.run / "checkpoints", identity={"settings": settings, "data": dataset.digest})
+    progress = saved.restore(learner, device)
+
+    def after_step() -> None:
+        if interruption.number is not None:
+            saved.save(learner, progress)
+            raise Interrupted(interruption.number)
+
+    while not progress.ended(config):
+        with interruption:
+            run_epoch(learner, batches, mix, class_weights, progress, config, device, after_step)
+            saved.save(learner, progress)  # so that validation, which may take long, can be left at once
         release(dataset.images)  # in the end, all of them would count as this process's memory
         validation = score(learner.average.model, dataset, "val")
-        rank = validation.rank(config.best_by)
-        if is_best := rank > best_rank:
-            best_rank, best_epoch = rank, epoch
-        history.append(
-            Epoch(
-                epoch=epoch + 1,
-                train_loss=trained.loss,
-                train_accuracy=trained.accuracy,
-                val_loss=validation.log_loss,
-                val_accuracy=validation.accuracy,
-                val_balanced_accuracy=validation.balanced_accuracy,
-                val_score=getattr(validation, config.best_by),
-                lr=float(learner.schedule.get_last_lr()[0]),
-                gradient_norm_mean=trained.gradient_norm_mean,
-                gradient_norm_max=trained.gradient_norm_max,
-                images_per_second=trained.images_per_second,
-                best=is_best,
-            )
-        )
-        print(history[-1].line(config))
-        board.epoch(writer, history[-1], learner, dataset.images[dataset.splits["val"][: models.BATCH]])
-        state = learner.state_dict() | {"settings": settings, "epoch": epoch}
-        checkpoint.save(state, config.run / "checkpoints" / "last.pt")
-        if is_best:
-            checkpoint.save(state, config.run / "checkpoints" / "best.pt")
-        if config.patience is not None and epoch - best_epoch >= config.patience:
-            print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
-            break
-    return history
+        line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
+        print(line.line(config), flush=True)
+        board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
+        with interruption:
+            saved.save(learner, progress)
+    if progress.epoch < config.epochs:
+        print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
+    return progress.history
 
 
 def run_epoch(
@@ -211,16 +205,25 @@ def run_epoch(
     batches: Batches,
     mix: Mixing,
     class_weights: Tensor,
-    epoch: int,
+    progress: Progress,
     config: TrainConfig,
     device: torch.device,
-) -> Pass:
-    """One pass over the training images. Raises NonFiniteLoss."""
-    model = learner.model
+    after_step: Callable[[], None],
+) -> None:
+    """One pass over the training images, or what is left of it. Raises NonFiniteLoss."""
+    model, epoch = learner.model, progress.epoch
     models.train_mode(model)
-    begun, seen, loss_sum, correct, norms = time.perf_counter(), 0, 0.0, 0, []
-    with tqdm(desc=f"epoch {epoch + 1}", total=len(batches), unit=" steps", disable=None, leave=False) as progress:
-        for step, parts in enumerate(batches.epoch(epoch)):
+    with tqdm(
+        desc=f"epoch {epoch + 1}",
+        initial=progress.step,
+        total=len(batches),
+        unit=" steps",
+        disable=None,
+        leave=False,
+    ) as bar:
+        begun = time.perf_counter()
+        for step, parts in enumerate(batches.epoch(epoch, progress.step), progress.step):
+            seen, loss_sum, correct = 0, 0.0, 0
             learner.optimizer.zero_grad()
             for part, (images, labels) in enumerate(parts):
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -231,26 +234,19 @@ def run_epoch(
                 if not math.isfinite(loss_value := loss.item()):
                     raise NonFiniteLoss(f"the loss is {loss_value} in epoch {epoch + 1}, step {step + 1}")
                 (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-
                 seen += len(labels)
                 loss_sum += loss_value * len(labels)
                 correct += int((logits.argmax(1) == targets.argmax(1)).sum())
-            norms.append(clip(model, config.clip_norm))
+            norm = float(clip(model, config.clip_norm))
             learner.optimizer.step()
             learner.schedule.step()
             learner.average.update(model)
 
-            speed = seen / (time.perf_counter() - begun)
-            shown = f"loss {loss_sum / seen:.3f}, accuracy {correct / seen:.1%}, {speed:,.0f} images/s"
-            progress.set_postfix_str(shown, refresh=False)
-            progress.update()
-    return Pass(
-        loss=loss_sum / seen,
-        accuracy=correct / seen,
-        gradient_norm_mean=float(torch.stack(norms).mean()),
-        gradient_norm_max=float(torch.stack(norms).max()),
-        images_per_second=speed,
-    )
+            begun, seconds = (now := time.perf_counter()), now - begun
+            progress.took_step(images=seen, loss_sum=loss_sum, correct=correct, norm=norm, seconds=seconds)
+            bar.set_postfix_str(str(progress), refresh=False)
+            bar.update()
+            after_step()
 
 
 def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Calibration:
@@ -291,15 +287,6 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def open_run(config: TrainConfig) -> None:
-    """Make the run's folder before anything else, so that a folder that cannot be written to costs no time."""
-    try:
-        config.run.mkdir(parents=True)
-    except FileExistsError as error:
-        raise ConfigError(f"--name {config.name}: there is a run of that name in {config.out}") from error
-    (config.run / "checkpoints").mkdir()
-
-
 def keep_pipeline(config: TrainConfig) -> TrainConfig:
     """Train by a copy of the --augment file in the run's folder, so that the run can be made again.
 
@@ -310,7 +297,8 @@ def keep_pipeline(config: TrainConfig) -> TrainConfig:
     assert config.image_size is not None
     augment.check(config.augment, config.image_size, config.channels)
     kept = config.run / f"augment{config.augment.suffix}"
-    shutil.copyfile(config.augment, kept)
+    if config.augment != kept:  # it is when the run goes on
+        shutil.copyfile(config.augment, kept)
     return replace(config, augment=kept)
 
 
@@ -325,11 +313,3 @@ def describe(config: TrainConfig, dataset: Dataset, model: nn.Module, device: to
         f"images of {made.height} x {made.width} x {made.channels}\n"
         f"device {device.type}, {arithmetic}, {torch.get_num_threads()} threads"
     )
-
-
-def publish(run: Path) -> None:
-    """Point `latest` beside the run to it, in one step: whoever opens it sees the old model or the new one."""
-    link = run.parent / f".latest.{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(run.name)
-    link.replace(run.parent / "latest")

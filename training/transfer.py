@@ -48,5 +48,6 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that weights depend on: all but dropout, classes, and the numbers of the normalisation."""
-    values = settings["model"] | settings["preprocessing"] | {"normalization": settings["normalization"]["mode"]}
-    return {name: value for name, value in values.items() if name != "dropout"}
+    model = {name: value for name, value in settings["model"].items() if name != "dropout"}
+    images = {f"image {name}": value for name, value in settings["preprocessing"].items()}
+    return model | images | {"normalization": settings["normalization"]["mode"]}

@@ -1,0 +1,46 @@
+"""Stop when asked to: while a run can save itself, after the step and the save; else, or when asked again, at once."""
+
+import os
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(BaseException):
+    """The process was asked to stop; `exit_code` is what a shell says of the signal.
+
+    Not an Exception, so that nobody catches it who catches those.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class Interruption:
+    """Takes SIGTERM and SIGINT; inside `with interruption:` the first is only noted, and raised at the end of it."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._deferred = False
+
+    def install(self) -> None:
+        """From now on, in the main thread; the first process of a container has no default action for them."""
+        for number in SIGNALS:
+            signal.signal(number, self._take)
+
+    def __enter__(self) -> None:
+        self._deferred = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._deferred = False
+        if kind is None and self.number is not None:
+            raise Interrupted(self.number)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = self.number is not None, number
+        if again:
+            os._exit(128 + number)
+        if not self._deferred:
+            raise Interrupted(number)

@@ -1,0 +1,83 @@
+"""The folders of runs: one process at a time in each, `latest` beside them, and the one to go on with."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from training.checkpoint import CheckpointRefused
+from training.config import ConfigError, TrainConfig
+
+AUTO = "auto"
+CONFIG = "config.yaml"
+MAY_CHANGE = {"cache", "device", "workers", "resume"}
+"""Options of a run that do not decide what comes out of it."""
+
+
+@contextmanager
+def opened(run: Path, *, go_on: bool) -> Iterator[None]:
+    """Make the folder of a new run, or take up that of one to go on with, and keep other processes out of it.
+
+    Before anything else, so that a folder that cannot be written to costs no time. Raises ConfigError, OSError.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=go_on)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} goes on with it"
+        ) from error
+    (run / "checkpoints").mkdir(exist_ok=True)
+    with (run / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends, however
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise ConfigError(f"{run}: another process trains in it ({lock.read().strip()})") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+
+
+def is_finished(run: Path) -> bool:
+    """Whether everything is there that a run leaves; the report comes last."""
+    return (run / "report").is_dir()
+
+
+def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
+    """The folder that `--resume` means, if there is one to go on with.
+
+    `auto` is the run called `name`, or without a name the newest in `out` that is not finished; None where there is
+    none, and a new one shall begin. Raises ConfigError for a folder that is no run.
+    """
+    if resume != AUTO:
+        if not (Path(resume) / CONFIG).is_file():
+            raise ConfigError(f"--resume {resume}: expected a run's folder, with its {CONFIG}, or {AUTO}")
+        return Path(resume)
+    if name is not None:
+        return out / name if (out / name / CONFIG).is_file() else None
+    begun = [path.parent for path in out.glob(f"*/{CONFIG}") if not path.parent.is_symlink()]
+    unfinished = [run for run in begun if not is_finished(run)]
+    return max(unfinished, key=lambda run: (run / CONFIG).stat().st_mtime_ns, default=None)
+
+
+def refuse_changes(begun: TrainConfig, asked: TrainConfig) -> None:
+    """Raise CheckpointRefused, with both values, where the options of a run to go on with are not its own."""
+    differing = [
+        f"--{field.name.replace('_', '-')} was {getattr(begun, field.name)}, now it is {getattr(asked, field.name)}"
+        for field in fields(TrainConfig)
+        if field.name not in MAY_CHANGE and getattr(begun, field.name) != getattr(asked, field.name)
+    ]
+    if differing:
+        raise CheckpointRefused(f"{begun.run} cannot go on with other options: {', '.join(differing)}")
+
+
+def publish(run: Path) -> None:
+    """Point `latest` beside the run to it, in one step: whoever opens it sees the old model or the new one."""
+    link = run.parent / f".latest.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(run.name)
+    link.replace(run.parent / "latest")
