@@ -4,10 +4,10 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test lint clean
+.PHONY: help train serve test test-slow lint clean
 
 help: ## Show the targets.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,11 @@ train: $(VENV)/installed ## Train on the embedded digits, evaluate, export, prov
 serve: $(VENV)/installed ## Serve the latest run on port 3000.
 	bentoml serve
 
-test: $(VENV)/installed ## Run all tests.
+test: $(VENV)/installed ## Run the tests, but for the slow ones.
 	pytest
+
+test-slow: $(VENV)/installed ## Run the tests that take minutes, or both cores, one after the other.
+	pytest -m slow --numprocesses=0
 
 lint: $(VENV)/installed ## Format check, lint, types.
 	ruff format --check .
