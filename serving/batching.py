@@ -2,6 +2,9 @@
 
 Whatever has queued up by the time the model is free goes in together, at most `max_batch` images. There is no timer
 and no polling: an idle server does nothing, and a lone request is never held back to see whether another comes.
+
+Images in the background take what room is left, a few a run: they get on under any load that leaves room, and nobody
+waits for more than that few.
 """
 
 import asyncio
@@ -15,6 +18,9 @@ import numpy as np
 
 from serving.contract import Pixels
 
+BACKGROUND_SHARE = 4
+"""Images in the background a run of the model, at most."""
+
 
 class QueueFull(RuntimeError):
     """So many images are waiting that another one would only wait in vain."""
@@ -24,6 +30,7 @@ class QueueFull(RuntimeError):
 class _Waiting:
     pixels: Pixels
     answer: asyncio.Future[np.ndarray]
+    background: bool
     since: float = field(default_factory=perf_counter)
 
 
@@ -31,7 +38,8 @@ class Batcher:
     """Collect single images into batches for `predict`, which runs in one thread of its own.
 
     `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. `observe` is told
-    the seconds each image of a batch has waited and the seconds the batch took.
+    the seconds each image of a batch has waited (those in the background left out), the seconds the batch took, and
+    how many images it had.
     """
 
     def __init__(
@@ -40,42 +48,49 @@ class Batcher:
         *,
         max_batch: int,
         max_queue: int,
-        observe: Callable[[Sequence[float], float], None] = lambda waited, took: None,
+        observe: Callable[[Sequence[float], float, int], None] = lambda waited, took, images: None,
     ) -> None:
         self._predict = predict
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._observe = observe
         self._queue: deque[_Waiting] = deque()
+        self._background: deque[_Waiting] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._running: asyncio.Task[None] | None = None
 
-    async def submit(self, pixels: Pixels) -> np.ndarray:
+    async def submit(self, pixels: Pixels, *, background: bool = False) -> np.ndarray:
         """Probabilities float32 `[classes]` of one image. Raises QueueFull at once when there is no room to wait.
 
-        Cancelling the call takes the image out of the queue: nobody works for a client that has gone.
+        In the background an image waits behind those that are not, and never for want of room: who submits such
+        images bounds their number. Cancelling the call takes the image out: nobody works for a client that has gone.
         """
-        if len(self._queue) >= self._max_queue:
+        if not background and len(self._queue) >= self._max_queue:
             raise QueueFull(f"{len(self._queue)} images are waiting already")
-        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        queue = self._background if background else self._queue
+        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), background)
+        queue.append(waiting)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
+            if waiting in queue:
+                queue.remove(waiting)
             raise
 
     async def _run(self) -> None:
         """Answer batch after batch until nobody waits."""
         try:
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
-                await self._answer(batch)
+            while self._queue or self._background:
+                await self._answer(self._next_batch())
         finally:
             self._running = None
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
+        room = min(self._max_batch - len(batch), BACKGROUND_SHARE, len(self._background))
+        return batch + [self._background.popleft() for _ in range(room)]
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         start = perf_counter()
@@ -87,7 +102,8 @@ class Batcher:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
-        self._observe([start - waiting.since for waiting in batch], perf_counter() - start)
+        waited = [start - waiting.since for waiting in batch if not waiting.background]
+        self._observe(waited, perf_counter() - start, len(batch))
         for waiting, row in zip(batch, rows, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(row)

@@ -46,9 +46,9 @@ class Metrics:
         """An image has been decoded and resized."""
         self._decode.observe(seconds)
 
-    def ran(self, waited: Sequence[float], took: float) -> None:
-        """A batch has been answered: the seconds each image waited for it, and those the model took."""
-        self._batch.observe(len(waited))
+    def ran(self, waited: Sequence[float], took: float, images: int) -> None:
+        """A batch of so many images has been answered: the seconds each prediction waited, and those the model took."""
+        self._batch.observe(images)
         self._infer.observe(took)
         for seconds in waited:
             self._queue.observe(seconds)

@@ -94,6 +94,30 @@ def test_whoever_goes_away_leaves_the_queue() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_in_the_background_takes_the_room_that_is_left_a_few_a_run() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, max_batch=8, max_queue=14)
+        first = asyncio.create_task(batcher.submit(image(0)))
+        await until(lambda: gate.batches)
+        behind = [asyncio.create_task(batcher.submit(image(value), background=True)) for value in range(100, 120)]
+        await asyncio.sleep(0)
+        before = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 15)]
+        await asyncio.sleep(0)
+        for gone in behind[10:]:
+            gone.cancel()
+        await asyncio.sleep(0)
+        finished: list[int] = []
+        for task in [*behind[:10], *before]:
+            task.add_done_callback(lambda done: finished.append(int(done.result()[0])))
+        gate.open.set()
+        await asyncio.gather(first, *behind[:10], *before)
+        assert gate.batches == [1, 8, 6 + 2, 4, 4]
+        assert finished == [*range(1, 15), *range(100, 110)], "no prediction waits for what came before it"
+
+    asyncio.run(scenario())
+
+
 def test_a_model_that_raises_fails_its_own_batch_and_no_other() -> None:
     def moody(images: np.ndarray) -> np.ndarray:
         if images.max() > 100:
@@ -110,17 +134,18 @@ def test_a_model_that_raises_fails_its_own_batch_and_no_other() -> None:
 
 
 def test_waiting_and_running_times_are_observed() -> None:
-    observed: list[tuple[int, float]] = []
+    observed: list[tuple[int, float, int]] = []
 
     async def scenario() -> None:
         batcher = Batcher(
             lambda images: (time.sleep(0.02), np.zeros((len(images), 2)))[1],
             max_batch=4,
             max_queue=8,
-            observe=lambda waited, took: observed.append((len(waited), took)),
+            observe=lambda waited, took, images: observed.append((len(waited), took, images)),
         )
-        await asyncio.gather(*(batcher.submit(image(0)) for _ in range(4)))
+        await asyncio.gather(*(batcher.submit(image(0), background=number == 3) for number in range(4)))
 
     asyncio.run(scenario())
-    assert sum(count for count, _ in observed) == 4
-    assert all(took >= 0.02 for _, took in observed)
+    assert sum(waited for waited, _, _ in observed) == 3, "of what waits in the background the times are not kept"
+    assert sum(images for _, _, images in observed) == 4
+    assert all(took >= 0.02 for _, took, _ in observed)
