@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.model import Classifier
 
@@ -12,35 +12,57 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """One set of metrics a process. Make it only where PROMETHEUS_MULTIPROC_DIR is set: inside a worker."""
+    """The process's only set of metrics; it outlives models.
 
-    def __init__(self, classifier: Classifier) -> None:
-        card = classifier.card
-        predictions = Counter("twinlens_predictions", "Images answered, by predicted label.", ["label"])
+    Make it once, and only where PROMETHEUS_MULTIPROC_DIR is set: inside a worker.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._predictions = Counter(
+            "twinlens_predictions", "Images answered, by predicted label.", ["label"], registry=registry
+        )
         # Children made once: looking one up by its labels costs more than the increment.
-        self._predictions = {label: predictions.labels(label) for label in card.classes}
+        self._predictions_of: dict[str, Counter] = {}
         self._confidence = Histogram(
-            "twinlens_confidence", "Probability of the predicted label.", buckets=CONFIDENCE_BUCKETS
+            "twinlens_confidence", "Probability of the predicted label.", buckets=CONFIDENCE_BUCKETS, registry=registry
         )
         self._abstentions = Counter(
-            "twinlens_abstentions", "Images answered with too little confidence: for a person to decide."
+            "twinlens_abstentions",
+            "Images answered with too little confidence: for a person to decide.",
+            registry=registry,
         )
-        self._rejected = Counter("twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"])
+        self._rejected = Counter(
+            "twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"], registry=registry
+        )
         stage = Histogram(
             "twinlens_stage_seconds",
             "Seconds in each stage: decode and queue of an image, infer of a batch.",
             ["stage"],
             buckets=SECONDS_BUCKETS,
+            registry=registry,
         )
         self._decode, self._queue, self._infer = (stage.labels(name) for name in ("decode", "queue", "infer"))
-        self._batch = Histogram("twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS)
-        info = Gauge(
+        self._batch = Histogram(
+            "twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self._info = Gauge(
             "twinlens_model_info",
-            "Always 1; the labels say which model answers and on what.",
+            "1 for the model that answers, 0 for one that has been replaced; the labels say which and on what.",
             ["name", "version", "digest", "provider"],
             multiprocess_mode="livemax",
+            registry=registry,
         )
-        info.labels(card.name, card.version, classifier.digest, classifier.provider).set(1)
+        self._serving: Gauge | None = None
+
+    def serves(self, classifier: Classifier) -> None:
+        """From now on this model answers; the one before it, if any, does not."""
+        card = classifier.card
+        for label in card.classes:
+            self._predictions_of.setdefault(label, self._predictions.labels(label))
+        if self._serving is not None:
+            self._serving.set(0)
+        self._serving = self._info.labels(card.name, card.version, classifier.digest, classifier.provider)
+        self._serving.set(1)
 
     def decoded(self, seconds: float) -> None:
         """An image has been decoded and resized."""
@@ -55,7 +77,7 @@ class Metrics:
 
     def predicted(self, label: str, confidence: float, *, abstained: bool) -> None:
         """An answer has been given; `abstained` when it is one for a person to decide."""
-        self._predictions[label].inc()
+        self._predictions_of[label].inc()
         self._confidence.observe(confidence)
         if abstained:
             self._abstentions.inc()

@@ -37,18 +37,22 @@ class Prediction:
 
 
 class Predictor:
-    """One model, its batcher and its metrics: what a worker process answers with."""
+    """One opened model and its batcher, replaceable as a whole.
 
-    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+    Whoever holds one keeps being answered by its model; its threads end when nobody does.
+    """
+
+    def __init__(self, classifier: Classifier, settings: Settings, metrics: Metrics) -> None:
         self.card = classifier.card
-        self.metrics = Metrics(classifier)
+        self.classifier = classifier
+        self._metrics = metrics
         self._settings = settings
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._batcher = Batcher(
             classifier.predict,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
-            observe=self.metrics.ran,
+            observe=self._metrics.ran,
         )
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
@@ -64,7 +68,7 @@ class Predictor:
     def _decode(self, data: bytes) -> Pixels:
         start = perf_counter()
         pixels = self.card.preprocessing(data, max_bytes=self._settings.max_bytes, max_pixels=self._settings.max_pixels)
-        self.metrics.decoded(perf_counter() - start)
+        self._metrics.decoded(perf_counter() - start)
         return pixels
 
     def _name(self, probabilities: np.ndarray, top_k: int | None) -> Prediction:
@@ -77,7 +81,7 @@ class Predictor:
         # The probability itself, not its six decimals: the thresholds in the training report count on it.
         least = self._settings.abstain_below
         abstained = least is not None and float(probabilities[order[0]]) < least
-        self.metrics.predicted(label, confidence, abstained=abstained)
+        self._metrics.predicted(label, confidence, abstained=abstained)
         return Prediction(
             label=label,
             confidence=confidence,

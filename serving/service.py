@@ -20,7 +20,8 @@ from starlette.routing import Route
 
 from serving.batching import QueueFull
 from serving.contract import ImageError, ModelCard
-from serving.model import ModelRefused, open_model
+from serving.metrics import Metrics
+from serving.model import Classifier, ModelRefused, open_model
 from serving.predictor import InvalidOutput, Prediction, Predictor
 from serving.settings import Settings
 from serving.upload import RequestError, read_files
@@ -72,6 +73,12 @@ async def no_route(request: Request) -> Response:
     raise HTTPException(405, headers={"Allow": ", ".join(allowed)}) if allowed else HTTPException(404)
 
 
+def serve(classifier: Classifier) -> None:
+    """Answer with this model from the next request on; requests under way are finished by the one before it."""
+    app.state.metrics.serves(classifier)
+    app.state.predictor = Predictor(classifier, settings, app.state.metrics)
+
+
 def _predictor(request: Request) -> Predictor:
     predictor: Predictor = request.app.state.predictor
     return predictor
@@ -118,7 +125,7 @@ def _describe(request: Request, error: Exception) -> tuple[int, dict[str, object
     if status >= 500:
         log.error("%s %s: %s", request_id, code, message, exc_info=error)
     if code != "not_found":
-        _predictor(request).metrics.rejected(code)
+        request.app.state.metrics.rejected(code)
     return status, {"error": {"code": code, "message": message, "request_id": request_id}}
 
 
@@ -172,7 +179,8 @@ class Twinlens:
             classifier.provider,
             len(classifier.card.goldens),
         )
-        app.state.predictor = Predictor(classifier, settings)
+        app.state.metrics = Metrics()
+        serve(classifier)
         app.state.openapi = yaml.safe_load(files("serving").joinpath("openapi.yaml").read_text())
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]

@@ -1,0 +1,56 @@
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from serving.metrics import Metrics
+from serving.model import open_model
+from serving.predictor import Predictor
+from serving.settings import Settings
+
+
+def test_requests_under_way_are_finished_by_the_model_they_began_with(run: Path, png: Callable[..., bytes]) -> None:
+    """One name is bound to a new model in the middle of a load: every answer is one model's own, and its threads end."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def opened(version: str) -> Predictor:
+        classifier = open_model(run / "model.onnx")
+        classifier.card = dataclasses.replace(classifier.card, version=version)
+        metrics.serves(classifier)
+        return Predictor(classifier, Settings(), metrics)
+
+    def info(version: str) -> float | None:
+        card = open_model(run / "model.onnx")
+        labels = {"name": "tiny", "version": version, "digest": card.digest, "provider": card.provider}
+        return registry.get_sample_value("twinlens_model_info", labels)
+
+    async def scenario() -> list[str]:
+        data = png(np.full((40, 40, 3), 90, np.uint8))
+        predictor = opened("old")
+        assert info("old") == 1
+        before = [asyncio.create_task(predictor.predict(data)) for _ in range(40)]
+        await asyncio.sleep(0)
+        predictor = opened("new")
+        after = [asyncio.create_task(predictor.predict(data)) for _ in range(40)]
+        answers = await asyncio.gather(*before, *after)
+        return [answer.model_version for answer in answers]
+
+    threads = threading.active_count()
+    assert asyncio.run(scenario()) == ["old"] * 40 + ["new"] * 40
+    assert (info("old"), info("new")) == (0, 1)
+    for thread in threading.enumerate():
+        if thread.name.startswith(("decode", "model")):
+            thread.join(10)
+    assert threading.active_count() == threads
+    assert (
+        sum(registry.get_sample_value("twinlens_predictions_total", {"label": name}) or 0 for name in labels(run)) == 80
+    )
+
+
+def labels(run: Path) -> tuple[str, ...]:
+    return open_model(run / "model.onnx").card.classes
