@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from serving.model import ModelRefused
-from training import audit_report, evaluation, report, runs
+from training import audit_report, evaluation, report, runs, sagemaker
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
@@ -57,13 +57,18 @@ def main(arguments: list[str]) -> int:
     interruption.install()
     verb, told = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
     _, act, summary = VERBS[verb]
+    by_sagemaker = sagemaker.asks(arguments)
     try:
-        config = options(verb, told)
+        config = options(verb, sagemaker.options() if by_sagemaker else told)
         folder = train(config, interruption) if isinstance(config, TrainConfig) else act(config)
+        if by_sagemaker:
+            sagemaker.finished(folder)
     except tuple(EXIT_CODES) as error:
         cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
-        hint = f"\n{HINTS[cause]}" if cause in HINTS else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
+        reason = f"error: {error}" + (f"\n{HINTS[cause]}" if cause in HINTS else "")
+        print(reason, file=sys.stderr)
+        if by_sagemaker:
+            sagemaker.failed(reason)
         return EXIT_CODES[cause]
     except Interrupted as stop:
         print(f"{stop}; a run goes on with --resume and its folder, or --resume auto", file=sys.stderr)

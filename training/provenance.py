@@ -17,6 +17,9 @@ from training.data import Dataset
 
 PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
 
+REVISION = "TWINLENS_REVISION"
+"""Environment variable by which an image, which holds no checkout, says what it was built from."""
+
 
 def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
     """Configuration, digests of data and weights, source revision, package versions and time (UTC).
@@ -31,7 +34,7 @@ def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
         config=values,
         data_digest=dataset.digest,
         checkpoint_digest=checkpoint.digest(best),
-        git_revision=_git_revision(),
+        git_revision=os.environ.get(REVISION) or _git_revision(),
         packages={name: _version(name) for name in PACKAGES},
     )
 

@@ -1,0 +1,24 @@
+"""The container's command: `python -m serving [options of bentoml serve]`; with `serve` first, by SageMaker's contract.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+"""
+
+import os
+import sys
+
+SERVICE = "serving.service:Twinlens"
+CONTAINER = {"BENTOML_HOST": "0.0.0.0"}  # noqa: S104 (who may reach it is the network's to say)
+SAGEMAKER = {"BENTOML_PORT": "8080", "TWINLENS_MODEL": "/opt/ml/model/model.onnx"}
+
+
+def main(arguments: list[str]) -> None:
+    """Become `bentoml serve`: the same process, so that signals arrive."""
+    defaults = CONTAINER
+    if arguments[:1] == ["serve"]:
+        defaults, arguments = CONTAINER | SAGEMAKER, arguments[1:]
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, *arguments]
+    os.execve(sys.executable, command, defaults | os.environ)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

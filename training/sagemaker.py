@@ -1,0 +1,70 @@
+"""SageMaker's contract for a training image: options, images and results in fixed places, `train` as the command.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo.html
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from training.config import ConfigError
+
+ROOT = Path("/opt/ml")
+LEFT = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predictions.csv", "report")
+"""What of a run becomes model.tar.gz; checkpoints stay where SageMaker keeps those."""
+
+
+def asks(arguments: list[str], root: Path = ROOT) -> bool:
+    """Whether this process was started by SageMaker: as `train`, with nothing but files to tell it what to do."""
+    return arguments == ["train"] and (root / "input" / "config").is_dir()
+
+
+def options(root: Path = ROOT) -> list[str]:
+    """The command line that hyperparameters.json and the channels stand for. Raises ConfigError, OSError.
+
+    Hyperparameters are options by name, their values text as in YAML ("30", "[512, 128]", "true"). One channel holds
+    the images, or one file that lists or holds them; several channels are the splits train, validation and test.
+    Stopped and started again, as on spot instances, it goes on from /opt/ml/checkpoints.
+    """
+    given = root / "input" / "config" / "hyperparameters.json"
+    try:
+        values = json.loads(given.read_bytes()) if given.exists() else {}
+        named = {name.replace("-", "_"): yaml.safe_load(str(value)) for name, value in values.items()}
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{given}: expected options by name ({error})") from error
+    checkpoints = root / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    config = checkpoints / ".hyperparameters.yaml"
+    config.write_text(yaml.safe_dump(named))
+    data = [] if (images := _images(root / "input" / "data")) is None else ["--data", str(images)]
+    name = os.environ.get("TRAINING_JOB_NAME", "run")
+    return ["--config", str(config), *data, "--out", str(checkpoints), "--name", name, "--resume", "auto"]
+
+
+def finished(run: Path, root: Path = ROOT) -> None:
+    """Leave what a model is made of where SageMaker takes it from."""
+    model = root / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    for name in LEFT:
+        if (run / name).is_dir():
+            shutil.copytree(run / name, model / name, dirs_exist_ok=True)
+        elif (run / name).exists():
+            shutil.copyfile(run / name, model / name)
+
+
+def failed(reason: str, root: Path = ROOT) -> None:
+    """Say why, where SageMaker shows the first 1,024 characters of it."""
+    (root / "output").mkdir(parents=True, exist_ok=True)
+    (root / "output" / "failure").write_text(reason)
+
+
+def _images(channels: Path) -> Path | None:
+    folders = sorted(path for path in channels.iterdir() if path.is_dir()) if channels.is_dir() else []
+    if len(folders) != 1:
+        return channels if folders else None
+    files = list(folders[0].iterdir())
+    listing = [path for path in files if path.suffix.lower() in (".csv", ".npz")]
+    return listing[0] if len(listing) == 1 else folders[0]
