@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.stats import binomtest
 
-from training.scores import Labels, Probabilities, log_losses
+from serving.contract import Score
+from training.scores import Labels, Probabilities, Scores, log_losses
 
 RESAMPLES = 1000
 CHUNK = 100
@@ -55,6 +56,13 @@ class _Replicates:
     log_loss: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
+
+
+def card_scores(scored: Scores, intervals: Intervals) -> dict[str, Score]:
+    """The headline scores with their intervals, as a model card holds them."""
+    return {
+        name: Score(value=value, interval=getattr(intervals, name, None)) for name, value in scored.headline().items()
+    }
 
 
 def bootstrap(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from training.data import Dataset, Labelled
 from training.export import Parity
 from training.intervals import Interval, Intervals
 from training.progress import Epoch
+from training.quantization import AGREEMENT, Quantized
 from training.scores import (
     OVERFITTING_GAP,
     Labels,
@@ -46,6 +48,8 @@ class Findings:
     intervals: Intervals
     uncalibrated: Scores
     parity: Parity
+    quantized: Quantized | None
+    """The file in eight bits, where one was asked for."""
     environment: dict[str, str]
 
 
@@ -137,10 +141,15 @@ def _facts(found: Findings) -> dict[str, object]:
             "normalization": asdict(parity.normalization),
             "comparisons": [asdict(comparison) for comparison in parity.comparisons],
         },
+        "quantized": _quantized(found.quantized),
         "history": [asdict(line) for line in found.history],
         "environment": found.environment,
         "card": json.loads(replace(found.card, goldens=()).to_json()),
     }
+
+
+def _quantized(quantized: Quantized | None) -> dict[str, object] | None:
+    return asdict(quantized) | {"published": quantized.published, "least": AGREEMENT} if quantized else None
 
 
 def _shortcut(found: Findings) -> dict[str, object] | None:
@@ -169,6 +178,11 @@ def _warnings(found: Findings) -> Iterator[str]:
         count = len(found.dataset.splits["val"])
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
         yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    if (quantized := found.quantized) and not quantized.published:
+        yield (
+            f"model.int8.onnx was not published: it gives {quantized.agreement:.1%} of the {quantized.images:,} test "
+            f"images the label that model.onnx gives them, less than {AGREEMENT:.0%}. model.onnx is not concerned."
+        )
     training, validation = found.scores["train"].accuracy, found.scores["val"].accuracy
     if training - validation >= OVERFITTING_GAP:
         yield overfitting(training, validation)
@@ -199,6 +213,7 @@ def summary(run: Path) -> str:
             *_baseline(facts["shortcut"]),
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",
+            *_int8(facts["quantized"]),
             "",
             f"report  {run / 'report' / 'report.html'}",
             f"model   {model}",
@@ -206,6 +221,16 @@ def summary(run: Path) -> str:
             f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve",
         )
     )
+
+
+def _int8(quantized: dict[str, Any] | None) -> list[str]:
+    if quantized is None or not quantized["published"]:
+        return []  # that it was not published is one of the warnings
+    return [
+        f"model.int8.onnx: {quantized['agreement']:.1%} of the labels agree, accuracy "
+        f"{quantized['scores']['accuracy']:.4f}; one image takes 1/{quantized['speed']:.1f} of the time, the file "
+        f"{quantized['size']:.0%} of the bytes."
+    ]
 
 
 def _baseline(shortcut: dict[str, float] | None) -> list[str]:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization, Score
+from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization
 from training import (
     audit_report,
     augment,
@@ -27,6 +27,7 @@ from training import (
     export,
     models,
     provenance,
+    quantization,
     report,
     runs,
     scores,
@@ -38,7 +39,7 @@ from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
 from training.initialization import initialize
 from training.interruption import Interrupted, Interruption
-from training.intervals import bootstrap
+from training.intervals import bootstrap, card_scores
 from training.learner import Learner
 from training.mixing import Mixing
 from training.optimizer import clip
@@ -120,13 +121,13 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
             normalization=normalization,
             calibration=calibrated,
             goldens=export.goldens(model, dataset),
-            scores={
-                name: Score(value=value, interval=getattr(intervals, name, None))
-                for name, value in scored["test"].headline().items()
-            },
+            scores=card_scores(scored["test"], intervals),
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
+        quantized = None
+        if config.quantize == "int8":
+            quantized = quantization.export(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
         found = Findings(
             config=config,
             card=card,
@@ -136,6 +137,7 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
             intervals=intervals,
             uncalibrated=uncalibrated,
             parity=parity,
+            quantized=quantized,
             environment=provenance.environment(device),
         )
         report.write(found)
