@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from serving.contract import Normalization, Preprocessing
-from training.activations import VALUES_AT_MOST, observe
+from training.activations import VALUES_AT_MOST, at_start, observe
 from training.config import TrainConfig
 from training.models import Normalize, build
 
@@ -44,3 +44,29 @@ def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(kind: str,
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(generator, torch.get_rng_state()), "a run that is observed is the run that is not"
+
+
+def test_signal_and_gradient_before_the_first_step_and_the_network_stays_as_it_was() -> None:
+    """A chain of linear layers, by hand: variances multiply forwards, gradients backwards."""
+    torch.manual_seed(0)
+    linear = [nn.Linear(3 * 16 * 16, 200), nn.Linear(200, 200), nn.Linear(200, 4)]
+    for layer, scale in zip(linear, (1.0, 3.0, 1.0), strict=True):
+        nn.init.normal_(layer.weight, std=scale / layer.in_features**0.5)
+        nn.init.zeros_(layer.bias)
+    model = nn.Sequential(Normalize(SPEC), nn.Sequential(nn.Flatten(), *linear)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator, labels = torch.get_rng_state(), np.arange(len(IMAGES)) % 4
+    first, second, third = at_start(model, IMAGES, labels)
+    assert [one.layer for one in (first, second, third)] == ["1.1", "1.2", "1.3"]
+    assert second.output_variance / first.output_variance == pytest.approx(9, rel=0.4)
+    assert first.gradient_variance / second.gradient_variance == pytest.approx(9, rel=0.4)
+    logits = model(torch.from_numpy(IMAGES))
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    assert third.weight_gradient_norm == pytest.approx(linear[2].weight.grad.norm().item(), rel=1e-5)
+    assert third.output_variance == pytest.approx(logits.var().item(), rel=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+    assert not model.training
+    with torch.no_grad():
+        linear[1].weight *= 1e30
+    assert at_start(model, IMAGES, labels)[2].output_variance is None

@@ -36,6 +36,7 @@ def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subproc
         ({"mean": (0.5,), "std": (0.5,)}, "of 3 number"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "together below 1"),
         ({"patience": 0}, "--patience"),
+        ({"images_per_class": 0}, "--images-per-class: expected 1 or more, got 0"),
         ({"name": "../elsewhere"}, "--name"),
         ({"hidden": (512, 0)}, "--hidden"),
         ({"mixup": -0.1}, "--mixup: expected 0 or more, got -0.1"),

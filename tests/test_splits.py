@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.splits import SPLITS, DataError, Division, Leaks, Split, complete, components, divide
+from training.splits import SPLITS, DataError, Division, Leaks, Split, complete, components, divide, fewer
 
 FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.15}
 
@@ -125,3 +125,26 @@ def test_a_class_that_loses_all_its_training_images_is_refused() -> None:
     leaking = [(i, 18 + i % 6) for i in range(0, 12, 2)]
     with pytest.raises(DataError, match="classes without a training image: a"):
         divided(leaking)
+
+
+def test_fewer_images_are_drawn_of_each_class_those_of_five_among_those_of_twenty() -> None:
+    labels = np.repeat([0, 1, 2], [300, 40, 8])
+    indices = np.arange(0, 348, 2)
+    few, more = (fewer(indices, labels, most, 7) for most in (5, 20))
+    assert np.bincount(labels[few]).tolist() == [5, 5, 4]
+    assert np.bincount(labels[more]).tolist() == [20, 20, 4]
+    assert set(few) <= set(more) <= set(indices)
+    assert not np.array_equal(fewer(indices, labels, 5, 8), few)
+    assert np.array_equal(fewer(indices, labels, 1000, 7), indices)
+
+
+def test_only_training_has_fewer_images() -> None:
+    labels, options = np.arange(200) % 2, {"leaks": "drop", "seed": 0, **FRACTIONS}
+    alone, no_pairs = [""] * 200, np.zeros((0, 2), np.int64)
+    whole, thinned = (
+        divide([None] * 200, labels, alone, no_pairs, "ab", **options, images_per_class=most) for most in (None, 6)
+    )
+    assert np.bincount(labels[thinned.splits["train"]]).tolist() == [6, 6]
+    assert thinned.removed == {}
+    for split in ("val", "test"):
+        assert np.array_equal(whole.splits[split], thinned.splits[split])

@@ -88,7 +88,16 @@ class Audit:
         }
 
 
-def audit(source: Source, cache: Cache, *, leaks: Leaks, val_fraction: float, test_fraction: float, seed: int) -> Audit:
+def audit(
+    source: Source,
+    cache: Cache,
+    *,
+    leaks: Leaks,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    images_per_class: int | None = None,
+) -> Audit:
     """Look for what makes scores lie.
 
     What shows one picture is never parted by a split that is made here; in splits that the data brings, `leaks`
@@ -115,6 +124,7 @@ def audit(source: Source, cache: Cache, *, leaks: Leaks, val_fraction: float, te
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=seed,
+            images_per_class=images_per_class,
         )
     except DataError as error:
         fault, division = str(error), splits.as_given(given, splits.components(groups, found.duplicates.links))

@@ -68,6 +68,9 @@ class TrainConfig:
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: float = 0.15
     """Share of the images held out for the test when the data brings no such split."""
+    images_per_class: int | None = None
+    """Train on at most this many images of each class, drawn by --seed, to see what fewer images cost; validation and
+    test stay as they are. None: all."""
     leaks: Leaks = "drop"
     """What to do when one picture or group is in two splits or under two labels. drop: take it out of training, and
     what has two labels out altogether; error: stop; warn: leave it and say so."""
@@ -176,7 +179,14 @@ class TrainConfig:
         for field in ("lr", "clip_norm"):
             value = getattr(self, field)
             _require(value is None or value > 0, field, "above 0", value)
-        least_of = {"batch_size": 1, "patience": 1, "workers": 0, "weight_decay": 0, "image_size": MIN_SIDE}
+        least_of = {
+            "images_per_class": 1,
+            "batch_size": 1,
+            "patience": 1,
+            "workers": 0,
+            "weight_decay": 0,
+            "image_size": MIN_SIDE,
+        }
         for field, least in least_of.items():
             value = getattr(self, field)
             _require(value is None or value >= least, field, f"{least} or more", value)

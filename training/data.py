@@ -75,6 +75,7 @@ def load(config: TrainConfig) -> Dataset:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        images_per_class=config.images_per_class,
     )
     if audited.fault is not None:
         raise DataError(audited.fault)

@@ -29,6 +29,8 @@ from training.sources import NAMES_SHOWN, Source, find
 from training.splits import SPLITS, DataError, Division, Split
 
 BATCH = 256
+DIVIDED_BY = ("leaks", "val_fraction", "test_fraction", "seed", "images_per_class")
+"""The options of a training by which its splits were made."""
 
 Wanted = Literal["train", "val", "test", "all"]
 Splits = dict[Split, np.ndarray]
@@ -109,7 +111,7 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
     links = found.duplicates.links
 
     def of_training(card: ModelCard) -> Division | None:
-        options = {name: card.provenance.config[name] for name in ("leaks", "val_fraction", "test_fraction", "seed")}
+        options = {name: card.provenance.config.get(name) for name in DIVIDED_BY}
         try:
             made = splits.divide(given, labels, groups, links, classes, **options)  # type: ignore[arg-type]
         except DataError:  # nothing can have been trained on data of which splits cannot be made

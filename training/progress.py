@@ -25,7 +25,12 @@ class Epoch:
     gradient_norm_mean: float
     gradient_norm_max: float
     """Of all gradients of a step together, before any clipping."""
+    loss_variance: float | None
+    """Of the loss between successive steps: half their mean squared difference (von Neumann 1941), which a falling
+    loss does not inflate; None of one step."""
     images_per_second: float
+    seconds: float
+    """Of training, without validation."""
     best: bool
 
     def line(self, config: TrainConfig) -> str:
@@ -52,6 +57,10 @@ class Progress:
     correct: int = 0
     norm_sum: float = 0.0
     norm_max: float = 0.0
+    last_loss: float | None = None
+    """Of the step before, in this epoch."""
+    change_sum: float = 0.0
+    """Of the squared differences of the losses of successive steps."""
     seconds: float = 0.0
 
     @property
@@ -86,6 +95,9 @@ class Progress:
 
     def took_step(self, *, images: int, loss_sum: float, correct: int, norm: float, seconds: float) -> None:
         """Count one step: its images, the sum of their losses, how many were right, the norm of the gradients."""
+        loss = loss_sum / images
+        self.change_sum += 0.0 if self.last_loss is None else (loss - self.last_loss) ** 2
+        self.last_loss = loss
         self.step += 1
         self.images += images
         self.loss_sum += loss_sum
@@ -112,13 +124,16 @@ class Progress:
             lr=lr,
             gradient_norm_mean=self.norm_sum / self.step,
             gradient_norm_max=self.norm_max,
+            loss_variance=self.change_sum / 2 / (self.step - 1) if self.step > 1 else None,
             images_per_second=self.images_per_second,
+            seconds=self.seconds,
             best=rank > self.best_rank,
         )
         self.history.append(line)
         self.best_rank = max(self.best_rank, rank)
         self.step = self.images = self.correct = 0
-        self.loss_sum = self.norm_sum = self.norm_max = self.seconds = 0.0
+        self.loss_sum = self.norm_sum = self.norm_max = self.change_sum = self.seconds = 0.0
+        self.last_loss = None
         return line
 
     def state_dict(self) -> dict[str, Any]:

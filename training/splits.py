@@ -30,7 +30,7 @@ class Division:
     components: Int64[np.ndarray, " images"]
     """Images with one number share a group or show one picture: one draw for intervals."""
     removed: dict[int, str]
-    """Images that are in no split, and why."""
+    """Images that were taken out of the splits, and why; not those that are more than was asked for."""
 
 
 def divide(
@@ -44,12 +44,13 @@ def divide(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    images_per_class: int | None = None,
 ) -> Division:
     """Keep the splits that the data brings, make those that it does not, and part no group and no picture.
 
     `pairs` show one picture. With `leaks` of `drop`, a component that reaches into the test split leaves training and
     validation, one that reaches into validation leaves training, and a picture with two labels leaves all; else all
-    stay where they are. Raises DataError.
+    stay where they are. Then all but `images_per_class` images of each class leave training. Raises DataError.
     """
     alone = [""] * len(labels)
     removed: dict[int, str] = {}
@@ -77,8 +78,17 @@ def divide(
                 removed.setdefault(int(i), f"also in the {split} split")
     stays = np.array([i not in removed for i in range(len(labels))])
     divided = {split: np.flatnonzero((owner == split) & stays) for split in SPLITS}
+    if images_per_class is not None:
+        divided["train"] = fewer(divided["train"], labels, images_per_class, seed)
     _check(divided, labels, classes)
     return Division(found_in=list(owner), splits=divided, components=together, removed=dict(sorted(removed.items())))
+
+
+def fewer(indices: np.ndarray, labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many of the images `indices` of each class, at random; one seed's 5 are among its 20."""
+    drawn = np.random.default_rng(seed).permutation(indices)
+    chosen = [drawn[labels[drawn] == label][:most] for label in np.unique(labels[indices])]
+    return np.sort(np.concatenate(chosen))
 
 
 def as_given(given: Sequence[Split | None], together: Int64[np.ndarray, " images"]) -> Division:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization
 from training import (
+    activations,
     audit_report,
     augment,
     balance,
@@ -25,6 +26,7 @@ from training import (
     checkpoint,
     data,
     export,
+    history,
     models,
     provenance,
     quantization,
@@ -37,6 +39,7 @@ from training.cache import release
 from training.checkpoint import CheckpointRefused, Saved
 from training.config import ConfigError, TrainConfig, default_name
 from training.data import Dataset
+from training.history import History
 from training.initialization import initialize
 from training.interruption import Interrupted, Interruption
 from training.intervals import bootstrap, card_scores
@@ -51,6 +54,8 @@ from training.transfer import transfer
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored as they are, not augmented."""
+PROBED = 64
+"""Training images on which the untrained network's signal and gradients are measured."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -73,7 +78,11 @@ def train(config: TrainConfig, interruption: Interruption | None = None) -> Path
         if runs.is_finished(config.run):
             print(f"{config.run} is finished: there is nothing to go on with")
         else:
-            make(config, device, interruption or Interruption())
+            try:
+                make(config, device, interruption or Interruption())
+            except NonFiniteLoss as error:
+                history.diverged(config.run, str(error))
+                raise
             runs.publish(config.run)
     return config.run
 
@@ -104,7 +113,7 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
     best = config.run / "checkpoints" / "best.pt"
     with SummaryWriter(config.run / "tensorboard") as writer:
         board.augmented(writer, config, dataset)
-        history = fit(model, settings, dataset, config, device, writer, interruption)
+        epochs = fit(model, settings, dataset, config, device, writer, interruption)
         model.load_state_dict(checkpoint.load(best, device)["model"])
         uncalibrated = score(model, dataset, "test")
         calibrated = calibrate(model, dataset, config)
@@ -132,7 +141,7 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
             config=config,
             card=card,
             dataset=dataset,
-            history=history,
+            history=epochs,
             scores=scored,
             intervals=intervals,
             uncalibrated=uncalibrated,
@@ -178,6 +187,14 @@ def fit(
     weights = balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
     class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
     learner = Learner.start(model, config, len(batches))
+    probed = split[np.linspace(0, len(split) - 1, min(PROBED, len(split)), dtype=int)]
+    seen = History(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps_an_epoch=len(batches),
+        at_start=activations.at_start(model, dataset.images[probed], dataset.labels[probed]),
+        epochs=[],
+    )
+    history.write(config.run, seen)
     saved = Saved(folder=config.run / "checkpoints", identity={"settings": settings, "data": dataset.digest})
     progress = saved.restore(learner, device)
 
@@ -197,6 +214,7 @@ def fit(
         board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
         with interruption:
             saved.save(learner, progress)
+        history.write(config.run, replace(seen, epochs=progress.history))
     if progress.epoch < config.epochs:
         print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
     return progress.history
