@@ -5,9 +5,7 @@ Whatever is not here is inside the ONNX file. Pixels are uint8 until they are in
 """
 
 import hashlib
-import io
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NewType
@@ -15,18 +13,24 @@ from typing import Literal, NewType
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+# Both sides take these from here.
+from serving.header import MIN_SIDE as MIN_SIDE
+from serving.header import UPRIGHT as UPRIGHT
+from serving.header import Header as Header
+from serving.header import ImageError as ImageError
+from serving.header import read_header as read_header
 
 CONTRACT_VERSION = 1
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
 
-MIN_SIDE = 8
 MAX_SIDE = 65_500  # what JPEG can say, and far below OpenCV's own limit
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 40_000_000
+STRIP_PIXELS = 1 << 16
 TOLERANCE = 1e-4
 """The largest difference of a probability between two ways of computing it that still counts as the same."""
 
@@ -36,12 +40,6 @@ NormalizationMode = Literal["standard", "image", "image_per_channel", "min_max",
 Digest = NewType("Digest", str)
 
 INTERPOLATION_FLAGS: dict[Interpolation, int] = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
-MAGIC_BYTES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"RIFF": "WEBP", b"BM": "BMP"}
-FORMATS = "JPEG, PNG, WebP, BMP"
-# What Pillow's header parsers raise on hostile bytes; none of these may leave `decode` as itself.
-HEADER_ERRORS = (OSError, SyntaxError, ValueError, KeyError, EOFError, struct.error, OverflowError, TypeError)
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = 1
 # By EXIF value (TIFF 6.0, tag 274): how the stored pixels must be turned to stand upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
@@ -55,18 +53,6 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 Decoded = UInt8[np.ndarray, "decoded_height decoded_width channels"]
 Pixels = UInt8[np.ndarray, "height width channels"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What an image file says of itself: sizes in pixels before EXIF orientation, Pillow's names of format and mode."""
-
-    format: str
-    height: int
-    width: int
-    mode: str
-    orientation: int
-    """EXIF value, 1 to 8; 1 is upright."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,20 +177,13 @@ class CardError(ValueError):
     """A card that this side cannot trust."""
 
 
-class ImageError(ValueError):
-    """An image this system refuses, with a `code` that programs read and a sentence that people read."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Turn an encoded image into upright uint8 pixels `[height, width, channels]`, RGB or gray.
 
     The format is told by the bytes, never by a name. EXIF orientation is applied, alpha is composited on white,
-    16 bits are scaled to 8, CMYK is converted; ICC profiles are ignored. Size and frames are read from the header
-    before anything is decoded, so a small file that claims a huge image costs nothing.
+    16 bits are scaled to 8, CMYK is converted; ICC profiles are ignored; of a JPEG with several pictures the first is
+    taken. Size and frames are read from the header before anything is decoded, so a small file that claims a huge
+    image costs nothing.
 
     Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
     image_too_small, image_too_large.
@@ -213,13 +192,17 @@ def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, m
         raise ImageError("empty_image", "the file is empty")
     if len(data) > max_bytes:
         raise ImageError("payload_too_large", f"the file has {len(data):,} bytes; at most {max_bytes:,} are accepted")
-    header = _open(data)
-    _check_size(*header.size, max_pixels)
-    if _is_transparent(header):
-        pixels = _on_white(_decode_with(data, cv2.IMREAD_UNCHANGED), header.info.get("transparency"))
-    else:
-        pixels = _decode_with(data, cv2.IMREAD_COLOR_RGB)
-    return as_channels(_upright(pixels, header), channels)
+    header = read_header(data)
+    if header.frames > 1:
+        raise ImageError("animated_image", "the file has several frames; send the one picture that is meant")
+    _check_size(header.width, header.height, max_pixels)
+    pixels = _decode_with(data, cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR_RGB)
+    if pixels.shape[:2] != (header.height, header.width):
+        raise ImageError("undecodable_image", "the file is damaged: its header and its pixels differ in size")
+    if header.transparent:
+        pixels = _on_white(pixels, header.transparent_gray)
+    turn = TURNS.get(header.orientation)
+    return as_channels(pixels if turn is None else turn(pixels), channels)
 
 
 def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded:
@@ -240,38 +223,9 @@ def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) 
     return resized.reshape(height, width, pixels.shape[2])
 
 
-def read_header(data: bytes) -> Header:
-    """What the file's header says, without decoding it. Raises ImageError as `decode` does."""
-    header = _open(data)
-    return Header(
-        format=header.format or "",
-        height=header.height,
-        width=header.width,
-        mode=header.mode,
-        orientation=_orientation(header),
-    )
-
-
 def pixel_digest(pixels: Pixels) -> Digest:
     """SHA-256 of shape and values: two images with one digest are the same to the last pixel."""
     return Digest(hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest())
-
-
-def _open(data: bytes) -> Image.Image:
-    kind = next((name for magic, name in MAGIC_BYTES.items() if data.startswith(magic)), None)
-    if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
-        raise ImageError("unsupported_image_format", f"the bytes are not an image of an accepted format ({FORMATS})")
-    try:
-        image = Image.open(io.BytesIO(data), formats=[kind])
-        # MPO is how phones store a photo with its previews: the first picture is the photo.
-        animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
-    except HEADER_ERRORS as error:
-        raise ImageError("undecodable_image", f"the file begins like {kind} but its header cannot be read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError("image_too_large", "the header claims an image of enormous size") from error
-    if animated:
-        raise ImageError("animated_image", "the file has several frames; send the one picture that is meant")
-    return image
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -280,10 +234,6 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError("image_too_small", f"{size}; the smallest side accepted is {MIN_SIDE} px")
     if max(width, height) > MAX_SIDE or width * height > max_pixels:
         raise ImageError("image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels are accepted")
-
-
-def _is_transparent(header: Image.Image) -> bool:
-    return header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info
 
 
 def _decode_with(data: bytes, flags: int) -> np.ndarray:
@@ -296,32 +246,26 @@ def _decode_with(data: bytes, flags: int) -> np.ndarray:
     return pixels
 
 
-def _on_white(pixels: np.ndarray, transparent_gray: object) -> np.ndarray:
-    """Composite what OpenCV decoded unchanged (gray, BGR or BGRA, 8 or 16 bits) on white; give RGB, 8 bits."""
-    if pixels.ndim == 2 and isinstance(transparent_gray, int):  # OpenCV knows no colour key for gray
+def _on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
+    """Composite what OpenCV decoded unchanged (gray, BGR or BGRA, 8 or 16 bits) on white; give RGB, 8 bits.
+
+    In strips: the 16 bits that the arithmetic needs would take a large image several times over.
+    """
+    height, width = pixels.shape[:2]
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        rgb[top : top + rows] = _strip_on_white(pixels[top : top + rows], transparent_gray)
+    return rgb
+
+
+def _strip_on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
+    if pixels.ndim == 2 and transparent_gray is not None:
         pixels = np.where(pixels == transparent_gray, np.iinfo(pixels.dtype).max, pixels).astype(pixels.dtype)
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 2 or pixels.shape[2] != 4:
-        return as_channels(pixels, 3)[:, :, ::-1].copy()
+        return as_channels(pixels, 3)[:, :, ::-1]
     alpha = pixels[:, :, 3:].astype(np.uint16)
     mixed = (pixels[:, :, 2::-1] * alpha + 255 * (255 - alpha) + 127) // 255
     return mixed.astype(np.uint8)
-
-
-def _upright(pixels: np.ndarray, header: Image.Image) -> np.ndarray:
-    turn = TURNS.get(_orientation(header))
-    return pixels if turn is None else turn(pixels)
-
-
-def _orientation(header: Image.Image) -> int:
-    block = header.info.get("exif")  # `header.getexif()` would decode a whole PNG to look for one
-    if not block:
-        return UPRIGHT
-    exif = Image.Exif()
-    try:
-        exif.load(block)
-        orientation = exif.get(EXIF_ORIENTATION)
-    except HEADER_ERRORS:  # a broken EXIF block says nothing, so the pixels stay as they are
-        return UPRIGHT
-    return orientation if isinstance(orientation, int) else UPRIGHT

@@ -20,8 +20,8 @@ for name in {names!r}:
 """
 TRAINING_LIBRARIES = ["torch", "albumentations", "sklearn", "scipy", "tensorboard", "onnx", "matplotlib", "training"]
 SERVING_LIBRARIES = ["bentoml", "starlette", "python_multipart", "prometheus_client"]
-SERVING = ["contract", "model", "batching", "metrics", "predictor", "settings", "upload", "service"]
-SERVING_ONLY = [f"serving.{name}" for name in SERVING if name not in ("contract", "model")]
+SERVING = ["contract", "header", "model", "batching", "metrics", "predictor", "settings", "upload", "service"]
+SERVING_ONLY = [f"serving.{name}" for name in SERVING if name not in ("contract", "header", "model")]
 
 
 def imports(names: list[str], blocked: list[str]) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from training.sources import NAMES_SHOWN, Source
 from training.splits import SPLITS, DataError, Division, Leaks, Split
 
 UNREADABLE_SHARE_AT_MOST = 0.01
-ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "MPO": {".jpg", ".jpeg"}, "PNG": {".png"}, "WEBP": {".webp"}, "BMP": {".bmp"}}
+ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}, "WEBP": {".webp"}, "BMP": {".bmp"}}
 
 _CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
 _SHORTCUT: TypeAdapter[Shortcut | None] = TypeAdapter(Shortcut | None)

@@ -21,7 +21,6 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-import PIL
 import sklearn
 from pydantic import TypeAdapter
 
@@ -32,6 +31,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 MADE_BY = (
     "serving/contract.py",
+    "serving/header.py",
     "training/cache.py",
     "training/data.py",
     "training/duplicates.py",
@@ -39,7 +39,7 @@ MADE_BY = (
     "training/shortcut.py",
     "training/sources.py",
 )
-LIBRARIES = (cv2, np, PIL, sklearn)
+LIBRARIES = (cv2, np, sklearn)
 KEPT = 5
 """Entries of a kind that are kept, those used last; making another one removes the rest."""
 SEAL = "seal.json"
