@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from serving.contract import Preprocessing
 from serving.model import open_model
-from training import balance, checkpoint, data, export, models, scores, train
+from training import balance, checkpoint, data, export, loop, models, scores, train
 from training.__main__ import options
 from training.batches import Batches
 from training.config import TrainConfig, from_yaml
@@ -159,7 +159,7 @@ def one_epoch(**given: object) -> tuple[Learner, Progress]:
     mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
     weights = torch.tensor(balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
     progress = Progress()
-    train.run_epoch(learner, batches, mix, weights, progress, config, torch.device("cpu"), lambda: None)
+    loop.run_epoch(learner, batches, mix, weights, progress, config, torch.device("cpu"), lambda: None)
     return learner, progress
 
 
@@ -189,7 +189,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     momentum = 0
     for group in ([first, second, third], [fourth]):
         images, labels = (torch.cat(parts) for parts in zip(*group, strict=True))
-        loss = train.cross_entropy(model.model(images), labels)
+        loss = loop.cross_entropy(model.model(images), labels)
         gradients = torch.autograd.grad(loss, list(model.model.parameters()))
         gradient = torch.cat([part.flatten() for part in gradients])
         momentum = 0.9 * momentum + gradient
@@ -321,14 +321,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         batch_size=32,
         augment="none",
     )
-    real, calls = train.cross_entropy, []
+    real, calls = loop.cross_entropy, []
 
     def poisoned(*arguments: object, **options: object) -> torch.Tensor:
         calls.append(1)
         return real(*arguments, **options) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(train, "cross_entropy", poisoned)
-    with pytest.raises(train.NonFiniteLoss, match="epoch 2, step 2"):
+    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    with pytest.raises(loop.NonFiniteLoss, match="epoch 2, step 2"):
         train.train(config)
     state = checkpoint.load(tmp_path / "x" / "checkpoints" / "last.pt", torch.device("cpu"))
     assert len(state["progress"]["history"]) == 1

@@ -19,11 +19,13 @@ from training import audit_report, evaluation, report, runs, sagemaker
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
+from training.device import DeviceMissing
 from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
 from training.interruption import Interrupted, Interruption
+from training.loop import NonFiniteLoss
 from training.splits import DataError
-from training.train import DeviceMissing, NonFiniteLoss, train
+from training.train import train
 
 # What a verb is told, what it does, and what it says at the end of the folder that it leaves.
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
