@@ -1,10 +1,12 @@
 """The Prometheus metrics that BentoML does not already have: what was answered, what was refused, where time went."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.model import Classifier
+from serving.reload import Outcome
 
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -53,6 +55,19 @@ class Metrics:
             registry=registry,
         )
         self._serving: Gauge | None = None
+        self._loaded = Gauge(
+            "twinlens_model_loaded_timestamp_seconds",
+            "When the model that answers was loaded, in seconds since 1970; of the worker that was the first.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        reloads = Counter(
+            "twinlens_reloads",
+            "Attempts to load a changed model file, by how they ended.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._reloads = {outcome: reloads.labels(outcome) for outcome in get_args(Outcome)}
 
     def serves(self, classifier: Classifier) -> None:
         """From now on this model answers; the one before it, if any, does not."""
@@ -63,6 +78,11 @@ class Metrics:
             self._serving.set(0)
         self._serving = self._info.labels(card.name, card.version, classifier.digest, classifier.provider)
         self._serving.set(1)
+        self._loaded.set_to_current_time()
+
+    def reloaded(self, outcome: Outcome) -> None:
+        """The model file had changed, and an attempt to load it has ended."""
+        self._reloads[outcome].inc()
 
     def decoded(self, seconds: float) -> None:
         """An image has been decoded and resized."""

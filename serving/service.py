@@ -8,6 +8,7 @@ import re
 import uuid
 from http import HTTPStatus
 from importlib.resources import files
+from pathlib import Path
 
 import bentoml
 import cv2
@@ -23,6 +24,7 @@ from serving.contract import ImageError, ModelCard
 from serving.metrics import Metrics
 from serving.model import Classifier, ModelRefused, open_model
 from serving.predictor import InvalidOutput, Prediction, Predictor
+from serving.reload import Reloader
 from serving.settings import Settings
 from serving.upload import RequestError, read_files
 
@@ -32,6 +34,7 @@ log = logging.getLogger("bentoml.twinlens")
 IMAGE_STATUS = {"empty_image": 400, "payload_too_large": 413, "unsupported_image_format": 415}  # every other code: 422
 # A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
 BATCH_BODY_FILES = 4
+RETRY_AFTER_S = {429: "1", 503: "5"}
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -80,7 +83,9 @@ def serve(classifier: Classifier) -> None:
 
 
 def _predictor(request: Request) -> Predictor:
-    predictor: Predictor = request.app.state.predictor
+    predictor: Predictor | None = request.app.state.predictor
+    if predictor is None:
+        raise RequestError(503, "no_model", "there is no model yet; the service answers as soon as one is published")
     return predictor
 
 
@@ -122,7 +127,7 @@ def _describe(request: Request, error: Exception) -> tuple[int, dict[str, object
         case _:
             status, code, message = 500, "internal_error", "an error of this service; its log holds the details"
     request_id = _request_id(request)
-    if status >= 500:
+    if status >= 500 and not isinstance(error, RequestError):
         log.error("%s %s: %s", request_id, code, message, exc_info=error)
     if code != "not_found":
         request.app.state.metrics.rejected(code)
@@ -141,13 +146,22 @@ def _request_id(request: Request) -> str:
 async def _refuse(request: Request, error: Exception) -> Response:
     status, envelope = _describe(request, error)
     headers = dict(getattr(error, "headers", None) or {})
-    if status == 429:
-        headers["Retry-After"] = "1"
+    if status in RETRY_AFTER_S:
+        headers["Retry-After"] = RETRY_AFTER_S[status]
     return JSONResponse(envelope, status, {**headers, "X-Request-ID": _request_id(request)})
 
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-HANDLED = (ImageError, RequestError, QueueFull, TimeoutError, InvalidOutput, HTTPException, ClientDisconnect, Exception)
+HANDLED = (
+    ImageError,
+    RequestError,
+    QueueFull,
+    TimeoutError,
+    InvalidOutput,
+    HTTPException,
+    ClientDisconnect,
+    Exception,
+)
 ROUTES = [
     Route("/predict", predict, methods=["POST"]),
     Route("/predict_batch", predict_batch, methods=["POST"]),
@@ -170,23 +184,26 @@ class Twinlens:
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
-        classifier = open_model(settings.model, require_gpu=settings.require_gpu)
-        log.info(
-            "model %s %s (%s) on %s: card checked, %d goldens replayed",
-            classifier.card.name,
-            classifier.card.version,
-            settings.model,
-            classifier.provider,
-            len(classifier.card.goldens),
-        )
         app.state.metrics = Metrics()
-        serve(classifier)
+        app.state.predictor = None
+        self._reloader = Reloader(settings.model, _open, serve, app.state.metrics.reloaded)
+        self._reloader.start()
         app.state.openapi = yaml.safe_load(files("serving").joinpath("openapi.yaml").read_text())
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def watch(self) -> None:
+        """From now on, follow the model file."""
+        if settings.reload_s:
+            self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
+
+    async def __is_ready__(self) -> bool:
+        """Whether there is a model, which has proved itself; BentoML's /readyz asks."""
+        return app.state.predictor is not None
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Once, before any worker starts: a model that is missing or refused ends the start with the reason.
+        """Once, before any worker starts: a model that is refused ends the start with the reason; none is waited for.
 
         In a child process, so that the supervisor keeps neither the model's memory nor a CUDA context.
         """
@@ -197,10 +214,18 @@ class Twinlens:
             raise SystemExit(child.exitcode)
 
 
+def _open(path: Path) -> Classifier:
+    return open_model(path, require_gpu=settings.require_gpu)
+
+
 def _check_model() -> None:
     if not settings.model.exists():
-        raise SystemExit(f"{settings.model}: no model yet; `python -m training` makes one")
+        missing = f"{settings.model}: no model yet; `python -m training` makes one"
+        if not settings.reload_s:
+            raise SystemExit(missing)
+        log.warning("%s, and it is served as soon as it is there", missing)
+        return
     try:
-        open_model(settings.model, require_gpu=settings.require_gpu)
+        _open(settings.model)
     except ModelRefused as error:
         raise SystemExit(f"not ready: {error}") from error

@@ -1,5 +1,6 @@
 """What an operator may set, read from the environment once, when the service starts."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +13,8 @@ PREFIX = "TWINLENS_"
 
 Confidence = NewType("Confidence", float)
 """A probability strictly between 0 and 1."""
+Interval = NewType("Interval", float)
+"""Seconds between two looks; 0 for never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class Settings:
     """Each field is the environment variable TWINLENS_<FIELD>; the README's table says what it is for."""
 
     model: Path = Path("runs/latest/model.onnx")
+    reload_s: Interval = Interval(2.0)
     require_gpu: bool = False
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
@@ -51,13 +55,14 @@ def _parse(name: str, text: str, kind: object) -> Any:
     if kind is Path:
         return Path(text)
     is_confidence = kind == Confidence | None
-    assert is_confidence or kind in (int, float)
+    assert is_confidence or kind in (int, float, Interval)
     number = int if kind is int else float
-    expected = f"a number above 0{' and below 1' if is_confidence else ''}"
+    least = "0 or" if kind is Interval else "a number"
+    expected = f"{least} above 0{' and below 1' if is_confidence else ''}"
     try:
         value = number(text)
     except ValueError as error:
         raise ValueError(f"{name}={text!r}: expected {expected}") from error
-    if not value > 0 or (is_confidence and value >= 1):
+    if not (value > 0 or (kind is Interval and value == 0)) or value == math.inf or (is_confidence and value >= 1):
         raise ValueError(f"{name}={text!r}: expected {expected}")
     return value

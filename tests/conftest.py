@@ -72,27 +72,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(model: Path, **environment: str) -> Iterator[str]:
-    """`bentoml serve` as a real process on a free port of the loopback; gives its address once it is ready."""
+def serving(model: Path, *, until: str = "readyz", **environment: str) -> Iterator[str]:
+    """`bentoml serve` as a real process on a free port of the loopback; gives its address once `until` answers 200."""
     port = free_port()
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     variables = os.environ | {"TWINLENS_MODEL": str(model)} | environment
     server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_ready(server, address)
+        _wait_until_ready(server, f"{address}/{until}")
         yield address
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=START_S)
 
 
-def _wait_until_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
+def _wait_until_ready(server: "subprocess.Popen[bytes]", probe: str) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         assert server.poll() is None, f"the server ended with {server.returncode}: {server.communicate()[0].decode()}"
         try:
-            if httpx.get(f"{address}/readyz", timeout=2).status_code == 200:
+            if httpx.get(probe, timeout=2).status_code == 200:
                 return
         except httpx.TransportError:
             pass

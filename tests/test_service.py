@@ -282,8 +282,8 @@ def start(model: Path, tmp_path: Path, **environment: str) -> subprocess.Complet
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_no_model_yet_names_the_path_and_the_command(tmp_path: Path) -> None:
-    done = start(tmp_path / "none.onnx", tmp_path)
+def test_no_model_and_no_reload_names_the_path_and_the_command(tmp_path: Path) -> None:
+    done = start(tmp_path / "none.onnx", tmp_path, TWINLENS_RELOAD_S="0")
     assert done.returncode != 0
     assert str(tmp_path / "none.onnx") in done.stderr
     assert "python -m training" in done.stderr

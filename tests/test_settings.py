@@ -12,11 +12,12 @@ def test_defaults_and_every_kind_of_value() -> None:
         "TWINLENS_REQUIRE_GPU": "1",
         "TWINLENS_MAX_BATCH": "4",
         "TWINLENS_TIMEOUT_S": "0.5",
+        "TWINLENS_RELOAD_S": "0",
         "TWINLENS_ABSTAIN_BELOW": "0.8",
         "PATH": "/bin",
     }
     assert Settings.from_env(given) == Settings(
-        model=Path("/models/a.onnx"), require_gpu=True, max_batch=4, timeout_s=0.5, abstain_below=0.8
+        model=Path("/models/a.onnx"), require_gpu=True, max_batch=4, timeout_s=0.5, reload_s=0.0, abstain_below=0.8
     )
 
 
@@ -27,6 +28,10 @@ def test_defaults_and_every_kind_of_value() -> None:
         ("TWINLENS_MAX_BATCH", "0"),
         ("TWINLENS_WORKERS", "1.5"),
         ("TWINLENS_TIMEOUT_S", "nan"),
+        ("TWINLENS_RELOAD_S", "-1"),
+        ("TWINLENS_RELOAD_S", "nan"),
+        ("TWINLENS_RELOAD_S", "inf"),
+        ("TWINLENS_RELOAD_S", "never"),
         ("TWINLENS_REQUIRE_GPU", "yes"),
         ("TWINLENS_MAX_BYTE", "1"),
         ("TWINLENS_ABSTAIN_BELOW", "never"),
