@@ -3,8 +3,8 @@
 Whatever has queued up by the time the model is free goes in together, at most `max_batch` images. There is no timer
 and no polling: an idle server does nothing, and a lone request is never held back to see whether another comes.
 
-Images in the background take what room is left, a few a run: they get on under any load that leaves room, and nobody
-waits for more than that few.
+Images in the background run a few at a time while nobody else waits, and in small number beside others: they get on
+under any load that leaves room, and hardly hold anybody up.
 """
 
 import asyncio
@@ -18,8 +18,10 @@ import numpy as np
 
 from serving.contract import Pixels
 
-BACKGROUND_SHARE = 4
-"""Images in the background a run of the model, at most."""
+BACKGROUND_ALONE = 2
+"""Images in the background a run, when nobody else waits: whoever comes meanwhile waits for no more than these."""
+BACKGROUND_BESIDE = 4
+"""In a run with others there is one image in the background for so many of them."""
 
 
 class QueueFull(RuntimeError):
@@ -89,8 +91,9 @@ class Batcher:
 
     def _next_batch(self) -> list[_Waiting]:
         batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
-        room = min(self._max_batch - len(batch), BACKGROUND_SHARE, len(self._background))
-        return batch + [self._background.popleft() for _ in range(room)]
+        share = len(batch) // BACKGROUND_BESIDE if batch else BACKGROUND_ALONE
+        share = min(share, self._max_batch - len(batch), len(self._background))
+        return batch + [self._background.popleft() for _ in range(share)]
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         start = perf_counter()

@@ -36,6 +36,7 @@ class Metrics:
         self._rejected = Counter(
             "twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"], registry=registry
         )
+        self._explanations = Counter("twinlens_explanations", "Images explained.", registry=registry)
         stage = Histogram(
             "twinlens_stage_seconds",
             "Seconds in each stage: decode and queue of an image, infer of a batch.",
@@ -101,6 +102,10 @@ class Metrics:
         self._confidence.observe(confidence)
         if abstained:
             self._abstentions.inc()
+
+    def explained(self) -> None:
+        """An image has been explained."""
+        self._explanations.inc()
 
     def rejected(self, reason: str) -> None:
         """An input has been refused with this error code."""

@@ -48,7 +48,7 @@ class Predictor:
         self._metrics = metrics
         self._settings = settings
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             classifier.predict,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
@@ -63,7 +63,7 @@ class Predictor:
         async with asyncio.timeout(self._settings.timeout_s):
             loop = asyncio.get_running_loop()
             pixels = await loop.run_in_executor(self._decoders, self._decode, data)
-            return self._name(await self._batcher.submit(pixels), top_k)
+            return self._name(await self.batcher.submit(pixels), top_k)
 
     def _decode(self, data: bytes) -> Pixels:
         start = perf_counter()

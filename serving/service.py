@@ -16,13 +16,16 @@ import yaml
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from serving.batching import QueueFull
 from serving.contract import ImageError, ModelCard
+from serving.explain import Explainer, Explanation
+from serving.heat import as_json, as_png, overlay
 from serving.metrics import Metrics
 from serving.model import Classifier, ModelRefused, open_model
+from serving.page import Page
 from serving.predictor import InvalidOutput, Prediction, Predictor
 from serving.reload import Reloader
 from serving.settings import Settings
@@ -58,9 +61,24 @@ async def predict_batch(request: Request) -> Response:
     return JSONResponse({"results": [_batch_element(request, answer) for answer in answers]})
 
 
+async def explain(request: Request) -> Response:
+    predictor = _predictor(request)
+    label = _label(request, predictor.card.classes)
+    draw = _explanation_as_png if _wants_png(request) else _explanation_as_json
+    [data] = await read_files(request, "image", max_files=1, max_bytes=settings.max_bytes, timeout_s=settings.timeout_s)
+    explainer: Explainer = request.app.state.explainer
+    return await explainer.explain(predictor, data, label, draw)
+
+
 async def model_card(request: Request) -> Response:
-    card: ModelCard = _predictor(request).card
-    return Response(dataclasses.replace(card, goldens=()).to_json(), media_type="application/json")
+    predictor = _predictor(request)
+    card: ModelCard = dataclasses.replace(predictor.card, goldens=())
+    return Response(card.to_json(), 200, {"ETag": f'"{predictor.classifier.digest}"'}, "application/json")
+
+
+async def page(request: Request) -> Response:
+    document: Page = request.app.state.page
+    return HTMLResponse(document.html, headers=document.headers)
 
 
 async def docs(request: Request) -> Response:
@@ -68,7 +86,7 @@ async def docs(request: Request) -> Response:
 
 
 async def home(request: Request) -> Response:
-    return RedirectResponse("docs.json")
+    return RedirectResponse("ui")
 
 
 async def no_route(request: Request) -> Response:
@@ -96,6 +114,31 @@ def _top_k(request: Request) -> int | None:
     if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
         raise RequestError(400, "invalid_top_k", f"top_k must be a whole number above 0, not {text[:40]!r}")
     return int(text[:9])
+
+
+def _label(request: Request, classes: tuple[str, ...]) -> str | None:
+    label = request.query_params.get("label")
+    if label is not None and label not in classes:
+        raise RequestError(
+            400, "unknown_label", f"{label[:40]!r} is no class of this model; see /model for its classes"
+        )
+    return label
+
+
+def _wants_png(request: Request) -> bool:
+    given = request.query_params.get("format")
+    if given not in (None, "png", "json"):
+        raise RequestError(400, "invalid_format", f"format must be png or json, not {given[:40]!r}")
+    accepted = request.headers.get("accept", "")
+    return given == "png" or (given is None and "image/png" in accepted and "json" not in accepted)
+
+
+def _explanation_as_png(explanation: Explanation) -> Response:
+    return Response(as_png(overlay(explanation)), media_type="image/png")
+
+
+def _explanation_as_json(explanation: Explanation) -> Response:
+    return JSONResponse(as_json(explanation))
 
 
 def _batch_element(request: Request, answer: Prediction | BaseException) -> dict[str, object]:
@@ -165,7 +208,9 @@ HANDLED = (
 ROUTES = [
     Route("/predict", predict, methods=["POST"]),
     Route("/predict_batch", predict_batch, methods=["POST"]),
+    Route("/explain", explain, methods=["POST"]),
     Route("/model", model_card),
+    Route("/ui", page),
     Route("/docs.json", docs),
     Route("/", home),
 ]
@@ -185,6 +230,8 @@ class Twinlens:
     def __init__(self) -> None:
         cv2.setNumThreads(1)
         app.state.metrics = Metrics()
+        app.state.explainer = Explainer(settings, app.state.metrics)
+        app.state.page = Page.load()
         app.state.predictor = None
         self._reloader = Reloader(settings.model, _open, serve, app.state.metrics.reloaded)
         self._reloader.start()

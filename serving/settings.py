@@ -28,6 +28,7 @@ class Settings:
     max_pixels: int = MAX_PIXELS
     max_batch: int = 32
     max_queue: int = 256
+    max_explanations: int = 2
     workers: int = 1
     timeout_s: float = 10.0
     abstain_below: Confidence | None = None

@@ -94,7 +94,7 @@ def test_whoever_goes_away_leaves_the_queue() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_in_the_background_takes_the_room_that_is_left_a_few_a_run() -> None:
+def test_what_is_in_the_background_runs_beside_and_after_the_others_a_few_at_a_time() -> None:
     async def scenario() -> None:
         gate = Gate()
         batcher = Batcher(gate, max_batch=8, max_queue=14)
@@ -112,7 +112,7 @@ def test_what_is_in_the_background_takes_the_room_that_is_left_a_few_a_run() -> 
             task.add_done_callback(lambda done: finished.append(int(done.result()[0])))
         gate.open.set()
         await asyncio.gather(first, *behind[:10], *before)
-        assert gate.batches == [1, 8, 6 + 2, 4, 4]
+        assert gate.batches == [1, 8, 6 + 1, 2, 2, 2, 2, 1]
         assert finished == [*range(1, 15), *range(100, 110)], "no prediction waits for what came before it"
 
     asyncio.run(scenario())

@@ -1,0 +1,287 @@
+// Paths are relative, so that the page also works behind a proxy's prefix.
+const SHOWN_CLASSES = 10;
+const RETRY_MS = 5000;
+const TOKEN = "twinlens-token";
+const SCORES = { macro_f1: "Macro F1", roc_auc: "ROC AUC" };
+const TITLES = { 0: "No connection", 401: "No access", 403: "No access", 429: "The service is busy", 503: "The service is not ready" };
+
+const $ = (id) => document.getElementById(id);
+const show = (id, visible) => { $(id).hidden = !visible; };
+let card = null; // what /model said last
+let predicting = new AbortController(); // ends what is asked about the image before,
+let explaining = new AbortController(); // and about the class before
+let again = loadCard; // what to do once a token is given
+
+class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function ask(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  let reply;
+  try {
+    reply = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, "the service does not answer; it may be starting, stopped or out of reach");
+  }
+  if (reply.ok) return reply;
+  const body = await reply.json().catch(() => null);
+  throw new Refused(reply.status, body?.error?.message ?? `the service answered with status ${reply.status}`);
+}
+
+function post(path, file, { signal }) {
+  const form = new FormData();
+  form.append("image", file);
+  return ask(path, { method: "POST", body: form, signal });
+}
+
+function complain(error) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof Refused)) throw error;
+  const refusedToken = error.status === 401 && sessionStorage.getItem(TOKEN);
+  $("alert-title").textContent = TITLES[error.status] ?? (error.status < 500 ? "This was not accepted" : "The service failed");
+  $("alert-text").textContent = sentence(error.message);
+  show("alert", error.status !== 401 || refusedToken);
+  show("access", error.status === 401);
+  if (error.status === 401) $("token").focus();
+}
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const sentence = (text) => capital(text) + (/[.!?]$/.test(text) ? "" : ".");
+
+// 0.9996 is not 100 %, and 0.0002 is not 0 %.
+function percent(probability) {
+  if (probability > 0.999) return "> 99.9 %";
+  if (probability < 0.001) return "< 0.1 %";
+  return `${(probability * 100).toFixed(1)} %`;
+}
+
+function element(tag, text = "", className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+async function classify(file) {
+  predicting.abort();
+  explaining.abort();
+  predicting = new AbortController();
+  again = () => classify(file);
+  show("alert", false);
+  show("answer", false);
+  showImage(file);
+  tell("The model looks at it …");
+  try {
+    const answer = await (await post("predict", file, predicting)).json();
+    showAnswer(answer, file);
+    if (answer.model_version !== card?.version) loadCard();
+    await explain(file, answer.label);
+  } catch (error) {
+    if (error.name !== "AbortError") tell("No answer.");
+    complain(error);
+  }
+}
+
+// Aloud and in sight; once the answer itself is in sight, only aloud.
+function tell(text, answered = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("said", answered);
+}
+
+function showImage(file) {
+  URL.revokeObjectURL($("photo").src);
+  $("photo").removeAttribute("width");
+  $("photo").src = URL.createObjectURL(file);
+  show("empty", false);
+  show("shown", true);
+  show("photo", true);
+  show("unseen", false);
+  show("heat", false);
+  show("overlay", false);
+  show("why", false);
+  $("choose").textContent = "Choose another image";
+}
+
+$("photo").onload = ({ target }) => {
+  const enlarge = Math.ceil(256 / Math.max(target.naturalWidth, target.naturalHeight));
+  target.classList.toggle("tiny", enlarge > 1);
+  if (enlarge > 1) target.width = target.naturalWidth * enlarge;
+};
+$("photo").onerror = () => {
+  show("photo", false);
+  show("unseen", true);
+};
+
+function showAnswer(answer, file) {
+  $("label").textContent = answer.label;
+  $("confidence").textContent = percent(answer.confidence);
+  show("abstained", answer.abstained);
+  const level = card ? `${Math.round(card.calibration.level * 100)} %` : "most";
+  $("set").textContent = answer.prediction_set?.join(", ") ?? "";
+  $("set-hint").textContent = answer.prediction_set === null
+    ? "This model gives none: it was validated on too few images."
+    : `In ${level} of images like those it was validated on, the true class is in this set.`;
+  // Sorted again: an object gives its names that are whole numbers first, in their order.
+  const shares = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
+  $("classes").replaceChildren(...shares.map(([label, share], place) => {
+    const button = element("button", "", answer.prediction_set?.includes(label) ? "in-set" : "");
+    const bar = element("span", "", "bar");
+    bar.append(element("span"));
+    bar.firstChild.style.setProperty("--share", share);
+    button.append(element("span", label, "name"), element("span", percent(share), "share"), bar);
+    button.dataset.label = label;
+    button.onclick = () => explain(file, label).catch(complain);
+    const item = element("li");
+    item.hidden = place >= SHOWN_CLASSES;
+    item.append(button);
+    return item;
+  }));
+  $("more").textContent = `Show all ${shares.length} classes`;
+  show("more", shares.length > SHOWN_CLASSES);
+  show("answer", true);
+  const unsure = answer.abstained ? ", for a person to decide" : "";
+  tell(`The model says ${answer.label}, ${percent(answer.confidence)}${unsure}.`, true);
+}
+
+async function explain(file, label) {
+  explaining.abort();
+  explaining = new AbortController();
+  for (const button of $("classes").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", button.dataset.label === label);
+  }
+  $("explaining").textContent = `Looking for what speaks for ${label} …`;
+  show("why", true);
+  show("explanation", false);
+  try {
+    const path = `explain?format=json&label=${encodeURIComponent(label)}`;
+    showExplanation(await (await post(path, file, explaining)).json());
+    $("explaining").textContent = "";
+  } catch (error) {
+    if (!(error instanceof Refused) || error.status === 401) throw error;
+    $("explaining").textContent = `No explanation: ${error.message}. Choose a class to try again.`;
+  }
+}
+
+function showExplanation(explanation) {
+  $("heat").src = `data:image/png;base64,${explanation.heat_png}`;
+  $("fitted").src = `data:image/png;base64,${explanation.fitted_png}`;
+  $("fitted").onload = ({ target }) => {
+    $("fitted-size").textContent = `${target.naturalWidth} × ${target.naturalHeight} px`;
+  };
+  const drops = explanation.drops.flat();
+  const strongest = Math.max(...drops.map(Math.abs));
+  const points = (Math.max(...drops) * 100).toFixed(1);
+  $("explained").textContent = strongest < 0.01
+    ? `No single region carries ${explanation.label}: covering any of ${drops.length} changes its probability by less than a point.`
+    : `Covering one region at a time takes up to ${points} points from the probability of ${explanation.label}.`;
+  $("heat").alt = $("explained").textContent;
+  show("heat", true);
+  show("overlay", true);
+  show("explanation", true);
+}
+
+async function loadCard() {
+  try {
+    const reply = await ask("model");
+    card = await reply.json();
+    showCard(reply.headers.get("ETag")?.replaceAll('"', "") ?? "");
+    show("alert", false);
+    show("access", false);
+    show("forget", sessionStorage.getItem(TOKEN) !== null);
+  } catch (error) {
+    complain(error);
+    $("model").textContent = "No model answers";
+    if (error.status !== 401) setTimeout(loadCard, RETRY_MS);
+  }
+}
+
+function showCard(digest) {
+  const { height, width, channels } = card.preprocessing;
+  $("model").textContent = `${card.name} · ${card.version}`;
+  $("card-classes").replaceChildren(...card.classes.map((name) => element("li", name)));
+  $("card-scores").replaceChildren(...Object.entries(card.scores).map(scoreRow));
+  const facts = {
+    Name: card.name,
+    Version: card.version,
+    Created: new Date(card.provenance.created).toLocaleString([], { dateStyle: "long", timeStyle: "short" }),
+    Sees: `${width} × ${height} px, ${channels === 3 ? "colour" : "gray"}`,
+    "File, SHA-256": digest,
+    "Data, digest": card.provenance.data_digest,
+    Revision: card.provenance.git_revision ?? "unknown",
+  };
+  $("card-facts").replaceChildren(...Object.entries(facts).flatMap(([name, fact]) => [
+    element("dt", name),
+    element("dd", fact, /^[0-9a-f]{12,}$/.test(fact) ? "digest" : ""),
+  ]));
+  show("card", true);
+}
+
+function scoreRow([name, { value, interval }]) {
+  const row = element("tr");
+  const heading = element("th", SCORES[name] ?? capital(name.replaceAll("_", " ")));
+  heading.scope = "row";
+  const cell = element("td", value === null ? "undefined" : value.toFixed(3));
+  if (interval) {
+    cell.append(element("span", `  ${interval.map((end) => end.toFixed(3)).join(" to ")}`, "hint"));
+    const track = element("span", "", "track");
+    track.append(element("span"));
+    track.firstChild.style.setProperty("--low", interval[0]);
+    track.firstChild.style.setProperty("--high", interval[1]);
+    cell.append(track);
+  }
+  row.append(heading, cell);
+  return row;
+}
+
+function take(data) {
+  const [file] = data.files;
+  if (file) classify(file);
+  else complain(new Refused(400, "that was no file; save the image first, then choose it here"));
+}
+
+for (const id of ["file", "camera"]) {
+  $(id).onchange = ({ target }) => {
+    if (target.files.length) classify(target.files[0]);
+    target.value = ""; // so that the same file can be chosen again
+  };
+}
+$("strength").oninput = ({ target }) => { $("heat").style.opacity = target.value / 100; };
+$("more").onclick = () => {
+  for (const item of $("classes").children) item.hidden = false;
+  show("more", false);
+};
+$("access").onsubmit = (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(TOKEN, $("token").value.trim());
+  $("token").value = "";
+  show("access", false);
+  loadCard();
+  if (again !== loadCard) again();
+};
+$("forget").onclick = () => {
+  sessionStorage.removeItem(TOKEN);
+  location.reload();
+};
+document.onpaste = (event) => {
+  if (event.target !== $("token")) take(event.clipboardData);
+};
+document.ondragover = (event) => {
+  event.preventDefault();
+  document.body.classList.add("dragging");
+};
+document.ondragleave = (event) => {
+  if (event.relatedTarget === null) document.body.classList.remove("dragging");
+};
+document.ondrop = (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  take(event.dataTransfer);
+};
+show("photograph", navigator.maxTouchPoints > 0); // elsewhere `capture` would only open the same dialog again
+loadCard();
