@@ -101,3 +101,17 @@ def test_equal_weights_stay_equal_and_hardly_learn() -> None:
             assert (apart < 1e-6) == (method == "constant")
     assert final["he_normal"] > 0.9
     assert final["constant"] < 0.5
+
+
+def test_scale_and_biases_are_as_told() -> None:
+    for method, bound in (("uniform", 1.0), ("normal", math.inf)):
+        model = fresh(model="mlp")
+        initialize(model, method, scale=1.0, zero_biases=False)
+        for layer in layers(model):
+            assert 0.9 < float(layer.weight.abs().max()) <= bound
+            assert layer.bias.any()
+    model = fresh(model="mlp")
+    before = [layer.weight.clone() for layer in layers(model)]
+    initialize(model, "default", zero_biases=True)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers(model), before, strict=True))
+    assert not any(layer.bias.any() for layer in layers(model))

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from serving.model import ModelRefused
-from training import audit_report, evaluation, report, runs, sagemaker
+from training import audit_report, evaluation, report, runs, sagemaker, study
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
@@ -25,6 +25,7 @@ from training.export import ExportRefused
 from training.interruption import Interrupted, Interruption
 from training.loop import NonFiniteLoss
 from training.splits import DataError
+from training.study import StudyConfig
 from training.train import train
 
 # What a verb is told, what it does, and what it says at the end of the folder that it leaves.
@@ -32,6 +33,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "train": (TrainConfig, train, report.summary),
     "audit": (AuditConfig, audit_report.run, audit_report.summary),
     "evaluate": (EvaluateConfig, evaluate, evaluation.summary),
+    "study": (StudyConfig, study.study, study.summary),
 }
 EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,

@@ -114,8 +114,13 @@ class TrainConfig:
     """Share of activations dropped before the last layer of the CNN, after every hidden layer of the MLP."""
     init: Init = "default"
     """How weights start. default: as PyTorch does, in the CNN by He et al. with residual blocks that add nothing;
-    constant: all 0.01; uniform: within 0.05; normal: deviation 0.05; xavier: Glorot and Bengio (2010); he: He et al.
-    (2015). All but default start biases at zero; normalisation layers are left alone."""
+    constant: all 0.01; uniform, normal: by --init-scale; xavier: Glorot and Bengio (2010); he: He et al. (2015).
+    Normalisation layers are left alone."""
+    init_scale: float = 0.05
+    """Bound of the weights of --init uniform, deviation of those of normal."""
+    zero_biases: DisallowNone[bool | None] = None
+    """Start biases at zero, not as PyTorch does, within one over the root of the inputs. None: with all --init but
+    default."""
     init_from: Path | None = None
     """A run's folder or its .pt file whose weights to start from; the last layer is new when the classes differ."""
     freeze: bool = False
@@ -170,7 +175,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, what was expected and what came."""
-        for field in ("epochs", "width", "accumulate", "max_pixel_value", "val_fraction", "test_fraction"):
+        for field in (
+            "epochs",
+            "width",
+            "init_scale",
+            "accumulate",
+            "max_pixel_value",
+            "val_fraction",
+            "test_fraction",
+        ):
             _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
         for field in ("dropout", "label_smoothing", "confidence_level", "ema"):
             _require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1", getattr(self, field))
@@ -257,15 +270,19 @@ def from_yaml(path: Path) -> TrainConfig:
         raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
-    types = get_type_hints(TrainConfig)
-    for key, value in values.items():
-        if key not in types:
-            raise ConfigError(f"--config {path}: there is no option {key!r}; there are {', '.join(types)}")
-        values[key] = _typed(types[key], value, f"--config {path}: {key}")
+    given = {key: option(key, value, f"--config {path}") for key, value in values.items()}
     try:
-        return TrainConfig(**values)
+        return TrainConfig(**given)
     except ConfigError as error:
         raise ConfigError(f"--config {path}: {error}") from error
+
+
+def option(name: str, value: object, where: str) -> Any:
+    """The value of an option that was written in a file, as its type. Raises ConfigError beginning with `where`."""
+    types = get_type_hints(TrainConfig)
+    if name not in types:
+        raise ConfigError(f"{where}: there is no option {name!r}; there are {', '.join(types)}")
+    return _typed(types[name], value, f"{where}: {name}")
 
 
 def default_name(model: str) -> str:

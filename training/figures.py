@@ -25,6 +25,10 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", GREY)
+DASHES = ("-", "--", ":", "-.")
+Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
+"""By a panel's title and a line's name: the values of each seed, which may end early."""
 COUNTS_SHOWN_UP_TO = 20
 NAMES_SHOWN_UP_TO = 120
 
@@ -42,6 +46,32 @@ def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]]
         if name.startswith("accuracy"):
             axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.legend()
+    return figure
+
+
+def bands(name: str, along: str, panels: Panels, *, logarithmic: bool = False) -> Figure:
+    """Means over seeds with a band from the lowest to the highest; a line ends where a seed's values do."""
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.5 * columns + 2, 3.4 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.axis("off")
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            for number, (line, seeds) in enumerate(lines.items()):
+                begun = [values for values in seeds if values]
+                length = min(map(len, begun), default=0)
+                values = np.array([values[:length] for values in begun], float).reshape(len(begun), length)
+                colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+                places = np.arange(1, length + 1)
+                axes.plot(places, values.mean(0) if begun else [], color=colour, linestyle=dashes, label=line)
+                if len(begun) > 1:
+                    axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.set(title=title, xlabel=along, ylabel=name, yscale="log" if logarithmic else "linear")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 

@@ -17,6 +17,7 @@ HISTORY = "history.json"
 class History:
     """The network before its first step, the epochs since, and whether the loss stopped being a number."""
 
+    classes: int
     parameters: int
     steps_an_epoch: int
     at_start: Sequence[AtStart]

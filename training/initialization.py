@@ -1,7 +1,6 @@
 """How weights start."""
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import init
@@ -9,29 +8,29 @@ from torch.nn import init
 from training.config import Init
 
 CONSTANT = 0.01
-SPREAD = 0.05
-METHODS: dict[Init, Callable[[Tensor], Tensor]] = {
-    "constant": partial(init.constant_, val=CONSTANT),
-    "uniform": partial(init.uniform_, a=-SPREAD, b=SPREAD),
-    "normal": partial(init.normal_, std=SPREAD),
-    "xavier_uniform": init.xavier_uniform_,
-    "xavier_normal": init.xavier_normal_,
-    "he_uniform": partial(init.kaiming_uniform_, nonlinearity="relu"),
-    "he_normal": partial(init.kaiming_normal_, nonlinearity="relu"),
+SCALE = 0.05
+METHODS: dict[Init, Callable[[Tensor, float], Tensor]] = {
+    "constant": lambda weight, scale: init.constant_(weight, CONSTANT),
+    "uniform": lambda weight, scale: init.uniform_(weight, -scale, scale),
+    "normal": lambda weight, scale: init.normal_(weight, std=scale),
+    "xavier_uniform": lambda weight, scale: init.xavier_uniform_(weight),
+    "xavier_normal": lambda weight, scale: init.xavier_normal_(weight),
+    "he_uniform": lambda weight, scale: init.kaiming_uniform_(weight, nonlinearity="relu"),
+    "he_normal": lambda weight, scale: init.kaiming_normal_(weight, nonlinearity="relu"),
 }
 """By fan-in and fan-out where the method looks at them: a convolution's are channels times the kernel's area."""
 
 
-def initialize(model: nn.Module, method: Init) -> None:
-    """Start the weights of all linear and convolutional layers by `method`, their biases at zero.
+def initialize(model: nn.Module, method: Init, *, scale: float = SCALE, zero_biases: bool | None = None) -> None:
+    """Start the weights of all linear and convolutional layers by `method`, and their biases at zero.
 
-    `default` leaves everything as the layers made it. Normalisation layers are never touched, so that a residual block
-    with batch normalisation adds nothing at first.
+    `default` leaves weights as the layers made them. Biases are left, too, when `zero_biases` is false, or is not said
+    with `default`. `scale` is the bound of `uniform` and the deviation of `normal`. Normalisation layers are never
+    touched, so that a residual block with batch normalisation adds nothing at first.
     """
-    if method == "default":
-        return
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            METHODS[method](layer.weight)
-            if layer.bias is not None:
+            if method != "default":
+                METHODS[method](layer.weight, scale)
+            if layer.bias is not None and (method != "default" if zero_biases is None else zero_biases):
                 init.zeros_(layer.bias)

@@ -61,6 +61,7 @@ def fit(
     learner = Learner.start(model, config, len(batches))
     probed = split[np.linspace(0, len(split) - 1, min(PROBED, len(split)), dtype=int)]
     seen = History(
+        classes=classes,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps_an_epoch=len(batches),
         at_start=activations.at_start(model, dataset.images[probed], dataset.labels[probed]),

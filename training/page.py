@@ -33,7 +33,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": percent, "number": number, "interval": interval}
+    environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places}
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment.get_template(template).render(**values)
 
@@ -81,6 +81,11 @@ def percent(share: float | None) -> str:
 def number(value: float | None) -> str:
     """A score to three places; a dash where it is undefined."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def places(value: float | None, count: int) -> str:
+    """A measure to so many places; a dash where there is none."""
+    return "-" if value is None else f"{value:,.{count}f}"
 
 
 def interval(limits: Sequence[float] | None) -> str:

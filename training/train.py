@@ -131,7 +131,7 @@ def start(
     """The network before its first step. Raises CheckpointRefused."""
     torch.manual_seed(config.seed)
     model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
-    initialize(model, config.init)
+    initialize(model, config.init, scale=config.init_scale, zero_biases=config.zero_biases)
     if config.init_from is not None:
         print(transfer(model, settings, config.init_from))
     if config.freeze:
