@@ -240,6 +240,8 @@ def _decode_with(data: bytes, flags: int) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error  # the file is not to blame
         raise ImageError("undecodable_image", "the file is damaged: its pixels cannot be decoded") from error
     if pixels is None:
         raise ImageError("undecodable_image", "the file is damaged or cut off: its pixels cannot be decoded")

@@ -93,9 +93,12 @@ def read_all(source: Source, keep: Callable[[int, Decoded], None]) -> Contents:
 def in_threads(act: Callable[[int], T], positions: Sequence[int], told: str) -> Iterator[T]:
     """What `act` gives for the image at each position, in order. In threads, because OpenCV releases the lock."""
     parts = (positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
         done = chain.from_iterable(pool.map(act, part) for part in parts)
         yield from tqdm(done, told, len(positions), unit=" images", disable=None, leave=False)
+    finally:
+        pool.shutdown(cancel_futures=True)  # who is told to stop does not wait for what has not begun
 
 
 def read(raw: Raw) -> tuple[ImageFile, Decoded]:
