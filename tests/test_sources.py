@@ -1,4 +1,5 @@
 import csv
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -145,3 +146,11 @@ def test_data_that_cannot_be_trained_on_gets_a_sentence(tmp_path: Path) -> None:
     for reason, data in refused.items():
         with pytest.raises(DataError, match=reason):
             of(data)
+
+
+def test_a_file_name_that_no_report_could_hold_is_refused(tmp_path: Path) -> None:
+    for number in range(8):
+        write(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", number)
+    (tmp_path / "data" / "a" / "0.png").rename(tmp_path / "data" / "a" / os.fsdecode(b"gr\xfcn.png"))
+    with pytest.raises(DataError, match=r"data: file names that are not UTF-8: 1\n  'a/gr\\udcfcn\.png'"):
+        of(tmp_path / "data")

@@ -191,6 +191,7 @@ def _files(
     name: str, root: Path, rows: list[tuple[str, str, str, Split | None]], ignored: Sequence[str] = ()
 ) -> Source:
     keys = [key for key, _, _, _ in rows]
+    _refuse(Path(name), "file names that are not UTF-8", (ascii(key) for key in keys if not _is_utf8(key)))
     return Source(
         name=name,
         identity=_identity(root, keys),
@@ -201,6 +202,11 @@ def _files(
         read=lambda i: (root / keys[i]).read_bytes(),
         ignored=list(ignored),
     )
+
+
+def _is_utf8(name: str) -> bool:
+    """Bytes of a file's name that are not, Python keeps as surrogates, which no report can be written with."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _identity(root: Path, keys: Sequence[str]) -> str:
