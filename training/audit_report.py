@@ -66,9 +66,9 @@ def run(config: AuditConfig) -> Path:
 
     found = facts(audited)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "audit.json").write_text(to_json(found))
+    (out / "audit.json").write_text(to_json(found), encoding="utf-8")
     shown = {"audit": found, "pairs": examples(audited, original), "sheets": sheets(audited, original)}
-    (out / "audit.html").write_text(page.render("audit.html.jinja", **shown))
+    (out / "audit.html").write_text(page.render("audit.html.jinja", **shown), encoding="utf-8")
     if audited.fault is not None:
         print(summary(out))
         raise DataError(audited.fault)
@@ -77,7 +77,7 @@ def run(config: AuditConfig) -> Path:
 
 def summary(folder: Path) -> str:
     """What an audit found and where to read of it, for the console."""
-    found = json.loads((folder / "audit.json").read_text())
+    found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     shortcut = found["shortcut"]
     told = shortcut and (
         f"Balanced accuracy from size, format and bytes alone: {shortcut['from_file']:.1%}; with the mean colour: "

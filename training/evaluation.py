@@ -62,14 +62,16 @@ def write(found: Evaluation, folder: Path) -> None:
         mistakes=report.mistakes(images, indices[worst], probabilities[worst]),
         disputed=[page.thumbnail(images.original(int(index))) for index in disputed],
     )
-    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
-    (folder / "evaluation.html").write_text(text)
+    (folder / "evaluation.json").write_text(
+        json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "evaluation.html").write_text(text, encoding="utf-8")
     report.write_predictions(folder / "predictions.csv", images, indices, probabilities)
 
 
 def summary(folder: Path) -> str:
     """The short table that ends an evaluation on the console."""
-    facts = json.loads((folder / "evaluation.json").read_text())
+    facts = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     comparison = facts["comparison"]
     columns, limits = {"score": facts["scores"]}, facts["intervals"]
     if comparison:

@@ -102,9 +102,13 @@ def _write_into(folder: Path, found: Findings) -> None:
         "sheets": audit_report.sheets(dataset.audit, dataset.original),
     }
     table = class_table(found.scores["test"], found.intervals)
-    (folder / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False))
-    (folder / "report.html").write_text(page.render("report.html.jinja", **facts, **shown))
-    (folder / "report.md").write_text(page.render("report.md.jinja", **facts, audit=audit, class_table=table))
+    (folder / "report.json").write_text(
+        json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "report.html").write_text(page.render("report.html.jinja", **facts, **shown), encoding="utf-8")
+    (folder / "report.md").write_text(
+        page.render("report.md.jinja", **facts, audit=audit, class_table=table), encoding="utf-8"
+    )
     write_predictions(folder / "predictions.csv", dataset, test, served)
 
 
@@ -190,7 +194,7 @@ def _warnings(found: Findings) -> Iterator[str]:
 
 def summary(run: Path) -> str:
     """The short table that ends a run on the console."""
-    facts = json.loads((run / "report" / "report.json").read_text())
+    facts = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"]) + "   95 % interval of test"]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
     for name, title in page.TITLES.items():
