@@ -120,3 +120,12 @@ def png() -> Callable[..., bytes]:
         return bytes(encoded)
 
     return encode
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """What a test installs does not outlast it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

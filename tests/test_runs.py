@@ -225,12 +225,3 @@ def test_a_second_signal_ends_it_at_once(photos: Path, tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> object:
-    """What a test installs does not outlast it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
