@@ -22,6 +22,7 @@ from training.config import ConfigError, TrainConfig, from_yaml
 from training.device import DeviceMissing
 from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
+from training.faults import OutOfMemory, WorkerLost
 from training.interruption import Interrupted, Interruption
 from training.loop import NonFiniteLoss
 from training.splits import DataError
@@ -39,8 +40,10 @@ EXIT_CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
     DataError: 3,
     NonFiniteLoss: 4,
-    torch.OutOfMemoryError: 5,
+    OutOfMemory: 5,
     MemoryError: 5,
+    torch.AcceleratorError: 5,
+    WorkerLost: 6,
     OSError: 6,
     CheckpointRefused: 7,
     ExportRefused: 7,
@@ -49,8 +52,8 @@ EXIT_CODES: dict[type[BaseException], int] = {
 }
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",
-    torch.OutOfMemoryError: "a smaller --batch-size or --image-size may help",
-    MemoryError: "a smaller --batch-size or --image-size may help",
+    OutOfMemory: "a smaller --batch-size or --image-size or fewer --workers need less; the first two make another run",
+    torch.AcceleratorError: "the GPU or its driver failed; the system's log says more",
     ExportRefused: "no model was published and `latest` was left as it is",
 }
 
@@ -69,7 +72,8 @@ def main(arguments: list[str]) -> int:
             sagemaker.finished(folder)
     except tuple(EXIT_CODES) as error:
         cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
-        reason = f"error: {error}" + (f"\n{HINTS[cause]}" if cause in HINTS else "")
+        hints = ([HINTS[cause]] if cause in HINTS else []) + getattr(error, "__notes__", [])
+        reason = "\n".join([f"error: {error}", *hints])
         print(reason, file=sys.stderr)
         if by_sagemaker:
             sagemaker.failed(reason)

@@ -1,27 +1,28 @@
 """Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
 
 import atexit
+import ctypes
 import math
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from training import augment, balance
 from training.config import TrainConfig
 from training.interruption import SIGNALS
 
-if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent has died, however that happened."""
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
+"""Where batches are handed over; a mount, not a place for temporary files."""
 
 Key = tuple[int, int, int]  # epoch, place in the epoch's order, image
 Batch = tuple[Tensor, Tensor]
@@ -42,7 +43,11 @@ class _Images(Dataset[Batch]):
         if self.transform is not None:
             for row, (epoch, place, _) in enumerate(keys):
                 images[row] = augment.apply(self.transform, images[row], self.seed, epoch, place)
-        return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
+        batch = torch.from_numpy(images), torch.from_numpy(self.labels[indices])
+        if get_worker_info() is not None:
+            for part in batch:  # where a lack of room is an error; on the way through the queue it would be a silence
+                part.share_memory_()  # type: ignore[no-untyped-call]
+        return batch
 
 
 class _Order(Sampler[list[Key]]):
@@ -83,15 +88,15 @@ class Batches:
         assert batch_size is not None
         self._accumulate = config.accumulate
         self._order = _Order(indices, labels, batch_size, config)
-        ending = multiprocessing.Event()
-        atexit.register(ending.set)  # runs before multiprocessing's own, which asks workers to end and waits for them
+        atexit.register(_end_workers)  # runs before multiprocessing's own, which asks workers to end and waits for them
         self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=lambda batch: batch,
             pin_memory=pin_memory,
-            worker_init_fn=partial(_begin_worker, ending),
+            worker_init_fn=_begin_worker,
+            timeout=config.worker_timeout if workers else 0,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # so that it takes no draw from the one that dropout uses
         )
@@ -105,13 +110,24 @@ class Batches:
         The same ones however often and with however many workers it is asked for.
         """
         self._order.epoch, self._order.first = epoch, first_step * self._accumulate
-        batches = iter(self._loader)
+        try:
+            batches = iter(self._loader)
+        except OSError as error:  # of the locks that workers share
+            raise OSError(error.errno, error.strerror, SHARED_MEMORY) from error
         while step := list(islice(batches, self._accumulate)):
             yield step
 
 
-def _begin_worker(ending: "Event", worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Whoever stops the whole group leaves the last step to the trainer; once that one ends, so does its worker."""
     for number in SIGNALS:
-        signal.signal(number, lambda *_: os._exit(0) if ending.is_set() else None)
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)  # workers share the cores with one another and with the training process
+
+
+def _end_workers() -> None:
+    """Nothing is lost with them, and one that is stopped would take no other signal."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # of a worker that is killed torch's handler would make an error
+    for worker in multiprocessing.active_children():
+        worker.kill()

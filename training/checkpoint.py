@@ -120,7 +120,10 @@ def _random_states() -> dict[str, torch.Tensor]:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Whoever opens `path` sees the old content or all of the new one, even if the power fails in between."""
+    """Whoever opens `path` sees the old content or all of the new one, even if the power fails in between.
+
+    Raises OSError that names `path`.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -128,6 +131,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write's own error names no file
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

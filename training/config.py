@@ -170,6 +170,9 @@ class TrainConfig:
     workers: int | None = None
     """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores when
     images are augmented, else 0."""
+    worker_timeout: float = 120.0
+    """Seconds to wait for a batch before the process that prepares it counts as hanging and the run ends; 0: for ever.
+    Far more than a batch takes: slow network disks and pipelines of one's own need it."""
     seed: int = 0
     """Fixes the split, the initial weights, the order of the images and their augmentation."""
 
@@ -187,7 +190,7 @@ class TrainConfig:
             _require(getattr(self, field) > 0, field, "above 0", getattr(self, field))
         for field in ("dropout", "label_smoothing", "confidence_level", "ema"):
             _require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1", getattr(self, field))
-        for field in ("mixup", "cutmix", "warmup_epochs", "seed"):
+        for field in ("mixup", "cutmix", "warmup_epochs", "worker_timeout", "seed"):
             _require(getattr(self, field) >= 0, field, "0 or more", getattr(self, field))
         for field in ("lr", "clip_norm"):
             value = getattr(self, field)

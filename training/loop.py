@@ -33,6 +33,8 @@ TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored as they are, not augmented."""
 PROBED = 64
 """Training images on which the untrained network's signal and gradients are measured."""
+SAVE_EVERY_S = 600
+"""Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -71,10 +73,16 @@ def fit(
     saved = Saved(folder=config.run / "checkpoints", identity={"settings": settings, "data": dataset.digest})
     progress = saved.restore(learner, device)
 
+    kept = time.monotonic()
+
     def after_step() -> None:
-        if interruption.number is not None:
+        nonlocal kept
+        asked = interruption.number
+        if asked is not None or time.monotonic() - kept >= SAVE_EVERY_S:
             saved.save(learner, progress)
-            raise Interrupted(interruption.number)
+            kept = time.monotonic()
+        if asked is not None:
+            raise Interrupted(asked)
 
     while not progress.ended(config):
         with interruption:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from training.config import ConfigError, TrainConfig
 
 AUTO = "auto"
 CONFIG = "config.yaml"
-MAY_CHANGE = {"cache", "device", "workers", "resume"}
+LOCK = ".lock"
+MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
 """Options of a run that do not decide what comes out of it."""
 
 
@@ -21,16 +23,16 @@ MAY_CHANGE = {"cache", "device", "workers", "resume"}
 def opened(run: Path, *, go_on: bool) -> Iterator[None]:
     """Make the folder of a new run, or take up that of one to go on with, and keep other processes out of it.
 
+    A run that ended before its first checkpoint is no hindrance to a new one of its name, and what it left is removed.
     Before anything else, so that a folder that cannot be written to costs no time. Raises ConfigError, OSError.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=go_on)
-    except FileExistsError as error:
+    if run.exists() and not go_on and (has_checkpoint(run) or not (run / LOCK).exists()):
         raise ConfigError(
             f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} goes on with it"
-        ) from error
+        )
+    run.mkdir(parents=True, exist_ok=True)
     (run / "checkpoints").mkdir(exist_ok=True)
-    with (run / ".lock").open("a+") as lock:
+    with (run / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends, however
         except BlockingIOError as error:
@@ -39,7 +41,14 @@ def opened(run: Path, *, go_on: bool) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
+        if not go_on:
+            _clear(run)
         yield
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is anything to go on from."""
+    return (run / "checkpoints" / "last.pt").exists()
 
 
 def is_finished(run: Path) -> bool:
@@ -81,3 +90,11 @@ def publish(run: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(run.name)
     link.replace(run.parent / "latest")
+
+
+def _clear(run: Path) -> None:
+    for left in run.iterdir():
+        if left.is_dir() and left.name != "checkpoints":
+            shutil.rmtree(left)
+        elif left.is_file() and left.name != LOCK:
+            left.unlink()

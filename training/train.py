@@ -18,6 +18,7 @@ from training import (
     checkpoint,
     data,
     export,
+    faults,
     history,
     models,
     provenance,
@@ -42,11 +43,12 @@ def train(config: TrainConfig, interruption: Interruption | None = None) -> Path
     """Run the main job and return the run's folder; `runs/latest` points to it only once the export proved itself.
 
     With --resume it goes on where the run stopped, and does nothing for one that is finished. Raises ConfigError,
-    DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss, ExportRefused, OSError, Interrupted.
+    DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss, OutOfMemory, WorkerLost, ExportRefused, OSError,
+    Interrupted.
     """
     config = replace(config, name=config.name or default_name(config.model))
     device = find_device(config.device)
-    with runs.opened(config.run, go_on=config.resume is not None):
+    with faults.told(config, device), runs.opened(config.run, go_on=config.resume is not None):
         if runs.is_finished(config.run):
             print(f"{config.run} is finished: there is nothing to go on with")
         else:
@@ -77,7 +79,7 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
     if is_new:
         checkpoint.write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
     audited = audit_report.facts(dataset.audit)
-    (config.run / "audit.json").write_text(audit_report.to_json(audited))
+    (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device))
     print(audit_report.console(audited))
@@ -121,8 +123,8 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
             quantized=quantized,
             environment=provenance.environment(device),
         )
-        report.write(found)
         board.results(writer, found, models.predict(model, dataset.images, dataset.splits["val"]))
+    report.write(found)  # last, because a run that has one is finished
 
 
 def start(
