@@ -15,7 +15,8 @@ import numpy as np
 
 from serving.model import open_model
 from tests.bench.limit import LIMIT, UNSEEN
-from tests.bench.load import Outcome, closed_loop, open_loop
+from tests.bench.load import Outcome, closed_loop
+from tests.bench.open_loop import open_loop
 from tests.bench.pictures import CLASSES, ROOT, SIZES, picture
 from tests.bench.process import SERVER_CORE, Process, Unavailable
 from tests.bench.servers import Request, Server
@@ -124,6 +125,8 @@ class Rounds:
         process.wake()
         while facts["requests"] < REQUESTS_BEFORE_MEMORY * self._seconds:
             more = closed_loop(process.address, requests, CONCURRENCIES[-1], WARM_UP_S, self._folder)
+            if more.requests == 0:
+                raise Unavailable(f"{process.server.name} answers no more")
             facts["requests"] += more.requests
         self._check(process)
         sizes = process.resident_bytes()

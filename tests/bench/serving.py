@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,15 +55,15 @@ def main() -> None:
         raise SystemExit(f"{missing[0]} is missing; on Debian `apt-get install wrk util-linux` brings it")
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("two cores are needed: one for the server, one for the load generator")
-    results = run(options, [server for server in SERVERS if not options.only or server.name in options.only])
-    (options.folder / "serving.json").write_text(json.dumps(results, indent=1))
-    (options.folder / "serving.md").write_text(table.markdown(results) + "\n")
-    print(table.markdown(results))
-
-
-def run(options: Options, servers: list[Server]) -> dict[str, Any]:
-    """Measure all rounds. A peer that does not install is left out, and the results say why."""
     folder = options.folder.resolve()
+    for results in run(options, folder, [server for server in SERVERS if server.name in (options.only or names)]):
+        (folder / "serving.json").write_text(json.dumps(results, indent=1))
+        (folder / "serving.md").write_text(table.markdown(results) + "\n")
+    print((folder / "serving.md").read_text())
+
+
+def run(options: Options, folder: Path, servers: list[Server]) -> Iterator[dict[str, Any]]:
+    """Everything measured so far, after each round. A peer that does not install is left out, and they say why."""
     model = trained(options.model, folder) if options.model in MODELS else Path(options.model).resolve()
     installed, unavailable = {}, []
     for server in servers:
@@ -75,15 +76,15 @@ def run(options: Options, servers: list[Server]) -> dict[str, Any]:
     rounds = Rounds(installed, model, folder, options.seconds)
     for number in range(1, options.rounds + 1):
         rounds.run(number)
-    return {
-        "environment": conditions,
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "model": options.model,
-        "unavailable": unavailable,
-        "blocks": rounds.blocks,
-        "processes": rounds.processes,
-    }
+        yield {
+            "environment": conditions,
+            "rounds": number,
+            "seconds": options.seconds,
+            "model": options.model,
+            "unavailable": unavailable,
+            "blocks": rounds.blocks,
+            "processes": rounds.processes,
+        }
 
 
 def environment() -> dict[str, Any]:
