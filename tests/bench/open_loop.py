@@ -57,8 +57,8 @@ def open_loop(port: int, requests: Sequence[Request], rate: float, seconds: floa
     return Outcome(
         requests=len(answers),
         seconds=float(due[-1] - start),
-        p50_ms=float(np.percentile(counted, 50)),
-        p99_ms=float(np.percentile(counted, 99)),
+        p50_ms=float(np.percentile(counted, 50)) if counted else np.nan,
+        p99_ms=float(np.percentile(counted, 99)) if counted else np.nan,
         errors=len(due) - sum(status == 200 for _, _, status in answers),
     )
 

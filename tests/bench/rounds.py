@@ -104,9 +104,11 @@ class Rounds:
         cpu_s, start = process.cpu_seconds(), time.perf_counter()
         outcome = run()
         cpu_s, wall_s = process.cpu_seconds() - cpu_s, time.perf_counter() - start
+        if outcome.requests == 0:
+            raise Unavailable(f"{process.server.name} answered nothing in {wall_s:.0f} s; is the machine too busy?")
         rps = outcome.requests / outcome.seconds
         where = {"round": process.facts["round"], "server": process.server.name, "image": size, "load": load}
-        used = {"rps": rps, "cpu_us": cpu_s / max(1, outcome.requests) * 1e6, "core_used": cpu_s / wall_s}
+        used = {"rps": rps, "cpu_us": cpu_s / outcome.requests * 1e6, "core_used": cpu_s / wall_s}
         self.blocks.append(where | asdict(outcome) | used)
         process.facts["requests"] += outcome.requests
         print("round {round}: {server}, {image}, {load}:".format_map(where), f"{rps:,.0f}/s", flush=True)
@@ -126,7 +128,7 @@ class Rounds:
         while facts["requests"] < REQUESTS_BEFORE_MEMORY * self._seconds:
             more = closed_loop(process.address, requests, CONCURRENCIES[-1], WARM_UP_S, self._folder)
             if more.requests == 0:
-                raise Unavailable(f"{process.server.name} answers no more")
+                raise Unavailable(f"{process.server.name} answers nothing any more")
             facts["requests"] += more.requests
         self._check(process)
         sizes = process.resident_bytes()

@@ -56,9 +56,12 @@ def main() -> None:
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("two cores are needed: one for the server, one for the load generator")
     folder = options.folder.resolve()
-    for results in run(options, folder, [server for server in SERVERS if server.name in (options.only or names)]):
-        (folder / "serving.json").write_text(json.dumps(results, indent=1))
-        (folder / "serving.md").write_text(table.markdown(results) + "\n")
+    try:
+        for results in run(options, folder, [server for server in SERVERS if server.name in (options.only or names)]):
+            (folder / "serving.json").write_text(json.dumps(results, indent=1))
+            (folder / "serving.md").write_text(table.markdown(results) + "\n")
+    except Unavailable as error:
+        raise SystemExit(f"{error}; {folder}/serving.md holds the rounds before that") from error
     print((folder / "serving.md").read_text())
 
 
