@@ -69,7 +69,7 @@ async def _read_body(request: Request, limit: int, timeout_s: float) -> bytes:
 def _files(body: bytes, boundary: bytes, field: str, max_files: int, how_to_send: str) -> list[bytes]:
     form = _Form(max_parts=max_files + 1)
     try:
-        parser = MultipartParser(boundary, form.callbacks(), max_size=len(body))
+        parser = MultipartParser(boundary, form.callbacks())
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -132,7 +132,13 @@ class _Form:
             raise RequestError(400, "malformed_multipart", "a part of the form has no name")
         if len(self.parts) == self._max_parts:
             raise RequestError(400, "too_many_files", "the form has more parts than this route accepts")
-        self.parts.append((options[b"name"].decode("utf-8", "replace"), b"filename" in options, bytearray()))
+        self.parts.append(
+            (
+                options[b"name"].decode("utf-8", "replace"),
+                b"filename" in options,
+                bytearray(),
+            )
+        )
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self.parts[-1][2].extend(memoryview(data)[start:end])

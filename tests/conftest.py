@@ -5,10 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -72,25 +74,33 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(model: Path, *, until: str = "readyz", **environment: str) -> Iterator[str]:
-    """`bentoml serve` as a real process on a free port of the loopback; gives its address once `until` answers 200."""
+def serving(
+    model: Path, *arguments: str, until: str = "readyz", log: Path | None = None, **environment: str
+) -> Iterator[str]:
+    """`bentoml serve` as a real process on a free port of the loopback; gives its address once `until` answers 200.
+
+    What it prints goes to a file, never to a pipe: one that nobody empties would stop it.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     variables = os.environ | {"TWINLENS_MODEL": str(model)} | environment
-    server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_ready(server, f"{address}/{until}")
-        yield address
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=START_S)
+    with log.open("w+b") if log else tempfile.TemporaryFile() as output:
+        server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT)
+        address = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_ready(server, f"{address}/{until}", output)
+            yield address
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=START_S)
 
 
-def _wait_until_ready(server: "subprocess.Popen[bytes]", probe: str) -> None:
+def _wait_until_ready(server: "subprocess.Popen[bytes]", probe: str, output: IO[bytes]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
-        assert server.poll() is None, f"the server ended with {server.returncode}: {server.communicate()[0].decode()}"
+        if server.poll() is not None:
+            output.seek(0)
+            raise AssertionError(f"the server ended with {server.returncode}: {output.read().decode()}")
         try:
             if httpx.get(probe, timeout=2).status_code == 200:
                 return

@@ -1,0 +1,94 @@
+"""The service with a guard taken away or a fault planted, named by UNGUARDED: tests of it must then fail.
+
+Started by `bentoml serve tests.unguarded:Twinlens`.
+"""
+
+import ctypes
+import os
+import pickle
+
+from serving import contract, header, upload
+from serving.predictor import Predictor
+
+MARK = b"crash here"
+PNG_END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
+LEAKED: list[bytes] = []
+
+
+def pixel_limit() -> None:
+    contract._check_size = lambda *_: None
+
+
+def byte_limit() -> None:
+    read = upload._read_body
+    upload._read_body = lambda request, limit, *more: read(request, 2**40, *more)
+
+
+def content_type() -> None:
+    """A body of any kind is taken, and a pickle is what BentoML's own deserialiser makes of it."""
+    files = upload.read_files
+
+    async def read_files(request: upload.Request, *more: object, **limits: object) -> list[bytes]:
+        if "pickle" in request.headers.get("content-type", ""):
+            return [bytes(str(pickle.loads(await request.body())), "utf-8")]
+        return await files(request, *more, **limits)
+
+    from serving import service
+
+    service.read_files = read_files
+
+
+def claims() -> None:
+    """A PNG is not walked through to its end."""
+    chunks = header._chunks
+    header._chunks = lambda data: chunks(data[:33] + PNG_END)
+
+
+def scans() -> None:
+    header.MAX_SCANS = 10**6
+
+
+def segments() -> None:
+    header.MAX_SEGMENTS = 10**9
+
+
+def image_errors() -> None:
+    """What the decoder raises comes through as itself."""
+
+    def decode(data: bytes, *more: object, **limits: object) -> contract.Decoded:
+        try:
+            return original(data, *more, **limits)
+        except contract.ImageError as error:
+            raise RuntimeError("as an image library would") from error
+
+    original = contract.decode
+    contract.decode = decode
+
+
+def leak() -> None:
+    predict = Predictor.predict
+
+    async def leaking(self: Predictor, *more: object, **options: object) -> object:
+        LEAKED.append(os.urandom(100_000))
+        return await predict(self, *more, **options)
+
+    Predictor.predict = leaking
+
+
+def crash() -> None:
+    """A decoder that ends the process when it sees MARK."""
+    original = contract.decode
+
+    def decode(data: bytes, *more: object, **limits: object) -> contract.Decoded:
+        if MARK in data:
+            ctypes.string_at(0)
+        return original(data, *more, **limits)
+
+    contract.decode = decode
+
+
+globals()[os.environ["UNGUARDED"]]()
+
+from serving.service import Twinlens  # noqa: E402
+
+__all__ = ["Twinlens"]
