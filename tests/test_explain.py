@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -190,11 +191,12 @@ def test_no_more_than_the_setting_are_under_way(run: Path, png: Callable[..., by
 
 def p95(address: str, data: bytes, requests: int = 150) -> float:
     """Seconds that 95 % of so many predictions, one after the other, took at most."""
-    connection, seconds = http.client.HTTPConnection(urlsplit(address).netloc), []
-    for _ in range(requests):
-        start = time.perf_counter()
-        assert post(connection, "/predict", data) == 200
-        seconds.append(time.perf_counter() - start)
+    seconds = []
+    with closing(http.client.HTTPConnection(urlsplit(address).netloc)) as connection:
+        for _ in range(requests):
+            start = time.perf_counter()
+            assert post(connection, "/predict", data) == 200
+            seconds.append(time.perf_counter() - start)
     return float(np.percentile(seconds, 95))
 
 
@@ -212,10 +214,10 @@ def test_predictions_hardly_wait_for_explanations(lesion_server: str, png: Calla
     stop, replies = threading.Event(), []
 
     def keep_explaining() -> None:
-        connection = http.client.HTTPConnection(urlsplit(lesion_server).netloc)
-        while not stop.is_set():
-            replies.append(post(connection, "/explain", data))
-            time.sleep(0.02 if replies[-1] == 429 else 0)
+        with closing(http.client.HTTPConnection(urlsplit(lesion_server).netloc)) as connection:
+            while not stop.is_set():
+                replies.append(post(connection, "/explain", data))
+                time.sleep(0.02 if replies[-1] == 429 else 0)
 
     ratios = []
     p95(lesion_server, data)
