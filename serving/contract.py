@@ -16,6 +16,10 @@ from jaxtyping import Bool, Float32, UInt8
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 # Both sides take these from here.
+from serving.drift import Histogram as Histogram
+from serving.drift import look as look
+from serving.drift import observe as observe
+from serving.drift import reference as reference
 from serving.header import MIN_SIDE as MIN_SIDE
 from serving.header import UPRIGHT as UPRIGHT
 from serving.header import Header as Header
@@ -148,6 +152,8 @@ class ModelCard:
     calibration: Calibration
     goldens: tuple[Golden, ...]
     scores: dict[str, Score]
+    reference: dict[str, Histogram]
+    """By feature, what the test split was like: today's images are compared with it. Empty where it was too small."""
     provenance: Provenance
 
     def to_json(self) -> str:

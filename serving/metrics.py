@@ -1,6 +1,7 @@
 """The Prometheus metrics that BentoML does not already have: what was answered, what was refused, where time went."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -62,6 +63,14 @@ class Metrics:
             multiprocess_mode="livemin",
             registry=registry,
         )
+        self._drift = Gauge(
+            "twinlens_drift_psi",
+            "Population stability index of the last images against the test split, in the worker where it is largest.",
+            ["feature"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._drift_of: dict[str, Gauge] = {}
         reloads = Counter(
             "twinlens_reloads",
             "Attempts to load a changed model file, by how they ended.",
@@ -80,6 +89,14 @@ class Metrics:
         self._serving = self._info.labels(card.name, card.version, classifier.digest, classifier.provider)
         self._serving.set(1)
         self._loaded.set_to_current_time()
+        for gauge in self._drift_of.values():
+            gauge.set(math.nan)  # what it said was of another model's images; a series cannot be taken back
+
+    def drifted(self, stability: Mapping[str, float]) -> None:
+        """How far each of these features is from the reference now."""
+        for feature, value in stability.items():
+            # Made when there is something to say: until then the feature is absent.
+            self._drift_of.setdefault(feature, self._drift.labels(feature)).set(value)
 
     def reloaded(self, outcome: Outcome) -> None:
         """The model file had changed, and an attempt to load it has ended."""

@@ -7,8 +7,10 @@ from time import perf_counter
 
 import numpy as np
 
+from serving import drift
 from serving.batching import Batcher
-from serving.contract import Pixels
+from serving.contract import Pixels, decode
+from serving.drift import Seen
 from serving.metrics import Metrics
 from serving.model import Classifier
 from serving.settings import Settings
@@ -54,6 +56,7 @@ class Predictor:
             max_queue=settings.max_queue,
             observe=self._metrics.ran,
         )
+        self._window = drift.Window(self.card.reference, settings.drift_window, metrics.drifted)
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
         """Answer one encoded image, with its `top_k` most likely classes (all when None).
@@ -62,14 +65,20 @@ class Predictor:
         """
         async with asyncio.timeout(self._settings.timeout_s):
             loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._decoders, self._decode, data)
-            return self._name(await self.batcher.submit(pixels), top_k)
+            pixels, seen = await loop.run_in_executor(self._decoders, self._decode, data)
+            probabilities = await self.batcher.submit(pixels)
+            named = self._name(probabilities, top_k)
+            self._window.append(seen, probabilities)
+            return named
 
-    def _decode(self, data: bytes) -> Pixels:
+    def _decode(self, data: bytes) -> tuple[Pixels, Seen]:
         start = perf_counter()
-        pixels = self.card.preprocessing(data, max_bytes=self._settings.max_bytes, max_pixels=self._settings.max_pixels)
+        preprocessing, settings = self.card.preprocessing, self._settings
+        decoded = decode(data, preprocessing.channels, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        pixels = preprocessing.fit(decoded)
+        seen = drift.look(decoded, pixels)
         self._metrics.decoded(perf_counter() - start)
-        return pixels
+        return pixels, seen
 
     def _name(self, probabilities: np.ndarray, top_k: int | None) -> Prediction:
         if not np.isfinite(probabilities).all():

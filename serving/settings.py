@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NewType
 
 from serving.contract import MAX_BYTES, MAX_PIXELS
+from serving.drift import MIN_WINDOW
 
 PREFIX = "TWINLENS_"
 
@@ -15,6 +16,8 @@ Confidence = NewType("Confidence", float)
 """A probability strictly between 0 and 1."""
 Interval = NewType("Interval", float)
 """Seconds between two looks; 0 for never."""
+Window = NewType("Window", int)
+"""Images; fewer have no distribution to speak of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class Settings:
     workers: int = 1
     timeout_s: float = 10.0
     abstain_below: Confidence | None = None
+    drift_window: Window = Window(1000)
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -55,6 +59,10 @@ def _parse(name: str, text: str, kind: object) -> Any:
         return text == "1"
     if kind is Path:
         return Path(text)
+    if kind is Window:
+        if not (text.isascii() and text.isdecimal() and int(text) >= MIN_WINDOW):
+            raise ValueError(f"{name}={text!r}: expected a whole number of at least {MIN_WINDOW}")
+        return int(text)
     is_confidence = kind == Confidence | None
     assert is_confidence or kind in (int, float, Interval)
     number = int if kind is int else float

@@ -20,8 +20,23 @@ for name in {names!r}:
 """
 TRAINING_LIBRARIES = ["torch", "albumentations", "sklearn", "scipy", "tensorboard", "onnx", "matplotlib", "training"]
 SERVING_LIBRARIES = ["bentoml", "starlette", "python_multipart", "prometheus_client"]
-SERVING = ["contract", "header", "model", "batching", "metrics", "predictor", "reload", "settings", "upload", "service"]
-SERVING_ONLY = [f"serving.{name}" for name in SERVING if name not in ("contract", "header", "model")]
+SERVING = [
+    "contract",
+    "drift",
+    "header",
+    "model",
+    "batching",
+    "metrics",
+    "predictor",
+    "explain",
+    "heat",
+    "page",
+    "reload",
+    "settings",
+    "upload",
+    "service",
+]
+SERVING_ONLY = [f"serving.{name}" for name in SERVING if name not in ("contract", "drift", "header", "model")]
 
 
 def imports(names: list[str], blocked: list[str]) -> subprocess.CompletedProcess[str]:

@@ -13,11 +13,18 @@ def test_defaults_and_every_kind_of_value() -> None:
         "TWINLENS_MAX_BATCH": "4",
         "TWINLENS_TIMEOUT_S": "0.5",
         "TWINLENS_RELOAD_S": "0",
+        "TWINLENS_DRIFT_WINDOW": "500",
         "TWINLENS_ABSTAIN_BELOW": "0.8",
         "PATH": "/bin",
     }
     assert Settings.from_env(given) == Settings(
-        model=Path("/models/a.onnx"), require_gpu=True, max_batch=4, timeout_s=0.5, reload_s=0.0, abstain_below=0.8
+        model=Path("/models/a.onnx"),
+        require_gpu=True,
+        max_batch=4,
+        timeout_s=0.5,
+        reload_s=0.0,
+        drift_window=500,
+        abstain_below=0.8,
     )
 
 
@@ -32,6 +39,8 @@ def test_defaults_and_every_kind_of_value() -> None:
         ("TWINLENS_RELOAD_S", "nan"),
         ("TWINLENS_RELOAD_S", "inf"),
         ("TWINLENS_RELOAD_S", "never"),
+        ("TWINLENS_DRIFT_WINDOW", "499"),
+        ("TWINLENS_DRIFT_WINDOW", "1e3"),
         ("TWINLENS_REQUIRE_GPU", "yes"),
         ("TWINLENS_MAX_BYTE", "1"),
         ("TWINLENS_ABSTAIN_BELOW", "never"),

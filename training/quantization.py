@@ -19,7 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from serving.contract import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
 from serving.model import Classifier, ModelRefused, open_model
-from training import calibration, scores
+from training import calibration, reference, scores
 from training.checkpoint import sync, write_atomically
 from training.data import Dataset
 from training.export import FIRST_LAYER, ExportRefused
@@ -72,16 +72,16 @@ def export(source: Path, path: Path, dataset: Dataset) -> Quantized:
     Its card holds its own scores, prediction sets and goldens. Raises ExportRefused when the service's loader would
     not take the file; one that merely answers otherwise is not published, and what is returned says so.
     """
-    reference = open_model(source)
+    float32 = open_model(source)
     graph = _quantize(source, dataset)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     evaluated = _evaluate(session, dataset)
-    card = _card(reference.card, session, dataset, evaluated)
+    card = _card(float32.card, session, dataset, evaluated)
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     candidate = path.with_name(f".{path.name}.candidate")
     try:
         write_atomically(candidate, lambda file: file.write(graph.SerializeToString()))
-        quantized = _compare(reference, open_model(candidate), dataset, evaluated)
+        quantized = _compare(float32, open_model(candidate), dataset, evaluated)
         if quantized.published:
             candidate.replace(path)
             sync(path.parent)
@@ -156,6 +156,7 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
         calibration=replace(card.calibration, threshold=threshold),
         goldens=tuple(_golden(golden, card, session) for golden in card.goldens),
         scores=card_scores(evaluated.scores, evaluated.intervals),
+        reference=reference.of_test_split(dataset, evaluated.answers),
     )
 
 
@@ -180,13 +181,13 @@ def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset) -> _Evalu
     )
 
 
-def _compare(reference: Classifier, candidate: Classifier, dataset: Dataset, evaluated: _Evaluated) -> Quantized:
+def _compare(float32: Classifier, candidate: Classifier, dataset: Dataset, evaluated: _Evaluated) -> Quantized:
     test = dataset.splits["test"]
     starts = range(0, len(test), BATCH)
     batches = [test[start : start + BATCH] for start in starts]
     expected, answers = (
         np.concatenate([classifier.predict(dataset.images[batch]) for batch in batches])
-        for classifier in (reference, candidate)
+        for classifier in (float32, candidate)
     )
     difference = float(np.abs(answers - evaluated.answers).max())
     if difference > TOLERANCE:
@@ -198,8 +199,8 @@ def _compare(reference: Classifier, candidate: Classifier, dataset: Dataset, eva
         largest_difference=float(np.abs(answers - expected).max()),
         scores=evaluated.scores,
         intervals=evaluated.intervals,
-        speed=median(_seconds(reference, image) / _seconds(candidate, image) for _ in range(ROUNDS)),
-        size=candidate.path.stat().st_size / reference.path.stat().st_size,
+        speed=median(_seconds(float32, image) / _seconds(candidate, image) for _ in range(ROUNDS)),
+        size=candidate.path.stat().st_size / float32.path.stat().st_size,
     )
 
 

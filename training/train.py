@@ -23,6 +23,7 @@ from training import (
     models,
     provenance,
     quantization,
+    reference,
     report,
     runs,
 )
@@ -105,6 +106,7 @@ def make(config: TrainConfig, device: torch.device, interruption: Interruption) 
             calibration=calibrated,
             goldens=export.goldens(model, dataset),
             scores=card_scores(scored["test"], intervals),
+            reference=reference.of_test_split(dataset, answers),
             provenance=provenance.collect(config, dataset, best),
         )
         parity = export.export(model, card, dataset, config.run / "model.onnx")
