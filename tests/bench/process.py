@@ -42,12 +42,18 @@ def install(server: Server, folder: Path) -> Path:
     return environment / "bin"
 
 
+def packages(bin_folder: Path) -> dict[str, str]:
+    """The version of every package in an environment."""
+    done = subprocess.run([bin_folder / "pip", "freeze"], capture_output=True, text=True, check=True)
+    return dict(line.split("==") for line in done.stdout.splitlines() if "==" in line)
+
+
 class Process:
     """A server that has been started, on SERVER_CORE."""
 
     def __init__(self, server: Server, bin_folder: Path, model: Path, home: Path) -> None:
         self.server = server
-        self.port = _free_ports()
+        self.port = _free_port()
         values = {"model": str(model), "port": self.port, "port+1": self.port + 1, "port+2": self.port + 2}
         given = {name: value.format_map(values) for name, value in server.environment.items()}
         path = f"{bin_folder}:{os.environ['PATH']}"
@@ -117,7 +123,7 @@ class Process:
         return [self._root, *self._root.children(recursive=True)]
 
 
-def _free_ports() -> int:
+def _free_port() -> int:
     """A port of the loopback that nobody listens on, nor on the two above it."""
     while True:
         with socket.socket() as free:

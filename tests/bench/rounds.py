@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 
 from serving.model import open_model
@@ -72,7 +73,11 @@ class Rounds:
         """Raise Unavailable unless every image gets the label that the model gives it."""
         for size, labels in self._labels.items():
             for request, label in zip(self._requests(process, size), labels, strict=True):
-                if (answer := process.ask(request)) != label:
+                try:
+                    answer = process.ask(request)
+                except httpx.HTTPError as error:
+                    raise Unavailable(f"{process.server.name} does not answer: {error!r}") from error
+                if answer != label:
                     raise Unavailable(f"{process.server.name} answers {answer!r} where the model says {label!r}")
 
     def _closed(self, process: Process, size: str, concurrency: int) -> None:
@@ -128,7 +133,7 @@ class Rounds:
         while facts["requests"] < REQUESTS_BEFORE_MEMORY * self._seconds:
             more = closed_loop(process.address, requests, CONCURRENCIES[-1], WARM_UP_S, self._folder)
             if more.requests == 0:
-                raise Unavailable(f"{process.server.name} answers nothing any more")
+                self._check(process)
             facts["requests"] += more.requests
         self._check(process)
         sizes = process.resident_bytes()

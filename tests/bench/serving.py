@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ import tyro
 
 from tests.bench import table
 from tests.bench.pictures import MODELS, ROOT, trained
-from tests.bench.process import LOAD_CORE, Unavailable, install
+from tests.bench.process import LOAD_CORE, Unavailable, install, packages
 from tests.bench.rounds import Rounds
 from tests.bench.servers import SERVERS, Server
-
-PACKAGES = ("bentoml", "numpy", "onnxruntime-gpu", "opencv-python-headless", "uvicorn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +65,14 @@ def main() -> None:
 def run(options: Options, folder: Path, servers: list[Server]) -> Iterator[dict[str, Any]]:
     """Everything measured so far, after each round. A peer that does not install is left out, and they say why."""
     model = trained(options.model, folder) if options.model in MODELS else Path(options.model).resolve()
-    installed, unavailable = {}, []
+    installed: dict[Server, Path] = {}
+    unavailable = []
     for server in servers:
         try:
             installed[server] = install(server, folder / "environments")
         except Unavailable as error:
             unavailable.append(str(error))
-    conditions = environment()
+    conditions = environment(installed)
     os.sched_setaffinity(0, {LOAD_CORE})
     rounds = Rounds(installed, model, folder, options.seconds)
     for number in range(1, options.rounds + 1):
@@ -90,7 +88,7 @@ def run(options: Options, folder: Path, servers: list[Server]) -> Iterator[dict[
         }
 
 
-def environment() -> dict[str, Any]:
+def environment(installed: dict[Server, Path]) -> dict[str, Any]:
     """Where and when, and with what: enough to judge the figures by."""
     processors = Path("/proc/cpuinfo").read_text().splitlines()
     return {
@@ -101,7 +99,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "wrk": _output("wrk", "--version").partition(" [")[0],
-        "versions": {name: version(name) for name in PACKAGES},
+        "packages": {server.name: packages(bin_folder) for server, bin_folder in installed.items()},
         "busy_before_percent": psutil.cpu_percent(2),
     }
 

@@ -10,6 +10,8 @@ from tests.bench.servers import AGAIN, BENTOML, FASTAPI, LITSERVE, MLSERVER, OUR
 
 ORDER = [*(server.name for server in SERVERS), LIMIT]
 QUIET_PERCENT = 5
+PACKAGE_OF = {BENTOML: "bentoml", FASTAPI: "fastapi", LITSERVE: "litserve", MLSERVER: "mlserver"}
+RUNTIME = ("numpy", "opencv-python-headless", "onnxruntime-gpu")
 TRUSTED = (0.97, 1.03)
 """The ratio of two processes of our own lies within these, or the run says nothing."""
 
@@ -88,11 +90,14 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _conditions(results: dict[str, Any]) -> Iterator[str]:
     place = results["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in place["versions"].items())
-    yield f"{place['date']}, revision {place['revision']}, Python {place['python']}, {versions}."
-    yield f"{place['processor']}, {place['cores']} cores; load by {place['wrk']}."
-    yield f"Model {results['model']}; {results['rounds']} rounds of blocks of {results['seconds']} s."
-    yield "Medians over the rounds; the server has one core, the load generator the other."
+    of = place["packages"]
+    peers = [f"{name} {of[name][package]}" for name, package in PACKAGE_OF.items() if name in of]
+    alike = [f"{package} {next(iter(of.values()))[package]}" for package in RUNTIME]
+    yield f"{place['date']}, {place['processor']}, {place['cores']} cores, Python {place['python']}, {place['wrk']}."
+    yield f"{OURS} {place['revision']} beside {', '.join(peers)}; in all of them {', '.join(alike)}, one thread."
+    yield f"Model {results['model']}; medians over {results['rounds']} rounds of blocks of {results['seconds']} s."
+    yield "The server has one core, the load generator the other. Images are sent as multipart where not said otherwise,"
+    yield f"to {MLSERVER} as base64 in its protocol's JSON."
     yield from (f"Not measured: {reason}." for reason in results["unavailable"])
     if place["busy_before_percent"] > QUIET_PERCENT:
         yield f"The machine was not quiet: {place['busy_before_percent']} % of it was in use before the run."
@@ -144,6 +149,8 @@ def _goals(results: dict[str, Any]) -> Iterator[str]:
             # What a busy machine changes least: how often the CPU time of one of our answers fits into one of theirs.
             cpu = f"{1 / median(goal.values(results, 'cpu_us')):.2f}" if goal.figure == "rps" else ""
             yield f"| {goal.what} | {load} | {goal.bound()} | {middle:.2f} | {span} | {verdict} | {cpu} |"
+    if not CONTROLS[0].values(results):
+        yield f"\nWithout a control: only with {AGAIN!r} among the servers can it be told how far to trust this."
     void = [goal.what for goal in CONTROLS if (values := goal.values(results)) and not goal.holds(median(values))]
     if void:
         yield f"\n**This run is void**: two processes of our own differ ({', '.join(void)}). Run it on a quiet machine."
