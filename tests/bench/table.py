@@ -96,7 +96,7 @@ def _conditions(results: dict[str, Any]) -> Iterator[str]:
     yield f"{place['date']}, {place['processor']}, {place['cores']} cores, Python {place['python']}, {place['wrk']}."
     yield f"{OURS} {place['revision']} beside {', '.join(peers)}; in all of them {', '.join(alike)}, one thread."
     yield f"Model {results['model']}; medians over {results['rounds']} rounds of blocks of {results['seconds']} s."
-    yield "The server has one core, the load generator the other. Images are sent as multipart where not said otherwise,"
+    yield "The server has one core, the load generator the other. Images go as multipart where not said otherwise,"
     yield f"to {MLSERVER} as base64 in its protocol's JSON."
     yield from (f"Not measured: {reason}." for reason in results["unavailable"])
     if place["busy_before_percent"] > QUIET_PERCENT:
