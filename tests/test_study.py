@@ -64,7 +64,7 @@ def test_a_run_that_fails_or_diverges_is_an_outcome_and_does_not_stop_the_others
     }
     assert "got 'many'" in rows["0.001", "tanh"]["reason"]
     assert "the loss is nan" in rows["1e+30", "relu"]["reason"]
-    assert "4 runs: 1 done, 1 failed, 2 diverged." in printed
+    assert "4 runs: 1 done, 1 failed, 2 diverged. 2 diverged: lr=1e+30,activation=relu,seed=0; " in printed
     page = (folder / "study.html").read_text()
     assert "No run of tanh has a value to compare with relu." in page
     assert "got &#39;many&#39;" in page
@@ -105,7 +105,7 @@ def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[P
         for place in (folder, part)
     ]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    merged = merge(StudyConfig(study="merge", folders=(part, folder), out=tmp_path, name="whole"))
+    merged = merge(StudyConfig(study="merge", paths=(part, folder), out=tmp_path, name="whole"))
     said = json.loads((merged / "study.json").read_text())
     assert [result["outcome"] for result in said["results"]].count("not run") == 0
     assert Path(said["results"][0]["run"]).is_dir()
@@ -114,7 +114,7 @@ def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[P
 def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Path) -> None:
     (tmp_path / "rates.yaml").write_text(GRID)
     config = StudyConfig(study=str(tmp_path / "rates.yaml"), out=tmp_path)
-    keep(declared(config), tmp_path / "rates")
+    keep(declared(config, config.study), tmp_path / "rates")
     with pytest.raises(ConfigError, match=r"rates: holds runs of another base: epochs was 2, now it is 5. --name"):
         study(StudyConfig(study=config.study, out=tmp_path, epochs=5))
 
@@ -127,7 +127,7 @@ def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Pa
             "there is no such file; the studies that have a name are activation, batch-size,",
         ),
         ({"study": "merge"}, "expected the folders"),
-        ({"study": "merge", "folders": (Path("absent"),)}, "absent: expected a study's folder, with its study.yaml"),
+        ({"study": "merge", "paths": (Path("absent"),)}, "absent: expected a study's folder, with its study.yaml"),
         ({"study": "regularisation", "shard": "3/2"}, "--shard: expected i from 1 to n, got 3/2"),
         ({"study": "regularisation", "shard": "half"}, "--shard: expected i/n, such as 1/4, got half"),
     ],
@@ -135,13 +135,13 @@ def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Pa
 def test_what_cannot_be_followed_is_refused(given: dict[str, object], expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=expected):
         study(StudyConfig(**given, out=tmp_path))
-    for name in ("epochs", "seeds", "jobs", "threads"):
+    for name in ("epochs", "seeds", "trials", "jobs", "threads"):
         with pytest.raises(ConfigError, match=f"--{name}: expected 1 or more, got 0"):
             StudyConfig(study="regularisation", **{name: 0})
 
 
 def test_shares_part_the_cells_without_overlap() -> None:
-    cells = declared(StudyConfig(study="regularisation")).cells()
+    cells = declared(StudyConfig(study="x"), "regularisation").cells()
     names = [cell.name for i in (1, 2, 3) for cell in share(cells, f"{i}/3")]
     assert sorted(names) == sorted(cell.name for cell in cells)
 

@@ -130,17 +130,19 @@ def _pair(measure: Measure, found: Difference, reference: str) -> str:
 def _all(question: Question, differences: Sequence[Difference], reference: str, values: Mapping[str, Values]) -> str:
     measure = MEASURES[question.measure]
     mean = f"{fmean(values[reference].values()):,.{measure.places}f}"
-    first = f"{measure.title}: {reference} has {mean}" + ("" if question.against else ", the best mean") + "."
-    parts = [first]
-    for verdict, title in {
-        "higher": "Higher",
-        "lower": "Lower",
-        "undecided": "Undecided, the interval contains zero",
-        "no interval": "Undecided, of one seed there is no interval",
-    }.items():
+    parts = [f"{measure.title}: {reference} has {mean}" + ("" if question.against else ", the best mean") + "."]
+    for verdict, title in {"higher": "Higher", "lower": "Lower"}.items():
         listed = [f"{found.level} ({_numbers(measure, found)})" for found in differences if found.verdict == verdict]
         if listed:
             parts.append(f"{title}: {', '.join(listed)}.")
+    for verdict, why in {
+        "undecided": "the interval contains zero",
+        "no interval": "one seed has no interval",
+        "no runs": "no run has a value to compare",
+    }.items():
+        listed = [found.level for found in differences if found.verdict == verdict]
+        if listed:
+            parts.append(f"Undecided ({why}): {', '.join(listed)}.")
     return " ".join(parts)
 
 

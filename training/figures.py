@@ -49,8 +49,13 @@ def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]]
     return figure
 
 
-def bands(name: str, along: str, panels: Panels, *, logarithmic: bool = False) -> Figure:
-    """Means over seeds with a band from the lowest to the highest; a line ends where a seed's values do."""
+def bands(name: str, along: str, panels: Panels) -> Figure:
+    """Means over seeds with a band from the lowest to the highest; a line ends where a seed's values do.
+
+    The axis is logarithmic where the values, all above zero, spread over more than three powers of ten.
+    """
+    every = [value for lines in panels.values() for of in lines.values() for seed in of for value in seed if value]
+    logarithmic = bool(every) and min(every) > 0 and max(every) > 1000 * min(every)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):

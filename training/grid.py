@@ -18,7 +18,7 @@ questions:                                # may be left out: then each axis is a
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,23 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """Values of an option that a search may draw from; whole numbers where both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A grid, checked: every option exists and every value is one of its kind."""
 
     title: str
     base: Options
     axes: dict[str, dict[str, Options]]
+    ranges: dict[str, Range] = field(default_factory=dict)
+    """By option; of these there is no grid, but `study search` draws from them."""
     seeds: int
     questions: tuple[Question, ...]
 
@@ -109,7 +120,9 @@ def read(path: Path) -> Study:
     parts = {name: node for name, _, node in _entries(path, root, KEYS)}
     if "axes" not in parts:
         raise ConfigError(f"{path}: expected axes, along which the runs differ")
-    axes = {name: _levels(path, name, key, node) for name, key, node in _entries(path, parts["axes"])}
+    declared = _entries(path, parts["axes"])
+    ranges = {name: _range(path, name, key, node) for name, key, node in declared if _is_range(node)}
+    axes = {name: _levels(path, name, key, node) for name, key, node in declared if name not in ranges}
     seeds = _value(parts["seeds"]) if "seeds" in parts else 3
     if not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"{_at(path, parts['seeds'])}: seeds: expected a number of 1 or more, got {seeds!r}")
@@ -118,6 +131,7 @@ def read(path: Path) -> Study:
         title=str(_value(parts["title"])) if "title" in parts else path.stem,
         base=_options(path, parts["base"]) if "base" in parts else {},
         axes=axes,
+        ranges=ranges,
         seeds=seeds,
         questions=tuple(_question(path, node, axes) for node in asked) or tuple(_default_questions(axes)),
     )
@@ -136,7 +150,10 @@ def check(study: Study, where: str) -> None:
 
 def to_yaml(study: Study) -> str:
     """The study as `read` reads it."""
-    axes = {axis: {level: plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()}
+    axes: dict[str, object] = {
+        axis: {level: plain(of) for level, of in levels.items()} for axis, levels in study.axes.items()
+    }
+    axes |= {name: asdict(of) for name, of in study.ranges.items()}
     questions = [
         {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(question).items() if value}
         for question in study.questions
@@ -173,6 +190,24 @@ def _levels(path: Path, axis: str, key: yaml.Node, node: yaml.Node) -> dict[str,
     if not levels:
         raise ConfigError(f"{_at(path, node)}: {axis}: expected at least one level")
     return levels
+
+
+def _is_range(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and {_value(key) for key, _ in node.value} >= {"low", "high"}
+
+
+def _range(path: Path, name: str, key: yaml.Node, node: yaml.Node) -> Range:
+    """Where a search may draw from: `{low: 0.001, high: 0.1, log: true}`."""
+    _refuse_unknown_option(path, name, key)
+    given = {part: value for part, _, value in _entries(path, node, ("low", "high", "log"))}
+    low, high = (option(name, _value(given[end]), _at(path, given[end])) for end in ("low", "high"))
+    log = bool(_value(given["log"])) if "log" in given else False
+    if any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in (low, high)):
+        raise ConfigError(f"{_at(path, node)}: {name} is no number, so it has no range; list its values")
+    if not low < high or (log and low <= 0):
+        bound = ", and above 0" if log else ""
+        raise ConfigError(f"{_at(path, node)}: {name}: expected low below high{bound}, got {low} and {high}")
+    return Range(low=low, high=high, log=log)
 
 
 def _options(path: Path, node: yaml.Node) -> Options:

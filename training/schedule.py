@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 COMMAND_LINE = "training.__main__"
+LOOK_EVERY_S = 1.0
 PRELOADED = [COMMAND_LINE, "torch._dynamo"]
 """Imported once, in the process that all others are forked from: that takes longer than training on small data."""
 
@@ -32,8 +33,17 @@ class Job:
     log: Path
 
 
-def run(jobs: Sequence[Job], *, at_a_time: int, threads: int, ended: Callable[[Job, int], None]) -> None:
+def run(
+    jobs: Iterable[Job],
+    *,
+    at_a_time: int,
+    threads: int,
+    ended: Callable[[Job, int], None],
+    hopeless: Callable[[Job], bool] = lambda job: False,
+) -> None:
     """Run each job in a process of its own and hand its exit code, or minus the signal that killed it, to `ended`.
+
+    The next job is asked for when there is room for it. One that is `hopeless`, asked every second, is stopped.
 
     `threads` is what each computes with, however many run, so that results do not depend on that. Whatever ends this
     function ends the jobs, which are given time to save themselves; so does the death of this process.
@@ -41,26 +51,35 @@ def run(jobs: Sequence[Job], *, at_a_time: int, threads: int, ended: Callable[[J
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     gpus = visible_gpus()
-    waiting, slots = deque(jobs), deque(range(at_a_time))
+    waiting, free = iter(jobs), deque(range(at_a_time))
     running: dict[int, tuple[Job, int, ForkServerProcess]] = {}
+    stopped: set[int] = set()  # a second signal would not let a run save itself
     try:
-        while waiting or running:
-            while waiting and slots:
-                job, slot = waiting.popleft(), slots.popleft()
+        while True:
+            while free and (job := next(waiting, None)) is not None:
+                slot = free.popleft()
                 gpu = gpus[slot % len(gpus)] if gpus else None
                 process = context.Process(target=_work, args=(job, threads, gpu), name=job.name)
                 process.start()
                 running[process.sentinel] = job, slot, process
-            for sentinel in wait(list(running)):
+            if not running:
+                break
+            for sentinel in wait(list(running), timeout=LOOK_EVERY_S):
                 assert isinstance(sentinel, int)
                 job, slot, process = running.pop(sentinel)
                 process.join()
                 assert process.exitcode is not None
-                slots.append(slot)
+                free.append(slot)
+                stopped.discard(sentinel)
                 ended(job, process.exitcode)
+            for sentinel in running.keys() - stopped:
+                job, _, process = running[sentinel]
+                if hopeless(job):
+                    process.terminate()
+                    stopped.add(sentinel)
     finally:
-        for _, _, process in running.values():
-            process.terminate()
+        for sentinel in running.keys() - stopped:
+            running[sentinel][2].terminate()
         for _, _, process in running.values():
             process.join()
 

@@ -32,9 +32,11 @@ class StudyConfig:
     """
 
     study: tyro.conf.Positional[str]
-    """A study's name or YAML file; or merge, to answer by the runs of several folders."""
-    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """With merge: folders of shares of one study."""
+    """A study's name or YAML file; or merge, to answer by the runs of several folders; or search."""
+    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """With merge: folders of shares of one study. With search: a YAML file whose axes are to be drawn from."""
+    trials: int = 30
+    """With search: runs to make, at most; what cannot win any more is stopped early."""
     data: Path | None = None
     """Images with labels, as for training. None: what the study says, else the digits."""
     epochs: int | None = None
@@ -62,7 +64,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, what was expected and what came."""
-        for name in ("epochs", "seeds", "jobs", "threads"):
+        for name in ("epochs", "seeds", "trials", "jobs", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name}: expected 1 or more, got {value}")
@@ -75,7 +77,13 @@ def study(config: StudyConfig) -> Path:
     """
     if config.study == "merge":
         return merge(config)
-    asked, folder = declared(config), config.out / (config.name or Path(config.study).stem)
+    if config.study == "search":
+        from training.search import search  # noqa: PLC0415  Optuna takes half a second, which no other verb shall pay
+
+        return search(config)
+    asked, folder = declared(config, config.study), config.out / (config.name or Path(config.study).stem)
+    if asked.ranges:
+        raise ConfigError(f"{config.study}: of {', '.join(asked.ranges)} there are ranges, for `study search`")
     keep(asked, folder)
     mine = share(asked.cells(), config.shard)
     missing = [cell for cell in mine if results.outcome(folder / "runs" / cell.name) not in ("done", "diverged")]
@@ -95,26 +103,26 @@ def study(config: StudyConfig) -> Path:
 
 def merge(config: StudyConfig) -> Path:
     """Answer by the runs of several folders, which must be shares of one study. Raises ConfigError."""
-    if not config.folders:
+    if not config.paths:
         raise ConfigError("study merge: expected the folders of a study's shares")
-    read = [grid.read(_study_file(folder)) for folder in config.folders]
-    for folder, other in zip(config.folders, read, strict=True):
+    read = [grid.read(_study_file(folder)) for folder in config.paths]
+    for folder, other in zip(config.paths, read, strict=True):
         if _identity(other) != _identity(read[0]):
-            raise ConfigError(f"study merge: {folder} is not of the same study as {config.folders[0]}")
+            raise ConfigError(f"study merge: {folder} is not of the same study as {config.paths[0]}")
     whole = replace(read[0], seeds=max(part.seeds for part in read))
-    folder = config.out / config.name if config.name else config.folders[0]
+    folder = config.out / config.name if config.name else config.paths[0]
     keep(whole, folder)
-    study_report.write(folder, whole, results.collect(whole, [*config.folders]))
+    study_report.write(folder, whole, results.collect(whole, [*config.paths]))
     return folder
 
 
-def declared(config: StudyConfig) -> Study:
-    """The study that is asked for, with what the command line says of it. Raises ConfigError."""
-    named = STUDIES / f"{config.study}.yaml"
-    path = named if named.exists() else Path(config.study)
+def declared(config: StudyConfig, name: str) -> Study:
+    """The study of that name or file, with what the command line says of it. Raises ConfigError."""
+    named = STUDIES / f"{name}.yaml"
+    path = named if named.exists() else Path(name)
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
-        raise ConfigError(f"study {config.study}: there is no such file; the studies that have a name are {names}")
+        raise ConfigError(f"study {name}: there is no such file; the studies that have a name are {names}")
     asked = grid.read(path)
     if config.config is not None:
         from_yaml(config.config)  # refuses what is no option
@@ -158,18 +166,7 @@ def keep(asked: Study, folder: Path) -> None:
 
 def make(cells: Sequence[Cell], folder: Path, config: StudyConfig) -> None:
     """Train each cell as a command line would, side by side; what fails is told and the others go on."""
-    jobs = []
-    for cell in cells:
-        options = folder / "cells" / f"{cell.name}.yaml"
-        options.write_text(yaml.safe_dump(grid.plain({"workers": 0} | cell.options), sort_keys=False))
-        run = folder / "runs" / cell.name
-        if run.exists() and not (run / runs.CONFIG).exists():
-            shutil.rmtree(run)  # killed before it had begun
-        cache = config.cache or config.out.parent / ".cache"
-        told = {"config": options, "out": run.parent, "name": cell.name, "seed": cell.seed, "cache": cache}
-        arguments = [part for name, value in told.items() for part in (f"--{name}", str(value))]
-        arguments += ["--resume", "auto", "--device", config.device]
-        jobs.append(Job(name=cell.name, arguments=["train", *arguments], log=results.log(run)))
+    jobs = [prepare(cell, folder, config) for cell in cells]
     with tqdm(total=len(jobs), desc="runs", unit="run", disable=None) as bar:
 
         def ended(job: Job, code: int) -> None:
@@ -192,6 +189,20 @@ def _study_file(folder: Path) -> Path:
     if not (folder / GRID).is_file():
         raise ConfigError(f"{folder}: expected a study's folder, with its {GRID}")
     return folder / GRID
+
+
+def prepare(cell: Cell, folder: Path, config: StudyConfig) -> Job:
+    """The command line that trains a cell, or goes on with it."""
+    options = folder / "cells" / f"{cell.name}.yaml"
+    options.write_text(yaml.safe_dump(grid.plain({"workers": 0} | cell.options), sort_keys=False))
+    run = folder / "runs" / cell.name
+    if run.exists() and not (run / runs.CONFIG).exists():
+        shutil.rmtree(run)  # killed before it had begun
+    cache = config.cache or config.out.parent / ".cache"
+    told = {"config": options, "out": run.parent, "name": cell.name, "seed": cell.seed, "cache": cache}
+    arguments = [part for name, value in told.items() for part in (f"--{name}", str(value))]
+    arguments += ["--resume", "auto", "--device", config.device]
+    return Job(name=cell.name, arguments=["train", *arguments], log=results.log(run))
 
 
 def at_a_time(config: StudyConfig) -> int:

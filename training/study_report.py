@@ -88,8 +88,10 @@ def _runs(found: Sequence[Result]) -> dict[str, Any]:
     """How many runs ended how, and why those did that did not end well."""
     counts = Counter(result.outcome for result in found)
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    lost = [result.cell.name for result in found if result.outcome == "diverged"]
+    diverged = f"{len(lost)} diverged: {'; '.join(lost)}." if lost else "None diverged."
     return {
-        "sentence": f"{len(found)} runs: {said}.",
+        "sentence": f"{len(found)} runs: {said}. {diverged}",
         "counts": counts,
         "not_well": [
             {"run": result.cell.name, "outcome": result.outcome, "reason": result.reason}
@@ -161,6 +163,6 @@ def _drawings(study: Study, found: Sequence[Result]) -> dict[str, Figure]:
     return {
         "val_score": figures.bands("validation score", "epoch", of_epochs("val_score")),
         "train_loss": figures.bands("training loss", "epoch", of_epochs("train_loss")),
-        "signal": figures.bands("variance of outputs", "layer", of_layers("output_variance"), logarithmic=True),
-        "gradient": figures.bands("variance of gradients", "layer", of_layers("gradient_variance"), logarithmic=True),
+        "signal": figures.bands("variance of outputs", "layer", of_layers("output_variance")),
+        "gradient": figures.bands("variance of gradients", "layer", of_layers("gradient_variance")),
     }
