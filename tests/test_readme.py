@@ -23,7 +23,10 @@ from tests.conftest import ROOT, free_port
 from training.config import TrainConfig
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+BLOCKS = [
+    text if kind == "bash" else f"python - <<'EOF'\n{text}EOF\n"
+    for kind, text in re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
+]
 SERVERS = {"make serve": "readyz", "tensorboard --logdir runs": ""}
 START_S = 60
 
@@ -146,6 +149,10 @@ def test_the_first_screen_is_what_one_sees(outputs: list[str]) -> None:
     assert answer["label"] == shown["label"] == "8"
     assert len(answer["probabilities"]) == len(shown["probabilities"]) == 3
     assert answer["confidence"] > 0.9
+
+
+def test_the_client_gets_the_answer(outputs: list[str]) -> None:
+    assert outputs[BLOCKS.index(next(block for block in BLOCKS if block.startswith("python - <<")))] == "8\n"
 
 
 def test_the_tables_name_what_there_is() -> None:
