@@ -7,12 +7,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.conftest import ROOT, serving
 from tests.test_service import COLOURS, picture
+from training.config import TrainConfig
+from training.train import train
 
 CHROMIUM = shutil.which("chromium")
 # As root there is no sandbox to be had; the rest keeps Chromium from asking its makers for anything.
@@ -116,6 +119,39 @@ def test_a_chosen_image_gets_the_services_answer(page: Page, server: str, images
     expect(page.locator("#heat")).to_have_css("opacity", "0.25")
 
 
+def test_the_last_of_several_images_counts(page: Page, server: str, images: dict[str, Path]) -> None:
+    for label in ("blue", "Red rash", "blue", "green leaf"):
+        page.set_input_files("#file", images[label])
+    is_answered(page, server, images["green leaf"])
+    expect(page.locator("#explained")).to_contain_text("green leaf")
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("#label")).to_have_text("green leaf")
+    expect(page.locator("#explained")).to_contain_text("green leaf")
+
+
+def test_many_classes_of_any_name_are_ranked_and_folded(
+    browser: Browser, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    """Names that are numbers, which an object of the language would put first, and one that is markup."""
+    rng = np.random.default_rng(0)
+    names = [*(str(number) for number in range(11)), "<img src=x onerror=document.body.remove()>"]
+    for name in names:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            (tmp_path / "images" / name / f"{number}.png").write_bytes(png(rng.integers(0, 256, (8, 8, 3), np.uint8)))
+    config = TrainConfig(
+        data=tmp_path / "images", out=tmp_path / "runs", model="mlp", hidden=(8,), image_size=8, epochs=1, workers=0
+    )
+    model = train(config) / "model.onnx"
+    image = tmp_path / "images" / "3" / "0.png"
+    with serving(model, BENTOML_HOME=str(tmp_path / "home")) as address, opened(browser, address) as page:
+        page.set_input_files("#file", image)
+        expect(page.locator("#classes li:visible")).to_have_count(10)
+        page.get_by_role("button", name="Show all 12 classes").click()
+        is_answered(page, address, image)
+        expect(page.locator("#card-classes li")).to_have_text(httpx.get(f"{address}/model").json()["classes"])
+
+
 def test_an_image_is_pasted(browser: Browser, server: str, images: dict[str, Path]) -> None:
     with opened(browser, server, permissions=["clipboard-read", "clipboard-write"]) as page:
         copy = """async (bytes) => navigator.clipboard.write(
@@ -162,11 +198,11 @@ def test_without_a_network_the_page_says_so(browser: Browser, server: str, image
 
 
 def test_by_keyboard_alone(page: Page, server: str, images: dict[str, Path]) -> None:
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "file"
-    outline = "getComputedStyle(document.querySelector('.button:focus-within')).outlineStyle"
-    assert page.evaluate(outline) == "solid", "the focus is visible"
     with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "file"
+        outline = "getComputedStyle(document.querySelector('.button:focus-within')).outlineStyle"
+        assert page.evaluate(outline) == "solid", "the focus is visible"
         page.keyboard.press("Enter")
     chooser.value.set_files(images["green leaf"])
     is_answered(page, server, images["green leaf"])
@@ -239,6 +275,10 @@ def test_everybody_can_use_it(browser: Browser, server: str, images: dict[str, P
         page.set_input_files("#file", images["text"])
         expect(page.locator("#alert")).to_be_visible()
         is_accessible(page)
+        page.evaluate(
+            "document.querySelector('label[for=token]').remove(); document.getElementById('access').hidden = false"
+        )
+        assert Axe().run(page).violations_count > 0, "a field without a name is found"
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
         assert (sum(ground) > 600) == (scheme == "light")
 
