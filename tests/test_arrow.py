@@ -28,6 +28,8 @@ SERVING = [
     "batching",
     "metrics",
     "predictor",
+    "journal",
+    "score",
     "explain",
     "heat",
     "page",
