@@ -1,11 +1,14 @@
 """The pictures that are sent and the model that answers: made here, the same on every machine, nothing downloaded."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from serving.model import ModelRefused, open_model
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = 9
@@ -39,9 +42,12 @@ def picture(label: int, size: str, seed: int) -> bytes:
 
 
 def trained(kind: str, folder: Path) -> Path:
-    """The model file of `kind` (mlp: 12288-512-128-9; cnn), made by the project's own trainer unless it is there."""
+    """The model file of `kind`, mlp (12288-512-128-9) or cnn; the project's own trainer makes it unless it is there."""
     model = folder / kind / "model.onnx"
-    if not model.exists():
+    try:
+        open_model(model)
+    except ModelRefused:  # none yet, or of an older contract
+        shutil.rmtree(folder / kind, ignore_errors=True)
         pictures = folder / "pictures"
         for label in range(CLASSES):
             (pictures / f"hue {label}").mkdir(parents=True, exist_ok=True)

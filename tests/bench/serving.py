@@ -9,7 +9,9 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from typing import Any
 import psutil
 import tyro
 
+from serving.model import ModelRefused
 from tests.bench import table
 from tests.bench.pictures import MODELS, ROOT, trained
 from tests.bench.process import LOAD_CORE, Unavailable, install, packages
@@ -53,10 +56,13 @@ def main() -> None:
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("two cores are needed: one for the server, one for the load generator")
     folder = options.folder.resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the servers are stopped
     try:
         for results in run(options, folder, [server for server in SERVERS if server.name in (options.only or names)]):
             (folder / "serving.json").write_text(json.dumps(results, indent=1))
             (folder / "serving.md").write_text(table.markdown(results) + "\n")
+    except ModelRefused as error:
+        raise SystemExit(str(error)) from error
     except Unavailable as error:
         raise SystemExit(f"{error}; {folder}/serving.md holds the rounds before that") from error
     print((folder / "serving.md").read_text())
