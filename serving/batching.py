@@ -24,10 +24,6 @@ BACKGROUND_BESIDE = 4
 """In a run with others there is one image in the background for so many of them."""
 
 
-class QueueFull(RuntimeError):
-    """So many images are waiting that another one would only wait in vain."""
-
-
 @dataclass(eq=False)
 class _Waiting:
     pixels: Pixels
@@ -41,7 +37,7 @@ class Batcher:
 
     `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. `observe` is told
     the seconds each image of a batch has waited (those in the background left out), the seconds the batch took, and
-    how many images it had.
+    how many images it had. `inline` lets the event loop itself run the model on a lone image.
     """
 
     def __init__(
@@ -49,26 +45,26 @@ class Batcher:
         predict: Callable[[np.ndarray], np.ndarray],
         *,
         max_batch: int,
-        max_queue: int,
+        inline: bool = False,
         observe: Callable[[Sequence[float], float, int], None] = lambda waited, took, images: None,
     ) -> None:
         self._predict = predict
         self._max_batch = max_batch
-        self._max_queue = max_queue
+        self._inline = inline
         self._observe = observe
         self._queue: deque[_Waiting] = deque()
         self._background: deque[_Waiting] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._running: asyncio.Task[None] | None = None
+        self.failures = 0
+        """Runs of the model that failed since one did not."""
 
     async def submit(self, pixels: Pixels, *, background: bool = False) -> np.ndarray:
-        """Probabilities float32 `[classes]` of one image. Raises QueueFull at once when there is no room to wait.
+        """Probabilities float32 `[classes]` of one image; in the background it waits behind those that are not.
 
-        In the background an image waits behind those that are not, and never for want of room: who submits such
-        images bounds their number. Cancelling the call takes the image out: nobody works for a client that has gone.
+        Who submits images bounds their number. Cancelling the call takes the image out: nobody works for a client
+        that has gone.
         """
-        if not background and len(self._queue) >= self._max_queue:
-            raise QueueFull(f"{len(self._queue)} images are waiting already")
         queue = self._background if background else self._queue
         waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), background)
         queue.append(waiting)
@@ -99,14 +95,21 @@ class Batcher:
         start = perf_counter()
         try:
             images = np.stack([waiting.pixels for waiting in batch])
-            rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, images)
+            rows = await self._run_model(images)
         except Exception as error:  # whatever the model raises belongs to those who asked, not to the batcher
+            self.failures += 1
             for waiting in batch:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
+        self.failures = 0
         waited = [start - waiting.since for waiting in batch if not waiting.background]
         self._observe(waited, perf_counter() - start, len(batch))
         for waiting, row in zip(batch, rows, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(row)
+
+    async def _run_model(self, images: np.ndarray) -> np.ndarray:
+        if self._inline and len(images) == 1:
+            return self._predict(images)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, images)

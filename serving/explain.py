@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from serving.batching import BACKGROUND_ALONE, QueueFull
+from serving.admission import Overloaded
+from serving.batching import BACKGROUND_ALONE
 from serving.contract import Decoded, Pixels, decode
 from serving.metrics import Metrics
-from serving.predictor import InvalidOutput, Predictor
+from serving.predictor import DeadlineExceeded, InvalidOutput, Predictor
 from serving.settings import Settings
 
 GRID = 8
@@ -63,15 +64,11 @@ class Explainer:
     ) -> Drawn:
         """Explain an encoded image's `label` (None: the predicted one); gives what `draw` makes of the explanation.
 
-        Raises UnknownLabel, QueueFull when as many as the settings allow are under way, ImageError, InvalidOutput,
-        and TimeoutError when the settings' deadline passes.
+        Raises Overloaded when as many as the settings allow are under way, ImageError, InvalidOutput,
+        and DeadlineExceeded after the settings' seconds.
         """
-        if label is not None and label not in predictor.card.classes:
-            raise UnknownLabel(
-                f"{label[:80]!r} is no class of this model; it knows {', '.join(predictor.card.classes)}"
-            )
         if self._under_way >= self._settings.max_explanations:
-            raise QueueFull(f"{self._under_way} explanations are under way already")
+            raise Overloaded(f"{self._under_way} explanations are under way already")
         self._under_way += 1
         try:
             async with asyncio.timeout(self._settings.timeout_s):
@@ -81,6 +78,8 @@ class Explainer:
                 drawn = await loop.run_in_executor(self._thread, draw, explanation)
                 self._metrics.explained()
                 return drawn
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no explanation within {self._settings.timeout_s:g} s") from error
         finally:
             self._under_way -= 1
 

@@ -1,10 +1,16 @@
-"""The Prometheus metrics that BentoML does not already have: what was answered, what was refused, where time went."""
+"""The Prometheus metrics: what was answered, what was refused, where time went."""
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from serving.model import Classifier
 from serving.reload import Outcome
@@ -21,6 +27,10 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            # A worker never forks, so the system need not be asked for its number ten times a request.
+            pid = os.getpid()
+            values.ValueClass = values.MultiProcessValue(lambda: pid)  # type: ignore[no-untyped-call]
         self._predictions = Counter(
             "twinlens_predictions", "Images answered, by predicted label.", ["label"], registry=registry
         )
@@ -49,9 +59,21 @@ class Metrics:
         self._batch = Histogram(
             "twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS, registry=registry
         )
+        self._requests = Counter(
+            "twinlens_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
+        )
+        self._requests_of: dict[tuple[str, int], Counter] = {}
+        self._seconds = Histogram(
+            "twinlens_request_seconds",
+            "Seconds from a request's headers to the end of its answer, by route.",
+            ["route"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self._seconds_of: dict[str, Histogram] = {}
         self._info = Gauge(
             "twinlens_model_info",
-            "1 for the model that answers, 0 for one that has been replaced; the labels say which and on what.",
+            "1 for the model that answers; the labels say which and on what.",
             ["name", "version", "digest", "provider"],
             multiprocess_mode="livemax",
             registry=registry,
@@ -124,6 +146,53 @@ class Metrics:
         """An image has been explained."""
         self._explanations.inc()
 
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request has been answered; `route` is one of the service's own, so that nobody can make up series."""
+        counter = self._requests_of.get((route, status))
+        if counter is None:
+            counter = self._requests_of[route, status] = self._requests.labels(route, str(status))
+            self._seconds_of[route] = self._seconds.labels(route)
+        counter.inc()
+        self._seconds_of[route].observe(seconds)
+
     def rejected(self, reason: str) -> None:
         """An input has been refused with this error code."""
         self._rejected.labels(reason).inc()
+
+
+def exposition() -> bytes:
+    """The metrics of all workers in Prometheus's text format; a model that has been replaced is left out."""
+    registry = CollectorRegistry()
+    registry.register(_Workers())
+    return generate_latest(registry)
+
+
+def forget_dead_workers() -> None:
+    """Gauges of workers that have ended without saying so are no longer true."""
+    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
+        pid = path.stem.rsplit("_", 1)[1]
+        if not Path("/proc", pid).exists():
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def remove_files() -> None:
+    """Leave nothing of this process behind; only at the end of the service, since its counts go with its files."""
+    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"*_{os.getpid()}.db"):
+        path.unlink()
+
+
+class _Workers(Collector):
+    def collect(self) -> Iterator[Metric]:
+        for family in MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
+            if family.name == "twinlens_model_info":
+                family.samples = [sample for sample in family.samples if sample.value]
+            if family.type == "histogram":
+                family.samples.sort(key=_as_the_format_asks)
+            yield family
+
+
+def _as_the_format_asks(sample: Sample) -> tuple[list[tuple[str, str]], bool, float]:
+    """Buckets of one histogram together, in ascending order, before its count and sum."""
+    labels = dict(sample.labels)
+    bucket = labels.pop("le", None)
+    return sorted(labels.items()), bucket is None, float(bucket or 0)

@@ -1,6 +1,8 @@
 """From the bytes of an image to an answer: decode, wait for the model, name the class. Knows nothing of HTTP."""
 
 import asyncio
+import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -9,17 +11,28 @@ import numpy as np
 
 from serving import drift
 from serving.batching import Batcher
-from serving.contract import Pixels, decode
+from serving.contract import ImageError, Pixels, decode
 from serving.drift import Seen
 from serving.metrics import Metrics
 from serving.model import Classifier
 from serving.settings import Settings
 
 DECODERS = 2
+# Up to here decoding takes about as long as handing it to a thread, and can never take long: the loop does it itself.
+INLINE_BYTES = 8 * 1024
+INLINE_PIXELS = 2**15
+INLINE_S = 0.002
+"""A model that answers one image in less does so in the event loop, if nobody else waits: a hand-over costs as much."""
+FAILURES = 3
+"""Runs of the model that fail in a row before it counts as lost."""
 
 
 class InvalidOutput(RuntimeError):
     """The model gave something that is not a probability."""
+
+
+class DeadlineExceeded(TimeoutError):
+    """The answer took longer than the settings allow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,46 +63,77 @@ class Predictor:
         self._metrics = metrics
         self._settings = settings
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        _start_threads(self._decoders)
+        self.lone_s = self._warm_up()
+        """Seconds in which the model answers one image alone."""
         self.batcher = Batcher(
             classifier.predict,
             max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
-            observe=self._metrics.ran,
+            observe=metrics.ran,
+            inline=self.lone_s < INLINE_S,
         )
         self._window = drift.Window(self.card.reference, settings.drift_window, metrics.drifted)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model still runs: a GPU that is lost fails every run."""
+        return self.batcher.failures < FAILURES
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
         """Answer one encoded image, with its `top_k` most likely classes (all when None).
 
-        Raises ImageError, QueueFull, InvalidOutput, and TimeoutError when the settings' deadline passes.
+        Raises ImageError, InvalidOutput, and DeadlineExceeded after the settings' seconds.
         """
-        async with asyncio.timeout(self._settings.timeout_s):
-            loop = asyncio.get_running_loop()
-            pixels, seen = await loop.run_in_executor(self._decoders, self._decode, data)
-            probabilities = await self.batcher.submit(pixels)
-            named = self._name(probabilities, top_k)
-            self._window.append(seen, probabilities)
-            return named
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                pixels, seen = await self._pixels(data)
+                probabilities = await self.batcher.submit(pixels)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer within {self._settings.timeout_s:g} s") from error
+        named = self._name(probabilities, top_k)
+        self._window.append(seen, probabilities)
+        return named
 
-    def _decode(self, data: bytes) -> tuple[Pixels, Seen]:
+    async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
+        if len(data) <= INLINE_BYTES:
+            try:
+                return self._decode(data, min(INLINE_PIXELS, self._settings.max_pixels))
+            except ImageError as error:
+                if error.code != "image_too_large":
+                    raise
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, self._decode, data, self._settings.max_pixels)
+
+    def _warm_up(self) -> float:
+        """Run the smallest and the largest batch, so that no request pays for the memory they need."""
+        size = self.card.preprocessing
+        images = np.zeros((self._settings.max_batch, size.height, size.width, size.channels), np.uint8)
+        self.classifier.predict(images)
+        self.classifier.predict(images[:1])
         start = perf_counter()
-        preprocessing, settings = self.card.preprocessing, self._settings
-        decoded = decode(data, preprocessing.channels, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        self.classifier.predict(images[:1])
+        return perf_counter() - start
+
+    def _decode(self, data: bytes, max_pixels: int) -> tuple[Pixels, Seen]:
+        start = perf_counter()
+        preprocessing = self.card.preprocessing
+        decoded = decode(data, preprocessing.channels, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
         pixels = preprocessing.fit(decoded)
         seen = drift.look(decoded, pixels)
         self._metrics.decoded(perf_counter() - start)
         return pixels, seen
 
     def _name(self, probabilities: np.ndarray, top_k: int | None) -> Prediction:
-        if not np.isfinite(probabilities).all():
+        values: list[float] = probabilities.tolist()
+        if not math.isfinite(sum(values)):
             raise InvalidOutput("the model gave a value that is not a number")
-        order = np.argsort(-probabilities, kind="stable")
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
         # Six decimals: far finer than the contract's tolerance, and readable.
-        ranked = {self.card.classes[index]: round(float(probabilities[index]), 6) for index in order[:top_k]}
+        ranked = {self.card.classes[index]: round(values[index], 6) for index in order[:top_k]}
         label, confidence = next(iter(ranked.items()))
         # The probability itself, not its six decimals: the thresholds in the training report count on it.
         least = self._settings.abstain_below
-        abstained = least is not None and float(probabilities[order[0]]) < least
+        abstained = least is not None and values[order[0]] < least
         self._metrics.predicted(label, confidence, abstained=abstained)
         return Prediction(
             label=label,
@@ -100,8 +144,16 @@ class Predictor:
             model_version=self.card.version,
         )
 
-    def _prediction_set(self, probabilities: np.ndarray, order: np.ndarray) -> list[str] | None:
+    def _prediction_set(self, probabilities: np.ndarray, order: list[int]) -> list[str] | None:
         if self.card.calibration.threshold is None:
             return None
         [members] = self.card.calibration.prediction_sets(probabilities[np.newaxis])
         return [self.card.classes[index] for index in order if members[index]]
+
+
+def _start_threads(pool: ThreadPoolExecutor) -> None:
+    """Have every decoder from the beginning: the number of threads then says whether work is left behind."""
+    meeting = threading.Barrier(DECODERS + 1)
+    for _ in range(DECODERS):
+        pool.submit(meeting.wait)
+    meeting.wait()

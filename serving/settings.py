@@ -32,8 +32,15 @@ class Settings:
     max_batch: int = 32
     max_queue: int = 256
     max_explanations: int = 2
+    max_wait_s: float = 0.05
     workers: int = 1
     timeout_s: float = 10.0
+    idle_s: float = 5.0
+    grace_s: float = 25.0
+    token_file: Path | None = None
+    protect_metrics: bool = False
+    log_requests: bool = False
+    slow_s: float = 1.0
     abstain_below: Confidence | None = None
     drift_window: Window = Window(1000)
 
@@ -57,7 +64,7 @@ def _parse(name: str, text: str, kind: object) -> Any:
         if text not in ("0", "1"):
             raise ValueError(f"{name}={text!r}: expected 0 or 1")
         return text == "1"
-    if kind is Path:
+    if kind in (Path, Path | None):
         return Path(text)
     if kind is Window:
         if not (text.isascii() and text.isdecimal() and int(text) >= MIN_WINDOW):

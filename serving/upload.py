@@ -1,11 +1,15 @@
 """Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+
+from serving.admission import Place
+from serving.errors import RequestError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -17,19 +21,20 @@ HOW_TO_SEND = (
 )
 
 
-class RequestError(ValueError):
-    """A request this service refuses: the HTTP `status`, a `code` for programs, a sentence for people."""
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one upload may take: files, bytes of body, seconds in all, and seconds without a byte."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+    files: int
+    bytes: int
+    seconds: float
+    idle_s: float
 
 
-async def read_files(request: Request, field: str, *, max_files: int, max_bytes: int, timeout_s: float) -> list[bytes]:
+async def read_files(request: Request, field: str, limits: Limits, place: Place) -> list[bytes]:
     """The files a request carries: its raw body, or the file parts named `field` of a multipart form, at least one.
 
-    `max_bytes` bounds the body. Raises RequestError; starlette's ClientDisconnect when the client goes away.
+    What is read is held in `place`. Raises RequestError, Overloaded, and ClientDisconnect when the client goes away.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError(415, "content_encoding_not_supported", "send the image as it is, without Content-Encoding")
@@ -38,10 +43,10 @@ async def read_files(request: Request, field: str, *, max_files: int, max_bytes:
     if kind == b"multipart/form-data":
         if b"boundary" not in options:
             raise RequestError(400, "malformed_multipart", "the Content-Type names no multipart boundary")
-        body = await _read_body(request, max_bytes + MULTIPART_OVERHEAD, timeout_s)
-        return _files(body, options[b"boundary"], field, max_files, how_to_send)
+        body = await _read_body(request, limits.bytes + MULTIPART_OVERHEAD, limits, place)
+        return _files(body, options[b"boundary"], field, limits.files, how_to_send)
     if kind.startswith(b"image/") or kind == b"application/octet-stream":
-        body = await _read_body(request, max_bytes, timeout_s)
+        body = await _read_body(request, limits.bytes, limits, place)
         if not body:
             raise RequestError(400, "missing_image", f"the body is empty; {how_to_send}")
         return [body]
@@ -49,21 +54,36 @@ async def read_files(request: Request, field: str, *, max_files: int, max_bytes:
     raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
 
 
-async def _read_body(request: Request, limit: int, timeout_s: float) -> bytes:
-    too_large = RequestError(413, "payload_too_large", f"the body is larger than the {limit:,} bytes accepted")
+async def _read_body(request: Request, most: int, limits: Limits, place: Place) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
+    if declared.isdecimal() and int(declared) > most:
+        raise _too_large(most)
+    body: list[bytes] = []
+    size = 0
+    now = asyncio.get_running_loop().time
+    end = now() + limits.seconds
     try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise too_large
+        async with asyncio.timeout(min(limits.seconds, limits.idle_s)) as patience:
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > most:
+                    raise _too_large(most)
+                place.hold(len(chunk))
+                body.append(chunk)
+                if not message.get("more_body", False):
+                    return body[0] if len(body) == 1 else b"".join(body)
+                patience.reschedule(min(end, now() + limits.idle_s))
     except TimeoutError as error:
-        raise RequestError(408, "upload_timeout", f"the body did not arrive within {timeout_s:g} s") from error
-    return bytes(body)
+        late = f"the body did not arrive within {limits.seconds:g} s, or nothing of it for {limits.idle_s:g} s"
+        raise RequestError(408, "upload_timeout", late, {"Connection": "close"}) from error
+
+
+def _too_large(most: int) -> RequestError:
+    return RequestError(413, "payload_too_large", f"the body is larger than the {most:,} bytes accepted")
 
 
 def _files(body: bytes, boundary: bytes, field: str, max_files: int, how_to_send: str) -> list[bytes]:

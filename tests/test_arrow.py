@@ -36,6 +36,12 @@ SERVING = [
     "reload",
     "settings",
     "upload",
+    "admission",
+    "bearer",
+    "errors",
+    "gate",
+    "logs",
+    "routes",
     "service",
 ]
 SERVING_ONLY = [f"serving.{name}" for name in SERVING if name not in ("contract", "drift", "header", "model")]

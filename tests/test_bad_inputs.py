@@ -55,7 +55,7 @@ class Watched:
 
 
 def failed_requests(metrics: str) -> list[str]:
-    return [line for line in metrics.splitlines() if 'http_response_code="5' in line]
+    return [line for line in metrics.splitlines() if 'status="5' in line]
 
 
 @contextmanager

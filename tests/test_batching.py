@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from serving.batching import Batcher, QueueFull
+from serving.batching import Batcher
 
 
 def image(value: int) -> np.ndarray:
@@ -34,7 +34,7 @@ async def until(condition) -> None:
 def test_what_queues_up_while_a_batch_runs_goes_in_together_and_each_gets_its_own_answer() -> None:
     async def scenario() -> None:
         gate = Gate()
-        batcher = Batcher(gate, max_batch=8, max_queue=100)
+        batcher = Batcher(gate, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
         await until(lambda: gate.batches)
         others = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 21)]
@@ -49,7 +49,7 @@ def test_what_queues_up_while_a_batch_runs_goes_in_together_and_each_gets_its_ow
 
 def test_a_lone_image_is_not_held_back() -> None:
     async def scenario() -> float:
-        batcher = Batcher(lambda images: np.zeros((len(images), 2), np.float32), max_batch=8, max_queue=8)
+        batcher = Batcher(lambda images: np.zeros((len(images), 2), np.float32), max_batch=8)
         await batcher.submit(image(0))
         start = time.perf_counter()
         for _ in range(100):
@@ -59,26 +59,10 @@ def test_a_lone_image_is_not_held_back() -> None:
     assert asyncio.run(scenario()) < 0.005
 
 
-def test_a_full_queue_refuses_at_once() -> None:
-    async def scenario() -> None:
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=1, max_queue=2)
-        tasks = [asyncio.create_task(batcher.submit(image(0)))]
-        await until(lambda: gate.batches)
-        tasks += [asyncio.create_task(batcher.submit(image(value))) for value in (1, 2)]
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
-            await batcher.submit(image(3))
-        gate.open.set()
-        assert len(await asyncio.gather(*tasks)) == 3
-
-    asyncio.run(scenario())
-
-
 def test_whoever_goes_away_leaves_the_queue() -> None:
     async def scenario() -> None:
         gate = Gate()
-        batcher = Batcher(gate, max_batch=8, max_queue=100)
+        batcher = Batcher(gate, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
         await until(lambda: gate.batches)
         others = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 6)]
@@ -97,7 +81,7 @@ def test_whoever_goes_away_leaves_the_queue() -> None:
 def test_what_is_in_the_background_runs_beside_and_after_the_others_a_few_at_a_time() -> None:
     async def scenario() -> None:
         gate = Gate()
-        batcher = Batcher(gate, max_batch=8, max_queue=14)
+        batcher = Batcher(gate, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
         await until(lambda: gate.batches)
         behind = [asyncio.create_task(batcher.submit(image(value), background=True)) for value in range(100, 120)]
@@ -125,7 +109,7 @@ def test_a_model_that_raises_fails_its_own_batch_and_no_other() -> None:
         return images[:, 0, 0].astype(np.float32)
 
     async def scenario() -> None:
-        batcher = Batcher(moody, max_batch=1, max_queue=100)
+        batcher = Batcher(moody, max_batch=1)
         with pytest.raises(RuntimeError, match="too bright"):
             await batcher.submit(image(200))
         assert (await batcher.submit(image(7)))[0] == 7
@@ -140,7 +124,6 @@ def test_waiting_and_running_times_are_observed() -> None:
         batcher = Batcher(
             lambda images: (time.sleep(0.02), np.zeros((len(images), 2)))[1],
             max_batch=4,
-            max_queue=8,
             observe=lambda waited, took, images: observed.append((len(waited), took, images)),
         )
         await asyncio.gather(*(batcher.submit(image(0), background=number == 3) for number in range(4)))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.batching import QueueFull
+from serving.admission import Overloaded
 from serving.contract import ImageError, decode
 from serving.explain import GRID, Explainer, covered
 from serving.metrics import Metrics
@@ -175,7 +175,7 @@ def test_no_more_than_the_setting_are_under_way(run: Path, png: Callable[..., by
         for _ in range(2):
             under_way = [explain(data), explain(data)]
             await asyncio.sleep(0)
-            with pytest.raises(QueueFull):
+            with pytest.raises(Overloaded):
                 await explain(data)
             assert await asyncio.gather(*under_way) == ["blue", "blue"]
             with pytest.raises(ImageError):

@@ -211,8 +211,9 @@ def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, p
             assert httpx.post(f"{address}/predict", files={"image": png(picture("blue"))}).status_code == 200
         httpx.post(f"{address}/predict", files={"image": b"no image"})
         texts = [httpx.get(f"{address}/metrics").text for _ in range(6)]
-    writers = {path.stem.rsplit("_", 1)[1] for path in tmp_path.rglob("counter_*.db")}
+        writers = {path.stem.rsplit("_", 1)[1] for path in tmp_path.rglob("counter_*.db")}
     assert len(writers) == 2, "both workers wrote"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "files are left"
     for text in texts:
         assert metric(text, "twinlens_predictions_total", label="blue") == 40
         assert metric(text, "twinlens_confidence_count") == 40
@@ -223,7 +224,7 @@ def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, p
         }
         assert metric(text, "twinlens_stage_seconds_sum", stage="infer") > 0
         assert metric(text, "twinlens_batch_size_sum") == 40
-        assert metric(text, "bentoml_service_request_total", endpoint="/predict", http_response_code="200") == 40
+        assert metric(text, "twinlens_requests_total", route="/predict", status="200") == 40
         card = json.loads((run / "report" / "report.json").read_text())["card"]
         assert metric(text, "twinlens_model_info", name="tiny", version=card["version"]) == 1
 

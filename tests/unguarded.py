@@ -7,7 +7,7 @@ import ctypes
 import os
 import pickle
 
-from serving import contract, header, upload
+from serving import contract, header, predictor, upload
 from serving.predictor import Predictor
 
 MARK = b"crash here"
@@ -33,9 +33,9 @@ def content_type() -> None:
             return [bytes(str(pickle.loads(await request.body())), "utf-8")]
         return await files(request, *more, **limits)
 
-    from serving import service
+    from serving import routes
 
-    service.read_files = read_files
+    routes.read_files = read_files
 
 
 def claims() -> None:
@@ -62,7 +62,7 @@ def image_errors() -> None:
             raise RuntimeError("as an image library would") from error
 
     original = contract.decode
-    contract.decode = decode
+    contract.decode = predictor.decode = decode
 
 
 def leak() -> None:
@@ -84,7 +84,7 @@ def crash() -> None:
             ctypes.string_at(0)
         return original(data, *more, **limits)
 
-    contract.decode = decode
+    contract.decode = predictor.decode = decode
 
 
 globals()[os.environ["UNGUARDED"]]()

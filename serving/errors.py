@@ -1,0 +1,74 @@
+"""The one shape of every error: `{"error": {"code", "message", "request_id"}}` with the right status."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+from serving.admission import Overloaded
+from serving.contract import ImageError
+from serving.logs import FIELDS
+from serving.predictor import DeadlineExceeded, InvalidOutput
+
+log = logging.getLogger("bentoml.twinlens")
+
+IMAGE_STATUS = {"empty_image": 400, "payload_too_large": 413, "unsupported_image_format": 415}  # every other code: 422
+
+
+class RequestError(ValueError):
+    """A request this service refuses: the HTTP `status`, a `code` for programs, a sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers or {}
+
+
+HANDLED = (
+    *(ImageError, RequestError, Overloaded, DeadlineExceeded, InvalidOutput),
+    *(HTTPException, ClientDisconnect, Exception),
+)
+
+
+def describe(error: Exception) -> RequestError:
+    """Any error as one that a caller may see: nothing of ours is in its message."""
+    match error:
+        case RequestError():
+            described = error
+        case ImageError():
+            described = RequestError(IMAGE_STATUS.get(error.code, 422), error.code, str(error))
+        case Overloaded():
+            message = "the service is working at its limit; try again shortly"
+            described = RequestError(429, "too_many_requests", message, {"Retry-After": "1"})
+        case DeadlineExceeded():
+            described = RequestError(504, "deadline_exceeded", str(error))
+        case InvalidOutput():
+            described = RequestError(500, "model_output_invalid", str(error))
+        case ClientDisconnect():
+            described = RequestError(499, "client_disconnected", "the client closed the connection")
+        case HTTPException():
+            phrase = HTTPStatus(error.status_code).phrase
+            described = RequestError(error.status_code, phrase.lower().replace(" ", "_"), phrase, error.headers)
+        case _:
+            described = RequestError(500, "internal_error", "an error of this service; its log holds the details")
+    return described
+
+
+def envelope(error: RequestError, request_id: str) -> dict[str, object]:
+    """The body of an error."""
+    return {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
+
+
+def refusal(error: Exception, scope: Scope) -> JSONResponse:
+    """The answer to a request that ended in `error`; what is ours to mend is logged."""
+    described = describe(error)
+    scope["state"]["code"] = described.code
+    request_id: str = scope["state"]["request_id"]
+    if described.status >= 500 and described is not error:
+        log.error("%s", described, exc_info=error, extra={FIELDS: {"request_id": request_id, "code": described.code}})
+    return JSONResponse(envelope(described, request_id), described.status, dict(described.headers))

@@ -1,0 +1,186 @@
+"""What each route does: HTTP in, a plain call, HTTP out."""
+
+import asyncio
+import dataclasses
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from serving.admission import Admission, Place
+from serving.contract import ModelCard
+from serving.errors import RequestError, describe, envelope
+from serving.explain import Explainer, Explanation
+from serving.heat import as_json, as_png, overlay
+from serving.metrics import exposition
+from serving.page import Page
+from serving.predictor import Prediction, Predictor
+from serving.settings import Settings
+from serving.upload import Limits, read_files
+
+# A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
+BATCH_BODY_FILES = 4
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+
+
+async def predict(request: Request) -> Response:
+    top_k = _top_k(request)
+    predictor = _predictor(request)
+    with _admission(request).place() as place:
+        [data] = await _files(request, "image", place)
+        prediction = await predictor.predict(data, top_k)
+    request.state.fields = {"label": prediction.label, "confidence": prediction.confidence}
+    return JSONResponse(vars(prediction))
+
+
+async def predict_batch(request: Request) -> Response:
+    top_k = _top_k(request)
+    predictor = _predictor(request)
+    with _admission(request).place() as place:
+        data = await _files(request, "images", place, most=_settings(request).max_batch)
+        answers = await asyncio.gather(*(predictor.predict(image, top_k) for image in data), return_exceptions=True)
+    return JSONResponse({"results": [_batch_element(request, answer) for answer in answers]})
+
+
+async def explain(request: Request) -> Response:
+    predictor = _predictor(request)
+    label = _label(request, predictor.card.classes)
+    draw = _explanation_as_png if _wants_png(request) else _explanation_as_json
+    explainer: Explainer = request.app.state.explainer
+    with _admission(request).place() as place:
+        [data] = await _files(request, "image", place)
+        return await explainer.explain(predictor, data, label, draw)
+
+
+async def model_card(request: Request) -> Response:
+    predictor = _predictor(request)
+    card: ModelCard = dataclasses.replace(predictor.card, goldens=())
+    return Response(card.to_json(), 200, {"ETag": f'"{predictor.classifier.digest}"'}, "application/json")
+
+
+async def page(request: Request) -> Response:
+    document: Page = request.app.state.page
+    return HTMLResponse(document.html, headers=document.headers)
+
+
+async def livez(request: Request) -> Response:
+    """Not alive is what only a restart mends: a model that fails again and again."""
+    predictor: Predictor | None = request.app.state.predictor
+    if predictor is not None and not predictor.alive:
+        raise RequestError(503, "model_lost", "the model has failed several times in a row")
+    return Response("\n", media_type="text/plain")
+
+
+async def readyz(request: Request) -> Response:
+    if request.app.state.gate.draining:
+        raise RequestError(503, "shutting_down", "the service is ending")
+    _predictor(request)
+    return await livez(request)
+
+
+async def metrics(request: Request) -> Response:
+    return Response(await asyncio.to_thread(exposition), media_type="text/plain; version=0.0.4")
+
+
+async def docs(request: Request) -> Response:
+    return JSONResponse(request.app.state.openapi)
+
+
+async def home(request: Request) -> Response:
+    return RedirectResponse("ui")
+
+
+async def no_route(request: Request) -> Response:
+    allowed = [method for route in ROUTES if route.path == request.url.path for method in sorted(route.methods or ())]
+    raise HTTPException(405, headers={"Allow": ", ".join(allowed)}) if allowed else HTTPException(404)
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _predictor(request: Request) -> Predictor:
+    predictor: Predictor | None = request.app.state.predictor
+    if predictor is None:
+        waiting = "there is no model yet; the service answers as soon as one is published"
+        raise RequestError(503, "no_model", waiting, {"Retry-After": "5"})
+    return predictor
+
+
+def _admission(request: Request) -> Admission:
+    admission: Admission = request.app.state.admission
+    return admission
+
+
+async def _files(request: Request, field: str, place: Place, *, most: int = 1) -> list[bytes]:
+    settings = _settings(request)
+    size = settings.max_bytes * (1 if most == 1 else BATCH_BODY_FILES)
+    limits = Limits(files=most, bytes=size, seconds=settings.timeout_s, idle_s=settings.idle_s)
+    data = await read_files(request, field, limits, place)
+    place.enter(len(data))
+    request.state.images = data
+    return data
+
+
+def _top_k(request: Request) -> int | None:
+    if not request.scope["query_string"]:
+        return None
+    text = request.query_params.get("top_k")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        raise RequestError(400, "invalid_top_k", f"top_k must be a whole number above 0, not {text[:40]!r}")
+    return int(text[:9])
+
+
+def _label(request: Request, classes: tuple[str, ...]) -> str | None:
+    label = request.query_params.get("label")
+    if label is not None and label not in classes:
+        raise RequestError(
+            400, "unknown_label", f"{label[:40]!r} is no class of this model; see /model for its classes"
+        )
+    return label
+
+
+def _wants_png(request: Request) -> bool:
+    given = request.query_params.get("format")
+    if given not in (None, "png", "json"):
+        raise RequestError(400, "invalid_format", f"format must be png or json, not {given[:40]!r}")
+    accepted = request.headers.get("accept", "")
+    return given == "png" or (given is None and "image/png" in accepted and "json" not in accepted)
+
+
+def _explanation_as_png(explanation: Explanation) -> Response:
+    return Response(as_png(overlay(explanation)), media_type="image/png")
+
+
+def _explanation_as_json(explanation: Explanation) -> Response:
+    return JSONResponse(as_json(explanation))
+
+
+def _batch_element(request: Request, answer: Prediction | BaseException) -> dict[str, object]:
+    if isinstance(answer, Prediction):
+        return vars(answer)
+    if not isinstance(answer, Exception):
+        raise answer
+    error = describe(answer)
+    request.app.state.metrics.rejected(error.code)
+    return envelope(error, request.state.request_id)
+
+
+ROUTES = [
+    Route("/predict", predict, methods=["POST"]),
+    Route("/predict_batch", predict_batch, methods=["POST"]),
+    Route("/explain", explain, methods=["POST"]),
+    Route("/model", model_card),
+    Route("/ui", page),
+    Route("/livez", livez),
+    Route("/readyz", readyz),
+    Route("/metrics", metrics),
+    Route("/docs.json", docs),
+    Route("/", home),
+]
+# The last route answers for everything that the others leave, so that every error has one shape.
+NO_ROUTE = Route("/{path:path}", no_route, methods=METHODS)
