@@ -194,6 +194,7 @@ async function loadCard() {
     show("alert", false);
     show("access", false);
     show("forget", sessionStorage.getItem(TOKEN) !== null);
+    show("links", sessionStorage.getItem(TOKEN) === null); // a link carries no token
   } catch (error) {
     complain(error);
     $("model").textContent = "No model answers";
