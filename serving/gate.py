@@ -23,6 +23,8 @@ log = logging.getLogger("bentoml.twinlens.requests")
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 PROBES = frozenset({"/livez", "/readyz"})
+# The page says nothing of the model, and asks for the token: a browser has none before it is there.
+PAGE = frozenset({"/", "/ui"})
 METRICS = "/metrics"
 
 
@@ -38,7 +40,7 @@ class Gate:
         self._metrics = metrics
         self._settings = settings
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
-        self._open_paths = PROBES if settings.protect_metrics else PROBES | {METRICS}
+        self._open_paths = PROBES | PAGE if settings.protect_metrics else PROBES | PAGE | {METRICS}
         self._under_way: set[asyncio.Task[object]] = set()
         self._empty = asyncio.Event()
 

@@ -322,3 +322,30 @@ def test_the_page_is_one_document_that_names_no_host() -> None:
         text = (ROOT / "serving" / f"page.{kind}").read_text()
         assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
         assert "https://" not in text
+
+
+def test_where_a_token_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(
+    browser: Browser, run: Path, tmp_path: Path, images: dict[str, Path]
+) -> None:
+    (tmp_path / "tokens").write_text("right\n")
+    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens")}
+    with serving(run / "model.onnx", **environment) as address, opened(browser, address) as page:
+        expect(page.locator("#access")).to_be_visible()
+        expect(page.locator("#card")).to_be_hidden()
+        page.get_by_label("Token").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#alert")).to_contain_text("token")
+        page.get_by_label("Token").fill("right")
+        page.keyboard.press("Enter")
+        expect(page.locator("#card")).to_be_visible()
+        expect(page.locator("#alert")).to_be_hidden()
+        page.set_input_files("#file", images["blue"])
+        expect(page.locator("#label")).to_have_text("blue")
+        expect(page.locator("#explanation")).to_be_visible()
+        assert page.evaluate("[localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]
+        page.get_by_role("button", name="Forget the token").click()
+        page.set_input_files("#file", images["blue"])
+        expect(page.locator("#status")).to_have_text("No answer.")
+        page.get_by_label("Token").fill("right")
+        page.keyboard.press("Enter")
+        expect(page.locator("#label")).to_have_text("blue")
