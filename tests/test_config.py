@@ -128,10 +128,20 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
     small = TrainConfig().settled(image_size=64, training_images=300)
     assert (small.image_size, small.augment, small.batch_size, small.lr) == (64, "light", 16, 3e-3)
     assert TrainConfig().settled(image_size=16, training_images=300).batch_size == 32
+    assert small.balance == "sampler"
+    assert TrainConfig(best_by="accuracy").settled(image_size=64, training_images=300).balance == "none"
+    assert TrainConfig(balance="none").settled(image_size=64, training_images=300).balance == "none"
     large = TrainConfig(model="mlp").settled(image_size=28, training_images=55_000)
     assert (large.augment, large.batch_size, large.lr, large.workers) == ("none", 64, 1e-3, 0)
     given = TrainConfig(
-        augment="strong", batch_size=7, lr=0.5, workers=3, image_size=32, batch_norm=False, weight_decay=0.0
+        augment="strong",
+        balance="loss",
+        batch_size=7,
+        lr=0.5,
+        workers=3,
+        image_size=32,
+        batch_norm=False,
+        weight_decay=0.0,
     )
     assert given.settled(image_size=32, training_images=1000) == given
     by_optimizer = {

@@ -24,6 +24,8 @@ Policy = Literal["none", "light", "strong"]
 Quantize = Literal["none", "int8"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
 
+ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
+"""Scores in which a rare class counts as much as a common one."""
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
       ("sgd", "cnn"): 0.05, ("sgd", "mlp"): 0.01}  # fmt: skip
@@ -95,9 +97,9 @@ class TrainConfig:
     cutmix: float = 0.0
     """Put a box of another image into each, its area a share from Beta(a, a) with this a, and mix the labels by area;
     0: not (Yun et al. 2019)."""
-    balance: Balance = "none"
+    balance: Balance | None = None
     """What to do about classes of different size. loss: weigh each image by the inverse of its class's frequency;
-    sampler: draw the classes equally often."""
+    sampler: draw the classes equally often. None: sampler where --best-by counts all classes alike, else none."""
 
     model: Literal["mlp", "cnn"] = "cnn"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network."""
@@ -239,6 +241,7 @@ class TrainConfig:
             self,
             image_size=image_size,
             augment=augment,
+            balance=self.balance or ("sampler" if self.best_by in ALIKE else "none"),
             batch_norm=self.normalizes_batches,
             batch_size=self.batch_size or min(max(sixtyfourth, least), 64),
             lr=self.lr or LR[self.optimizer, self.model],
