@@ -28,6 +28,7 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
     assert names == {
         "audit.json",
         "config.yaml",
+        "history.json",
         "model.onnx",
         "predictions.csv",
         "checkpoints/best.pt",
