@@ -67,7 +67,7 @@ def test_the_checkpoints_of_a_run_say_what_they_are(run: Path) -> None:
     for name in ("last", "best"):
         state = checkpoint.load(run / "checkpoints" / f"{name}.pt", torch.device("cpu"))
         learned = {"model", "weights", "averaged_steps", "optimizer", "schedule"}
-        assert set(state) == learned | {"settings", "data", "progress", "random"}
+        assert set(state) == learned | {"settings", "data", "progress"}
         settings = state["settings"]
         assert settings["model"] == {
             "model": "mlp",

@@ -12,6 +12,8 @@ from training import balance, checkpoint, data, export, loop, models, scores, tr
 from training.__main__ import options
 from training.batches import Batches
 from training.config import TrainConfig, from_yaml
+from training.distributed import ALONE
+from training.interruption import Interruption
 from training.learner import Learner
 from training.mixing import Mixing
 from training.progress import Progress
@@ -160,7 +162,9 @@ def one_epoch(**given: object) -> tuple[Learner, Progress]:
     mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
     weights = torch.tensor(balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
     progress = Progress()
-    loop.run_epoch(learner, batches, mix, weights, progress, config, torch.device("cpu"), lambda: None)
+    loop.run_epoch(
+        learner, batches, mix, weights, progress, config, torch.device("cpu"), ALONE, Interruption(), lambda: None
+    )
     return learner, progress
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 # Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Before anything imports tqdm: of the processes that train together, the first shows its progress.
+if os.environ.get("RANK", "0") != "0":
+    os.environ["TQDM_DISABLE"] = "1"
 
 import torch
 import tyro
@@ -20,6 +23,7 @@ from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
 from training.device import DeviceMissing
+from training.distributed import Group, ProcessLost
 from training.evaluate import EvaluateConfig, evaluate
 from training.export import ExportRefused
 from training.faults import OutOfMemory, WorkerLost
@@ -49,11 +53,13 @@ EXIT_CODES: dict[type[BaseException], int] = {
     ExportRefused: 7,
     ModelRefused: 7,
     DeviceMissing: 8,
+    ProcessLost: 9,
 }
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",
     OutOfMemory: "a smaller --batch-size or --image-size or fewer --workers need less; the first two make another run",
     torch.AcceleratorError: "the GPU or its driver failed; the system's log says more",
+    ProcessLost: "the run goes on from its last checkpoint with --resume and its folder, or --resume auto",
     ExportRefused: "no model was published and `latest` was left as it is",
 }
 
@@ -65,23 +71,31 @@ def main(arguments: list[str]) -> int:
     verb, told = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
     _, act, summary = VERBS[verb]
     by_sagemaker = sagemaker.asks(arguments)
+    group = Group.from_environment()
     try:
-        config = options(verb, sagemaker.options() if by_sagemaker else told)
-        folder = train(config, interruption) if isinstance(config, TrainConfig) else act(config)
+        with group:
+            config = group.share(lambda: options(verb, sagemaker.options() if by_sagemaker else told))
+            if isinstance(config, TrainConfig):
+                folder = train(config, interruption, group)
+            elif group.size > 1:
+                raise ConfigError(f"{verb} is done by one process, not by {group.size} together: leave torchrun away")
+            else:
+                folder = act(config)
+            if group.first:
+                print(summary(folder))
         if by_sagemaker:
             sagemaker.finished(folder)
     except tuple(EXIT_CODES) as error:
+        interruption.leave()
         cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
         hints = ([HINTS[cause]] if cause in HINTS else []) + getattr(error, "__notes__", [])
         reason = "\n".join([f"error: {error}", *hints])
-        print(reason, file=sys.stderr)
         if by_sagemaker:
             sagemaker.failed(reason)
-        return EXIT_CODES[cause]
+        return group.fail(EXIT_CODES[cause], reason)
     except Interrupted as stop:
-        print(f"{stop}; a run goes on with --resume and its folder, or --resume auto", file=sys.stderr)
-        return stop.exit_code
-    print(summary(folder))
+        interruption.leave()
+        return group.fail(stop.exit_code, f"{stop}; a run goes on with --resume and its folder, or --resume auto")
     return 0
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from training import augment, balance
 from training.config import TrainConfig
+from training.distributed import ALONE, Group
 from training.interruption import SIGNALS
 
 PR_SET_PDEATHSIG = 1
@@ -51,12 +52,20 @@ class _Images(Dataset[Batch]):
 
 
 class _Order(Sampler[list[Key]]):
-    """The order of one epoch after another; a last batch that is not full is left out, unless it is the only one."""
+    """The order of one epoch after another; a last batch that is not full is left out, unless it is the only one.
 
-    def __init__(self, indices: np.ndarray, labels: np.ndarray, batch_size: int, config: TrainConfig) -> None:
+    Of each batch, the part of this process; where images are mixed, after the one before it, or the last.
+    """
+
+    def __init__(
+        self, indices: np.ndarray, labels: np.ndarray, batch_size: int, config: TrainConfig, group: Group
+    ) -> None:
         self.indices = indices
         self.labels = labels[indices]
         self.batch_size = min(batch_size, len(indices))
+        part = group.part(self.batch_size)
+        self.borrowed = int(group.size > 1 and config.mixes)
+        self.part = range(part.start - self.borrowed, part.stop)
         self.balanced = config.balance == "sampler"
         self.seed = config.seed
         self.epoch = 0
@@ -69,25 +78,32 @@ class _Order(Sampler[list[Key]]):
         rng = np.random.default_rng((self.seed, self.epoch))
         order = balance.order(self.labels, rng) if self.balanced else rng.permutation(len(self.labels))
         for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
-            places = range(start, start + self.batch_size)
-            yield [(self.epoch, place, int(self.indices[order[place]])) for place in places]
+            batch = range(start, start + self.batch_size)
+            yield [(self.epoch, batch[i], int(self.indices[order[batch[i]]])) for i in self.part]
 
 
 class Batches:
     """Iterate one epoch: batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
     Of the images `indices`, a batch at a time is copied. `config` is a settled one. The length is the number of the
-    optimizer's steps in an epoch.
+    optimizer's steps in an epoch. Order and augmentation are the same however many processes share the batches.
     """
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, config: TrainConfig, *, pin_memory: bool
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        config: TrainConfig,
+        *,
+        pin_memory: bool,
+        group: Group = ALONE,
     ) -> None:
         workers, batch_size = config.workers, config.batch_size
         assert workers is not None
         assert batch_size is not None
         self._accumulate = config.accumulate
-        self._order = _Order(indices, labels, batch_size, config)
+        self._order = _Order(indices, labels, batch_size, config, group)
         atexit.register(_end_workers)  # runs before multiprocessing's own, which asks workers to end and waits for them
         self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
@@ -103,6 +119,16 @@ class Batches:
 
     def __len__(self) -> int:
         return math.ceil(len(self._order) / self._accumulate)
+
+    @property
+    def size(self) -> int:
+        """Images a batch, of all processes together."""
+        return self._order.batch_size
+
+    @property
+    def borrowed(self) -> int:
+        """Images at the head of each part that belong to another one, here to be mixed with their neighbour."""
+        return self._order.borrowed
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """The batches of epoch `epoch` from a step on, in lists of --accumulate; the last list may be shorter.

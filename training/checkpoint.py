@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from serving.contract import Digest
+from training.distributed import ALONE, Group
 from training.learner import Learner
 from training.progress import Progress
 
@@ -69,23 +70,41 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 class Saved:
     """The checkpoints of a run: `last.pt`, `previous.pt` in case that one is damaged, and `best.pt`.
 
-    `identity` are plain values that a run must share with what it goes on from.
+    `identity` are plain values that a run must share with what it goes on from. The first process of `group` writes and
+    reads; what it knows holds for all.
     """
 
     folder: Path
     identity: dict[str, Any]
+    group: Group = ALONE
 
     def save(self, learner: Learner, progress: Progress) -> None:
-        """Keep where a run is; as the best, too, when an epoch has just ended that was."""
-        state = self.identity | learner.state_dict() | {"progress": progress.state_dict(), "random": _random_states()}
-        if progress.step == 0 and progress.history[-1].best:
-            save(state, self.folder / "best.pt")  # before `last`: who goes on from `last` counts on its best
-        save(state, self.folder / "last.pt", previous=self.folder / "previous.pt")
+        """Keep where a run is; as the best, too, when an epoch has just ended that was. All processes wait for it."""
+        self.write(learner, progress)
+        self.group.meet()
 
-    def restore(self, learner: Learner, device: torch.device) -> Progress:
+    def write(self, learner: Learner, progress: Progress) -> None:
+        """The same, but the others go on meanwhile."""
+        if self.group.first:
+            state = self.identity | learner.state_dict() | {"progress": progress.state_dict()}
+            if progress.step == 0 and progress.history[-1].best:
+                save(state, self.folder / "best.pt")  # before `last`: who goes on from `last` counts on its best
+            save(state, self.folder / "last.pt", previous=self.folder / "previous.pt")
+
+    def restore(self, learner: Learner) -> Progress:
         """Take up where the run was, or begin. Raises CheckpointRefused."""
-        if not (self.folder / "last.pt").exists():
+        state = self.group.share(self._state)
+        if state is None:
             return Progress()
+        learner.load_state_dict(state)
+        progress = Progress.from_state(state["progress"])
+        print(f"resume {self.folder.parent}: epoch {progress.epoch + 1}, after step {progress.step}")
+        return progress
+
+    def _state(self) -> dict[str, Any] | None:
+        if not (self.folder / "last.pt").exists():
+            return None
+        device = torch.device("cpu")  # from where it goes to each process's own
         try:
             state = load(self.folder / "last.pt", device)
         except CheckpointRefused as error:
@@ -98,25 +117,13 @@ class Saved:
                 raise CheckpointRefused(
                     f"{self.folder}: {name} differs from what the run began with: {state.get(name)} then, {ours} now"
                 )
-        learner.load_state_dict(state)
-        torch.set_rng_state(state["random"]["cpu"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), device)
-        progress = Progress.from_state(state["progress"])
-        print(f"resume {self.folder.parent}: epoch {progress.epoch + 1}, after step {progress.step}")
-        return progress
+        return state
 
 
 def digest(path: Path) -> Digest:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return Digest(hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _random_states() -> dict[str, torch.Tensor]:
-    """Of torch's generators, from which dropout draws; every other draw is made from a key."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states  # type: ignore[no-untyped-call]
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -231,19 +231,29 @@ class TrainConfig:
             1,
         )
 
-    def settled(self, *, image_size: int, training_images: int) -> "TrainConfig":
-        """Every option that was left open, decided; this is what `config.yaml` and the model card hold."""
-        cores = len(os.sched_getaffinity(0))
+    def settled(
+        self, *, image_size: int, training_images: int, processes: int = 1, on_this_machine: int = 1
+    ) -> "TrainConfig":
+        """Every option that was left open, decided; this is what `config.yaml` and the model card hold.
+
+        Raises ConfigError when a batch has too few images for so many `processes` to share.
+        """
+        cores = max(1, len(os.sched_getaffinity(0)) // on_this_machine)
         augment = self.augment or ("light" if self.model == "cnn" else "none")
         sixtyfourth = 2 ** round(math.log2(max(training_images / 64, 1)))
         least = 16 if image_size > 32 else 32  # below, a step is mostly overhead
+        batch_size = self.batch_size or min(max(sixtyfourth, least), 64)
+        shared = min(batch_size, training_images)
+        needed = processes * (2 if self.model == "mlp" and self.normalizes_batches else 1)
+        enough = processes == 1 or shared >= needed
+        _require(enough, "batch_size", f"{needed} or more images for {processes} processes to share", shared)
         return replace(
             self,
             image_size=image_size,
             augment=augment,
             balance=self.balance or ("sampler" if self.best_by in ALIKE else "none"),
             batch_norm=self.normalizes_batches,
-            batch_size=self.batch_size or min(max(sixtyfourth, least), 64),
+            batch_size=batch_size,
             lr=self.lr or LR[self.optimizer, self.model],
             weight_decay=WEIGHT_DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay,
             workers=self.workers if self.workers is not None else (0 if augment == "none" else min(cores - 1, 8)),
@@ -253,6 +263,11 @@ class TrainConfig:
     def normalizes_batches(self) -> bool:
         """Whether the network has batch normalisation, by option or by model."""
         return self.model == "cnn" if self.batch_norm is None else self.batch_norm
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with one another."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def run(self) -> Path:

@@ -3,17 +3,32 @@
 import torch
 
 from training.config import TrainConfig
+from training.distributed import ALONE, Group
 
 
 class DeviceMissing(RuntimeError):
     """The device asked for is not there; training never falls back silently."""
 
 
-def find_device(name: str) -> torch.device:
-    """The device of --device. Raises DeviceMissing."""
+def find_device(name: str, group: Group = ALONE) -> torch.device:
+    """The device of --device; of the processes of a machine, each has a GPU of its own. Raises DeviceMissing."""
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing("--device cuda: torch sees no GPU; --device cpu trains without one")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    found = torch.device("cpu")
+    if name != "cpu" and torch.cuda.is_available():
+        if group.local_rank >= (count := torch.cuda.device_count()):
+            raise DeviceMissing(
+                f"--device {name}: each process needs a GPU of its own; this machine has {group.local_size} processes "
+                f"and {count} GPU(s); --device cpu trains without"
+            )
+        found = torch.device("cuda", group.local_rank)
+        torch.cuda.set_device(found)
+    [with_gpu] = group.sum(found.type == "cuda")
+    if 0 < with_gpu < group.size:
+        raise DeviceMissing(
+            f"--device {name}: {with_gpu:.0f} of {group.size} processes have a GPU; --device cpu trains without"
+        )
+    return found
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:

@@ -27,7 +27,7 @@ WORKERS = {
         "a data worker was killed, as the system does when memory runs out; fewer --workers, a smaller --batch-size "
         "or more memory may help"
     ),
-    "timed out": (
+    "DataLoader timed out": (
         "a data worker hangs; is the disk of --cache alive? A longer --worker-timeout waits longer, --workers 0 "
         "prepares batches in the training process"
     ),

@@ -38,6 +38,10 @@ class Interruption:
         if kind is None and self.number is not None:
             raise Interrupted(self.number)
 
+    def leave(self) -> None:
+        """From now on a signal ends the process at once: nothing is left to be saved."""
+        self.number = self.number or signal.SIGTERM
+
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.number = self.number is not None, number
         if again:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from training import optimizer
 from training.average import Average
 from training.config import TrainConfig
+from training.distributed import ALONE, Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +18,20 @@ class Learner:
     """A model with all that changes along with it: everything that a checkpoint must hold to go on from it."""
 
     model: nn.Sequential
+    parallel: nn.Module
+    """The same model, as all processes train it together."""
     average: Average
     optimizer: Optimizer
     schedule: LambdaLR
 
     @classmethod
-    def start(cls, model: nn.Sequential, config: TrainConfig, steps_an_epoch: int) -> "Learner":
+    def start(cls, model: nn.Sequential, config: TrainConfig, steps_an_epoch: int, group: Group = ALONE) -> "Learner":
         """A model about to be trained by a settled configuration."""
+        parallel = group.parallel(model)
         stepper = optimizer.make(model, config)
         return cls(
             model=model,
+            parallel=parallel,
             average=Average(model, config.ema),
             optimizer=stepper,
             schedule=optimizer.schedule(stepper, config, steps_an_epoch),

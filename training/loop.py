@@ -1,6 +1,7 @@
 """The loop: for each epoch, for each step, forward, backward, step; then scores, and the best is kept."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from training.checkpoint import Saved
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import uses_bfloat16
+from training.distributed import ALONE, Group, exchanging
 from training.history import History
 from training.interruption import Interrupted, Interruption
 from training.learner import Learner
@@ -35,6 +37,8 @@ PROBED = 64
 """Training images on which the untrained network's signal and gradients are measured."""
 SAVE_EVERY_S = 600
 """Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
+DROPOUT_STREAM = 2
+"""Keeps these draws apart from others that are made from a seed, an epoch and a number."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -47,58 +51,70 @@ def fit(
     dataset: Dataset,
     config: TrainConfig,
     device: torch.device,
-    writer: SummaryWriter,
+    group: Group,
+    writer: SummaryWriter | None,
     interruption: Interruption,
 ) -> list[Epoch]:
     """Train; leave `checkpoints/last.pt`, the one before it, and `best.pt`, the best by --best-by on validation.
 
-    Goes on from `last.pt` if there is one. Raises NonFiniteLoss, CheckpointRefused, Interrupted.
+    Goes on from `last.pt` if there is one. Only the process that has a `writer` writes. Raises NonFiniteLoss,
+    CheckpointRefused, Interrupted.
     """
     split = dataset.splits["train"]
     labels, classes = dataset.labels[split], len(dataset.classes)
-    batches = Batches(dataset.images, dataset.labels, split, config, pin_memory=device.type == "cuda")
-    mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix)
+    batches = Batches(dataset.images, dataset.labels, split, config, pin_memory=device.type == "cuda", group=group)
+    mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix, borrowed=batches.borrowed)
     weights = balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
     class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
-    learner = Learner.start(model, config, len(batches))
-    probed = split[np.linspace(0, len(split) - 1, min(PROBED, len(split)), dtype=int)]
-    seen = History(
-        classes=classes,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        steps_an_epoch=len(batches),
-        at_start=activations.at_start(model, dataset.images[probed], dataset.labels[probed]),
-        epochs=[],
-    )
-    history.write(config.run, seen)
-    saved = Saved(folder=config.run / "checkpoints", identity={"settings": settings, "data": dataset.digest})
-    progress = saved.restore(learner, device)
-
+    seen = look(model, dataset, len(batches))
+    learner = Learner.start(model, config, len(batches), group)
+    identity = {"settings": settings, "data": dataset.digest}
+    saved = Saved(folder=config.run / "checkpoints", identity=identity, group=group)
+    progress = saved.restore(learner)
+    if writer is not None:
+        history.write(config.run, seen)
     kept = time.monotonic()
 
     def after_step() -> None:
         nonlocal kept
-        asked = interruption.number
-        if asked is not None or time.monotonic() - kept >= SAVE_EVERY_S:
-            saved.save(learner, progress)
+        if time.monotonic() - kept >= SAVE_EVERY_S:
+            saved.write(learner, progress)
             kept = time.monotonic()
-        if asked is not None:
-            raise Interrupted(asked)
 
     while not progress.ended(config):
         with interruption:
-            run_epoch(learner, batches, mix, class_weights, progress, config, device, after_step)
+            stopped = run_epoch(
+                learner, batches, mix, class_weights, progress, config, device, group, interruption, after_step
+            )
             saved.save(learner, progress)  # so that validation, which may take long, can be left at once
+            if stopped:
+                raise Interrupted(interruption.number or signal.SIGTERM)
         release(dataset.images)  # in the end, all of them would count as this process's memory
-        validation = score(learner.average.model, dataset, "val")
+        validation = score(learner.average.model, dataset, "val", group)
         line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
         print(line.line(config), flush=True)
-        board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
+        if writer is not None:
+            board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
         with interruption:
             saved.save(learner, progress)
-        history.write(config.run, replace(seen, epochs=progress.history))
+        if writer is not None:
+            history.write(config.run, replace(seen, epochs=progress.history))
     if progress.epoch < config.epochs:
         print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
     return progress.history
+
+
+def look(model: nn.Sequential, dataset: Dataset, steps_an_epoch: int) -> History:
+    """What is known of a network before its first step."""
+    split = dataset.splits["train"]
+    probed = split[np.linspace(0, len(split) - 1, min(PROBED, len(split)), dtype=int)]
+    return History(
+        classes=len(dataset.classes),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps_an_epoch=steps_an_epoch,
+        at_start=activations.at_start(model, dataset.images[probed], dataset.labels[probed]),
+        epochs=[],
+    )
 
 
 def run_epoch(
@@ -109,51 +125,74 @@ def run_epoch(
     progress: Progress,
     config: TrainConfig,
     device: torch.device,
+    group: Group,
+    interruption: Interruption,
     after_step: Callable[[], None],
-) -> None:
-    """One pass over the training images, or what is left of it. Raises NonFiniteLoss."""
+) -> bool:
+    """One pass over the training images, or what is left of it; True when it was left early, to stop.
+
+    Every process of the group stops after the same step, whichever was asked to. Raises NonFiniteLoss.
+    """
     model, epoch = learner.model, progress.epoch
     models.train_mode(model)
     with tqdm(
-        desc=f"epoch {epoch + 1}",
-        initial=progress.step,
-        total=len(batches),
-        unit=" steps",
-        disable=None,
-        leave=False,
+        desc=f"epoch {epoch + 1}", initial=progress.step, total=len(batches), unit=" steps", disable=None, leave=False
     ) as bar:
         begun = time.perf_counter()
         for step, parts in enumerate(batches.epoch(epoch, progress.step), progress.step):
-            seen, loss_sum, correct = 0, 0.0, 0
+            torch.manual_seed(dropout_seed(config.seed, epoch, step, group.rank))
             learner.optimizer.zero_grad()
+            images_a_step = len(parts) * batches.size
+            loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
             for part, (images, labels) in enumerate(parts):
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 images, targets = mix(images, labels, epoch, step, part)
-                with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
-                    logits: Tensor = model(images)
-                loss = cross_entropy(logits.float(), targets, class_weights, label_smoothing=config.label_smoothing)
-                if not math.isfinite(loss_value := loss.item()):
-                    raise NonFiniteLoss(f"the loss is {loss_value} in epoch {epoch + 1}, step {step + 1}")
-                (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-                seen += len(labels)
-                loss_sum += loss_value * len(labels)
-                correct += int((logits.argmax(1) == targets.argmax(1)).sum())
+                with exchanging(learner.parallel, last=part + 1 == len(parts)):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
+                        logits: Tensor = learner.parallel(images)
+                    loss = cross_entropy(
+                        logits.float(), targets, class_weights, label_smoothing=config.label_smoothing, reduction="sum"
+                    )
+                    # Of the step's images, all processes' together, each counts alike in the mean of the gradients.
+                    (loss * (group.size / images_a_step)).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()
+                correct += (logits.argmax(1) == targets.argmax(1)).sum()
+            asked = interruption.number is not None
+            total, right, asked_of = group.sum(float(loss_sum), float(correct), asked)
+            if not math.isfinite(total):
+                raise NonFiniteLoss(f"the loss is {total / images_a_step} in epoch {epoch + 1}, step {step + 1}")
             norm = float(clip(model, config.clip_norm))
             learner.optimizer.step()
             learner.schedule.step()
+            group.average_statistics(model)
             learner.average.update(model)
 
             begun, seconds = (now := time.perf_counter()), now - begun
-            progress.took_step(images=seen, loss_sum=loss_sum, correct=correct, norm=norm, seconds=seconds)
+            progress.took_step(images=images_a_step, loss_sum=total, correct=int(right), norm=norm, seconds=seconds)
             bar.set_postfix_str(str(progress), refresh=False)
             bar.update()
             after_step()
+            if asked_of:
+                return True
+    return False
 
 
-def score(model: nn.Module, dataset: Dataset, split: Split) -> Scores:
-    """Scores of one split; of the training split, those of its first 5,000 images. Raises NonFiniteLoss."""
+def dropout_seed(*key: int) -> int:
+    """What dropout draws from in one step, so that no checkpoint has to hold the state of a generator.
+
+    By seed, epoch, step and process: the parts of a batch are not dropped alike.
+    """
+    return int(np.random.SeedSequence((DROPOUT_STREAM, *key)).generate_state(1, np.uint64)[0])
+
+
+def score(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Scores:
+    """Scores of one split; of the training split, those of its first 5,000 images. Raises NonFiniteLoss.
+
+    The processes of a group take a part each, and all know the scores of the whole.
+    """
     indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
-    probabilities = models.predict(model, dataset.images, indices)
+    mine = group.part(len(indices))
+    probabilities = group.gather(models.predict(model, dataset.images, indices[mine.start : mine.stop]))
     if not np.isfinite(probabilities).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
     return scores.score(dataset.labels[indices], probabilities, dataset.classes)

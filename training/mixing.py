@@ -12,7 +12,8 @@ STREAM = 1
 """Keeps these draws apart from others that are made from a seed, an epoch and a number."""
 
 Images = UInt8[Tensor, "batch height width channels"]
-Targets = Float32[Tensor, "batch classes"]
+Mixed = UInt8[Tensor, "mixed height width channels"]
+Targets = Float32[Tensor, "mixed classes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +21,17 @@ class Mixing:
     """Turns labels into targets, rows of shares of the classes that sum to one, and mixes the images accordingly.
 
     `mixup` and `cutmix` are the parameters of their Beta distributions; 0 is not at all, which leaves the images alone.
-    Each image is mixed with its neighbour in the batch, whose order is random.
+    Each image is mixed with its neighbour in the batch, whose order is random. Of a part of a batch, the first
+    `borrowed` images are there to be neighbours only, and do not come out.
     """
 
     classes: int
     seed: int
     mixup: float
     cutmix: float
+    borrowed: int = 0
 
-    def __call__(self, images: Images, labels: Int64[Tensor, " batch"], *key: int) -> tuple[Images, Targets]:
+    def __call__(self, images: Images, labels: Int64[Tensor, " batch"], *key: int) -> tuple[Mixed, Targets]:
         """Mix one batch by draws that depend on the seed and `key` (epoch, step, part) alone."""
         targets = one_hot(labels, self.classes).float()
         methods = [(mix, alpha) for mix, alpha in ((_mixup, self.mixup), (_cutmix, self.cutmix)) if alpha]
@@ -37,7 +40,7 @@ class Mixing:
         rng = np.random.default_rng((self.seed, STREAM, *key))
         mix, alpha = methods[rng.integers(len(methods))]
         mixed, share = mix(images, rng.beta(alpha, alpha), rng)
-        return mixed, torch.lerp(targets.roll(1, 0), targets, share)
+        return mixed[self.borrowed :], torch.lerp(targets.roll(1, 0), targets, share)[self.borrowed :]
 
 
 def _mixup(images: Images, share: float, rng: np.random.Generator) -> tuple[Images, float]:

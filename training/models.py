@@ -223,7 +223,7 @@ def train_mode(model: nn.Module) -> None:
     """Training mode, but for batch normalisation that is frozen: it keeps its statistics and goes by them."""
     model.train()
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
             module.train(module.weight.requires_grad)
 
 
@@ -249,5 +249,5 @@ def logits(model: nn.Module, images: Images, indices: Indices | None = None) -> 
 
 
 def _batches(images: Images, indices: Indices) -> Iterator[Images]:
-    for start in range(0, len(indices), BATCH):
+    for start in range(0, max(len(indices), 1), BATCH):  # of none, one batch of none
         yield images[indices[start : start + BATCH]]

@@ -39,14 +39,15 @@ def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
     )
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """The machine and the interpreter that a run was made with."""
+def environment(device: torch.device, processes: int) -> dict[str, str]:
+    """The machine, the interpreter and the number of processes that a run was made with."""
     gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "none used"
     return {
         "Python": platform.python_version(),
         "system": platform.platform(),
         "processor": f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, {platform.machine()}",
         "GPU": gpu,
+        "processes": str(processes),
     }
 
 

@@ -34,8 +34,9 @@ def opened(run: Path, *, go_on: bool) -> Iterator[None]:
     (run / "checkpoints").mkdir(exist_ok=True)
     with (run / LOCK).open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends, however
-        except BlockingIOError as error:
+            # The kernel lets go of it when the process ends, however; unlike flock's, no forked worker keeps it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             lock.seek(0)
             raise ConfigError(f"{run}: another process trains in it ({lock.read().strip()})") from error
         lock.truncate(0)

@@ -1,6 +1,7 @@
 """The main job: data, model, loop; then scores, export with its proof, report. Read it from top to bottom."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,106 +28,126 @@ from training import (
     report,
     runs,
 )
-from training.checkpoint import CheckpointRefused
-from training.config import ConfigError, TrainConfig, default_name
+from training.config import TrainConfig, default_name
 from training.data import Dataset
 from training.device import find_device, uses_bfloat16
+from training.distributed import ALONE, Group
 from training.initialization import initialize
 from training.interruption import Interruption
 from training.intervals import bootstrap, card_scores
 from training.loop import NonFiniteLoss, fit, score
+from training.progress import Epoch
 from training.report import Findings
-from training.splits import SPLITS, DataError
+from training.splits import SPLITS
 from training.transfer import transfer
 
 
-def train(config: TrainConfig, interruption: Interruption | None = None) -> Path:
+def train(config: TrainConfig, interruption: Interruption | None = None, group: Group = ALONE) -> Path:
     """Run the main job and return the run's folder; `runs/latest` points to it only once the export proved itself.
 
-    With --resume it goes on where the run stopped, and does nothing for one that is finished. Raises ConfigError,
-    DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss, OutOfMemory, WorkerLost, ExportRefused, OSError,
-    Interrupted.
+    With --resume it goes on where the run stopped, and does nothing for one that is finished. Every process of a group
+    is to call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss,
+    OutOfMemory, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
     """
-    config = replace(config, name=config.name or default_name(config.model))
-    device = find_device(config.device)
-    with faults.told(config, device), runs.opened(config.run, go_on=config.resume is not None):
-        if runs.is_finished(config.run):
+    config = group.share(lambda: replace(config, name=config.name or default_name(config.model)))
+    device = find_device(config.device, group)
+    folder = runs.opened(config.run, go_on=config.resume is not None) if group.first else nullcontext()
+    with faults.told(config, device), folder:
+        if group.share(lambda: runs.is_finished(config.run)):
             print(f"{config.run} is finished: there is nothing to go on with")
         else:
-            try:
-                make(config, device, interruption or Interruption())
-            except NonFiniteLoss as error:
-                history.diverged(config.run, str(error))
-                raise
-            runs.publish(config.run)
+            make(config, device, group, interruption or Interruption())
     return config.run
 
 
-def make(config: TrainConfig, device: torch.device, interruption: Interruption) -> None:
-    """Data, model, loop, scores, export with its proof, report, in the run's folder."""
-    is_new = not (config.run / runs.CONFIG).exists()
+def make(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> None:
+    """Data, model and loop in every process; then, in the first, all that comes of the best epoch."""
+    is_new = group.share(lambda: not (config.run / runs.CONFIG).exists())
     try:
         dataset = data.load(config)
-        trained_on = dataset.splits["train"]
-        config = config.settled(image_size=dataset.preprocessing.height, training_images=len(trained_on))
-        config = keep_pipeline(config)
-        normalization = models.normalization(config, dataset.images, trained_on)
+        config = group.share(lambda: settle(config, dataset, group))
+        normalization = models.normalization(config, dataset.images, dataset.splits["train"])
         settings = models.settings(config, dataset.preprocessing, normalization, dataset.classes)
         model = start(config, settings, dataset, normalization)
-    except (ConfigError, DataError, CheckpointRefused, OSError):
-        if is_new:
+    except BaseException:
+        if is_new and group.first:
             shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
         raise
-    if is_new:
-        checkpoint.write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
     audited = audit_report.facts(dataset.audit)
-    (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
+    if group.first:
+        if is_new:
+            checkpoint.write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
+        (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    print(describe(config, dataset, model, device))
+    print(describe(config, dataset, model, device, group))
     print(audit_report.console(audited))
 
+    with SummaryWriter(config.run / "tensorboard") if group.first else nullcontext() as writer:
+        if writer is not None:
+            board.augmented(writer, config, dataset)
+        try:
+            epochs = fit(model, settings, dataset, config, device, group, writer, interruption)
+            if writer is not None:
+                conclude(model, normalization, dataset, config, device, group, epochs, writer)
+        except NonFiniteLoss as error:
+            if group.first:
+                history.diverged(config.run, str(error))
+            raise
+    group.meet()
+
+
+def conclude(
+    model: nn.Sequential,
+    normalization: Normalization,
+    dataset: Dataset,
+    config: TrainConfig,
+    device: torch.device,
+    group: Group,
+    epochs: list[Epoch],
+    writer: SummaryWriter,
+) -> None:
+    """Scores of the best epoch, export with its proof, report; then `latest` points to the run."""
     best = config.run / "checkpoints" / "best.pt"
-    with SummaryWriter(config.run / "tensorboard") as writer:
-        board.augmented(writer, config, dataset)
-        epochs = fit(model, settings, dataset, config, device, writer, interruption)
-        model.load_state_dict(checkpoint.load(best, device)["model"])
-        uncalibrated = score(model, dataset, "test")
-        calibrated = calibrate(model, dataset, config)
-        scored = {split: score(model, dataset, split) for split in SPLITS}
-        test = dataset.splits["test"]
-        answers = models.predict(model, dataset.images, test)
-        intervals = bootstrap(dataset.labels[test], answers, dataset.components[test], dataset.classes)
-        card = ModelCard(
-            contract_version=CONTRACT_VERSION,
-            name=config.run.name,
-            version=checkpoint.digest(best)[:12],
-            classes=dataset.classes,
-            preprocessing=dataset.preprocessing,
-            normalization=normalization,
-            calibration=calibrated,
-            goldens=export.goldens(model, dataset),
-            scores=card_scores(scored["test"], intervals),
-            reference=reference.of_test_split(dataset, answers),
-            provenance=provenance.collect(config, dataset, best),
-        )
-        parity = export.export(model, card, dataset, config.run / "model.onnx")
-        quantized = None
-        if config.quantize == "int8":
-            quantized = quantization.export(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
-        found = Findings(
-            config=config,
-            card=card,
-            dataset=dataset,
-            history=epochs,
-            scores=scored,
-            intervals=intervals,
-            uncalibrated=uncalibrated,
-            parity=parity,
-            quantized=quantized,
-            environment=provenance.environment(device),
-        )
-        board.results(writer, found, models.predict(model, dataset.images, dataset.splits["val"]))
+    model.load_state_dict(checkpoint.load(best, device)["model"])
+    uncalibrated = score(model, dataset, "test")
+    calibrated = calibrate(model, dataset, config)
+    scored = {split: score(model, dataset, split) for split in SPLITS}
+    test = dataset.splits["test"]
+    answers = models.predict(model, dataset.images, test)
+    intervals = bootstrap(dataset.labels[test], answers, dataset.components[test], dataset.classes)
+    card = ModelCard(
+        contract_version=CONTRACT_VERSION,
+        name=config.run.name,
+        version=checkpoint.digest(best)[:12],
+        classes=dataset.classes,
+        preprocessing=dataset.preprocessing,
+        normalization=normalization,
+        calibration=calibrated,
+        goldens=export.goldens(model, dataset),
+        scores=card_scores(scored["test"], intervals),
+        reference=reference.of_test_split(dataset, answers),
+        provenance=provenance.collect(config, dataset, best),
+    )
+    parity = export.export(model, card, dataset, config.run / "model.onnx")
+    quantized = None
+    if config.quantize == "int8":
+        quantized = quantization.export(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
+    found = Findings(
+        config=config,
+        card=card,
+        dataset=dataset,
+        history=epochs,
+        scores=scored,
+        intervals=intervals,
+        uncalibrated=uncalibrated,
+        parity=parity,
+        quantized=quantized,
+        environment=provenance.environment(device, group.size),
+    )
+    board.results(writer, found, models.predict(model, dataset.images, dataset.splits["val"]))
+    writer.flush()
     report.write(found)  # last, because a run that has one is finished
+    runs.publish(config.run)
 
 
 def start(
@@ -155,6 +176,17 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
     return calibrated
 
 
+def settle(config: TrainConfig, dataset: Dataset, group: Group) -> TrainConfig:
+    """Decide what was left open; raises ConfigError where that does not fit the data or the number of processes."""
+    settled = config.settled(
+        image_size=dataset.preprocessing.height,
+        training_images=len(dataset.splits["train"]),
+        processes=group.size,
+        on_this_machine=group.local_size,
+    )
+    return keep_pipeline(settled)
+
+
 def keep_pipeline(config: TrainConfig) -> TrainConfig:
     """Train by a copy of the --augment file in the run's folder, so that the run can be made again.
 
@@ -170,14 +202,15 @@ def keep_pipeline(config: TrainConfig) -> TrainConfig:
     return replace(config, augment=kept)
 
 
-def describe(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> str:
+def describe(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device, group: Group) -> str:
     """What is about to be trained on what, in three lines."""
     sizes = ", ".join(f"{split} {len(indices):,}" for split, indices in dataset.splits.items())
     made = dataset.preprocessing
+    together = f" in each of {group.size} processes" if group.size > 1 else ""
     arithmetic = "bfloat16" if uses_bfloat16(config, device) else "float32"
     return (
         f"data   {dataset.name}: {len(dataset.keys):,} images, {len(dataset.classes)} classes ({sizes})\n"
         f"model  {config.model}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
         f"images of {made.height} x {made.width} x {made.channels}\n"
-        f"device {device.type}, {arithmetic}, {torch.get_num_threads()} threads"
+        f"device {device.type}, {arithmetic}, {torch.get_num_threads()} threads{together}"
     )
