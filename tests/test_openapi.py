@@ -1,0 +1,24 @@
+"""What /docs.json says is what the service does, as schemathesis sees it: whatever routes there are."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import serving
+
+# A schema cannot say that bytes must be a picture, so that some requests it allows are rightly refused.
+EXCEPT = "positive_data_acceptance"
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(run: Path, tmp_path: Path) -> None:
+    """Valid and invalid requests from the document itself: no 5xx, no undocumented status, type or shape of answer."""
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path / "home")) as address:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/docs.json", "--checks", "all"]
+        options = ["--exclude-checks", EXCEPT, "--max-examples", "25", "--seed", "1", "--no-color"]
+        done = subprocess.run(command + options, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(r"([1-9]\d*) generated, \1 passed", done.stdout), done.stdout[-2000:]
