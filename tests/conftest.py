@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # Two tests run side by side: threads that wait for one another on the same two cores would triple the time.
 os.environ["OMP_NUM_THREADS"] = "1"

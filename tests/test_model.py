@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from serving.contract import METADATA_KEY, Golden, ModelCard
 from serving.model import ModelRefused, open_model
+from tests.conftest import ROOT
 
 
 def rewritten(source: Path, target: Path, change) -> Path:
@@ -109,3 +113,10 @@ def test_a_golden_within_tolerance_is_accepted(run: Path, tmp_path: Path) -> Non
     nudged = [value + 0.5e-4 for value in dataclasses.asdict(first)["probabilities"]]
     path = rewritten(run / "model.onnx", tmp_path / "m.onnx", lambda graph, value: golden(value, probabilities=nudged))
     assert open_model(path).card.goldens[0].probabilities == tuple(nudged)
+
+
+@pytest.mark.parametrize("side", ["serving.model", "training.export"])
+def test_the_runtime_leaves_no_identifier_of_the_machine_and_reports_to_nobody(tmp_path: Path, side: str) -> None:
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # where it knows of CI it does neither anyway
+    subprocess.run([sys.executable, "-c", f"import {side}"], cwd=ROOT, env=variables, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]

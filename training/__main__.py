@@ -1,15 +1,12 @@
 """The command line: `python -m training [train|audit|evaluate] [options]`; `--help` shows every option."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # Before anything imports tqdm: of the processes that train together, the first shows its progress.
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"
