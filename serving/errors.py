@@ -31,7 +31,7 @@ class RequestError(ValueError):
 
 HANDLED = (
     *(ImageError, RequestError, Overloaded, DeadlineExceeded, InvalidOutput),
-    *(HTTPException, ClientDisconnect, Exception),
+    *(HTTPException, ClientDisconnect, MemoryError, Exception),
 )
 
 
@@ -49,6 +49,9 @@ def describe(error: Exception) -> RequestError:
             described = RequestError(504, "deadline_exceeded", str(error))
         case InvalidOutput():
             described = RequestError(500, "model_output_invalid", str(error))
+        case MemoryError():
+            message = "the service has too little memory for this now; try again shortly"
+            described = RequestError(503, "out_of_memory", message, {"Retry-After": "5"})
         case ClientDisconnect():
             described = RequestError(499, "client_disconnected", "the client closed the connection")
         case HTTPException():
