@@ -152,6 +152,26 @@ def test_auto_goes_on_with_the_named_or_the_newest_unfinished_run_or_begins(phot
         options("train", ["--resume", str(tmp_path / "absent")])
 
 
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "checkpoints/best.pt", "tensorboard/notes.txt", "report/a", "config.yaml"]
+)
+def test_a_new_run_takes_no_folder_that_holds_anything_but_a_run_s_beginning(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    theirs = tmp_path / "x" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    arguments = ["--data", "absent", "--out", str(tmp_path), "--name", "x"]
+    assert main(arguments) == 2
+    assert f"{tmp_path}/x/{Path(name).parts[0]}" in capsys.readouterr().err
+    if name != "config.yaml":
+        assert main([*arguments, "--resume", "auto"]) == 2, "no run to go on with is there"
+        (tmp_path / "x" / ".lock").touch()
+        assert main([*arguments, "--resume", "auto"]) == 2
+        assert main(arguments) == 2, "a run's lock does not make it a run's"
+    assert theirs.read_text() == "precious"
+
+
 def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--model", "mlp", "--epochs", "100000"]
     first = start(arguments)

@@ -1,6 +1,7 @@
 """The command line: `python -m training [train|audit|evaluate] [options]`; `--help` shows every option."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace

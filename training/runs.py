@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +16,25 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
 """Options of a run that do not decide what comes out of it."""
+CURVES = "tensorboard/events.out.tfevents.*"
+BEGUN = (
+    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", "history.json", ".history.json.partial"),
+    *("tensorboard", CURVES, "checkpoints", "checkpoints/.last.pt.partial"),
+)
+"""All that a run may have left that ended before its first checkpoint."""
 
 
 @contextmanager
 def opened(run: Path, *, go_on: bool) -> Iterator[None]:
     """Make the folder of a new run, or take up that of one to go on with, and keep other processes out of it.
 
-    A run that ended before its first checkpoint is no hindrance to a new one of its name, and what it left is removed.
-    Before anything else, so that a folder that cannot be written to costs no time. Raises ConfigError, OSError.
+    A run that ended before its first checkpoint is no hindrance to a new one of its name, which takes its folder over.
+    Any other folder that is not empty is refused. Before anything else, so that a folder that cannot be written to
+    costs no time. Raises ConfigError, OSError.
     """
-    if run.exists() and not go_on and (has_checkpoint(run) or not (run / LOCK).exists()):
-        raise ConfigError(
-            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} goes on with it"
-        )
+    is_new = not (go_on and (run / CONFIG).is_file())
+    if is_new:
+        _refuse_taken(run)
     run.mkdir(parents=True, exist_ok=True)
     (run / "checkpoints").mkdir(exist_ok=True)
     with (run / LOCK).open("a+") as lock:
@@ -42,8 +47,10 @@ def opened(run: Path, *, go_on: bool) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
-        if not go_on:
-            _clear(run)
+        if is_new:
+            _refuse_taken(run)  # by a run that had the folder until now
+            for left in (run / CONFIG, *run.glob(CURVES)):  # all else is written over
+                left.unlink(missing_ok=True)
         yield
 
 
@@ -93,9 +100,13 @@ def publish(run: Path) -> None:
     link.replace(run.parent / "latest")
 
 
-def _clear(run: Path) -> None:
-    for left in run.iterdir():
-        if left.is_dir() and left.name != "checkpoints":
-            shutil.rmtree(left)
-        elif left.is_file() and left.name != LOCK:
-            left.unlink()
+def _refuse_taken(run: Path) -> None:
+    """Raise ConfigError where a new run would take anything from anybody."""
+    if has_checkpoint(run):
+        raise ConfigError(
+            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} goes on with it"
+        )
+    begun = {path for name in BEGUN for path in run.glob(name)} if (run / LOCK).exists() else set()
+    others = [run] if run.is_file() else sorted(set(run.rglob("*")) - begun)
+    if others:
+        raise ConfigError(f"--name {run.name}: {others[0]} is there and would be written over; give another name")
