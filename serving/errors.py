@@ -16,6 +16,8 @@ from serving.predictor import DeadlineExceeded, InvalidOutput
 
 log = logging.getLogger("bentoml.twinlens")
 
+OPEN_INFERENCE = "/v2"
+"""Below this path errors are `{"error": message}`, as that protocol has them."""
 IMAGE_STATUS = {"empty_image": 400, "payload_too_large": 413, "unsupported_image_format": 415}  # every other code: 422
 
 
@@ -74,4 +76,6 @@ def refusal(error: Exception, scope: Scope) -> JSONResponse:
     request_id: str = scope["state"]["request_id"]
     if described.status >= 500 and described is not error:
         log.error("%s", described, exc_info=error, extra={FIELDS: {"request_id": request_id, "code": described.code}})
-    return JSONResponse(envelope(described, request_id), described.status, dict(described.headers))
+    in_protocol = scope["path"].startswith(OPEN_INFERENCE)
+    body = {"error": str(described)} if in_protocol else envelope(described, request_id)
+    return JSONResponse(body, described.status, dict(described.headers))

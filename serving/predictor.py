@@ -94,6 +94,16 @@ class Predictor:
         self._window.append(seen, probabilities)
         return named
 
+    async def answer(self, image: Pixels | bytes) -> Prediction:
+        """As `predict`; also of pixels that are as the graph takes them, which say nothing of drift."""
+        if isinstance(image, bytes):
+            return await self.predict(image)
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                return self._name(await self.batcher.submit(image), None)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer within {self._settings.timeout_s:g} s") from error
+
     async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
         if len(data) <= INLINE_BYTES:
             try:

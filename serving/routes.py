@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from serving import inference_protocol
 from serving.admission import Admission, Place
 from serving.contract import ModelCard
 from serving.errors import RequestError, describe, envelope
@@ -181,6 +182,7 @@ ROUTES = [
     Route("/metrics", metrics),
     Route("/docs.json", docs),
     Route("/", home),
+    *inference_protocol.routes(_predictor),
 ]
 # The last route answers for everything that the others leave, so that every error has one shape.
 NO_ROUTE = Route("/{path:path}", no_route, methods=METHODS)

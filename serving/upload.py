@@ -43,10 +43,10 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
     if kind == b"multipart/form-data":
         if b"boundary" not in options:
             raise RequestError(400, "malformed_multipart", "the Content-Type names no multipart boundary")
-        body = await _read_body(request, limits.bytes + MULTIPART_OVERHEAD, limits, place)
+        body = await read_body(request, limits.bytes + MULTIPART_OVERHEAD, limits, place)
         return _files(body, options[b"boundary"], field, limits.files, how_to_send)
     if kind.startswith(b"image/") or kind == b"application/octet-stream":
-        body = await _read_body(request, limits.bytes, limits, place)
+        body = await read_body(request, limits.bytes, limits, place)
         if not body:
             raise RequestError(400, "missing_image", f"the body is empty; {how_to_send}")
         return [body]
@@ -54,7 +54,8 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
     raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
 
 
-async def _read_body(request: Request, most: int, limits: Limits, place: Place) -> bytes:
+async def read_body(request: Request, most: int, limits: Limits, place: Place) -> bytes:
+    """The body as it comes, at most `most` bytes of it. Raises RequestError, ClientDisconnect."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)

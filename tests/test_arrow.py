@@ -27,6 +27,7 @@ SERVING = [
     "model",
     "batching",
     "metrics",
+    "inference_protocol",
     "predictor",
     "journal",
     "score",
