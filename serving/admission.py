@@ -5,6 +5,7 @@ from types import TracebackType
 
 BURST_S = 1.0
 BURST_WAIT_S = 0.5
+CALM_S = 0.1
 MAX_BODIES = 16
 SMOOTHING = 1 / 128
 
@@ -16,10 +17,10 @@ class Overloaded(RuntimeError):
 class Admission:
     """Counts what is inside, from the first byte of a body to its answer, and says no in time.
 
-    As long as there was an idle moment within the last second, what comes is a burst: it is let in while the images
-    before it need at most half a second. After that it is an overload, and a long queue would only make everybody late:
-    images are let in while those before them need at most `max_wait_s`, or there is only one. Never more than
-    `max_images`, nor bodies of more than 16 times `max_bytes` together.
+    What comes within a second of a calm (a tenth of a second with nothing to do) is a burst: it is let in while the
+    images before it need at most half a second. After that it is an overload, and a long queue would only make
+    everybody late: images are let in while those before them need at most `max_wait_s`, or there is only one. Never
+    more than `max_images`, nor bodies of more than 16 times `max_bytes` together.
     """
 
     def __init__(self, *, max_images: int, max_bytes: int, max_wait_s: float) -> None:
@@ -29,7 +30,7 @@ class Admission:
         self.seconds_per_image = 0.0
         """How long an image takes when there are many, as measured; a first guess may be set from outside."""
         self._images = self._bytes = 0
-        self._busy_since = self._answered = 0.0
+        self._busy_since = self._empty_since = self._began = self._answered = 0.0
 
     def place(self) -> "Place":
         """What one request takes, to be given back at its end: use it in a `with`. Raises Overloaded."""
@@ -49,7 +50,10 @@ class Admission:
     def _enter(self, images: int) -> None:
         self._check(images)
         if self._images == 0:
-            self._busy_since = monotonic()
+            now = monotonic()
+            if now - self._empty_since > CALM_S:
+                self._busy_since = now
+            self._began = now
         self._images += images
 
     def _hold(self, size: int) -> None:
@@ -60,10 +64,12 @@ class Admission:
     def _leave(self, images: int, size: int, *, answered: bool) -> None:
         self._images -= images
         self._bytes -= size
+        if images and self._images == 0:
+            self._empty_since = monotonic()
         if answered and images:
             now = monotonic()
             # While there is work, answers come as fast as they can: decoding, waiting and the model are all in it.
-            seconds = (now - max(self._answered, self._busy_since)) / images
+            seconds = (now - max(self._answered, self._began)) / images
             self.seconds_per_image += (seconds - self.seconds_per_image) * min(images * SMOOTHING, 1)
             self._answered = now
 

@@ -18,7 +18,7 @@ from serving.metrics import exposition
 from serving.page import Page
 from serving.predictor import Prediction, Predictor
 from serving.settings import Settings
-from serving.upload import Limits, read_files
+from serving.upload import Limits, read_files, while_connected
 
 # A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
 BATCH_BODY_FILES = 4
@@ -30,7 +30,7 @@ async def predict(request: Request) -> Response:
     predictor = _predictor(request)
     with _admission(request).place() as place:
         [data] = await _files(request, "image", place)
-        prediction = await predictor.predict(data, top_k)
+        prediction = await while_connected(request, predictor.predict(data, top_k))
     request.state.fields = {"label": prediction.label, "confidence": prediction.confidence}
     return JSONResponse(vars(prediction))
 
@@ -40,7 +40,8 @@ async def predict_batch(request: Request) -> Response:
     predictor = _predictor(request)
     with _admission(request).place() as place:
         data = await _files(request, "images", place, most=_settings(request).max_batch)
-        answers = await asyncio.gather(*(predictor.predict(image, top_k) for image in data), return_exceptions=True)
+        answering = asyncio.gather(*(predictor.predict(image, top_k) for image in data), return_exceptions=True)
+        answers = await while_connected(request, answering)
     return JSONResponse({"results": [_batch_element(request, answer) for answer in answers]})
 
 
@@ -51,7 +52,7 @@ async def explain(request: Request) -> Response:
     explainer: Explainer = request.app.state.explainer
     with _admission(request).place() as place:
         [data] = await _files(request, "image", place)
-        return await explainer.explain(predictor, data, label, draw)
+        return await while_connected(request, explainer.explain(predictor, data, label, draw))
 
 
 async def model_card(request: Request) -> Response:

@@ -32,7 +32,7 @@ class Settings:
     max_batch: int = 32
     max_queue: int = 256
     max_explanations: int = 2
-    max_wait_s: float = 0.05
+    max_wait_s: float = 0.5
     workers: int = 1
     timeout_s: float = 10.0
     idle_s: float = 5.0

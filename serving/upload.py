@@ -1,8 +1,9 @@
 """Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched."""
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -14,6 +15,9 @@ from serving.errors import RequestError
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+Answer = TypeVar("Answer")
+
+PATIENCE_S = 0.05
 # Room for boundaries and part headers around the files themselves.
 MULTIPART_OVERHEAD = 64 * 1024
 HOW_TO_SEND = (
@@ -52,6 +56,37 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
         return [body]
     given = kind.decode("latin-1") or "no Content-Type"
     raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
+
+
+async def while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
+    """Await `answer` as long as the client does. Raises ClientDisconnect when it goes away, and the work is cancelled.
+
+    Only after PATIENCE_S is anybody looked for: most answers are there sooner, and looking costs a task.
+    """
+    loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
+    assert waiting is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        waiting.cancel()
+
+    watching: list[asyncio.Task[None]] = []
+    timer = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        waiting.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        timer.cancel()
+        for task in watching:
+            task.cancel()
 
 
 async def read_body(request: Request, most: int, limits: Limits, place: Place) -> bytes:
