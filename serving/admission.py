@@ -1,5 +1,6 @@
 """Who may come in: an image that would only wait in vain, or for which there is no memory, is refused at once."""
 
+from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 
@@ -20,13 +21,22 @@ class Admission:
     What comes within a second of a calm (a tenth of a second with nothing to do) is a burst: it is let in while the
     images before it need at most half a second. After that it is an overload, and a long queue would only make
     everybody late: images are let in while those before them need at most `max_wait_s`, or there is only one. Never
-    more than `max_images`, nor bodies of more than 16 times `max_bytes` together.
+    more than `max_images`, nor bodies of more than 16 times `max_bytes` together. `observe` is told how many are
+    inside.
     """
 
-    def __init__(self, *, max_images: int, max_bytes: int, max_wait_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_images: int,
+        max_bytes: int,
+        max_wait_s: float,
+        observe: Callable[[int], None] = lambda images: None,
+    ) -> None:
         self._max_images = max_images
         self._max_bytes = max_bytes * MAX_BODIES
         self._max_wait_s = max_wait_s
+        self._observe = observe
         self.seconds_per_image = 0.0
         """How long an image takes when there are many, as measured; a first guess may be set from outside."""
         self._images = self._bytes = 0
@@ -55,6 +65,7 @@ class Admission:
                 self._busy_since = now
             self._began = now
         self._images += images
+        self._observe(self._images)
 
     def _hold(self, size: int) -> None:
         if self._bytes + size > self._max_bytes:
@@ -66,6 +77,7 @@ class Admission:
         self._bytes -= size
         if images and self._images == 0:
             self._empty_since = monotonic()
+        self._observe(self._images)
         if answered and images:
             now = monotonic()
             # While there is work, answers come as fast as they can: decoding, waiting and the model are all in it.

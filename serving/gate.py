@@ -22,7 +22,7 @@ from serving.settings import Settings
 log = logging.getLogger("bentoml.twinlens.requests")
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-PROBES = frozenset({"/livez", "/readyz"})
+PROBES = frozenset({"/livez", "/readyz", "/ping"})
 # The page says nothing of the model, and asks for the token: a browser has none before it is there.
 PAGE = frozenset({"/", "/ui"})
 METRICS = "/metrics"
@@ -99,6 +99,8 @@ class Gate:
         code = scope["state"].get("code")
         if code not in (None, "not_found"):
             self._metrics.rejected(code)
+        if scope["path"] in PROBES:
+            return  # asked every few seconds, and told by the metrics
         if self._settings.log_requests or status >= 500 or seconds >= self._settings.slow_s:
             level = logging.ERROR if status >= 500 else logging.INFO
             log.log(level, "%s %s", scope["method"], status, extra={FIELDS: _fields(scope, route, status, seconds)})

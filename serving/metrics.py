@@ -71,6 +71,12 @@ class Metrics:
             registry=registry,
         )
         self._seconds_of: dict[str, Histogram] = {}
+        self._in_flight = Gauge(
+            "twinlens_images_in_flight",
+            "Images that have come in and are not answered yet.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._info = Gauge(
             "twinlens_model_info",
             "1 for the model that answers; the labels say which and on what.",
@@ -123,6 +129,10 @@ class Metrics:
     def reloaded(self, outcome: Outcome) -> None:
         """The model file had changed, and an attempt to load it has ended."""
         self._reloads[outcome].inc()
+
+    def inside(self, images: int) -> None:
+        """So many images have come in and are not answered yet."""
+        self._in_flight.set(images)
 
     def decoded(self, seconds: float) -> None:
         """An image has been decoded and resized."""

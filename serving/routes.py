@@ -173,6 +173,9 @@ def _batch_element(request: Request, answer: Prediction | BaseException) -> dict
 
 
 ROUTES = [
+    # SageMaker's names of two routes; before the others, so that metrics know both by the others' names.
+    Route("/invocations", predict, methods=["POST"]),
+    Route("/ping", readyz),
     Route("/predict", predict, methods=["POST"]),
     Route("/predict_batch", predict_batch, methods=["POST"]),
     Route("/explain", explain, methods=["POST"]),

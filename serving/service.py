@@ -77,7 +77,10 @@ class Twinlens:
         app.state.settings = settings
         app.state.metrics = Metrics()
         app.state.admission = Admission(
-            max_images=settings.max_queue, max_bytes=settings.max_bytes, max_wait_s=settings.max_wait_s
+            max_images=settings.max_queue,
+            max_bytes=settings.max_bytes,
+            max_wait_s=settings.max_wait_s,
+            observe=app.state.metrics.inside,
         )
         app.state.explainer = Explainer(settings, app.state.metrics)
         app.state.page = Page.load()
