@@ -13,13 +13,13 @@ import yaml
 
 from serving.settings import PREFIX, Settings
 from tests.conftest import ROOT
-from training.__main__ import EXIT_CODES
-from training.config import TrainConfig
+from training.__main__ import EXIT_CODES, VERBS
 
 K8S = ROOT / "k8s"
 APPLIED = sorted(K8S.glob("*.yaml"))
 """What `kubectl apply -f k8s/` reads, in its order."""
-POD_KINDS = {"Deployment", "Job"}
+NATIVE = [*APPLIED, *(K8S / "distributed" / f"{name}.yaml" for name in ("train", "study", "study-merge"))]
+"""What Kubernetes knows without the Prometheus Operator, KEDA and Kubeflow Trainer."""
 
 
 @cache
@@ -37,11 +37,15 @@ def named(kind: str, name: str) -> dict[str, Any]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    return {
-        f"{found['kind']}-{found['metadata']['name']}": found["spec"]["template"]["spec"]
-        for found in everything()
-        if found["kind"] in POD_KINDS
-    }
+    found = {}
+    for one in everything():
+        name = f"{one['kind']}-{one['metadata']['name']}"
+        if one["kind"] in ("Deployment", "Job"):
+            found[name] = one["spec"]["template"]["spec"]
+        elif one["kind"] == "TrainingRuntime":
+            [nodes] = one["spec"]["template"]["spec"]["replicatedJobs"]
+            found[name] = nodes["template"]["spec"]["template"]["spec"]
+    return found
 
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
@@ -52,7 +56,7 @@ def settings_of(container: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
 
 
-@pytest.mark.parametrize("path", APPLIED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NATIVE, ids=lambda path: str(path.relative_to(K8S)))
 def test_the_manifests_are_what_the_api_takes(path: Path) -> None:
     command = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -144,15 +148,57 @@ def test_the_service_is_asked_in_three_ways_and_ends_without_loss() -> None:
     assert [mount["readOnly"] for mount in container["volumeMounts"] if mount["mountPath"] == "/runs"] == [True]
 
 
+def told(container: dict[str, Any]) -> list[str]:
+    """The words of a container's command behind the image's entry point, or behind what starts the same module."""
+    words = " ".join([*container.get("command", []), *container.get("args", [])])
+    return words.rpartition("-m training ")[2].split()
+
+
 def test_settings_and_options_exist() -> None:
     known = {PREFIX + field.name.upper() for field in fields(Settings)}
-    options = {"--" + field.name.replace("_", "-") for field in fields(TrainConfig)}
+    of_verbs = {verb: {f"--{field.name.replace('_', '-')}" for field in fields(VERBS[verb][0])} for verb in VERBS}
     for pod in pods().values():
         for container in containers(pod):
             assert {name for name in settings_of(container) if name.startswith(PREFIX)} <= known
             if "/train:" in container["image"]:
-                given = {text.partition("=")[0] for text in container.get("args", []) if text.startswith("--")}
-                assert given <= options, given - options
+                words = told(container)
+                verb = words[0] if words[0] in VERBS else "train"
+                given = {word.partition("=")[0] for word in words if word.startswith("--")}
+                assert given, container
+                assert given <= of_verbs[verb], given - of_verbs[verb]
+
+
+def test_machines_that_train_together_find_each_other() -> None:
+    job = named("Job", "train-together")
+    pod = job["spec"]["template"]["spec"]
+    service = named("Service", "train-together")
+    words = pod["containers"][0]["args"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert f"--nnodes={job['spec']['completions']}" in words
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
+    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:29500" in words
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    policy = named("NetworkPolicy", "train-together")["spec"]
+    for selector in (service["spec"]["selector"], policy["podSelector"]["matchLabels"]):
+        assert selector.items() <= labels.items()
+    [runtime] = named("TrainingRuntime", "twinlens")["spec"]["template"]["spec"]["replicatedJobs"]
+    assert (
+        policy["podSelector"]["matchLabels"].items()
+        <= runtime["template"]["spec"]["template"]["metadata"]["labels"].items()
+    )
+    assert named("TrainJob", "train-together")["spec"]["runtimeRef"]["name"] == "twinlens"
+
+
+def test_a_study_has_as_many_shares_as_pods() -> None:
+    job, merge = named("Job", "study")["spec"], named("Job", "study-merge")["spec"]
+    shares = job["completions"]
+    [container] = job["template"]["spec"]["containers"]
+    assert f"--shard=$i/{shares}" in container["args"][0]
+    merged = [word for word in merge["template"]["spec"]["containers"][0]["args"] if "/" in word]
+    assert merged == [f"runs/studies/regularisation-{i + 1}" for i in range(shares)]
 
 
 def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:
