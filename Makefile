@@ -4,7 +4,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test test-slow bench-serving lint clean
+.PHONY: help train serve test test-slow test-containers bench-serving lint clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ test: $(VENV)/installed ## Run the tests, but for the slow ones.
 
 test-slow: $(VENV)/installed ## Run the tests that take minutes, or both cores, one after the other.
 	pytest -m slow --numprocesses=0
+
+test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap.
+	pytest -m containers --numprocesses=0 tests/containers
 
 bench-serving: $(VENV)/installed ## Compare the service with its peers, half an hour on a quiet machine; needs wrk. ARGS="--help".
 	python -m tests.bench.serving $(ARGS)

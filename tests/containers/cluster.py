@@ -1,0 +1,94 @@
+"""The manifests' own pod templates as pods of podman, which knows no Job and no autoscaler but runs what they start."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conftest import ROOT
+from tests.containers.podman import inspect, podman
+
+K8S = ROOT / "k8s"
+
+
+def without_gpus(kind: str, name: str, folder: Path = K8S) -> dict[str, Any]:
+    """A manifest as `kubectl apply -k k8s/` sends it."""
+    [found] = [
+        one
+        for path in sorted(folder.glob("*.yaml"))
+        for one in yaml.safe_load_all(path.read_text())
+        if (one["kind"], one["metadata"]["name"]) == (kind, name)
+    ]
+    assert isinstance(found, dict)
+    for patch in yaml.safe_load((K8S / "Kustomization").read_text())["patches"]:
+        if patch["target"] == {"kind": kind, "name": name}:
+            for change in yaml.safe_load(patch["patch"]):
+                _apply(found, change)
+    return found
+
+
+def _apply(manifest: Any, change: dict[str, Any]) -> None:
+    """One `remove` or `replace` of a JSON patch (RFC 6902)."""
+    *parents, last = [key.replace("~1", "/") for key in change["path"].split("/")[1:]]
+    for key in parents:
+        manifest = manifest[int(key) if isinstance(manifest, list) else key]
+    place = int(last) if isinstance(manifest, list) else last
+    if change["op"] == "remove":
+        del manifest[place]
+    else:
+        manifest[place] = change["value"]
+
+
+class Pod:
+    """A pod under way, of one container."""
+
+    def __init__(self, name: str, container: str) -> None:
+        self.name = name
+        self.container = f"{name}-{container}"
+
+    @property
+    def address(self) -> str:
+        """At which the host reaches it."""
+        infra = inspect("pod", self.name)["InfraContainerID"]
+        settings = inspect("container", infra)["NetworkSettings"]
+        found = settings["IPAddress"] or next(iter(settings["Networks"].values()))["IPAddress"]
+        assert isinstance(found, str)
+        return found
+
+    @property
+    def logs(self) -> str:
+        """What its container has printed, on both outputs."""
+        return podman("logs", self.container, merge=True)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of its container; None while it runs."""
+        state = inspect("container", self.container)["State"]
+        return None if state["Running"] else int(state["ExitCode"])
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the first process of its container."""
+        podman("kill", f"--signal={name}", self.container)
+
+
+@contextmanager
+def pod(name: str, manifest: dict[str, Any], image: str, claims: dict[str, str], folder: Path) -> Iterator[Pod]:
+    """Play a manifest's pod template, with `image` as its image and podman's volumes as its claims."""
+    template = json.loads(json.dumps(manifest["spec"]["template"]))
+    [container] = template["spec"]["containers"]
+    container["image"] = image
+    for volume in template["spec"]["volumes"]:
+        if "persistentVolumeClaim" in volume:
+            volume["persistentVolumeClaim"]["claimName"] = claims[volume["persistentVolumeClaim"]["claimName"]]
+    template |= {"apiVersion": "v1", "kind": "Pod"}
+    template["metadata"]["name"] = name
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(template))
+    try:
+        podman("play", "kube", path)
+        yield Pod(name, container["name"])
+    finally:
+        podman("pod", "rm", "--force", "--time=1", name, check=False)

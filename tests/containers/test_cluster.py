@@ -1,0 +1,166 @@
+"""What the manifests start, started: their pod templates with security context, mounts and probes as they are."""
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.containers.cluster import Pod, pod, without_gpus
+from tests.containers.conftest import SERVE, TRAIN, digit
+from tests.containers.podman import podman
+
+WAIT_S = 180
+
+
+@pytest.fixture
+def claims() -> Iterator[dict[str, str]]:
+    """Volumes that stand for the claims `data` and `runs`."""
+    names = {"data": "twinlens-test-data", "runs": "twinlens-test-runs"}
+    for name in names.values():
+        podman("volume", "rm", "--force", name, check=False)
+        podman("volume", "create", name)
+    yield names
+    for name in names.values():
+        podman("volume", "rm", "--force", name, check=False)
+
+
+def folder_of(volume: str) -> Path:
+    return Path(podman("volume", "inspect", "--format={{.Mountpoint}}", volume).strip())
+
+
+def publish(run: Path, volume: Path, name: str) -> None:
+    """Put a run into a volume and point `latest` to it, as the trainer does."""
+    shutil.copytree(run, volume / name, symlinks=True)
+    link = volume / ".latest"
+    link.symlink_to(name)
+    link.replace(volume / "latest")
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def status(address: str) -> int:
+    try:
+        return httpx.get(address, timeout=3).status_code
+    except httpx.TransportError:
+        return 0
+
+
+class Load:
+    """Clients that post one image after the other, each on a connection of its own, and count what they get."""
+
+    def __init__(self, address: str, clients: int = 4) -> None:
+        self.statuses: Counter[int | str] = Counter()
+        self.versions: Counter[str] = Counter()
+        self._address = address
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._post) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _post(self) -> None:
+        body, headers = digit(0), {"Content-Type": "image/png", "Connection": "close"}
+        while not self._ends.is_set():
+            try:
+                answer = httpx.post(f"{self._address}/predict", content=body, headers=headers, timeout=20)
+            except httpx.ConnectError:  # nobody listens any more: a proxy would send it elsewhere
+                self.statuses["refused"] += 1
+                time.sleep(0.1)
+            except httpx.TransportError as error:
+                self.statuses[type(error).__name__] += 1
+            else:
+                self.statuses[answer.status_code] += 1
+                if answer.status_code == 200:
+                    self.versions[answer.json()["model_version"]] += 1
+
+
+def test_the_service_waits_for_a_model_takes_the_next_one_and_ends_without_loss(
+    runs: Path,
+    claims: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    volume = folder_of(claims["runs"])
+    with pod("twinlens-serve", without_gpus("Deployment", "serve"), SERVE, claims, tmp_path) as service:
+        address = f"http://{service.address}:3000"
+        until(lambda: status(f"{address}/livez") == 200, service.logs)
+        assert status(f"{address}/readyz") == 503
+        publish(runs / "latest", volume, "one")
+        until(lambda: status(f"{address}/readyz") == 200, service.logs)
+
+        answer = httpx.post(f"{address}/predict", files={"image": digit(0)}, timeout=20)
+        assert answer.json()["label"] == "0"
+        metrics = {family.name for family in text_string_to_metric_families(httpx.get(f"{address}/metrics").text)}
+        assert {"twinlens_predictions", "twinlens_model_info", "bentoml_service_request"} <= metrics
+
+        second = tmp_path / "second"
+        second.mkdir()
+        second.chmod(0o777)
+        podman("run", "--rm", "--network=none", f"--volume={second}:/runs", TRAIN, "--model", "mlp", "--epochs", "1")
+        with Load(address) as load:
+            until(lambda: load.statuses[200] > 20, service.logs)
+            publish(second / "latest", volume, "two")
+            until(lambda: len(load.versions) == 2, service.logs)
+            service.signal("TERM")
+            until(lambda: service.exit_code is not None, service.logs)
+        assert service.exit_code == 0
+        lost = set(load.statuses) - {200, 503, "refused"}  # 503: shutting_down
+        assert not lost, load.statuses
+        print(f"{load.statuses[200]} answers from {len(load.versions)} models, none lost")
+
+
+def test_a_training_job_that_is_killed_goes_on(
+    images: None,
+    claims: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    job = without_gpus("Job", "train")
+    checkpoint = folder_of(claims["runs"]) / "train" / "checkpoints" / "last.pt"
+    with pod("twinlens-train", job, TRAIN, claims, tmp_path) as trainer:
+        until(lambda: checkpoint.exists() or trainer.exit_code is not None, trainer.logs)
+        assert trainer.exit_code is None, trainer.logs
+        trainer.signal("KILL")
+        until(lambda: trainer.exit_code == 137, trainer.logs)
+    with pod("twinlens-train", job, TRAIN, claims, tmp_path) as trainer:
+        until(lambda: "resume runs/train: epoch" in trainer.logs, trainer.logs)
+        until(lambda: "epoch 3/30" in trainer.logs or trainer.exit_code is not None, trainer.logs)
+        trainer.signal("TERM")
+        until(lambda: trainer.exit_code is not None, trainer.logs)
+        assert trainer.exit_code == 143, trainer.logs
+
+
+def test_probes_are_answered_inside(runs: Path, claims: dict[str, str], tmp_path: Path) -> None:
+    publish(runs / "latest", folder_of(claims["runs"]), "one")
+    manifest = without_gpus("Deployment", "serve")
+    with pod("twinlens-probed", manifest, SERVE, claims, tmp_path) as service:
+        until(lambda: status(f"http://{service.address}:3000/readyz") == 200, service.logs)
+        [container] = manifest["spec"]["template"]["spec"]["containers"]
+        for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+            path = container[name]["httpGet"]["path"]
+            assert status(f"http://{service.address}:{container['ports'][0]['containerPort']}{path}") == 200
+        assert_cannot_write(service)
+
+
+def assert_cannot_write(service: Pod) -> None:
+    """Its root is read-only, and so is what it serves."""
+    for path in ("/opt/venv/x", "/runs/x"):
+        code = f"open({path!r}, 'w')"
+        printed = podman("exec", service.container, "python", "-c", code, check=False, merge=True)
+        assert "Read-only file system" in printed, printed
