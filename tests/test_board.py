@@ -151,8 +151,8 @@ def test_the_table_of_runs_has_one_set_of_columns_and_no_none(
     settings, other_settings = (
         hyperparameters(each, SESSION_START_INFO_TAG).session_start_info.hparams for each in (events, other)
     )
-    assert set(settings) == columns - {"clip_norm", "patience"}
-    assert set(other_settings) == columns - {"clip_norm"}
+    assert set(settings) == columns - {"clip_norm", "patience", "images_per_class", "zero_biases"}
+    assert set(other_settings) == columns - {"clip_norm", "images_per_class", "zero_biases"}
     assert settings["data"].string_value == str(photos)
     assert settings["lr"].number_value == 1e-3
     assert "None" not in {value.string_value for value in settings.values()}

@@ -152,7 +152,7 @@ LABELS = np.arange(48) % 3
 def one_epoch(**given: object) -> tuple[Learner, Progress]:
     """One epoch of a small MLP on 48 images of three classes, in float32, from the same start."""
     options: dict = {"model": "mlp", "hidden": (16,), "batch_size": 16, "precision": "float32", "schedule": "constant"}
-    config = TrainConfig(**(options | {"augment": "none", "warmup_epochs": 0.0} | given))
+    config = TrainConfig(**(options | {"augment": "none", "balance": "none", "warmup_epochs": 0.0} | given))
     config = config.settled(image_size=12, training_images=48)
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
