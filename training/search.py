@@ -1,5 +1,6 @@
 """Search for options that score well: trials are ordinary runs, drawn by Optuna; what cannot win is stopped early."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ BEST = "best.yaml"
 SPACE = "search"
 TRIAL = "trial"
 SEED = 0
+STOPPED = 128 + signal.SIGTERM
 MIN_TRIALS = 5
 """Trials that are seen to their end before any is judged by them."""
 
@@ -58,7 +60,7 @@ def search(config: StudyConfig) -> Path:
         if state == "done" and score is not None:
             searched.tell(trial, score)
         else:  # one that diverged says as much of its options as one that fell behind
-            searched.tell(trial, state=TrialState.FAIL if state == "failed" and code > 0 else TrialState.PRUNED)
+            searched.tell(trial, state=TrialState.FAIL if state == "failed" and code != STOPPED else TrialState.PRUNED)
         print(f"{searched.trials[trial.number].state.name.lower():8} {job.name}  {trial.params}", flush=True)
 
     def hopeless(job: Job) -> bool:
