@@ -1,4 +1,6 @@
 import itertools
+import multiprocessing
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -80,6 +82,20 @@ def test_only_what_is_drawn_is_copied(tmp_path: Path) -> None:
     assert peak < images.nbytes / 4
 
 
+def test_workers_end_with_the_batches_and_no_other_process_does() -> None:
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+    batches = Batches(IMAGES, LABELS, np.arange(50), settled(batch_size=8, workers=2), pin_memory=False)
+    with batches:
+        next(batches.epoch(0))
+        workers = set(multiprocessing.active_children()) - {other}
+        assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
+    assert other.is_alive()
+    other.kill()
+    other.join()
+
+
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
     config = settled(batch_size=64, augment="none")
     [[(images, _)]] = Batches(IMAGES, LABELS, np.arange(50), config, pin_memory=False).epoch(0)
@@ -95,6 +111,8 @@ def test_batches_come_in_steps_and_the_last_step_may_be_shorter(accumulate: int)
     assert [len(step) for step in steps] == {1: [1] * 6, 2: [2, 2, 2], 4: [4, 2], 9: [6]}[accumulate]
     together = torch.cat([labels for step in steps for _, labels in step])
     assert torch.equal(together, drawn(0, augment="none")[1]), "the same batches, however they are put together"
+    named = [LABELS[batches.images(0, step)].tolist() for step in range(len(batches))]
+    assert named == [torch.cat([labels for _, labels in step]).tolist() for step in steps]
 
 
 def test_the_sampler_balances_the_classes_for_any_number_of_workers() -> None:

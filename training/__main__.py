@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 import tyro
 
 from serving.model import ModelRefused
-from training import audit_report, evaluation, report, runs, sagemaker, study
+from training import audit_report, evaluation, faults, report, runs, sagemaker, study
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
@@ -119,4 +121,10 @@ def options(verb: str, arguments: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    threading.excepthook = faults.of_thread
+    code = main(sys.argv[1:])
+    # All that counts is on the disk, and to take the interpreter down takes of the seconds that SIGTERM leaves.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)

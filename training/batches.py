@@ -1,12 +1,12 @@
 """Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
 
-import atexit
 import ctypes
 import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing.process import BaseProcess
 
 import cv2
 import numpy as np
@@ -74,19 +74,25 @@ class _Order(Sampler[list[Key]]):
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def images(self, epoch: int) -> np.ndarray:
+        """The image at each place of an epoch's order."""
+        rng = np.random.default_rng((self.seed, epoch))
         order = balance.order(self.labels, rng) if self.balanced else rng.permutation(len(self.labels))
+        return self.indices[order[: len(self) * self.batch_size]]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        images = self.images(self.epoch)
         for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             batch = range(start, start + self.batch_size)
-            yield [(self.epoch, batch[i], int(self.indices[order[batch[i]]])) for i in self.part]
+            yield [(self.epoch, batch[i], int(images[batch[i]])) for i in self.part]
 
 
 class Batches:
     """Iterate one epoch: batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
     Of the images `indices`, a batch at a time is copied. `config` is a settled one. The length is the number of the
-    optimizer's steps in an epoch. Order and augmentation are the same however many processes share the batches.
+    optimizer's steps in an epoch. Order and augmentation are the same however many processes share the batches. With
+    `with batches:` workers end when it does, not some time after.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class Batches:
         assert batch_size is not None
         self._accumulate = config.accumulate
         self._order = _Order(indices, labels, batch_size, config, group)
-        atexit.register(_end_workers)  # runs before multiprocessing's own, which asks workers to end and waits for them
+        self._not_ours: set[BaseProcess] = set()
         self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
             batch_sampler=self._order,
@@ -116,6 +122,21 @@ class Batches:
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # so that it takes no draw from the one that dropout uses
         )
+
+    def __enter__(self) -> None:
+        self._not_ours = set(multiprocessing.active_children())
+
+    def __exit__(self, *_: object) -> None:
+        """Kill the workers: nothing is lost with them, one that was stopped takes no other signal, and waiting until
+        they end by themselves would take of the seconds that SIGTERM leaves.
+        """
+        of_torch = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it would make an error of a worker that is killed
+        workers = [child for child in multiprocessing.active_children() if child not in self._not_ours]
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+        signal.signal(signal.SIGCHLD, of_torch)
 
     def __len__(self) -> int:
         return math.ceil(len(self._order) / self._accumulate)
@@ -129,6 +150,11 @@ class Batches:
     def borrowed(self) -> int:
         """Images at the head of each part that belong to another one, here to be mixed with their neighbour."""
         return self._order.borrowed
+
+    def images(self, epoch: int, step: int) -> list[int]:
+        """Which images a step sees, those of all processes together."""
+        size = self._accumulate * self.size
+        return [int(image) for image in self._order.images(epoch)[step * size : (step + 1) * size]]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """The batches of epoch `epoch` from a step on, in lists of --accumulate; the last list may be shorter.
@@ -150,10 +176,3 @@ def _begin_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)  # workers share the cores with one another and with the training process
-
-
-def _end_workers() -> None:
-    """Nothing is lost with them, and one that is stopped would take no other signal."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # of a worker that is killed torch's handler would make an error
-    for worker in multiprocessing.active_children():
-        worker.kill()

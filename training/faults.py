@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from training import runs
 from training.batches import SHARED_MEMORY
+from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -59,11 +61,17 @@ def told(config: TrainConfig, device: torch.device) -> Iterator[None]:
             fault.add_note("make room there; whatever was saved before is whole")
         if isinstance(error, OSError) and error.errno in NOT_OURS:
             fault.add_note("--out and --cache name folders that may be written to")
-        if runs.has_checkpoint(config.run) and not isinstance(error, ConfigError):
+        if runs.has_checkpoint(config.run) and not isinstance(error, (ConfigError, CheckpointRefused)):
             fault.add_note(f"--resume {config.run} goes on from its last checkpoint")
         if fault is error:
             raise
         raise fault from error
+
+
+def of_thread(failure: threading.ExceptHookArgs) -> None:
+    """For threading.excepthook: TensorBoard's thread hands its OSError to whoever writes next, who tells it."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def is_short_of_memory(error: BaseException) -> bool:
