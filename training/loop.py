@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +42,14 @@ DROPOUT_STREAM = 2
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or not a number: the weights are lost, the last checkpoint is not."""
+    """The loss became infinite or not a number: the weights are lost, the last checkpoint is not.
+
+    `images` are those of the step it happened in.
+    """
+
+    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.images = images
 
 
 def fit(
@@ -66,13 +73,13 @@ def fit(
     mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix, borrowed=batches.borrowed)
     weights = balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
     class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
-    seen = look(model, dataset, len(batches))
+    seen = replace(history.read(config.run) or look(model, dataset, len(batches)), diverged=None)
     learner = Learner.start(model, config, len(batches), group)
     identity = {"settings": settings, "data": dataset.digest}
     saved = Saved(folder=config.run / "checkpoints", identity=identity, group=group)
     progress = saved.restore(learner)
     if writer is not None:
-        history.write(config.run, seen)
+        history.write(config.run, replace(seen, epochs=progress.history))
     kept = time.monotonic()
 
     def after_step() -> None:
@@ -81,24 +88,25 @@ def fit(
             saved.write(learner, progress)
             kept = time.monotonic()
 
-    while not progress.ended(config):
-        with interruption:
-            stopped = run_epoch(
-                learner, batches, mix, class_weights, progress, config, device, group, interruption, after_step
-            )
-            saved.save(learner, progress)  # so that validation, which may take long, can be left at once
-            if stopped:
-                raise Interrupted(interruption.number or signal.SIGTERM)
-        release(dataset.images)  # in the end, all of them would count as this process's memory
-        validation = score(learner.average.model, dataset, "val", group)
-        line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
-        print(line.line(config), flush=True)
-        if writer is not None:
-            board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
-        with interruption:
-            saved.save(learner, progress)
-        if writer is not None:
-            history.write(config.run, replace(seen, epochs=progress.history))
+    with batches:
+        while not progress.ended(config):
+            with interruption:
+                stopped = run_epoch(
+                    learner, batches, mix, class_weights, progress, config, device, group, interruption, after_step
+                )
+                saved.save(learner, progress)  # so that validation, which may take long, can be left at once
+                if stopped:
+                    raise Interrupted(interruption.number or signal.SIGTERM)
+            release(dataset.images)  # in the end, all of them would count as this process's memory
+            validation = score(learner.average.model, dataset, "val", group)
+            line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
+            print(line.line(config), flush=True)
+            if writer is not None:
+                board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
+            with interruption:
+                saved.save(learner, progress)
+            if writer is not None:
+                history.write(config.run, replace(seen, epochs=progress.history))
     if progress.epoch < config.epochs:
         print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
     return progress.history
@@ -160,7 +168,8 @@ def run_epoch(
             asked = interruption.number is not None
             total, right, asked_of = group.sum(float(loss_sum), float(correct), asked)
             if not math.isfinite(total):
-                raise NonFiniteLoss(f"the loss is {total / images_a_step} in epoch {epoch + 1}, step {step + 1}")
+                where = f"the loss is {total / images_a_step} in epoch {epoch + 1}, step {step + 1}"
+                raise NonFiniteLoss(where, batches.images(epoch, step))
             norm = float(clip(model, config.clip_norm))
             learner.optimizer.step()
             learner.schedule.step()

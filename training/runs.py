@@ -10,6 +10,7 @@ from pathlib import Path
 
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig
+from training.history import HISTORY
 
 AUTO = "auto"
 CONFIG = "config.yaml"
@@ -18,7 +19,7 @@ MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
 """Options of a run that do not decide what comes out of it."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
-    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", "history.json", ".history.json.partial"),
+    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", HISTORY, f".{HISTORY}.partial"),
     *("tensorboard", CURVES, "checkpoints", "checkpoints/.last.pt.partial"),
 )
 """All that a run may have left that ended before its first checkpoint."""
@@ -49,7 +50,7 @@ def opened(run: Path, *, go_on: bool) -> Iterator[None]:
         lock.flush()
         if is_new:
             _refuse_taken(run)  # by a run that had the folder until now
-            for left in (run / CONFIG, *run.glob(CURVES)):  # all else is written over
+            for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # all else is written over
                 left.unlink(missing_ok=True)
         yield
 

@@ -41,6 +41,9 @@ from training.report import Findings
 from training.splits import SPLITS
 from training.transfer import transfer
 
+IMAGES_NAMED = 5
+"""Of the step whose loss is not finite."""
+
 
 def train(config: TrainConfig, interruption: Interruption | None = None, group: Group = ALONE) -> Path:
     """Run the main job and return the run's folder; `runs/latest` points to it only once the export proved itself.
@@ -71,7 +74,7 @@ def make(config: TrainConfig, device: torch.device, group: Group, interruption: 
         model = start(config, settings, dataset, normalization)
     except BaseException:
         if is_new and group.first:
-            shutil.rmtree(config.run)  # nothing has been done in it, and its name is free again
+            shutil.rmtree(config.run, ignore_errors=True)  # nothing has been done in it, and its name is free again
         raise
     audited = audit_report.facts(dataset.audit)
     if group.first:
@@ -83,13 +86,16 @@ def make(config: TrainConfig, device: torch.device, group: Group, interruption: 
     print(audit_report.console(audited))
 
     with SummaryWriter(config.run / "tensorboard") if group.first else nullcontext() as writer:
-        if writer is not None:
+        if writer is not None and is_new:
             board.augmented(writer, config, dataset)
         try:
             epochs = fit(model, settings, dataset, config, device, group, writer, interruption)
             if writer is not None:
                 conclude(model, normalization, dataset, config, device, group, epochs, writer)
         except NonFiniteLoss as error:
+            if error.images:
+                named = ", ".join(dataset.keys[image] for image in error.images[:IMAGES_NAMED])
+                error.add_note(f"of that step's {len(error.images)} images the first are {named}")
             if group.first:
                 history.diverged(config.run, str(error))
             raise
