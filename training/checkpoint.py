@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,12 +112,20 @@ class Saved:
                 raise
             print(f"warning: {error}; going on from previous.pt")
             state = load(self.folder / "previous.pt", device)
-        for name, ours in self.identity.items():
-            if state.get(name) != ours:
-                raise CheckpointRefused(
-                    f"{self.folder}: {name} differs from what the run began with: {state.get(name)} then, {ours} now"
-                )
+        differing = list(_differing({name: state.get(name) for name in self.identity}, self.identity))
+        if differing:
+            raise CheckpointRefused(f"{self.folder} holds another run: {', '.join(differing)}")
         return state
+
+
+def _differing(then: dict[str, Any], now: dict[str, Any], within: str = "") -> Iterator[str]:
+    """Each value that is not what it was, by its path, with both."""
+    for name in sorted(then.keys() | now.keys()):
+        one, other = then.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differing(one, other, f"{within}{name}.")
+        elif one != other:
+            yield f"{within}{name} was {one}, now it is {other}"
 
 
 def digest(path: Path) -> Digest:
