@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forged
 from tests.conftest import SHARED
 from tests.test_sources import counts, manifest, of, write
 from training.splits import SPLITS, DataError
@@ -65,6 +66,15 @@ def test_a_few_unreadable_images_are_named_and_skipped_and_many_are_an_error(tmp
     (tmp_path / "a" / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"2 of 122 images cannot be read, more than 1%\n  a/broken.jpg: the bytes"):
         of(tmp_path)
+
+
+def test_an_image_that_claims_to_be_enormous_is_left_out_by_its_header(tmp_path: Path) -> None:
+    for number in range(120):
+        write(tmp_path / "ab"[number % 2] / f"{number}.png", number)
+    (tmp_path / "a" / "bomb.png").write_bytes(forged.png_that_claims(50_000, 50_000))
+    [(key, reason)] = of(tmp_path).audit.unreadable.items()
+    assert key == "a/bomb.png"
+    assert reason == "the image is 50000 x 50000 px; at most 40 megapixels are accepted"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not here")

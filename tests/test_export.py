@@ -132,6 +132,15 @@ def test_what_was_written_is_published(run: Path, model: torch.nn.Sequential, da
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_answers_do_not_depend_on_the_batch(run: Path, model: torch.nn.Sequential, dataset: Dataset, size: int) -> None:
+    classifier = open_model(run / "model.onnx")
+    images = dataset.images[:64]
+    served = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 64, size)])
+    model.append(models.Temperature(classifier.card.calibration.temperature))
+    assert np.abs(served - models.predict(model, images)).max() <= 1e-6
+
+
 def test_the_gate_notices_pixels_that_are_not_the_evaluated_ones(
     run: Path, model: torch.nn.Sequential, dataset: Dataset, tmp_path: Path
 ) -> None:

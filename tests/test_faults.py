@@ -3,6 +3,7 @@
 After every one of them the last checkpoint loads and the run goes on.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -19,12 +20,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from serving.model import open_model
+from tests import forged
 from tests.conftest import ROOT
 from tests.test_checkpoint import Canary
 from tests.test_runs import After, last, start
-from training import checkpoint, faults, loop, train
+from training import checkpoint, data, faults, history, train
 from training.__main__ import main, options
 from training.config import TrainConfig
 from training.interruption import Interrupted
@@ -111,28 +114,17 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Pa
     goes_on(arguments)
 
 
-def test_within_a_long_epoch_checkpoints_are_made_by_time(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    steps: list[int] = []
-
-    def take(self: object, **counts: float) -> None:
-        steps.append(1)
-        if len(steps) == 5:
-            raise Killed
-        took(self, **counts)
-
-    took = loop.Progress.took_step
+def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path: Path) -> None:
     arguments = told(photos, tmp_path, "--workers", "0")
-    monkeypatch.setattr(loop.Progress, "took_step", take)
-    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0)
-    with pytest.raises(Killed):
-        train.train(options("train", arguments))
-    assert last(tmp_path / "x")["progress"]["step"] == 4
-    monkeypatch.undo()
+    arguments[arguments.index("--batch-size") + 1] = "2"
+    script = "import sys; from training import __main__, loop; loop.SAVE_EVERY_S = 0; __main__.main(sys.argv[1:])"
+    trainer = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until((tmp_path / "x" / "checkpoints" / "previous.pt").exists)
+    trainer.kill()
+    trainer.wait()
+    progress = last(tmp_path / "x")["progress"]
+    assert not progress["history"]
+    assert 0 < progress["step"] < 20, "of 30 or more"
     goes_on(arguments)
 
 
@@ -186,7 +178,50 @@ def test_values_that_are_not_finite_in_validation_alone_end_the_run(
     assert "not finite on the val split" in capsys.readouterr().err
     assert not (tmp_path / "x" / "checkpoints" / "best.pt").exists()
     assert not (tmp_path / "x" / "model.onnx").exists()
+    seen = history.read(tmp_path / "x")
+    assert seen is not None
+    assert (list(seen.epochs), seen.diverged) == ([], "the model gives values that are not finite on the val split")
     assert (tmp_path / "latest").resolve() == latest
+
+
+def test_a_loss_that_is_not_finite_names_images_of_its_step(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = told(photos, tmp_path, "--workers", "0", "--model", "mlp", "--hidden", "8", "--lr", "1e30")
+    assert main(arguments) == 4
+    said = capsys.readouterr().err
+    assert "error: the loss is " in said
+    named = said.partition("of that step's 8 images the first are ")[2].strip().split(", ")
+    assert len(named) == 5
+    assert all((photos / name).is_file() for name in named)
+
+
+KINDS: dict[str, Callable[[Image.Image], bytes]] = {
+    "CMYK.jpg": lambda photo: forged.encoded(photo.convert("CMYK"), "JPEG"),
+    "16 bits.png": lambda photo: forged.encoded(Image.fromarray(np.uint16(photo.convert("L")) * 257), "PNG"),
+    "palette.png": lambda photo: forged.encoded(photo.quantize(64), "PNG"),
+    "RGBA.png": lambda photo: forged.encoded(Image.merge("RGBA", (*photo.split(), photo.getchannel(0))), "PNG"),
+    "turned.jpg": lambda photo: forged.encoded(photo, "JPEG", exif=forged.exif(6)),
+}
+
+
+def test_images_of_every_kind_are_learned_from_as_the_service_sees_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(150):
+        label, kind = "ab"[number % 2], list(KINDS)[number % 5]
+        pixels = np.clip(rng.normal((70, 180)[number % 2], 30, (24, 36, 3)), 0, 255).astype(np.uint8)
+        (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / label / f"{number} {kind}").write_bytes(KINDS[kind](Image.fromarray(pixels)))
+    config = TrainConfig(data=tmp_path / "data", out=tmp_path, name="x", width=8, image_size=16, epochs=1)
+    run = train.train(config)
+    parity = json.loads((run / "report" / "report.json").read_text())["parity"]
+    assert parity["held"]
+    assert [way["pixels_equal"] for way in parity["comparisons"]] == [1, 1]
+    seen, served = data.load(config), open_model(run / "model.onnx").card.preprocessing
+    assert {file.mode for file in seen.audit.files} >= {"CMYK", "RGBA"}
+    assert {file.orientation for file in seen.audit.files} == {1, 6}
+    for key, image in zip(seen.keys, seen.images, strict=True):
+        assert np.array_equal(image, served((tmp_path / "data" / key).read_bytes())), key
 
 
 def _truncated(path: Path) -> None:
@@ -218,7 +253,7 @@ def _of_another_network(path: Path) -> None:
         (_truncated, "its digest does not fit"),
         (_flipped, "its digest does not fit"),
         (_hostile, "not a checkpoint of tensors and plain values"),
-        (_of_another_network, "'width': 9"),
+        (_of_another_network, "holds another run: settings.model.width was 9, now it is 8"),
     ],
 )
 def test_checkpoints_that_cannot_be_trusted_are_refused(
@@ -365,7 +400,8 @@ def test_a_disk_that_is_full_for_curves_or_report_costs_neither_result_nor_run(
     assert f"'{run}" in done.stderr
     assert not (run / "report").exists()
     assert not (tmp_path / "latest").exists()
-    assert (run / "model.onnx").exists() == (place == ".report")
+    assert "Traceback" not in done.stderr, "of a thread that writes, too"
+    assert (run / "checkpoints" / "best.pt").exists()
     assert main([*arguments, "--resume", "auto"]) == 0
     assert (run / "report" / "report.html").exists()
     assert (tmp_path / "latest").resolve() == run
