@@ -29,6 +29,7 @@ SERVING = [
     "metrics",
     "inference_protocol",
     "predictor",
+    "readiness",
     "journal",
     "score",
     "explain",

@@ -91,6 +91,8 @@ BAD: dict[str, tuple[object, int, str]] = {
     "no image": ({"inputs": [GOOD | {"shape": [0, 24, 24, 3], "data": []}]}, 400, "expected 1 to 8 images"),
     "too many images": ({"inputs": [GOOD | {"shape": [9, 24, 24, 3]}]}, 400, "expected 1 to 8 images"),
     "a negative shape": ({"inputs": [GOOD | {"shape": [-1, 24, 24, 3]}]}, 400, "expected 1 to 8 images"),
+    "an id that is no text": ({"inputs": [GOOD], "id": 5}, 400, "not an inference request"),
+    "a shape in words": ({"inputs": [GOOD | {"shape": "1"}]}, 400, "not an inference request"),
     "no base64": ({"inputs": [FILES | {"data": ["?"]}]}, 400, "base64"),
     "no image file": ({"inputs": [FILES]}, 415, "not an image of an accepted format"),
     "another output": ({"inputs": [GOOD], "outputs": [{"name": "x"}]}, 400, "no output 'x'"),
@@ -125,6 +127,29 @@ def test_other_paths_have_the_protocols_shape(server: str) -> None:
         reply = httpx.get(f"{server}{path}")
         assert reply.status_code == 404
         assert isinstance(reply.json()["error"], str)
+
+
+def test_another_method_is_told_which_one_there_is(server: str) -> None:
+    for path, method, allowed in (
+        (f"{MODEL}/infer", "GET", "POST"),
+        (f"{MODEL}/versions/0/infer", "DELETE", "POST"),
+        (MODEL, "POST", "GET, HEAD"),
+    ):
+        reply = httpx.request(method, f"{server}{path}")
+        assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+        assert isinstance(reply.json()["error"], str)
+
+
+def test_probes_need_no_token(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("a-token")
+    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens")}
+    with serving(run / "model.onnx", **environment) as address:
+        for path in ("/v2/health/live", "/v2/health/ready", f"{MODEL}/ready"):
+            assert httpx.get(f"{address}{path}").status_code == 200
+        for method, path in (("GET", "/v2"), ("GET", MODEL), ("POST", f"{MODEL}/infer")):
+            reply = httpx.request(method, f"{address}{path}")
+            assert reply.status_code == 401
+            assert isinstance(reply.json()["error"], str)
 
 
 def test_before_there_is_a_model_it_is_live_and_not_ready(tmp_path: Path) -> None:

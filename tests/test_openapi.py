@@ -16,8 +16,11 @@ EXCEPT = "positive_data_acceptance"
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(run: Path, tmp_path: Path) -> None:
     """Valid and invalid requests from the document itself: no 5xx, no undocumented status, type or shape of answer."""
-    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path / "home")) as address:
+    (tmp_path / "tokens").write_text("a-token")
+    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens")}
+    with serving(run / "model.onnx", **environment) as address:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/docs.json", "--checks", "all"]
+        command += ["--header", "Authorization: Bearer a-token"]
         options = ["--exclude-checks", EXCEPT, "--max-examples", "25", "--seed", "1", "--no-color"]
         done = subprocess.run(command + options, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
