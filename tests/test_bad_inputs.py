@@ -5,21 +5,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from tests import bad_images, bad_requests  # noqa: F401 (each puts its rows into the table)
 from tests.bad_inputs import GOOD, MIB, ROWS, Reply, Row, Sent, Surroundings
 from tests.conftest import serving
-from tests.forged import chunk, flat, png_with
-from tests.wire import exchange, request, upload
+from tests.forged import chunk, encoded, flat, png_with
+from tests.test_service import metric
+from tests.wire import connect, exchange, request, upload
 
 SPARE = 1
 """The thread that watches the model file starts when it first looks."""
+PATHS_OF_ONES_OWN = {8, 10}
+"""Rows of paths that anybody may make up: none becomes a metric series."""
 SETTLE_S = 5.0
 """How long a thread or a file may take to go after the reply has been sent."""
 
@@ -33,7 +37,7 @@ class Watched:
     folders: tuple[Path, ...]
     log: Path
     surroundings: Surroundings
-    callers: list[object]
+    callers: list[tuple[socket.socket, object]]
     golden: bytes
     threads: int
 
@@ -61,6 +65,10 @@ def failed_requests(metrics: str) -> list[str]:
     return [line for line in metrics.splitlines() if 'status="5' in line]
 
 
+def series(metrics: str) -> set[str]:
+    return {line.rsplit(" ", 1)[0] for line in metrics.splitlines() if not line.startswith("#")}
+
+
 @contextmanager
 def watched(model: Path, home: Path, *arguments: str, **environment: str) -> Iterator[Watched]:
     """A server with folders of its own, a canary and a listener beside it."""
@@ -68,25 +76,20 @@ def watched(model: Path, home: Path, *arguments: str, **environment: str) -> Ite
     for folder in folders:
         folder.mkdir()
     log = home / "log"
-    callers: list[object] = []
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        serving(
-            model,
-            *arguments,
-            log=log,
-            BENTOML_HOME=str(folders[0]),
-            TMPDIR=str(folders[1]),
-            **environment,
-        ) as address,
-    ):
+    callers: list[tuple[socket.socket, object]] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as running:
         threading.Thread(target=lambda: _accept(listener, callers), daemon=True).start()
-        surroundings = Surroundings(home / "canary", f"http://127.0.0.1:{listener.getsockname()[1]}/x")
+        calls = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        # Also the proxy of whatever the server fetches: BentoML itself fetches nothing from a loopback, but by a proxy.
+        environment |= {"BENTOML_HOME": str(folders[0]), "TMPDIR": str(folders[1]), "http_proxy": calls}
+        address = running.enter_context(serving(model, *arguments, log=log, **environment))
+        surroundings = Surroundings(home / "canary", f"{calls}/x")
         with ThreadPoolExecutor(16) as pool:  # until every thread is there that the server ever has
             replies = list(pool.map(lambda _: exchange(address, GOOD), range(64)))
         assert {reply.status for reply in replies} <= {200, 429}
-        for path in ("/readyz", "/metrics"):
-            assert exchange(address, request(method="GET", target=path, length=None)).status == 200
+        # Each answer of the service that a row may see for the first time, so that no row has to make its series.
+        for path, status in (("/readyz", 200), ("/nowhere", 404), ("/metrics", 200)):
+            assert exchange(address, request(method="GET", target=path, length=None)).status == status
         yield Watched(
             address,
             _worker(address),
@@ -99,7 +102,7 @@ def watched(model: Path, home: Path, *arguments: str, **environment: str) -> Ite
         )
 
 
-def _accept(listener: socket.socket, callers: list[object]) -> None:
+def _accept(listener: socket.socket, callers: list[tuple[socket.socket, object]]) -> None:
     try:
         while True:
             callers.append(listener.accept())
@@ -152,6 +155,8 @@ def check(server: Watched, row: Row) -> None:
     assert server.callers == []
     after = server.metrics()
     assert failed_requests(after) == failed_requests(metrics)
+    if row.number in PATHS_OF_ONES_OWN:
+        assert series(after) == series(metrics)
     settled = wait_until(lambda: server.files() <= files and server.worker.num_threads() <= server.threads + SPARE)
     assert settled, (server.files() - files, server.worker.num_threads(), server.threads)
 
@@ -236,6 +241,31 @@ def test_without_its_guard_a_row_fails(run: Path, tmp_path: Path, guard: str, nu
             except (AssertionError, OSError) as error:
                 failures.append(str(error))
     assert failures, f"{guard} guards nothing that row {number} sees"
+
+
+@pytest.mark.slow
+def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
+    """So it would be seen if ours did: BentoML fetches what a text field in place of a file names."""
+    with watched(run / "model.onnx", tmp_path, "tests.stock:Stock") as server, connect(server.address) as connection:
+        connection.sendall(bad_requests.field(server.surroundings.listener))
+        assert wait_until(lambda: server.callers)
+        for caller, _ in server.callers:
+            caller.close()
+
+
+@pytest.mark.slow
+def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Path) -> None:
+    """Row by row a client is told 504 after half a second by a model that needs three times that."""
+    black = upload(encoded(Image.new("RGB", (64, 64)), "PNG"))
+    environment = {"UNGUARDED": "slow", "TWINLENS_TIMEOUT_S": "0.5"}
+    with watched(run / "model.onnx", tmp_path, "tests.unguarded:Twinlens", **environment) as server:
+        ran = metric(server.metrics(), "twinlens_batch_size_sum")
+        assert [exchange(server.address, black).code for _ in range(20)] == ["deadline_exceeded"] * 20
+        assert wait_until(lambda: exchange(server.address, GOOD).body == server.golden)
+        metrics = server.metrics()
+        assert metric(metrics, "twinlens_batch_size_sum") - ran <= 10, "the model ran for clients that had gone"
+        assert metric(metrics, "twinlens_images_in_flight") == 0
+        assert server.worker.num_threads() <= server.threads + SPARE
 
 
 @pytest.mark.slow

@@ -7,11 +7,15 @@ import ctypes
 import os
 import pickle
 import struct
+import time
 
-from serving import contract, header, upload
+import numpy as np
+
+from serving import contract, header, model, predictor, upload
 
 MARK = b"crash here"
 PNG_END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
+SLOW_S = 1.5
 LEAKED: list[bytes] = []
 
 
@@ -20,8 +24,8 @@ def pixel_limit() -> None:
 
 
 def byte_limit() -> None:
-    read = upload._read_body
-    upload._read_body = lambda request, limit, *more: read(request, 2**40, *more)
+    read = upload.read_body
+    upload.read_body = lambda request, most, *more: read(request, 2**40, *more)
 
 
 def content_type() -> None:
@@ -59,32 +63,42 @@ def image_errors() -> None:
         except contract.ImageError as error:
             raise RuntimeError("as an image library would") from error
 
-    original = contract.decode
-    contract.decode = decode
+    original = predictor.decode
+    predictor.decode = decode
 
 
 def leak() -> None:
-    from serving.predictor import Predictor
+    predict = predictor.Predictor.predict
 
-    predict = Predictor.predict
-
-    async def leaking(self: Predictor, *more: object, **options: object) -> object:
+    async def leaking(self: predictor.Predictor, *more: object, **options: object) -> object:
         LEAKED.append(os.urandom(100_000))
         return await predict(self, *more, **options)
 
-    Predictor.predict = leaking
+    predictor.Predictor.predict = leaking
+
+
+def slow() -> None:
+    """A model that takes SLOW_S for a batch that is all black."""
+    predict = model.Classifier.predict
+
+    def slowly(self: model.Classifier, images: np.ndarray) -> np.ndarray:
+        if not images.any():
+            time.sleep(SLOW_S)
+        return predict(self, images)
+
+    model.Classifier.predict = slowly
 
 
 def crash() -> None:
     """A decoder that ends the process when it sees MARK."""
-    original = contract.decode
+    original = predictor.decode
 
     def decode(data: bytes, *more: object, **limits: object) -> contract.Decoded:
         if MARK in data:
             ctypes.string_at(0)
         return original(data, *more, **limits)
 
-    contract.decode = decode
+    predictor.decode = decode
 
 
 # Before the service is imported, so that it finds what is left of its parts.
