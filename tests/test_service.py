@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from serving.model import open_model
+from serving.routes import ROUTES
 from tests.conftest import ROOT, free_port, serving
 from tests.test_model import REFUSED, rewritten
 
@@ -169,9 +171,13 @@ def test_the_callers_request_id_comes_back(server: str) -> None:
 def test_docs_name_the_routes_that_exist(server: str) -> None:
     docs = httpx.get(f"{server}/docs.json").json()
     assert docs == yaml.safe_load((ROOT / "serving" / "openapi.yaml").read_text())
+    version = httpx.get(f"{server}/model").json()["version"]
     for path, operations in docs["paths"].items():
         for method in operations:
-            assert httpx.request(method, f"{server}{path}").status_code not in (404, 405), (method, path)
+            reply = httpx.request(method, server + path.format(name="twinlens", version=version))
+            assert reply.status_code not in (404, 405), (method, path)
+            assert str(reply.status_code) in operations[method]["responses"]
+    assert {route.path for route in ROUTES} - {"/", "/docs.json"} == set(docs["paths"])
 
 
 def test_model_is_the_card_without_its_images(server: str, run: Path) -> None:
@@ -276,10 +282,12 @@ def test_a_threshold_of_the_report_hands_over_what_the_report_says(run: Path, ph
     assert sum(right) == point["kept"] * point["accuracy"]
 
 
-def start(model: Path, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(
+    model: Path, tmp_path: Path, *, port: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Start a service that is expected to end by itself."""
     variables = os.environ | {"TWINLENS_MODEL": str(model), "BENTOML_HOME": str(tmp_path / "home")} | environment
-    command = [sys.executable, "-m", "bentoml", "serve", "--port", str(free_port())]
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port or free_port())]
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -311,3 +319,11 @@ def test_a_setting_that_does_not_parse_ends_the_start(run: Path, tmp_path: Path)
     done = start(run / "model.onnx", tmp_path, TWINLENS_MAX_BATCH="many")
     assert done.returncode != 0
     assert "TWINLENS_MAX_BATCH='many'" in done.stdout + done.stderr
+
+
+def test_a_port_in_use_ends_the_start_and_is_named(run: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = start(run / "model.onnx", tmp_path, port=port)
+    assert done.returncode != 0
+    assert f"Could not bind 127.0.0.1:{port}" in done.stdout + done.stderr
