@@ -37,7 +37,9 @@ class Batcher:
 
     `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. `observe` is told
     the seconds each image of a batch has waited (those in the background left out), the seconds the batch took, and
-    how many images it had. `inline` lets the event loop itself run the model on a lone image.
+    how many images it had. `inline` lets the event loop itself run the model on a lone image. Before every batch
+    the event loop makes `turns` turns, in which it decodes what has come in and sends what has been answered: worth
+    it where the model would only take the core away from that.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Batcher:
         *,
         max_batch: int,
         inline: bool = False,
+        turns: int = 0,
         observe: Callable[[Sequence[float], float, int], None] = lambda waited, took, images: None,
     ) -> None:
         self._predict = predict
         self._max_batch = max_batch
         self._inline = inline
+        self._turns = turns
         self._observe = observe
         self._queue: deque[_Waiting] = deque()
         self._background: deque[_Waiting] = deque()
@@ -81,7 +85,10 @@ class Batcher:
         """Answer batch after batch until nobody waits."""
         try:
             while self._queue or self._background:
-                await self._answer(self._next_batch())
+                for _ in range(self._turns):
+                    await asyncio.sleep(0)
+                if batch := self._next_batch():  # those who waited may have gone meanwhile
+                    await self._answer(batch)
         finally:
             self._running = None
 

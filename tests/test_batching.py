@@ -47,6 +47,29 @@ def test_what_queues_up_while_a_batch_runs_goes_in_together_and_each_gets_its_ow
     asyncio.run(scenario())
 
 
+def test_what_the_event_loop_can_still_do_goes_into_the_batch_first_and_who_goes_meanwhile_is_not_missed() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        gate.open.set()
+        batcher = Batcher(gate, max_batch=8, turns=3)
+
+        async def comes(value: int) -> int:
+            for _ in range(value):
+                await asyncio.sleep(0)
+            return int((await batcher.submit(image(value)))[0])
+
+        assert await asyncio.gather(*map(comes, range(4))) == [0, 1, 2, 3]
+        assert gate.batches == [4]
+        gone = asyncio.create_task(batcher.submit(image(4)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert await comes(5) == 5
+        assert gone.cancelled()
+        assert gate.batches == [4, 1]
+
+    asyncio.run(scenario())
+
+
 def test_a_lone_image_is_not_held_back() -> None:
     async def scenario() -> float:
         batcher = Batcher(lambda images: np.zeros((len(images), 2), np.float32), max_batch=8)
