@@ -4,11 +4,15 @@ from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 
-BURST_S = 1.0
-BURST_WAIT_S = 0.5
-CALM_S = 0.1
+LASTS = 50
+"""An overload is taken to last so many times as long as a full queue takes to empty: then a burst may come again, and
+even if it has not ended, only one image in so many has waited in a full queue."""
+CALM = 1 / 8
+"""It has ended, too, when this share of those who come find nobody inside."""
 MAX_BODIES = 16
 SMOOTHING = 1 / 128
+LONE_SMOOTHING = 1 / 16
+CALM_SMOOTHING = 1 / 1024
 
 
 class Overloaded(RuntimeError):
@@ -16,13 +20,14 @@ class Overloaded(RuntimeError):
 
 
 class Admission:
-    """Counts what is inside, from the first byte of a body to its answer, and says no in time.
+    """Counts what is inside, from the end of a body to its answer, and says no in time.
 
-    What comes within a second of a calm (a tenth of a second with nothing to do) is a burst: it is let in while the
-    images before it need at most half a second. After that it is an overload, and a long queue would only make
-    everybody late: images are let in while those before them need at most `max_wait_s`, or there is only one. Never
-    more than `max_images`, nor bodies of more than 16 times `max_bytes` together. `observe` is told how many are
-    inside.
+    `max_images` may be inside: a burst waits. One that finds no room shows an overload, and there a long queue would
+    only make everybody late. For a while images are let in only as long as they take at most `max_slowdown` times
+    the time of a lone one, by the rate at which answers come (Little's law); one at a time always. Clients who wait
+    for their answers before they ask again, however many up to `max_images`, never see the difference.
+
+    Bodies take no more than 16 times `max_bytes` together. `observe` is told how many images are inside.
     """
 
     def __init__(
@@ -30,40 +35,54 @@ class Admission:
         *,
         max_images: int,
         max_bytes: int,
-        max_wait_s: float,
+        max_slowdown: float,
         observe: Callable[[int], None] = lambda images: None,
     ) -> None:
         self._max_images = max_images
         self._max_bytes = max_bytes * MAX_BODIES
-        self._max_wait_s = max_wait_s
+        self._max_slowdown = max_slowdown
         self._observe = observe
-        self.seconds_per_image = 0.0
-        """How long an image takes when there are many, as measured; a first guess may be set from outside."""
+        self._lone_s = self._seconds_per_image = 0.0
         self._images = self._bytes = 0
-        self._busy_since = self._empty_since = self._began = self._answered = 0.0
+        self._alone = False
+        self._began = self._answered = self._overloaded_until = self._calm = 0.0
+
+    def expect(self, lone_s: float) -> None:
+        """A first guess, for a new model, of the seconds in which it answers a lone image."""
+        self._lone_s = self._seconds_per_image = lone_s
 
     def place(self) -> "Place":
         """What one request takes, to be given back at its end: use it in a `with`. Raises Overloaded."""
-        self._check(0)
+        self._calm += ((self._images == 0) - self._calm) * CALM_SMOOTHING
+        self._check(1)
         return Place(self)
 
+    def _overloaded(self, now: float) -> bool:
+        return now < self._overloaded_until and self._calm < CALM
+
+    def _short_limit(self) -> int:
+        short = int(self._max_slowdown * self._lone_s / self._seconds_per_image)
+        return max(1, min(short, self._max_images))
+
     def _check(self, images: int) -> None:
-        before = self._images
-        if before == 0:
+        """A request of any number of images is let in when nobody else is there."""
+        if self._images == 0:
             return
-        wait_s = before * self.seconds_per_image
-        lasting = monotonic() - self._busy_since > BURST_S
-        allowed_s = max(self._max_wait_s, self.seconds_per_image) if lasting else BURST_WAIT_S
-        if before + images > self._max_images or (before > 1 and wait_s > allowed_s):
-            raise Overloaded(f"{before} images are inside, {wait_s:.3f} s of work")
+        now = monotonic()
+        overloaded = self._overloaded(now)
+        limit = self._short_limit() if overloaded else self._max_images
+        if self._images + images <= limit:
+            return
+        if not overloaded:
+            self._overloaded_until = now + LASTS * self._images * self._seconds_per_image
+            self._calm = 0.0
+        raise Overloaded(f"{self._images} images are inside, at most {limit} are let in")
 
     def _enter(self, images: int) -> None:
         self._check(images)
+        self._alone = self._images == 0 and images == 1
         if self._images == 0:
-            now = monotonic()
-            if now - self._empty_since > CALM_S:
-                self._busy_since = now
-            self._began = now
+            self._began = monotonic()
         self._images += images
         self._observe(self._images)
 
@@ -73,17 +92,21 @@ class Admission:
         self._bytes += size
 
     def _leave(self, images: int, size: int, *, answered: bool) -> None:
-        self._images -= images
         self._bytes -= size
-        if images and self._images == 0:
-            self._empty_since = monotonic()
+        if not images:
+            return
+        self._images -= images
         self._observe(self._images)
-        if answered and images:
-            now = monotonic()
-            # While there is work, answers come as fast as they can: decoding, waiting and the model are all in it.
-            seconds = (now - max(self._answered, self._began)) / images
-            self.seconds_per_image += (seconds - self.seconds_per_image) * min(images * SMOOTHING, 1)
-            self._answered = now
+        if answered:
+            self._learn(images, monotonic())
+
+    def _learn(self, images: int, now: float) -> None:
+        # While there is work, answers come as fast as they can: decoding, waiting and the model are all in it.
+        seconds = (now - max(self._answered, self._began)) / images
+        self._seconds_per_image += (seconds - self._seconds_per_image) * min(images * SMOOTHING, 1)
+        self._answered = now
+        if self._alone and not self._overloaded(now):
+            self._lone_s += (now - self._began - self._lone_s) * LONE_SMOOTHING
 
 
 class Place:

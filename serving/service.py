@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import multiprocessing
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def serve(classifier: Classifier) -> None:
     """Answer with this model from the next request on; requests under way are finished by the one before it."""
     predictor = Predictor(classifier, settings, app.state.metrics)
     app.state.metrics.serves(classifier)
-    app.state.admission.seconds_per_image = predictor.lone_s
+    app.state.admission.expect(predictor.lone_s)
     app.state.predictor = predictor
 
 
@@ -80,7 +79,7 @@ class Twinlens:
         app.state.admission = Admission(
             max_images=settings.max_queue,
             max_bytes=settings.max_bytes,
-            max_wait_s=settings.max_wait_s,
+            max_slowdown=settings.max_slowdown,
             observe=app.state.metrics.inside,
         )
         app.state.explainer = Explainer(settings, app.state.metrics)
@@ -114,10 +113,6 @@ class Twinlens:
         In a child process, so that the supervisor keeps neither the model's memory nor a CUDA context.
         """
         logs.write_json()
-        if settings.workers > 1:
-            # In a container BentoML replaces no worker that dies. With the only one the container ends and restarts;
-            # of several the others would go on alone, and nobody would notice.
-            os.environ.pop("BENTOML_CONTAINERIZED", None)
         child = multiprocessing.get_context("fork").Process(target=_check_model)
         child.start()
         child.join()

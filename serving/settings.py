@@ -30,9 +30,9 @@ class Settings:
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
     max_batch: int = 32
-    max_queue: int = 256
+    max_queue: int = 128
     max_explanations: int = 2
-    max_wait_s: float = 0.5
+    max_slowdown: float = 2.0
     workers: int = 1
     timeout_s: float = 10.0
     idle_s: float = 5.0
