@@ -22,7 +22,7 @@ from serving.settings import Settings
 log = logging.getLogger("bentoml.twinlens.requests")
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-PROBES = frozenset({"/livez", "/readyz", "/ping"})
+PROBES = frozenset({"/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready", "/v2/models/twinlens/ready"})
 # The page says nothing of the model, and asks for the token: a browser has none before it is there.
 PAGE = frozenset({"/", "/ui"})
 METRICS = "/metrics"

@@ -10,11 +10,12 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,8 +24,9 @@ from serving.contract import INPUT_NAME, OUTPUT_NAME, Pixels, Preprocessing
 from serving.errors import OPEN_INFERENCE as PREFIX
 from serving.errors import RequestError
 from serving.predictor import Prediction, Predictor
+from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings
-from serving.upload import Limits, read_body
+from serving.upload import Limits, read_body, while_connected
 
 NAME = "twinlens"
 FILES, LABELS = "files", "labels"
@@ -32,6 +34,40 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 2**20
 """Bytes: JSON is parsed in one go, and nothing else is answered meanwhile. Large tensors come as bytes."""
 BODY_FILES = 4
+
+
+class _InputParameters(BaseModel, strict=True):
+    binary_data_size: int | None = None
+
+
+class _Input(BaseModel, strict=True):
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: _InputParameters = _InputParameters()
+    data: Any = None
+
+
+class _OutputParameters(BaseModel, strict=True):
+    binary_data: bool | None = None
+
+
+class _Output(BaseModel, strict=True):
+    name: str
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _RequestParameters(BaseModel, strict=True):
+    binary_data_output: bool = False
+
+
+class _Request(BaseModel, strict=True):
+    """The JSON of an infer request; what the protocol has beside this is allowed, and nothing here depends on it."""
+
+    inputs: list[_Input]
+    outputs: list[_Output] = []
+    parameters: _RequestParameters = _RequestParameters()
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,50 +80,42 @@ class Inference:
     """Names of the outputs, and whether each is wanted as bytes."""
 
 
-def routes(predictor_of: Callable[[Request], Predictor]) -> list[Route]:
-    """The protocol's routes, answered by what `predictor_of` gives or refused by what it raises."""
+async def server(request: Request) -> Response:
+    return JSONResponse({"name": NAME, "version": "1", "extensions": ["binary_tensor_data"]})
 
-    async def server(request: Request) -> Response:
-        return JSONResponse({"name": NAME, "version": "1", "extensions": ["binary_tensor_data"]})
 
-    async def live(request: Request) -> Response:
-        return JSONResponse({"live": True})
+async def live(request: Request) -> Response:
+    check_alive(request)
+    return JSONResponse({"live": True})
 
-    async def ready(request: Request) -> Response:
-        _find(request, predictor_of(request))
-        return JSONResponse({"ready": True})
 
-    async def metadata(request: Request) -> Response:
-        return JSONResponse(describe(_find(request, predictor_of(request))))
+async def ready(request: Request) -> Response:
+    check_ready(request)
+    _predictor(request)
+    return JSONResponse({"ready": True})
 
-    async def infer(request: Request) -> Response:
-        predictor = _find(request, predictor_of(request))
-        settings: Settings = request.app.state.settings
-        size = settings.max_bytes * BODY_FILES
-        limits = Limits(files=settings.max_batch, bytes=size, seconds=settings.timeout_s, idle_s=settings.idle_s)
-        with request.app.state.admission.place() as place:
-            body = await read_body(request, size, limits, place)
-            header_length = request.headers.get(HEADER_LENGTH)
-            asked = parse(body, header_length, predictor.card.preprocessing, settings.max_batch)
-            place.enter(len(asked.images))
-            answers = await asyncio.gather(*(predictor.answer(image) for image in asked.images))
-        return _reply(asked, predictor, answers)
 
-    model = f"{PREFIX}/models/{{name}}"
-    return [
-        Route(PREFIX, server),
-        Route(f"{PREFIX}/health/live", live),
-        Route(f"{PREFIX}/health/ready", ready),
-        *(
-            route
-            for path in (model, f"{model}/versions/{{version}}")
-            for route in (
-                Route(path, metadata),
-                Route(f"{path}/ready", ready),
-                Route(f"{path}/infer", infer, methods=["POST"]),
-            )
-        ),
-    ]
+async def metadata(request: Request) -> Response:
+    return JSONResponse(describe(_predictor(request)))
+
+
+async def infer(request: Request) -> Response:
+    predictor = _predictor(request)
+    settings: Settings = request.app.state.settings
+    size = settings.max_bytes * BODY_FILES
+    limits = Limits(files=settings.max_batch, bytes=size, seconds=settings.timeout_s, idle_s=settings.idle_s)
+    with request.app.state.admission.place() as place:
+        body = await read_body(request, size, limits, place)
+        header_length = request.headers.get(HEADER_LENGTH)
+        asked = parse(body, header_length, predictor.card.preprocessing, settings.max_batch)
+        place.enter(len(asked.images))
+        # All are waited for, also when one fails: the place is given back only when nothing works for it any more.
+        answering = asyncio.gather(*(predictor.answer(image) for image in asked.images), return_exceptions=True)
+        answers = await while_connected(request, answering)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return _reply(asked, predictor, [answer for answer in answers if isinstance(answer, Prediction)])
 
 
 def describe(predictor: Predictor) -> dict[str, object]:
@@ -120,19 +148,17 @@ def parse(body: bytes, header_length: str | None, preprocessing: Preprocessing, 
             413, "payload_too_large", f"at most {MAX_JSON:,} bytes of JSON are accepted; send tensors as bytes"
         )
     try:
-        value = json.loads(body[:split])
-        [tensor] = value["inputs"]
-        name, kind, shape = tensor["name"], tensor["datatype"], tuple(map(int, tensor["shape"]))
-        size = tensor.get("parameters", {}).get("binary_data_size")
-        all_as_bytes = bool(value.get("parameters", {}).get("binary_data_output", False))
-        outputs = {
-            str(output["name"]): bool(output.get("parameters", {}).get("binary_data", all_as_bytes))
-            for output in value.get("outputs", ())
-        } or dict.fromkeys((OUTPUT_NAME, LABELS), all_as_bytes)
-        data = tensor["data"] if size is None else body[split:]
-        request_id = value.get("id")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        value = _Request.model_validate_json(body[:split])
+        [tensor] = value.inputs
+    except ValueError as error:
         raise _malformed("the body is not an inference request with one input") from error
+    name, kind, shape, size = tensor.name, tensor.datatype, tuple(tensor.shape), tensor.parameters.binary_data_size
+    all_as_bytes = value.parameters.binary_data_output
+    outputs = {
+        output.name: all_as_bytes if output.parameters.binary_data is None else output.parameters.binary_data
+        for output in value.outputs
+    } or dict.fromkeys((OUTPUT_NAME, LABELS), all_as_bytes)
+    data = tensor.data if size is None else body[split:]
     if unknown := sorted(set(outputs) - {OUTPUT_NAME, LABELS}):
         raise _malformed(f"there is no output {unknown[0][:40]!r}, only {OUTPUT_NAME!r} and {LABELS!r}")
     if not shape or not 1 <= shape[0] <= max_images:
@@ -148,11 +174,11 @@ def parse(body: bytes, header_length: str | None, preprocessing: Preprocessing, 
         raise _malformed(
             f"expected {INPUT_NAME!r} (UINT8) or {FILES!r} (BYTES, [n]), got {name!r} ({kind}, {list(shape)})"
         )
-    return Inference(request_id if isinstance(request_id, str) else None, sent, outputs)
+    return Inference(value.id, sent, outputs)
 
 
-def _find(request: Request, predictor: Predictor) -> Predictor:
-    given = request.path_params
+def _predictor(request: Request) -> Predictor:
+    predictor, given = current_predictor(request), request.path_params
     if given.get("name", NAME) != NAME or given.get("version", predictor.card.version) != predictor.card.version:
         here = f"{NAME!r}, version {predictor.card.version!r}"
         raise RequestError(404, "not_found", f"no such model or version; there is {here}")
@@ -224,3 +250,22 @@ def _reply(asked: Inference, predictor: Predictor, answers: Sequence[Prediction]
     return Response(
         b"".join([header, *blobs]), 200, {HEADER_LENGTH: str(len(header))}, media_type="application/octet-stream"
     )
+
+
+MODEL = f"{PREFIX}/models/{{name}}"
+ROUTES = [
+    Route(PREFIX, server),
+    Route(f"{PREFIX}/health/live", live),
+    Route(f"{PREFIX}/health/ready", ready),
+    # Metrics know a route by the last of its names.
+    *(
+        route
+        for path in (f"{MODEL}/versions/{{version}}", MODEL)
+        for route in (
+            Route(path, metadata),
+            Route(f"{path}/ready", ready),
+            Route(f"{path}/infer", infer, methods=["POST"]),
+        )
+    ),
+]
+"""The protocol's routes."""

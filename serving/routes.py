@@ -6,7 +6,7 @@ import dataclasses
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from serving import inference_protocol
 from serving.admission import Admission, Place
@@ -16,7 +16,8 @@ from serving.explain import Explainer, Explanation
 from serving.heat import as_json, as_png, overlay
 from serving.metrics import exposition
 from serving.page import Page
-from serving.predictor import Prediction, Predictor
+from serving.predictor import Prediction
+from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings
 from serving.upload import Limits, read_files, while_connected
 
@@ -27,7 +28,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 async def predict(request: Request) -> Response:
     top_k = _top_k(request)
-    predictor = _predictor(request)
+    predictor = current_predictor(request)
     with _admission(request).place() as place:
         [data] = await _files(request, "image", place)
         place.enter(1)
@@ -38,7 +39,7 @@ async def predict(request: Request) -> Response:
 
 async def predict_batch(request: Request) -> Response:
     top_k = _top_k(request)
-    predictor = _predictor(request)
+    predictor = current_predictor(request)
     with _admission(request).place() as place:
         data = await _files(request, "images", place, most=_settings(request).max_batch)
         place.enter(len(data))
@@ -48,7 +49,7 @@ async def predict_batch(request: Request) -> Response:
 
 
 async def explain(request: Request) -> Response:
-    predictor = _predictor(request)
+    predictor = current_predictor(request)
     label = _label(request, predictor.card.classes)
     draw = _explanation_as_png if _wants_png(request) else _explanation_as_json
     explainer: Explainer = request.app.state.explainer
@@ -58,7 +59,7 @@ async def explain(request: Request) -> Response:
 
 
 async def model_card(request: Request) -> Response:
-    predictor = _predictor(request)
+    predictor = current_predictor(request)
     card: ModelCard = dataclasses.replace(predictor.card, goldens=())
     return Response(card.to_json(), 200, {"ETag": f'"{predictor.classifier.digest}"'}, "application/json")
 
@@ -69,18 +70,13 @@ async def page(request: Request) -> Response:
 
 
 async def livez(request: Request) -> Response:
-    """Not alive is what only a restart mends: a model that fails again and again."""
-    predictor: Predictor | None = request.app.state.predictor
-    if predictor is not None and not predictor.alive:
-        raise RequestError(503, "model_lost", "the model has failed several times in a row")
+    check_alive(request)
     return Response("\n", media_type="text/plain")
 
 
 async def readyz(request: Request) -> Response:
-    if request.app.state.gate.draining:
-        raise RequestError(503, "shutting_down", "the service is ending")
-    _predictor(request)
-    return await livez(request)
+    check_ready(request)
+    return Response("\n", media_type="text/plain")
 
 
 async def metrics(request: Request) -> Response:
@@ -96,21 +92,14 @@ async def home(request: Request) -> Response:
 
 
 async def no_route(request: Request) -> Response:
-    allowed = [method for route in ROUTES if route.path == request.url.path for method in sorted(route.methods or ())]
+    there = [route for route in ROUTES if route.matches(request.scope)[0] is Match.PARTIAL]
+    allowed = sorted({method for route in there for method in route.methods or ()})
     raise HTTPException(405, headers={"Allow": ", ".join(allowed)}) if allowed else HTTPException(404)
 
 
 def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
-
-
-def _predictor(request: Request) -> Predictor:
-    predictor: Predictor | None = request.app.state.predictor
-    if predictor is None:
-        waiting = "there is no model yet; the service answers as soon as one is published"
-        raise RequestError(503, "no_model", waiting, {"Retry-After": "5"})
-    return predictor
 
 
 def _admission(request: Request) -> Admission:
@@ -187,7 +176,7 @@ ROUTES = [
     Route("/metrics", metrics),
     Route("/docs.json", docs),
     Route("/", home),
-    *inference_protocol.routes(_predictor),
+    *inference_protocol.ROUTES,
 ]
 # The last route answers for everything that the others leave, so that every error has one shape.
 NO_ROUTE = Route("/{path:path}", no_route, methods=METHODS)

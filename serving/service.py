@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import multiprocessing
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -113,6 +114,10 @@ class Twinlens:
         In a child process, so that the supervisor keeps neither the model's memory nor a CUDA context.
         """
         logs.write_json()
+        if settings.workers > 1:
+            # In a container BentoML replaces no worker that dies. With the only one the container ends and restarts;
+            # of several the others would go on alone, and nobody would notice.
+            os.environ.pop("BENTOML_CONTAINERIZED", None)
         child = multiprocessing.get_context("fork").Process(target=_check_model)
         child.start()
         child.join()
