@@ -88,8 +88,9 @@ class Scorer:
     def _read(self, key: str) -> Pixels | ImageError:
         settings = self._settings
         try:
-            with (self._root / key).open("rb") as file:
-                data = file.read(settings.max_bytes + 1)
+            with open(os.path.join(self._root, key), "rb") as file:  # noqa: PTH118, PTH123 (half the time of a Path's)
+                # Room is made for all that is asked for: for the largest file it costs as much as decoding a small one.
+                data = file.read(min(os.fstat(file.fileno()).st_size, settings.max_bytes) + 1)
             preprocessing = self._classifier.card.preprocessing
             return preprocessing(data, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         except ImageError as error:

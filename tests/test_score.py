@@ -335,7 +335,7 @@ def test_it_is_nearly_as_fast_as_plain_batches_and_does_not_grow(run: Path, tmp_
         ratios.append(BENCH_IMAGES * (most - least) / whole / (ended - begun) / limit)
         growths.append(after - before)
     print("of the limit", ratios, "growth in bytes", growths)
-    assert max(ratios) > 0.8
+    assert np.median(ratios) >= 0.8
     assert max(growths) < 2_000_000
 
 
