@@ -28,6 +28,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# Five seconds, if nothing is said; a page without a model tries again every five.
+expect.set_options(timeout=30_000)
 # Chromium reports every reply that is not 2xx there; what the page makes of such replies is asserted.
 FAILED_LOAD = "Failed to load resource: the server responded with a status of"
 
