@@ -28,6 +28,7 @@ def drawn(epoch: int, labels: np.ndarray = LABELS, **options: object) -> tuple[t
     return torch.cat(images), torch.cat(drawn_labels)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than there are cores
 @pytest.mark.parametrize("policy", ["light", "strong"])
 def test_any_number_of_workers_draws_the_same(policy: str) -> None:
     reference = drawn(3, augment=policy, workers=0)

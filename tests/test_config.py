@@ -194,6 +194,7 @@ def test_exit_codes(tmp_path: Path, photos: Path) -> None:
     assert done.returncode == 8
     assert "--device cpu" in done.stderr
     (tmp_path / "runs" / "taken").mkdir()
+    (tmp_path / "runs" / "taken" / "notes.txt").touch()
     done = command("--data", photos, "--name", "taken", *out)
     assert done.returncode == 2
     assert "taken" in done.stderr

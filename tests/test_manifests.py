@@ -209,8 +209,8 @@ def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:
     rules = {rule["action"]: rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule}
     final = rules["FailJob"]["onExitCodes"]
     assert final["containerName"] == job["template"]["spec"]["containers"][0]["name"]
-    out_of_memory_or_storage = {5, 6}
-    assert set(final["values"]) == set(EXIT_CODES.values()) - out_of_memory_or_storage
+    memory_storage_or_a_lost_process = {5, 6, 9}
+    assert set(final["values"]) == set(EXIT_CODES.values()) - memory_storage_or_a_lost_process
     assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]} in job["podFailurePolicy"]["rules"]
     [container] = job["template"]["spec"]["containers"]
     assert {"--resume=auto", "--device=cuda"} <= set(container["args"])

@@ -187,7 +187,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     """48 images in batches of 12, three a step: 36, then 12, whose gradient is not a third of itself."""
     learner, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert learner.schedule.last_epoch == 2
-    config = TrainConfig(batch_size=12, augment="none").settled(image_size=12, training_images=48)
+    config = TrainConfig(batch_size=12, augment="none", balance="none").settled(image_size=12, training_images=48)
     batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
