@@ -11,7 +11,7 @@ from training.search import BEST, JOURNAL, chosen, distributions, open_journal
 from training.study import StudyConfig, study
 
 SPACE = """
-base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 60, augment: none}
+base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 200, augment: none}
 axes:
   lr: {low: 0.001, high: 0.01, log: true}
   init: [constant, he_normal]
@@ -87,7 +87,6 @@ def test_a_search_finds_what_learns_stops_what_does_not_and_goes_on(photos: Path
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     assert pruned
     assert {trial.params["init"] for trial in pruned} == {"constant"}
-    seen = history.read(folder / "runs" / f"trial={pruned[0].number},seed=0")
-    assert seen is not None
-    assert 0 < len(seen.epochs) < 60
+    histories = [history.read(folder / "runs" / f"trial={trial.number},seed=0") for trial in pruned]
+    assert min(len(seen.epochs) for seen in histories if seen) < 200, "stopped, and not only judged at its end"
     assert main(["--config", str(folder / BEST), "--out", str(tmp_path), "--name", "best", "--epochs", "1"]) == 0
