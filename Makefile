@@ -4,7 +4,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test test-slow test-containers bench-serving lint clean
+.PHONY: help train serve test test-slow test-containers bench-serving sbom lint clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,10 +32,17 @@ test-containers: $(VENV)/installed ## Build both images and run them as the mani
 bench-serving: $(VENV)/installed ## Compare the service with its peers, half an hour on a quiet machine; needs wrk. ARGS="--help".
 	python -m tests.bench.serving $(ARGS)
 
+sbom: $(VENV)/installed ## Write build/sbom.json (CycloneDX) and build/licenses.md of all that is installed.
+	mkdir -p build
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-licenses==5.5.5
+	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json $(VENV)
+	build/tools/bin/pip-licenses --python $(VENV)/bin/python --with-urls --format markdown --output-file build/licenses.md
+
 lint: $(VENV)/installed ## Format check, lint, types.
 	ruff format --check .
 	ruff check .
 	mypy
 
-clean: ## Remove the virtual environments; runs stay.
-	rm -rf $(VENV) .bench
+clean: ## Remove the virtual environments and what was built; runs stay.
+	rm -rf $(VENV) .bench build

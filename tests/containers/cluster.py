@@ -80,6 +80,8 @@ def pod(name: str, manifest: dict[str, Any], image: str, claims: dict[str, str],
     template = json.loads(json.dumps(manifest["spec"]["template"]))
     [container] = template["spec"]["containers"]
     container["image"] = image
+    # Kubernetes makes an emptyDir for everybody; podman gives it to root, unless the image has a folder there.
+    container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["mountPath"] != "/dev/shm"]
     for volume in template["spec"]["volumes"]:
         if "persistentVolumeClaim" in volume:
             volume["persistentVolumeClaim"]["claimName"] = claims[volume["persistentVolumeClaim"]["claimName"]]

@@ -60,8 +60,10 @@ def podman(*arguments: str | Path, check: bool = True, merge: bool = False, time
 
 
 def inspect(kind: str, name: str) -> dict[str, Any]:
-    """What podman knows of an image or a container."""
-    [found] = json.loads(podman(kind, "inspect", name))
+    """What podman knows of an image, a container or a pod."""
+    found = json.loads(podman(kind, "inspect", name))
+    if isinstance(found, list):  # a pod is told of without
+        [found] = found
     assert isinstance(found, dict)
     return found
 
