@@ -99,14 +99,14 @@ def fit(
                     raise Interrupted(interruption.number or signal.SIGTERM)
             release(dataset.images)  # in the end, all of them would count as this process's memory
             validation = score(learner.average.model, dataset, "val", group)
-            line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
-            print(line.line(config), flush=True)
-            if writer is not None:
-                board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
-            with interruption:
+            with interruption:  # TensorBoard's queue, too, would be left in a state in which it cannot be closed
+                line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
+                print(line.line(config), flush=True)
+                if writer is not None:
+                    board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
                 saved.save(learner, progress)
-            if writer is not None:
-                history.write(config.run, replace(seen, epochs=progress.history))
+                if writer is not None:
+                    history.write(config.run, replace(seen, epochs=progress.history))
     if progress.epoch < config.epochs:
         print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
     return progress.history
