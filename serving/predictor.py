@@ -67,13 +67,12 @@ class Predictor:
         self._settings = settings
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         _start_threads(self._decoders)
-        self.lone_s = self._warm_up()
-        """Seconds in which the model answers one image alone."""
+        lone_s = self._warm_up()
         self.batcher = Batcher(
             classifier.predict,
             max_batch=settings.max_batch,
             observe=metrics.ran,
-            inline=self.lone_s < INLINE_S,
+            inline=lone_s < INLINE_S,
             turns=TURNS if len(os.sched_getaffinity(0)) == 1 else 0,
         )
         self._window = drift.Window(self.card.reference, settings.drift_window, metrics.drifted)

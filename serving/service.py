@@ -46,7 +46,6 @@ def serve(classifier: Classifier) -> None:
     """Answer with this model from the next request on; requests under way are finished by the one before it."""
     predictor = Predictor(classifier, settings, app.state.metrics)
     app.state.metrics.serves(classifier)
-    app.state.admission.expect(predictor.lone_s)
     app.state.predictor = predictor
 
 
@@ -80,7 +79,6 @@ class Twinlens:
         app.state.admission = Admission(
             max_images=settings.max_queue,
             max_bytes=settings.max_bytes,
-            max_slowdown=settings.max_slowdown,
             observe=app.state.metrics.inside,
         )
         app.state.explainer = Explainer(settings, app.state.metrics)

@@ -32,7 +32,6 @@ class Settings:
     max_batch: int = 32
     max_queue: int = 128
     max_explanations: int = 2
-    max_slowdown: float = 2.0
     workers: int = 1
     timeout_s: float = 10.0
     idle_s: float = 5.0
