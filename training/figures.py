@@ -44,7 +44,7 @@ def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]]
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if name.startswith("accuracy"):
-            axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend()
     return figure
 
