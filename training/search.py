@@ -65,11 +65,15 @@ def search(config: StudyConfig) -> Path:
 
     def hopeless(job: Job) -> bool:
         seen = history.read(folder / "runs" / job.name)
-        best = measures.best(seen.epochs) if seen else None
-        if seen is None or best is None or len(seen.epochs) == reported.get(job.name):
+        known = reported.get(job.name, 0)
+        epochs = len(seen.epochs) if seen else 0
+        if seen is None or epochs == known:
             return False
-        reported[job.name] = len(seen.epochs)
-        trials[job.name].report(best, len(seen.epochs))
+        reported[job.name] = epochs
+        # Every epoch, also of those that end between two looks: trials are compared at the very same one.
+        for epoch in range(known + 1, epochs + 1):
+            if (best := measures.best(seen.epochs[:epoch])) is not None:
+                trials[job.name].report(best, epoch)
         return trials[job.name].should_prune()
 
     schedule.run(drawn(), at_a_time=at_a_time(config), threads=config.threads, ended=ended, hopeless=hopeless)
