@@ -29,17 +29,18 @@ class Admission:
         self._observe = observe
         self._images = self._bytes = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether no image more would be let in: then a request need not even be read."""
+        return self._images >= self._max_images
+
     def place(self) -> "Place":
-        """What one request takes, to be given back at its end: use it in a `with`. Raises Overloaded."""
-        self._check(1)
+        """What one request takes, to be given back at its end: use it in a `with`."""
         return Place(self)
 
-    def _check(self, images: int) -> None:
+    def _enter(self, images: int) -> None:
         if self._images and self._images + images > self._max_images:
             raise Overloaded(f"{self._images} images are inside, at most {self._max_images} are let in")
-
-    def _enter(self, images: int) -> None:
-        self._check(images)
         self._images += images
         self._observe(self._images)
 

@@ -68,9 +68,9 @@ def _count(edges: Float64[np.ndarray, " edges"], values: Float64[np.ndarray, " i
 
 def look(decoded: UInt8[np.ndarray, "h w c"], pixels: UInt8[np.ndarray, "height width c"]) -> Seen:
     """What an image is like: `decoded` upright as it was sent, `pixels` as the graph takes it."""
-    mean, deviation = cv2.meanStdDev(pixels)
+    mean, deviation = (moment.ravel().tolist() for moment in cv2.meanStdDev(pixels))  # faster than arrays of three
     height, width = decoded.shape[:2]
-    return float(mean.mean()) / 255, float(deviation.mean()) / 255, float(width), float(height)
+    return sum(mean) / len(mean) / 255, sum(deviation) / len(deviation) / 255, float(width), float(height)
 
 
 def observe(seen: Seen, probabilities: Float32[np.ndarray, " classes"]) -> tuple[float, ...]:

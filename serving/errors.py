@@ -31,12 +31,6 @@ class RequestError(ValueError):
         self.headers = headers or {}
 
 
-HANDLED = (
-    *(ImageError, RequestError, Overloaded, DeadlineExceeded, InvalidOutput),
-    *(HTTPException, ClientDisconnect, MemoryError, Exception),
-)
-
-
 def describe(error: Exception) -> RequestError:
     """Any error as one that a caller may see: nothing of ours is in its message."""
     match error:

@@ -11,7 +11,9 @@ from time import perf_counter
 from types import FrameType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
+from serving.admission import Admission, Overloaded
 from serving.bearer import BearerTokens
 from serving.errors import RequestError, refusal
 from serving.logs import FIELDS
@@ -29,14 +31,25 @@ METRICS = "/metrics"
 
 
 class Gate:
-    """An ASGI application around the service's own; `routes` gives the path of each endpoint, for the metrics."""
+    """An ASGI application around the service's own; `routes` gives the path of each endpoint, for the metrics.
+
+    When no image more is let in, a POST is answered here, before it is read: a service that can answer a thousand
+    images has to be able to refuse many thousands more beside them.
+    """
 
     def __init__(
-        self, app: ASGIApp, routes: Mapping[Callable[..., object], str], metrics: Metrics, settings: Settings
+        self,
+        app: ASGIApp,
+        routes: Mapping[Callable[..., object], str],
+        admission: Admission,
+        metrics: Metrics,
+        settings: Settings,
     ) -> None:
         self.draining = False
         self._app = app
         self._routes = routes
+        self._paths = frozenset(routes.values())
+        self._admission = admission
         self._metrics = metrics
         self._settings = settings
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
@@ -47,7 +60,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request: by the application, or with a refusal."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await WebSocketClose()(scope, receive, send)
             return
         start = perf_counter()
         request_id = scope["state"]["request_id"] = _request_id(scope)
@@ -71,10 +84,6 @@ class Gate:
             await refusal(RequestError(503, "shutting_down", "the service is ending"), scope)(
                 scope, receive, send_with_id
             )
-        except Exception:
-            if not status:
-                raise
-            # Else it has been answered and logged where it was turned into an answer.
         finally:
             self._under_way.discard(task)
             if self.draining and not self._under_way:
@@ -91,10 +100,12 @@ class Gate:
         if self.draining and path != METRICS:
             away = {"Retry-After": "1", "Connection": "close"}
             return refusal(RequestError(503, "shutting_down", "the service is ending; ask another", away), scope)
+        if scope["method"] == "POST" and self._admission.full:
+            return refusal(Overloaded(), scope)
         return None
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = self._routes.get(scope.get("endpoint"), "other")  # type: ignore[arg-type]
+        route = self._route(scope)
         self._metrics.answered(route, status, seconds)
         code = scope["state"].get("code")
         if code not in (None, "not_found"):
@@ -104,6 +115,13 @@ class Gate:
         if self._settings.log_requests or status >= 500 or seconds >= self._settings.slow_s:
             level = logging.ERROR if status >= 500 else logging.INFO
             log.log(level, "%s %s", scope["method"], status, extra={FIELDS: _fields(scope, route, status, seconds)})
+
+    def _route(self, scope: Scope) -> str:
+        """Never what a caller makes up, or everybody could add series to the metrics."""
+        if "endpoint" in scope:
+            return self._routes[scope["endpoint"]]
+        path: str = scope["path"]  # of what was refused before anybody looked where it goes
+        return path if path in self._paths else "other"
 
     async def drain(self, grace_s: float) -> None:
         """Take in nothing new and return when everything under way is answered, cut off after `grace_s` seconds."""

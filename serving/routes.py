@@ -3,10 +3,9 @@
 import asyncio
 import dataclasses
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Match, Route
+from starlette.routing import Route
 
 from serving import inference_protocol
 from serving.admission import Admission, Place
@@ -23,7 +22,6 @@ from serving.upload import Limits, read_files, while_connected
 
 # A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
 BATCH_BODY_FILES = 4
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 async def predict(request: Request) -> Response:
@@ -89,12 +87,6 @@ async def docs(request: Request) -> Response:
 
 async def home(request: Request) -> Response:
     return RedirectResponse("ui")
-
-
-async def no_route(request: Request) -> Response:
-    there = [route for route in ROUTES if route.matches(request.scope)[0] is Match.PARTIAL]
-    allowed = sorted({method for route in there for method in route.methods or ()})
-    raise HTTPException(405, headers={"Allow": ", ".join(allowed)}) if allowed else HTTPException(404)
 
 
 def _settings(request: Request) -> Settings:
@@ -178,5 +170,3 @@ ROUTES = [
     Route("/", home),
     *inference_protocol.ROUTES,
 ]
-# The last route answers for everything that the others leave, so that every error has one shape.
-NO_ROUTE = Route("/{path:path}", no_route, methods=METHODS)

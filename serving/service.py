@@ -11,15 +11,12 @@ from pathlib import Path
 import bentoml
 import cv2
 import yaml
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import logs
 from serving.admission import Admission
 from serving.bearer import BearerTokens
-from serving.errors import HANDLED, refusal
+from serving.dispatch import Dispatch
 from serving.explain import Explainer
 from serving.gate import Gate
 from serving.metrics import Metrics, forget_dead_workers, remove_files
@@ -27,19 +24,15 @@ from serving.model import Classifier, ModelRefused, open_model
 from serving.page import Page
 from serving.predictor import Predictor
 from serving.reload import Reloader
-from serving.routes import NO_ROUTE, ROUTES
+from serving.routes import ROUTES
 from serving.settings import Settings
 
 # A child of BentoML's logger, so that it has the same level and destination.
 log = logging.getLogger("bentoml.twinlens")
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    return refusal(error, request.scope)
-
-
 settings = Settings.from_env()
-app = Starlette(routes=[*ROUTES, NO_ROUTE], exception_handlers=dict.fromkeys(HANDLED, _refuse))
+app = Dispatch(ROUTES)
 
 
 def serve(classifier: Classifier) -> None:
@@ -87,7 +80,8 @@ class Twinlens:
         app.state.predictor = None
         self._reloader = Reloader(settings.model, _open, serve, app.state.metrics.reloaded)
         self._reloader.start()
-        app.state.gate = Gate(app, {route.endpoint: route.path for route in ROUTES}, app.state.metrics, settings)
+        paths = {route.endpoint: route.path for route in ROUTES}
+        app.state.gate = Gate(app, paths, app.state.admission, app.state.metrics, settings)
         # What lives as long as the process need not be looked at by every garbage collection.
         gc.collect()
         gc.freeze()

@@ -3,17 +3,13 @@
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from serving.admission import Place
 from serving.errors import RequestError
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 Answer = TypeVar("Answer")
 
@@ -42,20 +38,18 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError(415, "content_encoding_not_supported", "send the image as it is, without Content-Encoding")
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
     how_to_send = HOW_TO_SEND.format(field=field)
-    if kind == b"multipart/form-data":
-        if b"boundary" not in options:
-            raise RequestError(400, "malformed_multipart", "the Content-Type names no multipart boundary")
-        body = await read_body(request, limits.bytes + MULTIPART_OVERHEAD, limits, place)
-        return _files(body, options[b"boundary"], field, limits.files, how_to_send)
-    if kind.startswith(b"image/") or kind == b"application/octet-stream":
-        body = await read_body(request, limits.bytes, limits, place)
-        if not body:
-            raise RequestError(400, "missing_image", f"the body is empty; {how_to_send}")
-        return [body]
-    given = kind.decode("latin-1") or "no Content-Type"
-    raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
+    is_form = kind == "multipart/form-data"
+    if is_form and "boundary" not in options:
+        raise RequestError(400, "malformed_multipart", "the Content-Type names no multipart boundary")
+    if not (is_form or kind.startswith("image/") or kind == "application/octet-stream"):
+        given = kind or "no Content-Type"
+        raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
+    body = await read_body(request, limits.bytes + is_form * MULTIPART_OVERHEAD, limits, place)
+    if not body:
+        raise RequestError(400, "missing_image", f"the body is empty; {how_to_send}")
+    return _files(body, options["boundary"], field, limits.files, how_to_send) if is_form else [body]
 
 
 async def while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
@@ -122,82 +116,37 @@ def _too_large(most: int) -> RequestError:
     return RequestError(413, "payload_too_large", f"the body is larger than the {most:,} bytes accepted")
 
 
-def _files(body: bytes, boundary: bytes, field: str, max_files: int, how_to_send: str) -> list[bytes]:
-    form = _Form(max_parts=max_files + 1)
+def _files(body: bytes, boundary: str, field: str, max_files: int, how_to_send: str) -> list[bytes]:
     try:
-        parser = MultipartParser(boundary, form.callbacks())
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise RequestError(
-            400, "malformed_multipart", "the body is not the multipart form its header announces"
-        ) from error
-    if not form.ended and form.parts:
-        raise RequestError(400, "malformed_multipart", "the form is cut off before its closing boundary")
-    names = [name for name, _, _ in form.parts]
+        parts = _parts(body, boundary, max_files + 1)
+    except MultipartError as error:
+        broken = "the body is not the multipart form its header announces, or is cut off before the closing boundary"
+        raise RequestError(400, "malformed_multipart", broken) from error
+    names = [part.name for part, _ in parts]
     if field not in names:
         received = f"the form has only {', '.join(map(repr, names))}" if names else "the form is empty"
         raise RequestError(400, "missing_image", f"{received}; {how_to_send}")
     if unexpected := sorted(set(names) - {field}):
         raise RequestError(400, "unexpected_field", f"no field {unexpected[0]!r} is expected here, only {field!r}")
-    if not all(is_file for _, is_file, _ in form.parts):
+    if any(part.filename is None for part, _ in parts):
         raise RequestError(400, "image_must_be_file", f"field {field!r} is text; it must be a file")
-    if len(form.parts) > max_files:
+    if len(parts) > max_files:
         raise RequestError(400, "too_many_files", f"at most {max_files} file(s) are accepted in one request")
-    return [bytes(data) for _, _, data in form.parts]
+    return [data for _, data in parts]
 
 
-class _Form:
-    """What the parser's callbacks collect: (name, is it a file, bytes) for every part."""
-
-    def __init__(self, max_parts: int) -> None:
-        self.parts: list[tuple[str, bool, bytearray]] = []
-        self.ended = False
-        self._max_parts = max_parts
-        self._header = self._value = b""
-        self._disposition: bytes | None = None
-
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self._part_begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_part_data": self._part_data,
-            "on_end": self._end,
-        }
-
-    def _part_begin(self) -> None:
-        self._disposition = None
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"name" not in options:
-            raise RequestError(400, "malformed_multipart", "a part of the form has no name")
-        if len(self.parts) == self._max_parts:
-            raise RequestError(400, "too_many_files", "the form has more parts than this route accepts")
-        self.parts.append(
-            (
-                options[b"name"].decode("utf-8", "replace"),
-                b"filename" in options,
-                bytearray(),
-            )
-        )
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1][2].extend(memoryview(data)[start:end])
-
-    def _end(self) -> None:
-        self.ended = True
+def _parts(body: bytes, boundary: str, most: int) -> list[tuple[MultipartSegment, bytes]]:
+    """Each part's head and its bytes, which come in one piece as the body does. Raises MultipartError, RequestError."""
+    parts: list[tuple[MultipartSegment, bytes]] = []
+    with PushMultipartParser(boundary, strict=True) as parser:
+        data = b""
+        for event in parser.parse(body):
+            if isinstance(event, MultipartSegment):
+                if len(parts) == most:
+                    raise RequestError(400, "too_many_files", "the form has more parts than this route accepts")
+                part, data = event, b""
+            elif event is None:
+                parts.append((part, data))
+            else:
+                data = event
+    return parts

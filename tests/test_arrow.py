@@ -19,7 +19,7 @@ for name in {names!r}:
     importlib.import_module(name)
 """
 TRAINING_LIBRARIES = ["torch", "albumentations", "sklearn", "scipy", "tensorboard", "onnx", "matplotlib", "training"]
-SERVING_LIBRARIES = ["bentoml", "starlette", "python_multipart", "prometheus_client"]
+SERVING_LIBRARIES = ["bentoml", "starlette", "multipart", "prometheus_client"]
 SERVING = [
     "contract",
     "drift",
@@ -40,6 +40,7 @@ SERVING = [
     "upload",
     "admission",
     "bearer",
+    "dispatch",
     "errors",
     "gate",
     "logs",
