@@ -12,7 +12,7 @@ from starlette.types import Scope
 from serving.admission import Overloaded
 from serving.contract import ImageError
 from serving.logs import FIELDS
-from serving.predictor import DeadlineExceeded, InvalidOutput
+from serving.predictor import InvalidOutput
 
 log = logging.getLogger("bentoml.twinlens")
 
@@ -41,8 +41,6 @@ def describe(error: Exception) -> RequestError:
         case Overloaded():
             message = "the service is working at its limit; try again shortly"
             described = RequestError(429, "too_many_requests", message, {"Retry-After": "1"})
-        case DeadlineExceeded():
-            described = RequestError(504, "deadline_exceeded", str(error))
         case InvalidOutput():
             described = RequestError(500, "model_output_invalid", str(error))
         case MemoryError():

@@ -19,7 +19,7 @@ from serving.admission import Overloaded
 from serving.batching import BACKGROUND_ALONE
 from serving.contract import Decoded, Pixels, decode
 from serving.metrics import Metrics
-from serving.predictor import DeadlineExceeded, InvalidOutput, Predictor
+from serving.predictor import InvalidOutput, Predictor
 from serving.settings import Settings
 
 GRID = 8
@@ -64,22 +64,18 @@ class Explainer:
     ) -> Drawn:
         """Explain an encoded image's `label` (None: the predicted one); gives what `draw` makes of the explanation.
 
-        Raises Overloaded when as many as the settings allow are under way, ImageError, InvalidOutput,
-        and DeadlineExceeded after the settings' seconds.
+        Raises Overloaded when as many as the settings allow are under way, ImageError, InvalidOutput.
         """
         if self._under_way >= self._settings.max_explanations:
             raise Overloaded(f"{self._under_way} explanations are under way already")
         self._under_way += 1
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                loop = asyncio.get_running_loop()
-                original, fitted = await loop.run_in_executor(self._thread, self._decode, predictor, data)
-                explanation = await _explain(predictor, original, fitted, label)
-                drawn = await loop.run_in_executor(self._thread, draw, explanation)
-                self._metrics.explained()
-                return drawn
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no explanation within {self._settings.timeout_s:g} s") from error
+            loop = asyncio.get_running_loop()
+            original, fitted = await loop.run_in_executor(self._thread, self._decode, predictor, data)
+            explanation = await _explain(predictor, original, fitted, label)
+            drawn = await loop.run_in_executor(self._thread, draw, explanation)
+            self._metrics.explained()
+            return drawn
         finally:
             self._under_way -= 1
 

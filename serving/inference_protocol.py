@@ -26,7 +26,7 @@ from serving.errors import RequestError
 from serving.predictor import Prediction, Predictor
 from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings
-from serving.upload import Limits, read_body, while_connected
+from serving.upload import Limits, read_body, while_awaited
 
 NAME = "twinlens"
 FILES, LABELS = "files", "labels"
@@ -111,7 +111,7 @@ async def infer(request: Request) -> Response:
         place.enter(len(asked.images))
         # All are waited for, also when one fails: the place is given back only when nothing works for it any more.
         answering = asyncio.gather(*(predictor.answer(image) for image in asked.images), return_exceptions=True)
-        answers = await while_connected(request, answering)
+        answers = await while_awaited(request, answering, settings.timeout_s)
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer

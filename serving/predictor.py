@@ -34,10 +34,6 @@ class InvalidOutput(RuntimeError):
     """The model gave something that is not a probability."""
 
 
-class DeadlineExceeded(TimeoutError):
-    """The answer took longer than the settings allow."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One image's answer; `probabilities` by class and `prediction_set`, most likely first.
@@ -85,14 +81,10 @@ class Predictor:
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
         """Answer one encoded image, with its `top_k` most likely classes (all when None).
 
-        Raises ImageError, InvalidOutput, and DeadlineExceeded after the settings' seconds.
+        Raises ImageError, InvalidOutput. Cancelling the call takes the image out of the queue.
         """
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                pixels, seen = await self._pixels(data)
-                probabilities = await self.batcher.submit(pixels)
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {self._settings.timeout_s:g} s") from error
+        pixels, seen = await self._pixels(data)
+        probabilities = await self.batcher.submit(pixels)
         named = self._name(probabilities, top_k)
         self._window.append(seen, probabilities)
         return named
@@ -101,11 +93,7 @@ class Predictor:
         """As `predict`; also of pixels that are as the graph takes them, which say nothing of drift."""
         if isinstance(image, bytes):
             return await self.predict(image)
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                return self._name(await self.batcher.submit(image), None)
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {self._settings.timeout_s:g} s") from error
+        return self._name(await self.batcher.submit(image), None)
 
     async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
         if len(data) <= INLINE_BYTES:

@@ -18,7 +18,7 @@ from serving.page import Page
 from serving.predictor import Prediction
 from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings
-from serving.upload import Limits, read_files, while_connected
+from serving.upload import Limits, read_files, while_awaited
 
 # A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
 BATCH_BODY_FILES = 4
@@ -30,7 +30,7 @@ async def predict(request: Request) -> Response:
     with _admission(request).place() as place:
         [data] = await _files(request, "image", place)
         place.enter(1)
-        prediction = await while_connected(request, predictor.predict(data, top_k))
+        prediction = await while_awaited(request, predictor.predict(data, top_k), _settings(request).timeout_s)
     request.state.fields = {"label": prediction.label, "confidence": prediction.confidence}
     return JSONResponse(vars(prediction))
 
@@ -42,7 +42,7 @@ async def predict_batch(request: Request) -> Response:
         data = await _files(request, "images", place, most=_settings(request).max_batch)
         place.enter(len(data))
         answering = asyncio.gather(*(predictor.predict(image, top_k) for image in data), return_exceptions=True)
-        answers = await while_connected(request, answering)
+        answers = await while_awaited(request, answering, _settings(request).timeout_s)
     return JSONResponse({"results": [_batch_element(request, answer) for answer in answers]})
 
 
@@ -53,7 +53,8 @@ async def explain(request: Request) -> Response:
     explainer: Explainer = request.app.state.explainer
     with _admission(request).place() as place:
         [data] = await _files(request, "image", place)
-        return await while_connected(request, explainer.explain(predictor, data, label, draw))
+        explaining = explainer.explain(predictor, data, label, draw)
+        return await while_awaited(request, explaining, _settings(request).timeout_s)
 
 
 async def model_card(request: Request) -> Response:

@@ -52,31 +52,37 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
     return _files(body, options["boundary"], field, limits.files, how_to_send) if is_form else [body]
 
 
-async def while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
-    """Await `answer` as long as the client does. Raises ClientDisconnect when it goes away, and the work is cancelled.
+async def while_awaited(request: Request, answer: Awaitable[Answer], seconds: float) -> Answer:
+    """Await `answer` as long as its client does, at most so many seconds; after that the work is cancelled.
 
-    Only after PATIENCE_S is anybody looked for: most answers are there sooner, and looking costs a task.
+    Raises ClientDisconnect, and RequestError (504) when it took too long. Only after PATIENCE_S anybody looks: most
+    answers are there sooner, and looking costs a task.
     """
     loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
     assert waiting is not None
-    gone = False
+    patience = min(PATIENCE_S, seconds)
+    reason: Exception | None = None
 
     async def watch() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
+        nonlocal reason
+        try:
+            async with asyncio.timeout(seconds - patience):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+            reason = ClientDisconnect()
+        except TimeoutError:
+            reason = RequestError(504, "deadline_exceeded", f"no answer within {seconds:g} s")
         waiting.cancel()
 
     watching: list[asyncio.Task[None]] = []
-    timer = loop.call_later(PATIENCE_S, lambda: watching.append(loop.create_task(watch())))
+    timer = loop.call_later(patience, lambda: watching.append(loop.create_task(watch())))
     try:
         return await answer
     except asyncio.CancelledError:
-        if not gone:
+        if reason is None:
             raise
         waiting.uncancel()
-        raise ClientDisconnect from None
+        raise reason from None
     finally:
         timer.cancel()
         for task in watching:

@@ -18,7 +18,7 @@ from tests.bad_inputs import GOOD, MIB, ROWS, Reply, Row, Sent, Surroundings
 from tests.conftest import serving
 from tests.forged import chunk, encoded, flat, png_with
 from tests.test_service import metric
-from tests.wire import connect, exchange, request, upload
+from tests.wire import FORM, connect, exchange, form, part, request, upload
 
 SPARE = 1
 """The thread that watches the model file starts when it first looks."""
@@ -256,11 +256,14 @@ def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Path) -> None:
     """Row by row a client is told 504 after half a second by a model that needs three times that."""
-    black = upload(encoded(Image.new("RGB", (64, 64)), "PNG"))
+    image = encoded(Image.new("RGB", (64, 64)), "PNG")
+    black, two = upload(image), form(*[part(image, 'form-data; name="images"; filename="a.png"')] * 2)
     environment = {"UNGUARDED": "slow", "TWINLENS_TIMEOUT_S": "0.5"}
     with watched(run / "model.onnx", tmp_path, "tests.unguarded:Twinlens", **environment) as server:
         ran = metric(server.metrics(), "twinlens_batch_size_sum")
         assert [exchange(server.address, black).code for _ in range(20)] == ["deadline_exceeded"] * 20
+        batch = request(two, FORM, target="/predict_batch")
+        assert exchange(server.address, batch).code == "deadline_exceeded"
         assert wait_until(lambda: exchange(server.address, GOOD).body == server.golden)
         metrics = server.metrics()
         assert metric(metrics, "twinlens_batch_size_sum") - ran <= 10, "the model ran for clients that had gone"
