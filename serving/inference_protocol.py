@@ -26,7 +26,8 @@ from serving.errors import RequestError
 from serving.predictor import Prediction, Predictor
 from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings
-from serving.upload import Limits, read_body, while_awaited
+from serving.upload import Limits, read_body
+from serving.waiting import while_awaited
 
 NAME = "twinlens"
 FILES, LABELS = "files", "labels"

@@ -18,7 +18,8 @@ from serving.page import Page
 from serving.predictor import Prediction
 from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings
-from serving.upload import Limits, read_files, while_awaited
+from serving.upload import Limits, read_files
+from serving.waiting import while_awaited
 
 # A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
 BATCH_BODY_FILES = 4

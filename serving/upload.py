@@ -1,19 +1,15 @@
 """Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched."""
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from serving.admission import Place
 from serving.errors import RequestError
+from serving.waiting import unless
 
-Answer = TypeVar("Answer")
-
-PATIENCE_S = 0.05
 # Room for boundaries and part headers around the files themselves.
 MULTIPART_OVERHEAD = 64 * 1024
 HOW_TO_SEND = (
@@ -52,70 +48,39 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
     return _files(body, options["boundary"], field, limits.files, how_to_send) if is_form else [body]
 
 
-async def while_awaited(request: Request, answer: Awaitable[Answer], seconds: float) -> Answer:
-    """Await `answer` as long as its client does, at most so many seconds; after that the work is cancelled.
-
-    Raises ClientDisconnect, and RequestError (504) when it took too long. Only after PATIENCE_S anybody looks: most
-    answers are there sooner, and looking costs a task.
-    """
-    loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
-    assert waiting is not None
-    patience = min(PATIENCE_S, seconds)
-    reason: Exception | None = None
-
-    async def watch() -> None:
-        nonlocal reason
-        try:
-            async with asyncio.timeout(seconds - patience):
-                while (await request.receive())["type"] != "http.disconnect":
-                    pass
-            reason = ClientDisconnect()
-        except TimeoutError:
-            reason = RequestError(504, "deadline_exceeded", f"no answer within {seconds:g} s")
-        waiting.cancel()
-
-    watching: list[asyncio.Task[None]] = []
-    timer = loop.call_later(patience, lambda: watching.append(loop.create_task(watch())))
-    try:
-        return await answer
-    except asyncio.CancelledError:
-        if reason is None:
-            raise
-        waiting.uncancel()
-        raise reason from None
-    finally:
-        timer.cancel()
-        for task in watching:
-            task.cancel()
-
-
 async def read_body(request: Request, most: int, limits: Limits, place: Place) -> bytes:
-    """The body as it comes, at most `most` bytes of it. Raises RequestError, ClientDisconnect."""
+    """The body as it comes, at most `most` bytes of it. Raises RequestError, Overloaded, ClientDisconnect."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
-    body: list[bytes] = []
-    size = 0
-    now = asyncio.get_running_loop().time
-    end = now() + limits.seconds
-    try:
-        async with asyncio.timeout(min(limits.seconds, limits.idle_s)) as patience:
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > most:
-                    raise _too_large(most)
-                place.hold(len(chunk))
-                body.append(chunk)
-                if not message.get("more_body", False):
-                    return body[0] if len(body) == 1 else b"".join(body)
-                patience.reschedule(min(end, now() + limits.idle_s))
-    except TimeoutError as error:
+    clock = asyncio.get_running_loop().time
+    start = latest = clock()
+
+    async def read() -> bytes:
+        nonlocal latest
+        body: list[bytes] = []
+        size = 0
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            latest = clock()
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > most:
+                raise _too_large(most)
+            place.hold(len(chunk))
+            body.append(chunk)
+            if not message.get("more_body", False):
+                return body[0] if len(body) == 1 else b"".join(body)
+
+    async def stalled() -> Exception:
+        while (left := min(start + limits.seconds, latest + limits.idle_s) - clock()) > 0:
+            await asyncio.sleep(left)
         late = f"the body did not arrive within {limits.seconds:g} s, or nothing of it for {limits.idle_s:g} s"
-        raise RequestError(408, "upload_timeout", late, {"Connection": "close"}) from error
+        return RequestError(408, "upload_timeout", late, {"Connection": "close"})
+
+    return await unless(read(), stalled, within=min(limits.seconds, limits.idle_s))
 
 
 def _too_large(most: int) -> RequestError:

@@ -38,6 +38,7 @@ SERVING = [
     "reload",
     "settings",
     "upload",
+    "waiting",
     "admission",
     "bearer",
     "dispatch",

@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serving.batching import Batcher
 from serving.errors import RequestError
-from serving.upload import while_awaited
+from serving.waiting import while_awaited
 from tests.test_batching import Gate, image, until
 
 
