@@ -6,11 +6,11 @@ from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from serving.admission import Overloaded
 from serving.contract import ImageError
+from serving.json_response import JSONResponse
 from serving.logs import FIELDS
 from serving.predictor import InvalidOutput
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.contract import INPUT_NAME, OUTPUT_NAME, Pixels, Preprocessing
 from serving.errors import OPEN_INFERENCE as PREFIX
 from serving.errors import RequestError
+from serving.json_response import JSONResponse
 from serving.predictor import Prediction, Predictor
 from serving.readiness import check_alive, check_ready, current_predictor
 from serving.settings import Settings

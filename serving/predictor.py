@@ -24,8 +24,8 @@ INLINE_BYTES = 8 * 1024
 INLINE_PIXELS = 2**15
 INLINE_S = 0.002
 """A model that answers one image in less does so in the event loop, if nobody else waits: a hand-over costs as much."""
-TURNS = 3
-"""On a single core: to send the last answers, to hear what their clients ask next, and to decode it."""
+TURNS = 4
+"""On a single core: to send the last answers, to hear what their clients ask next, to read and to decode it."""
 FAILURES = 3
 """Runs of the model that fail in a row before it counts as lost."""
 
@@ -97,6 +97,8 @@ class Predictor:
 
     async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
         if len(data) <= INLINE_BYTES:
+            # Whoever else is there is read first: images that are decoded one after the other cost a sixth less.
+            await asyncio.sleep(0)
             try:
                 return self._decode(data, min(INLINE_PIXELS, self._settings.max_pixels))
             except ImageError as error:

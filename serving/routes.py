@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from serving import inference_protocol
@@ -13,6 +13,7 @@ from serving.contract import ModelCard
 from serving.errors import RequestError, describe, envelope
 from serving.explain import Explainer, Explanation
 from serving.heat import as_json, as_png, overlay
+from serving.json_response import JSONResponse
 from serving.metrics import exposition
 from serving.page import Page
 from serving.predictor import Prediction

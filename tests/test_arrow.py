@@ -42,6 +42,7 @@ SERVING = [
     "admission",
     "bearer",
     "dispatch",
+    "json_response",
     "errors",
     "gate",
     "logs",
