@@ -22,7 +22,7 @@ DECODERS = 2
 # Up to here decoding takes about as long as handing it to a thread, and can never take long: the loop does it itself.
 INLINE_BYTES = 8 * 1024
 INLINE_PIXELS = 2**15
-INLINE_S = 0.002
+INLINE_S = 0.001
 """A model that answers one image in less does so in the event loop, if nobody else waits: a hand-over costs as much."""
 TURNS = 4
 """On a single core: to send the last answers, to hear what their clients ask next, to read and to decode it."""

@@ -1,10 +1,12 @@
 """Open loop: requests come when they come, whatever the server does, which is how its users see it."""
 
+import gc
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from time import perf_counter
 
 import httptools
@@ -18,49 +20,77 @@ SETTLE_S = 1
 GRACE_S = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One request's: seconds after the first when it was due, how long it took from then, its status (0: none)."""
+
+    due_s: float
+    latency_s: float
+    status: int
+
+
 def open_loop(port: int, requests: Sequence[Request], rate: float, seconds: float, seed: int) -> Outcome:
-    """Poisson arrivals of `rate` requests a second, over at most 64 connections.
+    """What came of Poisson arrivals; the first second is not counted in the latencies."""
+    answers = arrivals(port, requests, rate, SETTLE_S + seconds, seed)
+    counted = [answer.latency_s * 1e3 for answer in answers if answer.due_s >= SETTLE_S]
+    return Outcome(
+        requests=len(answers),
+        seconds=SETTLE_S + seconds,
+        p50_ms=float(np.percentile(counted, 50)) if counted else np.nan,
+        p99_ms=float(np.percentile(counted, 99)) if counted else np.nan,
+        errors=round(rate * (SETTLE_S + seconds)) - sum(answer.status == 200 for answer in answers),
+    )
+
+
+def arrivals(
+    port: int, requests: Sequence[Request], rate: float, seconds: float, seed: int, *, connections: int = CONNECTIONS
+) -> list[Answer]:
+    """The answers to Poisson arrivals of `rate` requests a second, over at most so many connections.
 
     Latency counts from the moment the request was due, so a server that stalls cannot hide the requests that it kept
-    from being sent (coordinated omission). The first second is not counted. One core is kept busy, for exact timing.
+    from being sent (coordinated omission). One core is kept busy, for exact timing, and nothing is collected meanwhile:
+    in a process of some size that takes long enough to look like a server that stalls.
     """
-    gaps = np.random.default_rng(seed).exponential(1 / rate, size=round(rate * (SETTLE_S + seconds)))
+    gaps = np.random.default_rng(seed).exponential(1 / rate, size=round(rate * seconds))
     start = perf_counter() + 0.1
     due = start + np.cumsum(gaps)
     wires = [_wire(request, port) for request in requests]
     upcoming, late, idle = deque(due.tolist()), deque[float](), list[_Connection]()
-    connections: dict[int, _Connection] = {}
-    answers: list[tuple[float, float, int]] = []
-    with select.epoll() as poll:
+    opened: dict[int, _Connection] = {}
+    answers: list[Answer] = []
+    with _no_garbage_collection(), select.epoll() as poll:
         while len(answers) < len(due) and perf_counter() < due[-1] + GRACE_S:
             while upcoming and upcoming[0] <= perf_counter():
                 late.append(upcoming.popleft())
-            while late and (idle or len(connections) < CONNECTIONS):
+            while late and (idle or len(opened) < connections):
                 if not idle:
                     connection = _Connection(port)
-                    connections[connection.socket.fileno()] = connection
+                    opened[connection.socket.fileno()] = connection
                     poll.register(connection.socket, select.EPOLLIN)
                     idle.append(connection)
                 # The one used last; the server closes those that have been idle for its keep-alive time.
                 idle.pop().send(wires[len(upcoming) % len(wires)], late.popleft())
             for descriptor, _ in poll.poll(0):
-                connection = connections[descriptor]
+                connection = opened[descriptor]
                 if connection.receive():
-                    answers.append((connection.due, perf_counter() - connection.due, connection.status))
+                    taken_s = perf_counter() - connection.due
+                    answers.append(Answer(due_s=connection.due - start, latency_s=taken_s, status=connection.status))
                     idle.append(connection)
                 if connection.closed:
                     idle.remove(connection)
-                    connections.pop(descriptor).socket.close()
-    for connection in connections.values():
+                    opened.pop(descriptor).socket.close()
+    for connection in opened.values():
         connection.socket.close()
-    counted = [latency_s * 1e3 for when, latency_s, _ in answers if when >= start + SETTLE_S]
-    return Outcome(
-        requests=len(answers),
-        seconds=float(due[-1] - start),
-        p50_ms=float(np.percentile(counted, 50)) if counted else np.nan,
-        p99_ms=float(np.percentile(counted, 99)) if counted else np.nan,
-        errors=len(due) - sum(status == 200 for _, _, status in answers),
-    )
+    return answers
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _Connection:

@@ -17,7 +17,11 @@ SIZES = {"small": (100, 120), "large": (450, 600)}
 JPEG_QUALITY = 90
 TEXTURE = 8.0
 TRAINING_PICTURES = 40
-MODELS = {"mlp": ("--model", "mlp", "--hidden", "512", "128"), "cnn": ("--model", "cnn")}
+MODELS = {
+    "mlp": ("--model", "mlp", "--hidden", "512", "128", "--image-size", "64", "--epochs", "6"),
+    "cnn": ("--model", "cnn", "--image-size", "64", "--epochs", "6"),
+    "large-cnn": ("--model", "cnn", "--width", "64", "--image-size", "128", "--epochs", "2"),
+}
 
 
 def picture(label: int, size: str, seed: int) -> bytes:
@@ -42,7 +46,7 @@ def picture(label: int, size: str, seed: int) -> bytes:
 
 
 def trained(kind: str, folder: Path) -> Path:
-    """The model file of `kind`, mlp (12288-512-128-9) or cnn; the project's own trainer makes it unless it is there."""
+    """The model file of `kind`, one of MODELS; the project's own trainer makes it unless it is there."""
     model = folder / kind / "model.onnx"
     try:
         open_model(model)
@@ -53,7 +57,7 @@ def trained(kind: str, folder: Path) -> Path:
             (pictures / f"hue {label}").mkdir(parents=True, exist_ok=True)
             for seed in range(TRAINING_PICTURES):
                 (pictures / f"hue {label}" / f"{seed}.jpg").write_bytes(picture(label, "small", seed))
-        options = ["--data", str(pictures), "--image-size", "64", "--epochs", "6", "--out", str(folder), "--name", kind]
+        options = ["--data", str(pictures), "--out", str(folder), "--name", kind]
         subprocess.run([sys.executable, "-m", "training", *options, *MODELS[kind]], cwd=ROOT, check=True)
     return model
 
