@@ -55,6 +55,15 @@ def test_an_interval_that_contains_zero_is_undecided() -> None:
     assert "The interval contains zero: undecided." in found.sentence
 
 
+def test_what_is_the_same_with_every_seed_is_called_equal() -> None:
+    results = [result(level, seed, 0.1 * seed) for seed in range(3) for level in "ab"]
+    found = asked(results, compare=("a", "b"))
+    assert found.differences[0].verdict == "equal"
+    assert found.decided
+    assert found.sentence.endswith("Equal with every seed.")
+    assert asked(results, against="b").sentence.endswith("Equal: a.")
+
+
 def test_one_seed_has_no_interval_and_says_so() -> None:
     found = asked([result("a", 0, 0.9), result("b", 0, 0.1)], compare=("a", "b"))
     assert found.differences[0].interval is None

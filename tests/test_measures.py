@@ -1,6 +1,6 @@
 import pytest
 
-from training.measures import best, epochs_to_share, in_time
+from training.measures import best, epochs_to, epochs_to_share, in_time
 from training.progress import Epoch
 
 
@@ -44,6 +44,14 @@ def epochs(*scores: float | None, seconds: float = 2.0) -> list[Epoch]:
 def test_epochs_to_95_percent_of_the_final_score(scores: tuple[float | None, ...], expected: float | None) -> None:
     found = epochs_to_share(epochs(*scores), classes=10)
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [((0.5, 0.7, 0.9), 2.5), ((0.9, 0.1), 1.0), ((0.5, 0.7), None), ((0.5, None, 0.9), None), ((), None)],
+)
+def test_epochs_to_a_score_that_runs_have_in_common(scores: tuple[float | None, ...], expected: float | None) -> None:
+    assert epochs_to(0.8, epochs(*scores)) == (expected if expected is None else pytest.approx(expected))
 
 
 def test_the_score_is_that_of_the_exported_weights_also_within_a_time() -> None:

@@ -14,7 +14,7 @@ from training.intervals import LEVEL, Interval
 from training.measures import MEASURES, Measure
 from training.results import Result
 
-Verdict = Literal["higher", "lower", "undecided", "no interval", "no runs"]
+Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no runs"]
 Values = Mapping[tuple[int, tuple[str, ...]], float]
 """By seed and by the levels on the other axes."""
 
@@ -42,7 +42,7 @@ class Answer:
     differences: Sequence[Difference]
     sentence: str
     decided: bool
-    """Whether any interval leaves zero out."""
+    """Whether any interval leaves zero out, or holds nothing else."""
 
 
 def answer(question: Question, results: Sequence[Result]) -> Answer | None:
@@ -72,7 +72,7 @@ def answer(question: Question, results: Sequence[Result]) -> Answer | None:
         reference=reference,
         differences=differences,
         sentence=" ".join([said[0].upper() + said[1:], *_losses(question, concerned, [*asked, reference])]),
-        decided=any(found.verdict in ("higher", "lower") for found in differences),
+        decided=any(found.verdict in ("higher", "lower", "equal") for found in differences),
     )
 
 
@@ -89,6 +89,8 @@ def difference(level: str, values: Values, reference: Values) -> Difference:
     verdict: Verdict = "no interval"
     if interval is not None:
         verdict = "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else "undecided"
+        if not any(by_seed):
+            verdict = "equal"
     return Difference(
         level=level,
         mean=fmean(values[key] for key in pairs),
@@ -122,6 +124,7 @@ def _pair(measure: Measure, found: Difference, reference: str) -> str:
     x, y = (f"{value:,.{measure.places}f}" for value in (found.mean, found.reference_mean))
     said = measure.sentence.format(a=found.level, b=reference, x=x, y=y) + f" ({_numbers(measure, found)})."
     return said + {
+        "equal": " Equal with every seed.",
         "undecided": " The interval contains zero: undecided.",
         "no interval": " Of one seed there is no interval: undecided.",
     }.get(found.verdict, "")
@@ -135,6 +138,8 @@ def _all(question: Question, differences: Sequence[Difference], reference: str, 
         listed = [f"{found.level} ({_numbers(measure, found)})" for found in differences if found.verdict == verdict]
         if listed:
             parts.append(f"{title}: {', '.join(listed)}.")
+    if equal := [found.level for found in differences if found.verdict == "equal"]:
+        parts.append(f"Equal: {', '.join(equal)}.")
     for verdict, why in {
         "undecided": "the interval contains zero",
         "no interval": "one seed has no interval",

@@ -10,6 +10,7 @@ from training.history import History
 from training.progress import Epoch
 from training.splits import Split
 
+IN_EQUAL_TIME = "val_score_in_equal_time"
 SHARE = 0.95
 LEARNED = 1.2
 """A final score below so many times chance is none, and has no 95 % that could be reached."""
@@ -23,7 +24,9 @@ class Seen:
     scores: Mapping[Split, Mapping[str, Any]] | None
     """Of the exported weights, by split; None of a run that diverged."""
     time_s: float
-    """Training time of the quickest run of the same seed, in which all are compared."""
+    """Training time of the quickest run of the same seed of those that are compared in equal time."""
+    common_score: float | None
+    """The median of what all runs of the same seed scored on validation images in the end; None if none has a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +45,21 @@ def epochs_to_share(epochs: Sequence[Epoch], classes: int) -> float | None:
 
     None of a run that learned nothing, or whose score is undefined.
     """
-    scores = [line.val_score for line in epochs]
-    if not scores or any(score is None for score in scores):
-        return None
-    values = [score for score in scores if score is not None]
-    goal = SHARE * values[-1]
-    if values[-1] < LEARNED / classes:
-        return None
-    reached = next(i for i, value in enumerate(values) if value >= goal)
-    if reached == 0:
-        return 1.0
-    below = values[reached - 1]
-    return reached + (goal - below) / (values[reached] - below)
+    final = epochs[-1].val_score if epochs else None
+    return None if final is None or final < LEARNED / classes else epochs_to(SHARE * final, epochs)
+
+
+def epochs_to(goal: float, epochs: Sequence[Epoch]) -> float | None:
+    """Epochs until the validation score first reached `goal`, interpolated between epochs; None if it never did."""
+    values = [line.val_score for line in epochs]
+    below: float | None = None
+    for reached, value in enumerate(values):
+        if value is None:
+            return None
+        if value >= goal:
+            return 1.0 if below is None else reached + (goal - below) / (value - below)
+        below = value
+    return None
 
 
 def best(epochs: Sequence[Epoch]) -> float | None:
@@ -110,7 +116,7 @@ MEASURES: dict[str, Measure] = {
         sentence="{a} scored {x} on validation images after the last epoch against {y} of {b}",
         of=_last(lambda line: line.val_score),
     ),
-    "val_score_in_equal_time": Measure(
+    IN_EQUAL_TIME: Measure(
         title="validation score in equal training time",
         better="higher",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
@@ -133,6 +139,13 @@ MEASURES: dict[str, Measure] = {
         better="lower",
         sentence="{a} was {x} more accurate on training than on validation images against {y} of {b}",
         of=_gap,
+    ),
+    "epochs_to_common": Measure(
+        title="epochs to 95 % of the median run's final validation score",
+        better="lower",
+        sentence="{a} reached 95 % of the median run's final validation score in {x} epochs against {y} of {b}",
+        of=lambda seen: None if not seen.common_score else epochs_to(SHARE * seen.common_score, seen.history.epochs),
+        places=1,
     ),
     "epochs_to_95": Measure(
         title="epochs to 95 % of the final validation score",

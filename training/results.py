@@ -2,15 +2,17 @@
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from training import history, runs
 from training.activations import AtStart
 from training.grid import Cell, Study
-from training.measures import MEASURES, Seen
+from training.measures import IN_EQUAL_TIME, MEASURES, Seen
 from training.progress import Epoch
 
 Outcome = Literal["done", "diverged", "failed", "not run"]
@@ -54,9 +56,14 @@ def collect(study: Study, folders: Sequence[Path]) -> list[Result]:
         found.append((cell, next((run for run in runs_of_it if run.exists()), runs_of_it[0])))
     seen_by = {cell.name: history.read(run) for cell, run in found}
     time_by_seed: dict[int, float] = {}
+    finals_by_seed: dict[int, list[float]] = defaultdict(list)
     for cell, _ in found:
         seen = seen_by[cell.name]
-        if seen is not None and seen.diverged is None and seen.epochs:
+        if seen is None or seen.diverged is not None or not seen.epochs:
+            continue
+        if (final := seen.epochs[-1].val_score) is not None:
+            finals_by_seed[cell.seed].append(final)
+        if _is_timed(study, cell):
             took = sum(line.seconds for line in seen.epochs)
             time_by_seed[cell.seed] = min(took, time_by_seed.get(cell.seed, took))
     results = []
@@ -66,7 +73,13 @@ def collect(study: Study, folders: Sequence[Path]) -> list[Result]:
         if seen is not None and state in ("done", "diverged"):
             report = run / "report" / "report.json"
             scores = json.loads(report.read_text())["scores"] if state == "done" else None
-            measured = Seen(history=seen, scores=scores, time_s=time_by_seed.get(cell.seed, 0.0))
+            finals = finals_by_seed[cell.seed]
+            measured = Seen(
+                history=seen,
+                scores=scores,
+                time_s=time_by_seed.get(cell.seed, 0.0),
+                common_score=median(finals) if finals else None,
+            )
             values = {name: measure.of(measured) for name, measure in MEASURES.items()}
         results.append(
             Result(
@@ -92,6 +105,13 @@ def write_csv(path: Path, study: Study, results: Iterable[Result]) -> None:
             writer.writerow(
                 [*levels, result.cell.seed, result.outcome, result.reason, *result.values.values(), result.folder]
             )
+
+
+def _is_timed(study: Study, cell: Cell) -> bool:
+    """Whether a question compares this cell in equal time; every cell where no question says what is compared."""
+    pairs = [(asked.axis, asked.compare) for asked in study.questions if asked.measure == IN_EQUAL_TIME]
+    compared = [(axis, pair) for axis, pair in pairs if pair]
+    return not compared or any(cell.levels[axis] in pair for axis, pair in compared)
 
 
 def _reason(run: Path, state: Outcome, seen: history.History | None) -> str:
