@@ -155,9 +155,9 @@ def _numbers(measure: Measure, found: Difference) -> str:
     places = measure.places
     seeds = f"{found.seeds} seed{'' if found.seeds == 1 else 's'}"
     if found.interval is None:
-        return f"difference {found.value:+.{places}f}, {seeds}"
+        return f"difference {found.value:+,.{places}f}, {seeds}"
     low, high = found.interval
-    return f"difference {found.value:+.{places}f}, 95 % interval {low:+.{places}f} to {high:+.{places}f}, {seeds}"
+    return f"difference {found.value:+,.{places}f}, 95 % interval {low:+,.{places}f} to {high:+,.{places}f}, {seeds}"
 
 
 def _losses(question: Question, results: Sequence[Result], levels: Sequence[str]) -> list[str]:

@@ -52,7 +52,8 @@ def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]]
 def bands(name: str, along: str, panels: Panels) -> Figure:
     """Means over seeds with a band from the lowest to the highest; a line ends where a seed's values do.
 
-    The axis is logarithmic where the values, all above zero, spread over more than three powers of ten.
+    The axis is logarithmic where the values above zero spread over more than three powers of ten and none is below; a
+    zero, such as the gradient in a branch that begins as one, is then a gap between the dots.
     """
     every = [value for lines in panels.values() for of in lines.values() for seed in of for value in seed if value]
     logarithmic = bool(every) and min(every) > 0 and max(every) > 1000 * min(every)
@@ -68,9 +69,13 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
                 begun = [values for values in seeds if values]
                 length = min(map(len, begun), default=0)
                 values = np.array([values[:length] for values in begun], float).reshape(len(begun), length)
+                if logarithmic:
+                    values[values == 0] = np.nan
                 colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
                 places = np.arange(1, length + 1)
-                axes.plot(places, values.mean(0) if begun else [], color=colour, linestyle=dashes, label=line)
+                means = values.mean(0) if begun else []
+                dots = {"marker": "o", "markersize": 3} if logarithmic else {}
+                axes.plot(places, means, color=colour, linestyle=dashes, label=line, **dots)
                 if len(begun) > 1:
                     axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
             axes.set(title=title, xlabel=along, ylabel=name, yscale="log" if logarithmic else "linear")
