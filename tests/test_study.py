@@ -140,6 +140,14 @@ def test_what_cannot_be_followed_is_refused(given: dict[str, object], expected: 
             StudyConfig(study="regularisation", **{name: 0})
 
 
+def test_more_than_two_hundred_runs_are_only_made_when_that_is_wanted(photos: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    large.write_text("base: {model: mlp, hidden: [4], epochs: 1}\naxes: {seed_of_chance: {only: {}}}\nseeds: 201\n")
+    with pytest.raises(ConfigError, match=r"201 runs.* hours, 2 at a time\. --yes makes them"):
+        study(StudyConfig(study=str(large), data=photos, out=tmp_path, jobs=2))
+    assert not list((tmp_path / "large" / "runs").glob("*,seed=1")), "one run is made, to tell how long they take"
+
+
 def test_shares_part_the_cells_without_overlap() -> None:
     cells = declared(StudyConfig(study="x"), "regularisation").cells()
     names = [cell.name for i in (1, 2, 3) for cell in share(cells, f"{i}/3")]
