@@ -71,7 +71,7 @@ def test_a_file_without_a_pipeline_is_refused_with_the_reason(tmp_path: Path, te
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert "No such file" in refusal(tmp_path / "x.json")
+    assert "there is no such file" in refusal(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(

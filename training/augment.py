@@ -64,6 +64,8 @@ def content(path: Path) -> Any:
 
 def read(path: Path) -> A.Compose:
     """The pipeline that `A.save` wrote. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"--augment {path}: there is no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of arguments that the library itself has written
