@@ -28,10 +28,30 @@ def test_names_beside_the_confusion_matrix_do_not_run_into_each_other(classes: i
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_sheet_shows_every_image(channels: int) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, channels), dtype=np.uint8)
-    figure = figures.sheet(images, "original")
-    assert len(figure.axes) == 12
-    shown = np.array([axes.images[0].get_array() for axes in figure.axes])
-    assert np.array_equal(shown.reshape(images.shape), images)
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["original", ""]
+def test_a_sheet_shows_every_image_in_its_place(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (3, 4, 16, 16, channels), dtype=np.uint8)
+    [axes] = figures.sheet(images, "original").axes
+    whole = np.asarray(axes.images[0].get_array()).reshape(3, 18, 4, 18, channels).swapaxes(1, 2)
+    assert np.array_equal(whole[:, :, 2:, 1:17], images)
+    assert (np.delete(whole, range(2, 18), axis=2) == 255).all(), "white above"
+    assert [text.get_text() for text in axes.texts] == ["original"]
+
+
+def test_a_gallery_shows_titles_above_their_images_and_nothing_where_there_is_none() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (8, 15, 15, 3), dtype=np.uint8)
+    figure = figures.gallery(images, [f"cat\n-> dog {number}" for number in range(8)], [True, False] * 4)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    [axes] = figure.axes
+    texts = {text.get_text(): text for text in axes.texts}
+    assert len(texts) == 8
+    whole = np.asarray(axes.images[0].get_array()).reshape(2, 20, 6, 17, 3).swapaxes(1, 2).reshape(12, 20, 17, 3)
+    assert np.array_equal(whole[:8, 5:, 1:16], images)
+    assert (whole[8:] == 255).all()
+    for number in range(8):
+        box = texts[f"cat\n-> dog {number}"].get_window_extent(canvas.get_renderer())
+        (left, bottom), (right, top) = axes.transData.inverted().transform([(box.x0, box.y0), (box.x1, box.y1)])
+        row, column = divmod(number, 6)
+        assert (column <= left) & (right <= column + 1)
+        assert row <= top <= bottom <= row + 0.25 + 1e-9, "in the white above the image"
+    assert len({text.get_color() for text in axes.texts}) == 2

@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from serving.model import ModelRefused
-from training import audit_report, evaluation, faults, report, runs, sagemaker, study
+from training import audit_report, evaluation, faults, report, restarts, runs, sagemaker, study
 from training.audit_report import AuditConfig
 from training.checkpoint import CheckpointRefused
 from training.config import ConfigError, TrainConfig, from_yaml
@@ -75,6 +75,10 @@ def main(arguments: list[str]) -> int:
     try:
         with group:
             config = group.share(lambda: options(verb, sagemaker.options() if by_sagemaker else told))
+            if isinstance(config, TrainConfig) and config.max_restarts:
+                if group.size > 1:
+                    raise ConfigError("--max-restarts is for one process alone: torchrun has an option of that name")
+                config = restarts.survive(config, interruption)
             if isinstance(config, TrainConfig):
                 folder = train(config, interruption, group)
             elif group.size > 1:
@@ -114,7 +118,7 @@ def options(verb: str, arguments: list[str]) -> Any:
     config = tyro.cli(TrainConfig, prog=program, args=others, default=default)
     if config.resume is None or (run := runs.to_resume(config.resume, config.out, config.name)) is None:
         return config
-    begun = replace(from_yaml(run / runs.CONFIG), out=run.parent, name=run.name, resume=config.resume)
+    begun = replace(runs.begun(run), resume=config.resume)
     resumed = tyro.cli(TrainConfig, prog=program, args=others, default=begun)
     runs.refuse_changes(begun, resumed)
     return resumed

@@ -1,6 +1,5 @@
 """Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
 
-import ctypes
 import math
 import multiprocessing
 import signal
@@ -17,10 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from training import augment, balance
 from training.config import TrainConfig
 from training.distributed import ALONE, Group
-from training.interruption import SIGNALS
-
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent has died, however that happened."""
+from training.interruption import SIGNALS, end_with_parent
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 """Where batches are handed over; a mount, not a place for temporary files."""
@@ -174,5 +170,5 @@ def _begin_worker(worker: int) -> None:
     """Whoever stops the whole group leaves the last step to the trainer; once that one ends, so does its worker."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     cv2.setNumThreads(0)  # workers share the cores with one another and with the training process

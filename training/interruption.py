@@ -1,10 +1,13 @@
 """Stop when asked to: while a run can save itself, after the step and the save; else, or when asked again, at once."""
 
+import ctypes
 import os
 import signal
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 
 
 class Interrupted(BaseException):
@@ -48,3 +51,8 @@ class Interruption:
             os._exit(128 + number)
         if not self._deferred:
             raise Interrupted(number)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent has died, however that happened."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -28,15 +28,20 @@ from training.learner import Learner
 from training.mixing import Mixing
 from training.optimizer import clip
 from training.progress import Epoch, Progress
-from training.scores import Scores
+from training.scores import Probabilities, Scores
 from training.splits import Split
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored as they are, not augmented."""
 PROBED = 64
 """Training images on which the untrained network's signal and gradients are measured."""
+OBSERVED = 128
+"""Validation images whose activations are looked at after each epoch; more are hardly more telling, and they take as
+long as validating them does."""
 SAVE_EVERY_S = 600
 """Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
+SAVE_SHARE = 0.02
+"""Of a run's time, so much may be lost when the process is killed, or be spent on checkpoints within epochs."""
 DROPOUT_STREAM = 2
 """Keeps these draws apart from others that are made from a seed, an epoch and a number."""
 
@@ -80,13 +85,16 @@ def fit(
     progress = saved.restore(learner)
     if writer is not None:
         history.write(config.run, replace(seen, epochs=progress.history))
-    kept = time.monotonic()
+    began = kept = time.monotonic()
+    took = 0.0
 
     def after_step() -> None:
-        nonlocal kept
-        if time.monotonic() - kept >= SAVE_EVERY_S:
+        nonlocal kept, took
+        now = time.monotonic()
+        if now - kept >= min(SAVE_EVERY_S, max(took / SAVE_SHARE, (now - began) * SAVE_SHARE)):
             saved.write(learner, progress)
             kept = time.monotonic()
+            took = kept - now
 
     with batches:
         while not progress.ended(config):
@@ -98,12 +106,12 @@ def fit(
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
             release(dataset.images)  # in the end, all of them would count as this process's memory
-            validation = score(learner.average.model, dataset, "val", group)
+            validation = score(dataset, "val", answer(learner.average.model, dataset, "val", group))
             with interruption:  # TensorBoard's queue, too, would be left in a state in which it cannot be closed
                 line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
                 print(line.line(config), flush=True)
                 if writer is not None:
-                    board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][: models.BATCH]])
+                    board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][:OBSERVED]])
                 saved.save(learner, progress)
                 if writer is not None:
                     history.write(config.run, replace(seen, epochs=progress.history))
@@ -194,14 +202,19 @@ def dropout_seed(*key: int) -> int:
     return int(np.random.SeedSequence((DROPOUT_STREAM, *key)).generate_state(1, np.uint64)[0])
 
 
-def score(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Scores:
-    """Scores of one split; of the training split, those of its first 5,000 images. Raises NonFiniteLoss.
+def answer(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Probabilities:
+    """What the model says of one split; of the training split, of its first 5,000 images. Raises NonFiniteLoss.
 
-    The processes of a group take a part each, and all know the scores of the whole.
+    The processes of a group take a part each, and all know the whole.
     """
     indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
     mine = group.part(len(indices))
     probabilities = group.gather(models.predict(model, dataset.images, indices[mine.start : mine.stop]))
     if not np.isfinite(probabilities).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
-    return scores.score(dataset.labels[indices], probabilities, dataset.classes)
+    return probabilities
+
+
+def score(dataset: Dataset, split: Split, answers: Probabilities) -> Scores:
+    """Scores of what `answer` gave."""
+    return scores.score(dataset.labels[dataset.splits[split][: len(answers)]], answers, dataset.classes)

@@ -5,17 +5,17 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from training.checkpoint import CheckpointRefused
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, TrainConfig, from_yaml
 from training.history import HISTORY
 
 AUTO = "auto"
 CONFIG = "config.yaml"
 LOCK = ".lock"
-MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
+MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "max_restarts", "resume"}
 """Options of a run that do not decide what comes out of it."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
@@ -82,15 +82,20 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
     return max(unfinished, key=lambda run: (run / CONFIG).stat().st_mtime_ns, default=None)
 
 
-def refuse_changes(begun: TrainConfig, asked: TrainConfig) -> None:
+def begun(run: Path) -> TrainConfig:
+    """What a run was begun with, every choice made. Raises ConfigError."""
+    return replace(from_yaml(run / CONFIG), out=run.parent, name=run.name)
+
+
+def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
     """Raise CheckpointRefused, with both values, where the options of a run to go on with are not its own."""
     differing = [
-        f"--{field.name.replace('_', '-')} was {getattr(begun, field.name)}, now it is {getattr(asked, field.name)}"
+        f"--{field.name.replace('_', '-')} was {getattr(own, field.name)}, now it is {getattr(asked, field.name)}"
         for field in fields(TrainConfig)
-        if field.name not in MAY_CHANGE and getattr(begun, field.name) != getattr(asked, field.name)
+        if field.name not in MAY_CHANGE and getattr(own, field.name) != getattr(asked, field.name)
     ]
     if differing:
-        raise CheckpointRefused(f"{begun.run} cannot go on with other options: {', '.join(differing)}")
+        raise CheckpointRefused(f"{own.run} cannot go on with other options: {', '.join(differing)}")
 
 
 def publish(run: Path) -> None:

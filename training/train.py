@@ -35,7 +35,7 @@ from training.distributed import ALONE, Group
 from training.initialization import initialize
 from training.interruption import Interruption
 from training.intervals import bootstrap, card_scores
-from training.loop import NonFiniteLoss, fit, score
+from training.loop import NonFiniteLoss, answer, fit, score
 from training.progress import Epoch
 from training.report import Findings
 from training.splits import SPLITS
@@ -115,12 +115,12 @@ def conclude(
     """Scores of the best epoch, export with its proof, report; then `latest` points to the run."""
     best = config.run / "checkpoints" / "best.pt"
     model.load_state_dict(checkpoint.load(best, device)["model"])
-    uncalibrated = score(model, dataset, "test")
+    uncalibrated = score(dataset, "test", answer(model, dataset, "test"))
     calibrated = calibrate(model, dataset, config)
-    scored = {split: score(model, dataset, split) for split in SPLITS}
+    answers = {split: answer(model, dataset, split) for split in SPLITS}
+    scored = {split: score(dataset, split, answers[split]) for split in SPLITS}
     test = dataset.splits["test"]
-    answers = models.predict(model, dataset.images, test)
-    intervals = bootstrap(dataset.labels[test], answers, dataset.components[test], dataset.classes)
+    intervals = bootstrap(dataset.labels[test], answers["test"], dataset.components[test], dataset.classes)
     card = ModelCard(
         contract_version=CONTRACT_VERSION,
         name=config.run.name,
@@ -131,7 +131,7 @@ def conclude(
         calibration=calibrated,
         goldens=export.goldens(model, dataset),
         scores=card_scores(scored["test"], intervals),
-        reference=reference.of_test_split(dataset, answers),
+        reference=reference.of_test_split(dataset, answers["test"]),
         provenance=provenance.collect(config, dataset, best),
     )
     parity = export.export(model, card, dataset, config.run / "model.onnx")
@@ -150,7 +150,7 @@ def conclude(
         quantized=quantized,
         environment=provenance.environment(device, group.size),
     )
-    board.results(writer, found, models.predict(model, dataset.images, dataset.splits["val"]))
+    board.results(writer, found, answers["val"])
     writer.flush()
     report.write(found)  # last, because a run that has one is finished
     runs.publish(config.run)
