@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import joblib
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from tyro.conf import DisallowNone
@@ -242,7 +242,7 @@ class TrainConfig:
 
         Raises ConfigError when a batch has too few images for so many `processes` to share.
         """
-        cores = max(1, len(os.sched_getaffinity(0)) // on_this_machine)
+        cores = max(1, joblib.cpu_count() // on_this_machine)
         augment = self.augment or ("light" if self.model == "cnn" else "none")
         sixtyfourth = 2 ** round(math.log2(max(training_images / 64, 1)))
         least = 16 if image_size > 32 else 32  # below, a step is mostly overhead

@@ -1,5 +1,6 @@
 """Where a run computes, and in what arithmetic."""
 
+import joblib
 import torch
 
 from training.config import TrainConfig
@@ -11,7 +12,11 @@ class DeviceMissing(RuntimeError):
 
 
 def find_device(name: str, group: Group = ALONE) -> torch.device:
-    """The device of --device; of the processes of a machine, each has a GPU of its own. Raises DeviceMissing."""
+    """The device of --device; of the processes of a machine, each has a GPU of its own. Raises DeviceMissing.
+
+    From now on torch computes with no more threads than there are cores for this process.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))  # torch does not know a container's quota
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing("--device cuda: torch sees no GPU; --device cpu trains without one")
     found = torch.device("cpu")

@@ -6,7 +6,6 @@ the other, and compared by texture: brightness with its local mean and contrast 
 similar things differ and two copies of one picture do not.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 import cv2
+import joblib
 import numpy as np
 from jaxtyping import Float32, Int8, Int64
 from sklearn.neighbors import NearestNeighbors
@@ -158,7 +158,7 @@ def _compare(
         return " and ".join(filter(None, (TURNS[turn], "cropped" if cropped else ""))), similarity
 
     compared: list[tuple[str, float]] = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # OpenCV releases the lock
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # OpenCV releases the lock
         for part in (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)):
             turns = _best_turns(spectra[part[:, 0]], spectra[part[:, 1]])
             compared += pool.map(compare, zip(part, turns, strict=True))

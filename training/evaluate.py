@@ -4,7 +4,6 @@
 that is worth.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import joblib
 import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
@@ -165,7 +165,7 @@ def answer(classifier: Classifier, images: Labelled, indices: Int64[np.ndarray, 
         return preprocessing.fit(as_channels(images.original(index), preprocessing.channels))
 
     rows = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         for start in tqdm(range(0, len(indices), BATCH), "answer", unit=" batches", disable=None, leave=False):
             batch = list(pool.map(fitted, indices[start : start + BATCH].tolist()))
             rows.append(classifier.predict(np.stack(batch)))

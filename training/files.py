@@ -1,6 +1,5 @@
 """What is known of the image files before they are images to train on."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from itertools import chain
 from typing import TypeVar
 
 import cv2
+import joblib
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
@@ -93,7 +93,7 @@ def read_all(source: Source, keep: Callable[[int, Decoded], None]) -> Contents:
 def in_threads(act: Callable[[int], T], positions: Sequence[int], told: str) -> Iterator[T]:
     """What `act` gives for the image at each position, in order. In threads, because OpenCV releases the lock."""
     parts = (positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK))
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(joblib.cpu_count())
     try:
         done = chain.from_iterable(pool.map(act, part) for part in parts)
         yield from tqdm(done, told, len(positions), unit=" images", disable=None, leave=False)

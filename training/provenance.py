@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import joblib
 import torch
 import yaml
 
@@ -45,7 +46,7 @@ def environment(device: torch.device, processes: int) -> dict[str, str]:
     return {
         "Python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, {platform.machine()}",
+        "processor": f"{joblib.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
         "GPU": gpu,
         "processes": str(processes),
     }

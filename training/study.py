@@ -1,6 +1,5 @@
 """A grid of runs and what it answers: `python -m training study NAME|FILE.yaml`. Read `study` from top to bottom."""
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import joblib
 import tyro
 import yaml
 from tqdm import tqdm
@@ -208,7 +208,7 @@ def prepare(cell: Cell, folder: Path, config: StudyConfig) -> Job:
 def at_a_time(config: StudyConfig) -> int:
     """Runs that are made side by side: --jobs, else one a GPU, else as the cores allow."""
     gpus = 0 if config.device == "cpu" else len(schedule.visible_gpus())
-    return config.jobs or gpus or max(len(os.sched_getaffinity(0)) // config.threads, 1)
+    return config.jobs or gpus or max(joblib.cpu_count() // config.threads, 1)
 
 
 def summary(folder: Path) -> str:

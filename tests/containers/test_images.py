@@ -39,10 +39,11 @@ def test_a_run_is_that_of_whoever_the_container_runs_as(runs: Path) -> None:
     assert b"0123456789" in model.read_bytes(), "the card says what the image was built from"
 
 
-def test_with_nothing_mounted_everything_is_left_under_runs(images: None, tmp_path: Path) -> None:
+def test_with_nothing_mounted_and_one_core_everything_is_left_under_runs(images: None, tmp_path: Path) -> None:
     name = "twinlens-nothing-mounted"
     try:
-        podman("run", "--name", name, "--network=none", TRAIN, "--epochs", "1", "--name", "first")
+        printed = podman("run", "--cpus=1", "--name", name, "--network=none", TRAIN, "--epochs", "1", "--name", "first")
+        assert "1 threads" in printed, "the container's cores count, not the machine's"
         podman("cp", f"{name}:/runs/first/model.onnx", tmp_path)
         assert (tmp_path / "model.onnx").stat().st_size > 0
     finally:
