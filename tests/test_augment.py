@@ -1,10 +1,13 @@
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from serving.model import open_model
 from training import augment, train
@@ -30,11 +33,47 @@ def saved(pipeline: object, path: Path) -> Path:
 def test_a_file_of_the_librarys_own_draws_what_the_pipeline_draws(tmp_path: Path, ending: str) -> None:
     path = saved(OWN, tmp_path / f"own.{ending}")
     augment.check(path, 32, 3)
-    read = augment.policy(path, 3)
+    read = augment.policy(TrainConfig(augment=path))
     for key in range(20):
         changed = augment.apply(read, IMAGE, 0, 0, key)
         assert np.array_equal(changed, augment.apply(OWN, IMAGE, 0, 0, key))
         assert not np.array_equal(changed, IMAGE)
+
+
+def drawn(image: np.ndarray, count: int, **options: object) -> np.ndarray:
+    transform = augment.policy(TrainConfig(**options))
+    return np.array([augment.apply(transform, image, 0, 0, place) for place in range(count)])
+
+
+def squares(image: np.ndarray) -> list[np.ndarray]:
+    """The eight ways in which a square image can lie."""
+    return [np.rot90(side, turns) for side in (image, image[:, ::-1]) for turns in range(4)]
+
+
+@pytest.mark.parametrize(("symmetry", "ways"), [("mirror", (0, 4)), ("square", range(8))])
+def test_a_symmetry_draws_every_way_to_lie_alike_often_and_nothing_else(symmetry: str, ways: tuple[int, ...]) -> None:
+    known = {squares(IMAGE)[way].tobytes(): way for way in ways}
+    images = drawn(IMAGE, 400, symmetry=symmetry, augment="none")
+    counts = Counter(known[image.tobytes()] for image in images)
+    assert sorted(counts) == sorted(ways)
+    assert min(counts.values()) > 0.7 * 400 / len(ways)
+
+
+@pytest.mark.parametrize("policy", ["light", "strong"])
+def test_without_a_symmetry_images_lie_as_they_did(policy: str) -> None:
+    """A six stays a six: pictures are most like the original, of all the ways in which that could lie."""
+    six = (load_digits().images[6] * 255 / 16).astype(np.uint8)
+    six = np.repeat(cv2.resize(six, (32, 32), interpolation=cv2.INTER_CUBIC)[..., None], 3, axis=2)
+    ways = np.array([way.ravel() for way in squares(six)], float)
+    likest = [
+        np.argmax([np.corrcoef(image.ravel(), way)[0, 1] for way in ways]) for image in drawn(six, 200, augment=policy)
+    ]
+    assert np.mean(np.array(likest) == 0) > 0.95
+
+
+def test_a_symmetry_beside_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--symmetry: expected none beside a file of --augment.*got square"):
+        TrainConfig(symmetry="square", augment=Path("own.yaml"))
 
 
 def test_a_single_transform_is_a_pipeline_too(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_any_number_of_workers_draws_the_same(policy: str) -> None:
 
 
 def test_every_seed_epoch_and_image_draws_its_own() -> None:
-    transform = augment.policy("light", 3)
+    transform = augment.policy(TrainConfig(augment="light"))
     keys = itertools.product((0, 1), (0, 1), range(50))
     results = [augment.apply(transform, IMAGES[0], *key).tobytes() for key in keys]
     changed = [result for result in results if result != IMAGES[0].tobytes()]
@@ -60,7 +60,7 @@ def test_without_augmentation_the_images_are_left_alone() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("policy", ["light", "strong"])
 def test_policies_keep_size_type_and_the_original(policy: str, channels: int) -> None:
-    transform = augment.policy(policy, channels)
+    transform = augment.policy(TrainConfig(augment=policy, channels=channels, symmetry="square"))
     original = IMAGES[0, ..., :channels].copy()
     for epoch in range(30):
         changed = augment.apply(transform, original, 0, epoch, 0)

@@ -16,44 +16,42 @@ import yaml
 from jaxtyping import UInt8
 
 from serving.contract import INTERPOLATION_FLAGS, Channels, Normalization, Preprocessing
-from training.config import ConfigError, Policy
+from training.config import ConfigError, TrainConfig
 
 TRIALS = 16
 
 
-def policy(augment: Policy | Path | None, channels: Channels) -> A.Compose | None:
-    """The random changes of `--augment`, uint8 in, uint8 of the same shape out; None for `none`.
+def policy(config: TrainConfig) -> A.Compose | None:
+    """The random changes of --symmetry and --augment, uint8 in, uint8 of the same shape out; None for none.
 
-    Raises ConfigError when it is a file that holds no pipeline.
+    Raises ConfigError when --augment is a file that holds no pipeline.
     """
-    if isinstance(augment, Path):
-        return read(augment)
+    if isinstance(config.augment, Path):
+        return read(config.augment)
     border = cv2.BORDER_REFLECT_101
-    shift = {"x": (-0.06, 0.06), "y": (-0.06, 0.06)}
-    if augment == "light":
-        return A.Compose(
-            [
-                A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.5),
-                A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.3),
-            ]
-        )
-    if augment == "strong":
-        colour = [A.HueSaturationValue(hue_shift_limit=6, sat_shift_limit=25, val_shift_limit=0, p=0.5)]
-        turn, side = (-45, 45), (0.1, 0.3)
-        return A.Compose(
-            [
-                A.SquareSymmetry(p=1),
-                A.Affine(
-                    scale=(0.75, 1.33), translate_percent=shift, rotate=turn, shear=(-8, 8), border_mode=border, p=0.9
-                ),
-                A.GridDistortion(num_steps=4, distort_limit=0.15, border_mode=border, p=0.2),
-                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.7),
-                *(colour if channels == 3 else []),
-                A.OneOf([A.GaussianBlur(blur_limit=(3, 3)), A.GaussNoise(std_range=(0.02, 0.08))], p=0.2),
-                A.CoarseDropout(num_holes_range=(1, 2), hole_height_range=side, hole_width_range=side, p=0.3),
-            ]
-        )
-    return None
+    changes: list[A.BasicTransform] = {
+        "none": [],
+        "mirror": [A.HorizontalFlip(p=0.5)],
+        "square": [A.SquareSymmetry(p=1)],
+    }[config.symmetry]
+    if config.augment == "light":
+        shift = {"x": (-0.06, 0.06), "y": (-0.06, 0.06)}
+        changes += [
+            A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.5),
+            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.3),
+        ]
+    if config.augment == "strong":
+        shift, side = {"x": (-0.08, 0.08), "y": (-0.08, 0.08)}, (0.1, 0.25)
+        changes += [
+            A.Affine(scale=(0.85, 1.15), translate_percent=shift, rotate=(-15, 15), border_mode=border, p=0.7),
+            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.4),
+            A.CoarseDropout(
+                num_holes_range=(1, 1), hole_height_range=side, hole_width_range=side, fill="random_uniform", p=0.25
+            ),
+        ]
+        if config.channels == 3:
+            changes += [A.HueSaturationValue(hue_shift_limit=4, sat_shift_limit=15, val_shift_limit=0, p=0.2)]
+    return A.Compose(changes) if changes else None
 
 
 def content(path: Path) -> Any:

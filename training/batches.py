@@ -32,7 +32,7 @@ class _Images(Dataset[Batch]):
         self.images = images
         self.labels = labels
         self.seed = config.seed
-        self.transform = augment.policy(config.augment, config.channels)
+        self.transform = augment.policy(config)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         indices = [index for _, _, index in keys]

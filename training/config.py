@@ -21,6 +21,7 @@ OptimizerName = Literal["adamw", "adam", "sgd"]
 ScheduleName = Literal["cosine", "constant", "step"]
 Balance = Literal["none", "loss", "sampler"]
 Policy = Literal["none", "light", "strong"]
+Symmetry = Literal["none", "mirror", "square"]
 Quantize = Literal["none", "int8"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
 
@@ -91,9 +92,12 @@ class TrainConfig:
     max_pixel_value: float = 255.0
     """Pixel value that counts as 1 for mean and standard deviation."""
     augment: Policy | Path | None = None
-    """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: also flips,
-    quarter turns, distortions, colour, blur and cut-outs; or a file written by Albumentations' A.save (.yaml, .json).
-    None: light for the CNN, none for the MLP."""
+    """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: larger and more
+    often, also colour and a cut-out; or a file written by Albumentations' A.save (.yaml, .json). None: light for the
+    CNN, none for the MLP."""
+    symmetry: Symmetry = "none"
+    """What leaves the label of an image as it is, and is therefore done to training images at random. mirror: swap left
+    and right; square: also up and down, and turn by quarters, where no direction is up, as under a microscope."""
     mixup: float = 0.0
     """Mix each image and its label with another's, by a share from Beta(a, a) with this a; 0: not (Zhang et al. 2018).
     With --cutmix too, each batch takes one of the two at random."""
@@ -227,6 +231,12 @@ class TrainConfig:
             f"none, light, strong or a file that ends in {', '.join(PIPELINE_ENDINGS)}",
             self.augment,
         )
+        _require(
+            self.symmetry == "none" or not isinstance(self.augment, Path),
+            "symmetry",
+            "none beside a file of --augment, which has what changes it wants",
+            self.symmetry,
+        )
         _require(not self.freeze or self.init_from is not None, "freeze", "--init-from beside it", "none")
         _require(
             not (self.model == "mlp" and self.batch_norm and self.batch_size == 1),
@@ -244,6 +254,7 @@ class TrainConfig:
         """
         cores = max(1, joblib.cpu_count() // on_this_machine)
         augment = self.augment or ("light" if self.model == "cnn" else "none")
+        changed = augment != "none" or self.symmetry != "none"
         sixtyfourth = 2 ** round(math.log2(max(training_images / 64, 1)))
         least = 16 if image_size > 32 else 32  # below, a step is mostly overhead
         batch_size = self.batch_size or min(max(sixtyfourth, least), 64)
@@ -260,7 +271,7 @@ class TrainConfig:
             batch_size=batch_size,
             lr=self.lr or LR[self.optimizer, self.model],
             weight_decay=WEIGHT_DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay,
-            workers=self.workers if self.workers is not None else (0 if augment == "none" else min(cores - 1, 8)),
+            workers=self.workers if self.workers is not None else (min(cores - 1, 8) if changed else 0),
         )
 
     @property

@@ -281,7 +281,7 @@ def augmented(config: TrainConfig, dataset: Dataset) -> Figure | None:
 
     Mixing images, which happens to whole batches afterwards, is not in it.
     """
-    transform = augment.policy(config.augment, config.channels)
+    transform = augment.policy(config)
     if transform is None:
         return None
     train = dataset.splits["train"]
