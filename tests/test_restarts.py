@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from tests.conftest import ROOT
 from tests.test_faults import PATIENCE_S, is_gone, run_of, told, wait_until, workers_of
 from tests.test_runs import last, same, start
 
-LEVERS = ["--epochs", "60", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
+LEVERS = ["--epochs", "24", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
 
 
 def arguments(photos: Path, out: Path, *more: str, restarts: int = 1) -> list[str]:
@@ -42,7 +45,7 @@ def test_killed_at_its_start_and_in_the_middle_it_ends_as_if_it_had_not_been(pho
     watcher = watched(arguments(photos, tmp_path, *LEVERS, restarts=2))
     kill(watcher)
     assert watcher.stdout is not None
-    assert any(line.startswith("epoch  2/60") for line in watcher.stdout)
+    assert any(line.startswith("epoch  2/24") for line in watcher.stdout)
     kill(watcher)
     printed, errors = watcher.communicate(timeout=PATIENCE_S)
     assert watcher.returncode == 0, errors
@@ -97,3 +100,27 @@ def test_it_ends_with_the_one_that_watches(photos: Path, tmp_path: Path) -> None
     wait_until(lambda: is_gone(trainer))
     watcher.communicate()
     assert last(tmp_path / "x")["progress"]["history"]
+
+
+def test_the_one_that_watches_asks_nothing_of_a_gpu(tmp_path: Path) -> None:
+    """A process forked from one that has could not use it."""
+    code = """
+import sys, torch
+def forbidden(*_): raise AssertionError("asked")
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = forbidden
+from training import __main__
+__main__.train = lambda *_: sys.exit(3)
+__main__.main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, "--max-restarts", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_killed_on_a_gpu_it_goes_on(photos: Path, tmp_path: Path) -> None:
+    watcher = start(arguments(photos, tmp_path, "--device", "cuda", "--epochs", "60"))
+    kill(watcher)
+    printed, errors = watcher.communicate(timeout=PATIENCE_S)
+    assert watcher.returncode == 0, errors
+    assert f"resume {tmp_path}/x: epoch " in printed
