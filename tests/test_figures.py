@@ -55,3 +55,13 @@ def test_a_gallery_shows_titles_above_their_images_and_nothing_where_there_is_no
         assert (column <= left) & (right <= column + 1)
         assert row <= top <= bottom <= row + 0.25 + 1e-9, "in the white above the image"
     assert len({text.get_color() for text in axes.texts}) == 2
+
+
+def test_a_panel_with_none_below_it_has_numbers_on_its_axis() -> None:
+    panels = {f"panel {number}": {"line": [[0.1, 0.2, 0.3]]} for number in range(3)}
+    figure = figures.bands("score", "epoch", panels)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    numbered = [any(label.get_visible() for label in axes.get_xticklabels()) for axes in figure.axes[:3]]
+    assert numbered == [False, True, True]
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]

@@ -66,7 +66,7 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(panels) :]:
             axes.axis("off")
-        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for place, (axes, (title, lines)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
             for number, (line, seeds) in enumerate(lines.items()):
                 begun = [values for values in seeds if values]
                 length = min(map(len, begun), default=0)
@@ -80,7 +80,10 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
                 axes.plot(places, means, color=colour, linestyle=dashes, label=line, **dots)
                 if len(begun) > 1:
                     axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-            axes.set(title=title, xlabel=along, ylabel=name, yscale="log" if logarithmic else "linear")
+            axes.set(title=title, ylabel=name, yscale="log" if logarithmic else "linear")
+            if place + columns >= len(panels):  # nothing below it
+                axes.set_xlabel(along)
+                axes.xaxis.set_tick_params(labelbottom=True)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
