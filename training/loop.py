@@ -42,6 +42,8 @@ SAVE_EVERY_S = 600
 """Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
 SAVE_SHARE = 0.02
 """Of a run's time, so much may be lost when the process is killed, or be spent on checkpoints within epochs."""
+SAVE_FIRST_S = 1
+"""What diverges before is as if it had not begun: it leaves no checkpoint, and its name free."""
 DROPOUT_STREAM = 2
 """Keeps these draws apart from others that are made from a seed, an epoch and a number."""
 
@@ -86,7 +88,7 @@ def fit(
     if writer is not None:
         history.write(config.run, replace(seen, epochs=progress.history))
     began = kept = time.monotonic()
-    took = 0.0
+    took = SAVE_FIRST_S * SAVE_SHARE
 
     def after_step() -> None:
         nonlocal kept, took
