@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +32,8 @@ PATIENCE = timedelta(hours=6)
 MEETING = timedelta(minutes=30)
 """Machines may start one after the other."""
 POLL_S = 0.05
+STAY_S = 2.0
+"""For processes that fail together; one that was killed is waited for in vain."""
 
 
 class ProcessLost(RuntimeError):
@@ -180,16 +182,28 @@ class Group:
 
     def fail(self, code: int, why: str) -> int:
         """The exit code of a group that fails: of the process that failed first, which alone says why."""
+        told = False
         if self._store is not None:
             try:
                 if self._store.add("failed", 1) > 1:
                     self._store.wait(["code"], timedelta(seconds=10))
-                    return int(self._store.get("code"))
-                self._store.set("code", str(code))
+                    code, told = int(self._store.get("code")), True
+                else:
+                    self._store.set("code", str(code))
             except dist.DistError:  # whoever kept the store is gone
                 pass
-        print(why, file=sys.stderr)
+        if not told:
+            print(why, file=sys.stderr, flush=True)
+        if self._store is not None and self.first:
+            self._stay(self._store)
         return code
+
+    def _stay(self, store: dist.Store) -> None:
+        """The first process keeps the store: it lets those that fail with it ask there what it has said already."""
+        until = time.monotonic() + STAY_S
+        with suppress(dist.DistError):  # torchrun keeps it, and is gone
+            while store.add("failed", 0) < self.size and time.monotonic() < until:
+                time.sleep(POLL_S)
 
 
 ALONE = Group()
