@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.test_faults import PATIENCE_S, is_gone, run_of, told, wait_until, workers_of
+from tests.test_faults import PATIENCE_S, children, is_gone, run_of, told, wait_until, workers_of
 from tests.test_runs import last, same, start
 
 LEVERS = ["--epochs", "24", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
@@ -69,7 +69,7 @@ def test_killed_once_too_often_it_says_how_to_go_on(photos: Path, tmp_path: Path
 def test_a_lost_worker_is_no_end_but_a_mistake_is(photos: Path, tmp_path: Path) -> None:
     watcher = start(arguments(photos, tmp_path, "--workers", "1"))
     trainer = trainer_of(watcher)
-    [worker] = [int(pid) for pid in Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()]
+    [worker] = children(trainer)
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: trainer not in workers_of(watcher))
     watcher.terminate()

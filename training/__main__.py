@@ -75,11 +75,11 @@ def main(arguments: list[str]) -> int:
     try:
         with group:
             config = group.share(lambda: options(verb, sagemaker.options() if by_sagemaker else told))
-            if isinstance(config, TrainConfig) and config.max_restarts:
-                if group.size > 1:
-                    raise ConfigError("--max-restarts is for one process alone: torchrun has an option of that name")
-                config = restarts.survive(config, interruption)
             if isinstance(config, TrainConfig):
+                if config.max_restarts and group.size > 1:
+                    raise ConfigError("--max-restarts is for one process alone: torchrun has an option of that name")
+                if config.max_restarts:
+                    config = restarts.survive(config, interruption)
                 folder = train(config, interruption, group)
             elif group.size > 1:
                 raise ConfigError(f"{verb} is done by one process, not by {group.size} together: leave torchrun away")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from training.distributed import ALONE, Group
 from training.learner import Learner
 from training.progress import Progress
 
+SAVE_EVERY_S = 600
+"""Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
+SAVE_SHARE = 0.02
+"""Of a run's time, so much may be lost when the process is killed, or be spent on checkpoints within epochs."""
+SAVE_FIRST_S = 1
+"""What diverges before is as if it had not begun: it leaves no checkpoint, and its name free."""
 COMMENT_LENGTH = (64).to_bytes(2, "little")
 
 
@@ -116,6 +123,22 @@ class Saved:
         if differing:
             raise CheckpointRefused(f"{self.folder} holds another run: {', '.join(differing)}")
         return state
+
+
+class Pace:
+    """When a checkpoint is made within an epoch: by what the last one cost, and by how long it all has taken."""
+
+    def __init__(self) -> None:
+        self._began = self._kept = time.monotonic()
+        self._took = SAVE_FIRST_S * SAVE_SHARE
+
+    def keep(self, save: Callable[[], None]) -> None:
+        """Call `save` if it is time to."""
+        now = time.monotonic()
+        if now - self._kept >= min(SAVE_EVERY_S, max(self._took / SAVE_SHARE, (now - self._began) * SAVE_SHARE)):
+            save()
+            self._kept = time.monotonic()
+            self._took = self._kept - now
 
 
 def _differing(then: dict[str, Any], now: dict[str, Any], within: str = "") -> Iterator[str]:

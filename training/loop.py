@@ -17,7 +17,7 @@ from tqdm import tqdm
 from training import activations, balance, board, history, models, scores
 from training.batches import Batches
 from training.cache import release
-from training.checkpoint import Saved
+from training.checkpoint import Pace, Saved
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import uses_bfloat16
@@ -38,12 +38,6 @@ PROBED = 64
 OBSERVED = 128
 """Validation images whose activations are looked at after each epoch; more are hardly more telling, and they take as
 long as validating them does."""
-SAVE_EVERY_S = 600
-"""Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
-SAVE_SHARE = 0.02
-"""Of a run's time, so much may be lost when the process is killed, or be spent on checkpoints within epochs."""
-SAVE_FIRST_S = 1
-"""What diverges before is as if it had not begun: it leaves no checkpoint, and its name free."""
 DROPOUT_STREAM = 2
 """Keeps these draws apart from others that are made from a seed, an epoch and a number."""
 
@@ -87,16 +81,10 @@ def fit(
     progress = saved.restore(learner)
     if writer is not None:
         history.write(config.run, replace(seen, epochs=progress.history))
-    began = kept = time.monotonic()
-    took = SAVE_FIRST_S * SAVE_SHARE
+    pace = Pace()
 
     def after_step() -> None:
-        nonlocal kept, took
-        now = time.monotonic()
-        if now - kept >= min(SAVE_EVERY_S, max(took / SAVE_SHARE, (now - began) * SAVE_SHARE)):
-            saved.write(learner, progress)
-            kept = time.monotonic()
-            took = kept - now
+        pace.keep(lambda: saved.write(learner, progress))
 
     with batches:
         while not progress.ended(config):
