@@ -158,12 +158,13 @@ def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) ->
     with rc_context(STYLE | {"font.size": 8}):
         figure = Figure(figsize=(columns * 1.7, rows * 2.02 + 0.3))
         figure.suptitle("true label -> predicted label and confidence; orange where wrong")
-        axes = _mosaic(figure, cells.reshape(rows, columns, *images.shape[1:]), ROOM_FOR_TITLE)
+        height, above = images.shape[1], round(images.shape[1] * ROOM_FOR_TITLE)
+        axes = _mosaic(figure, cells.reshape(rows, columns, *images.shape[1:]), above)
         for place, (title, is_wrong) in enumerate(zip(titles, wrong, strict=True)):
             row, column = divmod(place, columns)
             axes.text(
                 column + 0.5,
-                row + ROOM_FOR_TITLE / (1 + ROOM_FOR_TITLE),
+                row + (above - 0.5) / (above + height),
                 title,
                 color=ORANGE if is_wrong else "black",
                 horizontalalignment="center",
@@ -177,19 +178,19 @@ def sheet(images: np.ndarray, first: str) -> Figure:
     rows, columns = images.shape[:2]
     with rc_context(STYLE):
         figure = Figure(figsize=(columns * 1.2, rows * 1.2 + 0.3))
-        _mosaic(figure, images, GAP).text(0.5, 0, first, horizontalalignment="center", verticalalignment="bottom")
+        axes = _mosaic(figure, images, round(images.shape[2] * GAP))
+        axes.text(0.5, 0, first, horizontalalignment="center", verticalalignment="bottom")
     return figure
 
 
-def _mosaic(figure: Figure, images: np.ndarray, above: float) -> Axes:
+def _mosaic(figure: Figure, images: np.ndarray, above: int) -> Axes:
     """Images `[rows, columns, height, width, channels]` as one picture, cell (row, column) at y = row, x = column.
 
-    Room is left beside each, and `above` it, in shares of its side. 24 axes would take a third of a second, this takes
+    Room is left beside each, and `above` it so many pixels. 24 axes would take a third of a second, this takes
     less than half of it.
     """
-    height, width = images.shape[2:4]
-    beside, over = round(width * GAP / 2), round(height * above)
-    padded = np.pad(images, ((0, 0), (0, 0), (over, 0), (beside, beside), (0, 0)), constant_values=255)
+    beside = round(images.shape[3] * GAP / 2)
+    padded = np.pad(images, ((0, 0), (0, 0), (above, 0), (beside, beside), (0, 0)), constant_values=255)
     rows, columns, cell_height, cell_width, channels = padded.shape
     whole = padded.swapaxes(1, 2).reshape(rows * cell_height, columns * cell_width, channels)
     axes = figure.subplots()
