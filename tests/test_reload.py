@@ -260,12 +260,16 @@ def test_every_worker_swaps(models: dict[str, Path], tmp_path: Path, home: dict[
     link = tmp_path / "latest"
     publish(models["first"], link)
     with serving(link / "model.onnx", TWINLENS_WORKERS="2", **home) as address:
-        assert eventually(lambda: len(list(tmp_path.rglob("gauge_livemin_*.db"))) == 2), "both have loaded the first"
+
+        def counted(name: str, **labels: str) -> float:
+            return metric(httpx.get(f"{address}/metrics").text, name, **labels)
+
+        def both_have_loaded() -> bool:
+            # A worker makes its file before it loads, and says 0 until it has: the least of both is 0 until then.
+            started = len(list(tmp_path.rglob("gauge_livemin_*.db"))) == 2
+            return started and counted("twinlens_model_loaded_timestamp_seconds") > 0
+
+        assert eventually(both_have_loaded)
         publish(models["other"], link)
-
-        def swapped() -> bool:
-            text = httpx.get(f"{address}/metrics").text
-            return metric(text, "twinlens_reloads_total", outcome="swapped") == 2
-
-        assert eventually(swapped)
+        assert eventually(lambda: counted("twinlens_reloads_total", outcome="swapped") == 2)
         assert {httpx.get(f"{address}/model").json()["version"] for _ in range(20)} == {"other"}
