@@ -178,6 +178,16 @@ def test_the_gate_notices_weights_that_are_not_the_evaluated_ones(
     assert "largest_difference=0." in refused(model, dataset, run, tmp_path)
 
 
+def test_a_label_may_differ_only_where_two_are_equally_probable() -> None:
+    evaluated = np.array([[0.4, 0.4 - 1e-6, 0.2], [0.5, 0.5 - 5e-5, 0.0], [0.2, 0.3, 0.5]], np.float32)
+    answers = evaluated[:, [1, 0, 2]]
+    tied = export._compare("x", 1, evaluated[[0, 2]], np.stack([answers[0], evaluated[2]]))
+    assert (tied.labels_differ, tied.ties, tied.holds) == (0, 1, True)
+    apart = export._compare("x", 1, evaluated[:2], answers[:2])
+    assert (apart.labels_differ, apart.ties, apart.holds) == (1, 1, False)
+    assert apart.largest_difference < 1e-4
+
+
 def _without_goldens(path: Path, threads: int):
     from serving import model as module
 

@@ -16,7 +16,7 @@ from training import audit_report, augment, figures, page
 from training.calibration import MIN_IMAGES, coverage
 from training.config import TrainConfig
 from training.data import Dataset, Labelled
-from training.export import Parity
+from training.export import TIE, Parity
 from training.intervals import Interval, Intervals
 from training.progress import Epoch
 from training.quantization import AGREEMENT, Quantized
@@ -142,6 +142,7 @@ def _facts(found: Findings) -> dict[str, object]:
             "held": not parity.faults,
             "images": parity.images,
             "tolerance": TOLERANCE,
+            "tie": TIE,
             "normalization": asdict(parity.normalization),
             "comparisons": [asdict(comparison) for comparison in parity.comparisons],
         },
@@ -205,6 +206,7 @@ def summary(run: Path) -> str:
         rows.append(f"{title:18}{cells}" + (f"   {page.interval(limits)}" if limits else ""))
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
+    ties = max(comparison["ties"] for comparison in parity["comparisons"])
     model = Path(facts["model"])
     served = model.parent.parent.name == "runs" and not model.is_absolute()
     return "\n".join(
@@ -215,7 +217,8 @@ def summary(run: Path) -> str:
             *(f"warning: {warning}" for warning in facts["warnings"]),
             *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
             *_baseline(facts["shortcut"]),
-            f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ, "
+            f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ"
+            f"{f' (but {ties} between equally probable ones)' if ties else ''}, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",
             *_int8(facts["quantized"]),
             "",
