@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.test_sources import manifest, write
 from training import audit_report, cache, data
 from training.audit_report import AuditConfig
-from training.cache import KEPT, Cache
+from training.cache import KEPT, Cache, copied
 from training.config import TrainConfig
 from training.data import Dataset
 from training.evaluate import EvaluateConfig, evaluate
@@ -289,6 +289,22 @@ def test_who_waits_takes_over_from_one_that_is_killed(tmp_path: Path) -> None:
     assert second.communicate(timeout=60)[0] == "7\n"
     assert (tmp_path / "made").read_text() == "ab"
     assert not list((tmp_path / "kept").glob("*.partial"))
+
+
+def test_of_a_mapped_array_only_what_is_copied_stays_in_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.arange(2**24, dtype=np.uint32).reshape(4096, -1))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+
+    def read_of_files() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0]) * 1024
+
+    before = read_of_files()
+    every_fourth = np.arange(0, len(images), 4)
+    plain = images[every_fourth]
+    assert read_of_files() - before >= plain.nbytes
+    assert (copied(images, every_fourth) == plain).all()
+    assert read_of_files() - before < 2**20
 
 
 def test_audit_and_evaluate_find_what_training_read(run: Path, photos: Path, tmp_path: Path) -> None:

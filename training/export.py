@@ -29,6 +29,7 @@ from serving.contract import (
 )
 from serving.model import ModelRefused, open_model
 from training import augment
+from training.cache import copied
 from training.checkpoint import sync, write_atomically
 from training.data import Dataset
 from training.models import predict
@@ -170,7 +171,7 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset) -> Parity:
         indices = test[start : start + BATCH]
         ours, theirs, tensors = zip(*(small(int(index)) for index in indices), strict=True)
         fitted, resized, normalized = np.stack(ours), np.stack(theirs), torch.stack(tensors).float()
-        evaluated = dataset.images[indices]
+        evaluated = copied(dataset.images, indices)
         same.append([(fitted == evaluated).all((1, 2, 3)), (resized == evaluated).all((1, 2, 3))])
         witnessed.append(_predict_normalized(model, normalized))
         served.append(classifier.predict(fitted))

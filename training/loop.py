@@ -95,7 +95,7 @@ def fit(
                 saved.save(learner, progress)  # so that validation, which may take long, can be left at once
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
-            release(dataset.images)  # in the end, all of them would count as this process's memory
+            release(dataset.images)  # what was read without workers would count as this process's memory for good
             validation = score(dataset, "val", answer(learner.average.model, dataset, "val", group))
             with interruption:  # TensorBoard's queue, too, would be left in a state in which it cannot be closed
                 line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))

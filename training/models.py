@@ -14,6 +14,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from serving.contract import Normalization, Preprocessing
+from training.cache import copied
 from training.config import Activation, TrainConfig
 
 Images = UInt8[np.ndarray, "images height width channels"]
@@ -250,4 +251,4 @@ def logits(model: nn.Module, images: Images, indices: Indices | None = None) -> 
 
 def _batches(images: Images, indices: Indices) -> Iterator[Images]:
     for start in range(0, max(len(indices), 1), BATCH):  # of none, one batch of none
-        yield images[indices[start : start + BATCH]]
+        yield copied(images, indices[start : start + BATCH])

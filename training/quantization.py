@@ -20,6 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from serving.contract import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
 from serving.model import Classifier, ModelRefused, open_model
 from training import calibration, reference, scores
+from training.cache import copied
 from training.checkpoint import sync, write_atomically
 from training.data import Dataset
 from training.export import FIRST_LAYER, ExportRefused
@@ -101,7 +102,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime 
         # Batches of one size: the calibrator stacks what it collects.
         size = min(BATCH, len(chosen))
         starts = range(0, len(chosen) - size + 1, size)
-        self._batches: Iterator[np.ndarray] = (dataset.images[train[chosen[i : i + size]]] for i in starts)
+        self._batches: Iterator[np.ndarray] = (copied(dataset.images, train[chosen[i : i + size]]) for i in starts)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
@@ -186,7 +187,7 @@ def _compare(float32: Classifier, candidate: Classifier, dataset: Dataset, evalu
     starts = range(0, len(test), BATCH)
     batches = [test[start : start + BATCH] for start in starts]
     expected, answers = (
-        np.concatenate([classifier.predict(dataset.images[batch]) for batch in batches])
+        np.concatenate([classifier.predict(copied(dataset.images, batch)) for batch in batches])
         for classifier in (float32, candidate)
     )
     difference = float(np.abs(answers - evaluated.answers).max())
