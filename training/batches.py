@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from training import augment, balance
+from training.cache import release
 from training.config import TrainConfig
 from training.distributed import ALONE, Group
 from training.interruption import SIGNALS, end_with_parent
@@ -105,6 +106,7 @@ class Batches:
         assert workers is not None
         assert batch_size is not None
         self._accumulate = config.accumulate
+        self._images = images
         self._order = _Order(indices, labels, batch_size, config, group)
         self._not_ours: set[BaseProcess] = set()
         self._loader: DataLoader[Batch] = DataLoader(
@@ -164,6 +166,7 @@ class Batches:
             raise OSError(error.errno, error.strerror, SHARED_MEMORY) from error
         while step := list(islice(batches, self._accumulate)):
             yield step
+        release(self._images)  # in the end, all of them would count as this process's memory
 
 
 def _begin_worker(worker: int) -> None:

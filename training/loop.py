@@ -83,8 +83,12 @@ def fit(
         history.write(config.run, replace(seen, epochs=progress.history))
     pace = Pace()
 
+    def save_within_epoch() -> None:
+        release(dataset.images)  # a checkpoint takes memory, too, while it is written
+        saved.write(learner, progress)
+
     def after_step() -> None:
-        pace.keep(lambda: saved.write(learner, progress))
+        pace.keep(save_within_epoch)
 
     with batches:
         while not progress.ended(config):
@@ -95,7 +99,6 @@ def fit(
                 saved.save(learner, progress)  # so that validation, which may take long, can be left at once
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
-            release(dataset.images)  # what was read without workers would count as this process's memory for good
             validation = score(dataset, "val", answer(learner.average.model, dataset, "val", group))
             with interruption:  # TensorBoard's queue, too, would be left in a state in which it cannot be closed
                 line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
