@@ -206,7 +206,7 @@ def summary(run: Path) -> str:
         rows.append(f"{title:18}{cells}" + (f"   {page.interval(limits)}" if limits else ""))
     parity = facts["parity"]
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
-    ties = max(comparison["ties"] for comparison in parity["comparisons"])
+    ties = max(comparison.get("ties", 0) for comparison in parity["comparisons"])  # older runs have not counted them
     model = Path(facts["model"])
     served = model.parent.parent.name == "runs" and not model.is_absolute()
     return "\n".join(
