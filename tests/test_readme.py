@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import httpx
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ START_S = 60
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """A copy of the project with this virtual environment, and the files that the README's commands name."""
+    """A copy of the project with this virtual environment, and the data of a user that the README's commands name."""
     copy = tmp_path_factory.mktemp("readme") / "twinlens"
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -51,9 +50,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
             (copy / ".venv" / entry.name).symlink_to(entry)
     (copy / ".venv" / "installed").touch()
 
-    digits = load_digits()
-    eight = cv2.resize((digits.images[8] * 255 / 16).astype(np.uint8), (16, 16), interpolation=cv2.INTER_CUBIC)
-    assert cv2.imwrite(str(copy / "digit.png"), eight)
     shutil.copytree(photos, copy / "photos")
     with (copy / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -62,6 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
             (f"photos/{path.relative_to(photos)}", path.relative_to(photos).parts[0])
             for path in sorted(photos.rglob("*.*g"))
         )
+    digits = load_digits()
     images = (digits.images[:200] * 255 / 16).astype(np.uint8)
     np.savez(copy / "cells.npz", train_images=images, train_labels=digits.target[:200] % 2)
     return copy
@@ -154,7 +151,7 @@ def test_the_first_screen_is_what_one_sees(outputs: list[str]) -> None:
 def test_the_client_gets_the_answer_that_curl_gets(outputs: list[str]) -> None:
     """Of the model that was published last: by then others have been trained than that of the first screen."""
     client = outputs[BLOCKS.index(next(block for block in BLOCKS if block.startswith("python - <<")))]
-    curl = outputs[BLOCKS.index(next(block for block in BLOCKS if "--data-binary @digit.png" in block))]
+    curl = outputs[BLOCKS.index(next(block for block in BLOCKS if "--data-binary @.github/digit.png" in block))]
     assert client.strip() == json.JSONDecoder().raw_decode(curl)[0]["label"]
 
 
