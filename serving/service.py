@@ -14,17 +14,17 @@ import yaml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import logs
-from serving.admission import Admission
-from serving.bearer import BearerTokens
-from serving.dispatch import Dispatch
-from serving.explain import Explainer
-from serving.gate import Gate
+from serving.api.admission import Admission
+from serving.api.bearer import BearerTokens
+from serving.api.dispatch import Dispatch
+from serving.api.middleware import Gate
+from serving.api.routes import ROUTES
+from serving.api.ui import Page
+from serving.contract.model import Classifier, ModelRefused, open_model
+from serving.inference.occlusion import Explainer
+from serving.inference.predictor import Predictor
+from serving.inference.reload import Reloader
 from serving.metrics import Metrics, forget_dead_workers, remove_files
-from serving.model import Classifier, ModelRefused, open_model
-from serving.page import Page
-from serving.predictor import Predictor
-from serving.reload import Reloader
-from serving.routes import ROUTES
 from serving.settings import Settings
 
 # A child of BentoML's logger, so that it has the same level and destination.
@@ -76,7 +76,7 @@ class Twinlens:
         )
         app.state.explainer = Explainer(settings, app.state.metrics)
         app.state.page = Page.load()
-        app.state.openapi = yaml.safe_load(files("serving").joinpath("openapi.yaml").read_text())
+        app.state.openapi = yaml.safe_load(files("serving.api").joinpath("static/openapi.yaml").read_text())
         app.state.predictor = None
         self._reloader = Reloader(settings.model, _open, serve, app.state.metrics.reloaded)
         self._reloader.start()

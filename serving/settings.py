@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NewType
 
-from serving.contract import MAX_BYTES, MAX_PIXELS
-from serving.drift import MIN_WINDOW
+from serving.contract.card import MAX_BYTES, MAX_PIXELS
+from serving.contract.drift import MIN_WINDOW
 
 PREFIX = "TWINLENS_"
 

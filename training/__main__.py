@@ -17,20 +17,25 @@ if os.environ.get("RANK", "0") != "0":
 import torch
 import tyro
 
-from serving.model import ModelRefused
-from training import audit_report, evaluation, faults, report, restarts, runs, sagemaker, study
-from training.audit_report import AuditConfig
-from training.checkpoint import CheckpointRefused
+from serving.contract.model import ModelRefused
+from training import failures, restarts, sagemaker
 from training.config import ConfigError, TrainConfig, from_yaml
+from training.data.splits import DataError
 from training.device import DeviceMissing
 from training.distributed import Group, ProcessLost
+from training.engine import runs
+from training.engine.checkpoint import CheckpointRefused
+from training.engine.loop import NonFiniteLoss
 from training.evaluate import EvaluateConfig, evaluate
-from training.export import ExportRefused
-from training.faults import OutOfMemory, WorkerLost
-from training.interruption import Interrupted, Interruption
-from training.loop import NonFiniteLoss
-from training.splits import DataError
-from training.study import StudyConfig
+from training.export.onnx import ExportRefused
+from training.failures import OutOfMemory, WorkerLost
+from training.report import audit as audit_report
+from training.report import evaluation
+from training.report import run as report
+from training.report.audit import AuditConfig
+from training.signals import Interrupted, Interruption
+from training.study import command as study
+from training.study.command import StudyConfig
 from training.train import train
 
 # What a verb is told, what it does, and what it says at the end of the folder that it leaves.
@@ -125,7 +130,7 @@ def options(verb: str, arguments: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    threading.excepthook = faults.of_thread
+    threading.excepthook = failures.of_thread
     code = main(sys.argv[1:])
     # All that counts is on the disk, and to take the interpreter down takes of the seconds that SIGTERM leaves.
     for stream in (sys.stdout, sys.stderr):

@@ -12,8 +12,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from tyro.conf import DisallowNone
 
-from serving.contract import MIN_SIDE, Channels, Interpolation, NormalizationMode
-from training.splits import Leaks
+from serving.contract.card import MIN_SIDE, Channels, Interpolation, NormalizationMode
+from training.data.splits import Leaks
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
 Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]

@@ -17,16 +17,17 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from serving.contract import ModelCard, Pixels, as_channels
-from serving.model import Classifier, open_model
-from training import audit, data, evaluation, files, splits
-from training.cache import Cache
+from serving.contract.card import ModelCard, Pixels, as_channels
+from serving.contract.model import Classifier, open_model
 from training.config import ConfigError
-from training.data import Labelled
-from training.evaluation import Answered, Evaluation
-from training.scores import Probabilities
-from training.sources import NAMES_SHOWN, Source, find
-from training.splits import SPLITS, DataError, Division, Split
+from training.data import audit, dataset, inspection, splits
+from training.data.cache import Cache
+from training.data.dataset import Labelled
+from training.data.formats import NAMES_SHOWN, Source, find
+from training.data.splits import SPLITS, DataError, Division, Split
+from training.metrics.classification import Probabilities
+from training.report import evaluation
+from training.report.evaluation import Answered, Evaluation
 
 BATCH = 256
 DIVIDED_BY = ("leaks", "val_fraction", "test_fraction", "seed", "images_per_class")
@@ -116,7 +117,7 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
             made = splits.divide(given, labels, groups, links, classes, **options)  # type: ignore[arg-type]
         except DataError:  # nothing can have been trained on data of which splits cannot be made
             return None
-        return made if data.digest(keys, names, made.splits, pictures) == card.provenance.data_digest else None
+        return made if dataset.digest(keys, names, made.splits, pictures) == card.provenance.data_digest else None
 
     trained_on = [of_training(card) for card in cards]
     division = trained_on[0] or splits.as_given(given, splits.components(groups, links))
@@ -127,8 +128,8 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
         classes=classes,
         splits=division.splits if trained_on[0] else _brought(given),
         components=division.components,
-        digest=data.digest(keys, names, division.splits, pictures),
-        original=lambda i: files.decode(source.read(kept[i])),
+        digest=dataset.digest(keys, names, division.splits, pictures),
+        original=lambda i: inspection.decode(source.read(kept[i])),
         unreadable=unreadable,
     )
     return images, [division.splits if division else None for division in trained_on]

@@ -10,9 +10,9 @@ import signal
 import sys
 from dataclasses import replace
 
-from training import runs
 from training.config import TrainConfig, default_name
-from training.interruption import Interrupted, Interruption, end_with_parent
+from training.engine import runs
+from training.signals import Interrupted, Interruption, end_with_parent
 
 MAY_PASS = (5, 6)
 """Exit codes of what may be better the next time: memory or the GPU, a data worker or the storage."""

@@ -10,36 +10,30 @@ from pydantic import JsonValue
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from serving.contract import CONTRACT_VERSION, Calibration, ModelCard, Normalization
-from training import (
-    audit_report,
-    augment,
-    board,
-    calibration,
-    checkpoint,
-    data,
-    export,
-    faults,
-    history,
-    models,
-    provenance,
-    quantization,
-    reference,
-    report,
-    runs,
-)
+from serving.contract.card import CONTRACT_VERSION, Calibration, ModelCard, Normalization
+from training import failures
 from training.config import TrainConfig, default_name
-from training.data import Dataset
+from training.data import augmentation
+from training.data import dataset as data
+from training.data.dataset import Dataset
+from training.data.splits import SPLITS
 from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
-from training.initialization import initialize
-from training.interruption import Interruption
-from training.intervals import bootstrap, card_scores
-from training.loop import NonFiniteLoss, answer, fit, score
-from training.progress import Epoch
-from training.report import Findings
-from training.splits import SPLITS
-from training.transfer import transfer
+from training.engine import checkpoint, history, runs
+from training.engine import tensorboard as board
+from training.engine.loop import NonFiniteLoss, answer, fit, score
+from training.engine.progress import Epoch
+from training.engine.transfer import transfer
+from training.export import drift_reference, provenance, quantization
+from training.export import onnx as export
+from training.metrics import calibration
+from training.metrics.bootstrap import bootstrap, card_scores
+from training.models import networks
+from training.models.initialization import initialize
+from training.report import audit as audit_report
+from training.report import run as report
+from training.report.run import Findings
+from training.signals import Interruption
 
 IMAGES_NAMED = 5
 """Of the step whose loss is not finite."""
@@ -55,7 +49,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     config = group.share(lambda: replace(config, name=config.name or default_name(config.model)))
     device = find_device(config.device, group)
     folder = runs.opened(config.run, go_on=config.resume is not None) if group.first else nullcontext()
-    with faults.told(config, device), folder:
+    with failures.told(config, device), folder:
         if group.share(lambda: runs.is_finished(config.run)):
             print(f"{config.run} is finished: there is nothing to go on with")
         else:
@@ -69,8 +63,8 @@ def make(config: TrainConfig, device: torch.device, group: Group, interruption: 
     try:
         dataset = data.load(config)
         config = group.share(lambda: settle(config, dataset, group))
-        normalization = models.normalization(config, dataset.images, dataset.splits["train"])
-        settings = models.settings(config, dataset.preprocessing, normalization, dataset.classes)
+        normalization = networks.normalization(config, dataset.images, dataset.splits["train"])
+        settings = networks.settings(config, dataset.preprocessing, normalization, dataset.classes)
         model = start(config, settings, dataset, normalization)
     except BaseException:
         if is_new and group.first:
@@ -131,7 +125,7 @@ def conclude(
         calibration=calibrated,
         goldens=export.goldens(model, dataset),
         scores=card_scores(scored["test"], intervals),
-        reference=reference.of_test_split(dataset, answers["test"]),
+        reference=drift_reference.of_test_split(dataset, answers["test"]),
         provenance=provenance.collect(config, dataset, best),
     )
     parity = export.export(model, card, dataset, config.run / "model.onnx")
@@ -161,12 +155,12 @@ def start(
 ) -> nn.Sequential:
     """The network before its first step. Raises CheckpointRefused."""
     torch.manual_seed(config.seed)
-    model = models.build(config, dataset.preprocessing, normalization, len(dataset.classes))
+    model = networks.build(config, dataset.preprocessing, normalization, len(dataset.classes))
     initialize(model, config.init, scale=config.init_scale, zero_biases=config.zero_biases)
     if config.init_from is not None:
         print(transfer(model, settings, config.init_from))
     if config.freeze:
-        models.freeze(model)
+        networks.freeze(model)
     return model
 
 
@@ -174,11 +168,11 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
     """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
     val = dataset.splits["val"]
     calibrated = calibration.fit(
-        dataset.labels[val], models.logits(model, dataset.images, val), config.confidence_level
+        dataset.labels[val], networks.logits(model, dataset.images, val), config.confidence_level
     )
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {config.confidence_level:.0%}")
-    model.append(models.Temperature(calibrated.temperature).to(next(model.parameters()).device))
+    model.append(networks.Temperature(calibrated.temperature).to(next(model.parameters()).device))
     return calibrated
 
 
@@ -201,7 +195,7 @@ def keep_pipeline(config: TrainConfig) -> TrainConfig:
     if not isinstance(config.augment, Path):
         return config
     assert config.image_size is not None
-    augment.check(config.augment, config.image_size, config.channels)
+    augmentation.check(config.augment, config.image_size, config.channels)
     kept = config.run / f"augment{config.augment.suffix}"
     if config.augment != kept:  # it is when the run goes on
         shutil.copyfile(config.augment, kept)

@@ -11,7 +11,7 @@ from time import perf_counter, process_time
 import cv2
 import numpy as np
 
-from serving.model import open_model
+from serving.contract.model import open_model
 from tests.bench.pictures import CLASSES, picture
 
 BATCH = 32

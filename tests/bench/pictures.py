@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from serving.model import ModelRefused, open_model
+from serving.contract.model import ModelRefused, open_model
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = 9

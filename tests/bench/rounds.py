@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from serving.model import open_model
+from serving.contract.model import open_model
 from tests.bench.limit import LIMIT, UNSEEN
 from tests.bench.load import Outcome, closed_loop
 from tests.bench.open_loop import open_loop

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import tyro
 
-from serving.model import ModelRefused
+from serving.contract.model import ModelRefused
 from tests.bench import table
 from tests.bench.pictures import MODELS, ROOT, trained
 from tests.bench.process import LOAD_CORE, Unavailable, install, packages

@@ -1,0 +1,137 @@
+"""Which regions carried an answer: cover one after the other and see how far the probability falls.
+
+Occlusion maps as in Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014), section 4.2. They
+need nothing but answers, so they hold for every model. Knows nothing of HTTP.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from serving.api.admission import Overloaded
+from serving.contract.card import Decoded, Pixels, decode
+from serving.inference.batching import BACKGROUND_ALONE
+from serving.inference.predictor import InvalidOutput, Predictor
+from serving.metrics import Metrics
+from serving.settings import Settings
+
+GRID = 8
+"""Regions along each side. An explanation costs GRID * GRID + 1 images of the model, whatever was sent."""
+MARGIN = 0.5
+"""How far a cover reaches over its region, in regions: neighbours overlap by half, so a map has no seams."""
+LONGEST_SIDE = 1024
+"""Of the original no more pixels than this are kept: enough to look at."""
+
+Drawn = TypeVar("Drawn")
+Drops = Float32[np.ndarray, "rows columns"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why one image was given `confidence` in `label`.
+
+    `drops[row, column]` is how far that probability falls, in [-1, 1], when the region is covered: above 0 the region
+    speaks for the label, below 0 against it. `original` is the upright image, `fitted` what the model saw of it.
+    """
+
+    label: str
+    confidence: float
+    drops: Drops
+    original: Decoded
+    fitted: Pixels
+    model_version: str
+
+
+class Explainer:
+    """Explains a few images at a time, behind the predictions that wait for the same model."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._under_way = 0
+        # One thread: decoding and drawing for an explanation never take the threads that predictions decode in.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
+
+    async def explain(
+        self, predictor: Predictor, data: bytes, label: str | None, draw: Callable[[Explanation], Drawn]
+    ) -> Drawn:
+        """Explain an encoded image's `label` (None: the predicted one); gives what `draw` makes of the explanation.
+
+        Raises Overloaded when as many as the settings allow are under way, ImageError, InvalidOutput.
+        """
+        if self._under_way >= self._settings.max_explanations:
+            raise Overloaded(f"{self._under_way} explanations are under way already")
+        self._under_way += 1
+        try:
+            loop = asyncio.get_running_loop()
+            original, fitted = await loop.run_in_executor(self._thread, self._decode, predictor, data)
+            explanation = await _explain(predictor, original, fitted, label)
+            drawn = await loop.run_in_executor(self._thread, draw, explanation)
+            self._metrics.explained()
+            return drawn
+        finally:
+            self._under_way -= 1
+
+    def _decode(self, predictor: Predictor, data: bytes) -> tuple[Decoded, Pixels]:
+        limits = {"max_bytes": self._settings.max_bytes, "max_pixels": self._settings.max_pixels}
+        pixels = decode(data, predictor.card.preprocessing.channels, **limits)
+        return _shrunk(pixels), predictor.card.preprocessing.fit(pixels)
+
+
+def covered(pixels: Pixels) -> UInt8[np.ndarray, "regions height width channels"]:
+    """The image once for each region, row by row, with that region in the image's mean colour.
+
+    The mean of the image itself takes a region out with the least that is new to the model: the grey that
+    normalisation maps to 0 is an object of its own on most images.
+    """
+    height, width, _ = pixels.shape
+    mean = np.rint(pixels.mean((0, 1))).astype(np.uint8)
+    images = np.repeat(pixels[np.newaxis], GRID * GRID, axis=0)
+    covers = ((rows, columns) for rows in _covers(height) for columns in _covers(width))
+    for image, (rows, columns) in zip(images, covers, strict=True):
+        image[rows, columns] = mean
+    return images
+
+
+def _covers(side: int) -> list[slice]:
+    region = side / GRID
+    return [
+        slice(max(0, math.floor((index - MARGIN) * region)), min(side, math.ceil((index + 1 + MARGIN) * region)))
+        for index in range(GRID)
+    ]
+
+
+async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, label: str | None) -> Explanation:
+    images = [fitted, *covered(fitted)]
+    rows: list[np.ndarray] = []
+    # A run's worth at a time: all at once would keep the event loop from the predictions.
+    for start in range(0, len(images), BACKGROUND_ALONE):
+        portion = images[start : start + BACKGROUND_ALONE]
+        rows += await asyncio.gather(*(predictor.batcher.submit(image, background=True) for image in portion))
+    probabilities = np.stack(rows)
+    if not np.isfinite(probabilities).all():
+        raise InvalidOutput("the model gave a value that is not a number")
+    classes = predictor.card.classes
+    column = probabilities[:, classes.index(label) if label is not None else probabilities[0].argmax()]
+    return Explanation(
+        label=label if label is not None else classes[probabilities[0].argmax()],
+        confidence=round(float(column[0]), 6),
+        drops=(column[0] - column[1:]).reshape(GRID, GRID),
+        original=original,
+        fitted=fitted,
+        model_version=predictor.card.version,
+    )
+
+
+def _shrunk(pixels: Decoded) -> Decoded:
+    height, width, channels = pixels.shape
+    scale = min(1.0, LONGEST_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], channels)

@@ -1,0 +1,257 @@
+"""What the manifests say is hardened throughout, and exists: every port, path, variable, option and file in them."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.settings import PREFIX, Settings
+from tests.conftest import ROOT
+from training.__main__ import EXIT_CODES, VERBS
+
+K8S = ROOT / "k8s"
+APPLIED = sorted(K8S.glob("*.yaml"))
+"""What `kubectl apply -f k8s/` reads, in its order."""
+NATIVE = [*APPLIED, *(K8S / "distributed" / f"{name}.yaml" for name in ("train", "study", "study-merge"))]
+"""What Kubernetes knows without the Prometheus Operator, KEDA and Kubeflow Trainer."""
+
+
+@cache
+def objects(path: Path) -> tuple[dict[str, Any], ...]:
+    return tuple(yaml.safe_load_all(path.read_text()))
+
+
+def everything() -> list[dict[str, Any]]:
+    return [found for path in sorted(K8S.rglob("*.yaml")) for found in objects(path)]
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    [found] = [one for one in everything() if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    found = {}
+    for one in everything():
+        name = f"{one['kind']}-{one['metadata']['name']}"
+        if one["kind"] in ("Deployment", "Job"):
+            found[name] = one["spec"]["template"]["spec"]
+        elif one["kind"] == "TrainingRuntime":
+            [nodes] = one["spec"]["template"]["spec"]["replicatedJobs"]
+            found[name] = nodes["template"]["spec"]["template"]["spec"]
+    return found
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def settings_of(container: dict[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=lambda path: str(path.relative_to(K8S)))
+def test_the_manifests_are_what_the_api_takes(path: Path) -> None:
+    command = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_namespace_comes_first() -> None:
+    [namespace] = objects(APPLIED[0])
+    assert namespace["kind"] == "Namespace"
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert "pod-security.kubernetes.io/enforce-version" in namespace["metadata"]["labels"]
+    assert {one["metadata"].get("namespace") for one in everything() if one["kind"] != "Namespace"} <= {
+        namespace["metadata"]["name"]
+    }
+
+
+def test_kustomize_reads_every_file_that_apply_reads_and_takes_the_gpus_out() -> None:
+    kustomization = yaml.safe_load((K8S / "Kustomization").read_text())
+    assert kustomization["resources"] == [path.name for path in APPLIED]
+    for patch in kustomization["patches"]:
+        target = named(patch["target"]["kind"], patch["target"]["name"])
+        for change in yaml.safe_load(patch["patch"]):
+            value: Any = target
+            for key in change["path"].split("/")[1:]:
+                value = value[int(key) if isinstance(value, list) else key.replace("~1", "/")]
+            if change["op"] == "remove":
+                assert change["path"].endswith("nvidia.com~1gpu")
+            else:
+                assert (value, change["value"]) in {("--device=cuda", "--device=cpu"), ("1", "0")}
+
+
+@pytest.mark.parametrize("pod", pods().values(), ids=pods())
+def test_pods_hold_to_the_restricted_standard_and_more(pod: dict[str, Any]) -> None:
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"]
+    assert context["runAsUser"] >= 10001
+    assert "fsGroup" in context
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert named("ServiceAccount", pod["serviceAccountName"])["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
+
+
+@pytest.mark.parametrize("pod", pods().values(), ids=pods())
+def test_containers_may_do_nothing_but_their_work(pod: dict[str, Any]) -> None:
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    for container in containers(pod):
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["privileged"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        for kind in ("cpu", "memory", "ephemeral-storage"):
+            assert kind in container["resources"]["requests"]
+            assert kind in container["resources"]["limits"]
+        assert "nvidia.com/gpu" not in container["resources"]["requests"]
+        assert re.fullmatch(r"twinlens/(train|serve):\d+\.\d+\.\d+", container["image"])
+        assert container["imagePullPolicy"] == "IfNotPresent"
+        assert not [port for port in container.get("ports", []) if "hostPort" in port]
+        for mount in container["volumeMounts"]:
+            claim = volumes[mount["name"]].get("persistentVolumeClaim")
+            assert claim is None or named("PersistentVolumeClaim", claim["claimName"])
+            assert claim is None or claim.get("readOnly", False) == mount.get("readOnly", False)
+        assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}
+
+
+def test_the_service_is_asked_in_three_ways_and_ends_without_loss() -> None:
+    deployment = named("Deployment", "serve")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    probes = [container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert len({str(probe) for probe in probes}) == 3
+    routes = yaml.safe_load((ROOT / "serving" / "api" / "static" / "openapi.yaml").read_text())["paths"]
+    assert {probe["httpGet"]["path"] for probe in probes} <= routes.keys()
+    assert container["livenessProbe"]["httpGet"]["path"] != container["readinessProbe"]["httpGet"]["path"]
+    assert {probe["httpGet"]["port"] for probe in probes} == {container["ports"][0]["name"]}
+    assert named("Service", "serve")["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+    assert str(container["ports"][0]["containerPort"]) in (ROOT / "Dockerfile.serve").read_text()
+
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    timeout = float(settings_of(container).get(f"{PREFIX}TIMEOUT_S", Settings().timeout_s))
+    assert grace >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + timeout + 5
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert "progressDeadlineSeconds" in deployment["spec"]
+    assert "replicas" not in deployment["spec"], "the autoscaler's to say"
+    assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert [mount["readOnly"] for mount in container["volumeMounts"] if mount["mountPath"] == "/runs"] == [True]
+
+
+def told(container: dict[str, Any]) -> list[str]:
+    """The words of a container's command behind the image's entry point, or behind what starts the same module."""
+    words = " ".join([*container.get("command", []), *container.get("args", [])])
+    return words.rpartition("-m training ")[2].split()
+
+
+def test_settings_and_options_exist() -> None:
+    known = {PREFIX + field.name.upper() for field in fields(Settings)}
+    of_verbs = {verb: {f"--{field.name.replace('_', '-')}" for field in fields(VERBS[verb][0])} for verb in VERBS}
+    for pod in pods().values():
+        for container in containers(pod):
+            assert {name for name in settings_of(container) if name.startswith(PREFIX)} <= known
+            if "/train:" in container["image"]:
+                words = told(container)
+                verb = words[0] if words[0] in VERBS else "train"
+                given = {word.partition("=")[0] for word in words if word.startswith("--")}
+                assert given, container
+                assert given <= of_verbs[verb], given - of_verbs[verb]
+
+
+def test_machines_that_train_together_find_each_other() -> None:
+    job = named("Job", "train-together")
+    pod = job["spec"]["template"]["spec"]
+    service = named("Service", "train-together")
+    words = pod["containers"][0]["args"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert f"--nnodes={job['spec']['completions']}" in words
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
+    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:29500" in words
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    policy = named("NetworkPolicy", "train-together")["spec"]
+    for selector in (service["spec"]["selector"], policy["podSelector"]["matchLabels"]):
+        assert selector.items() <= labels.items()
+    [runtime] = named("TrainingRuntime", "twinlens")["spec"]["template"]["spec"]["replicatedJobs"]
+    assert (
+        policy["podSelector"]["matchLabels"].items()
+        <= runtime["template"]["spec"]["template"]["metadata"]["labels"].items()
+    )
+    assert named("TrainJob", "train-together")["spec"]["runtimeRef"]["name"] == "twinlens"
+
+
+def test_a_study_has_as_many_shares_as_pods() -> None:
+    job, merge = named("Job", "study")["spec"], named("Job", "study-merge")["spec"]
+    shares = job["completions"]
+    [container] = job["template"]["spec"]["containers"]
+    assert f"--shard=$i/{shares}" in container["args"][0]
+    merged = [word for word in merge["template"]["spec"]["containers"][0]["args"] if "/" in word]
+    assert merged == [f"runs/studies/regularisation-{i + 1}" for i in range(shares)]
+
+
+def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:
+    job = named("Job", "train")["spec"]
+    assert job["podReplacementPolicy"] == "Failed"
+    assert {"backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"} <= job.keys()
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    rules = {rule["action"]: rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule}
+    final = rules["FailJob"]["onExitCodes"]
+    assert final["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+    memory_storage_or_a_lost_process = {5, 6, 9}
+    assert set(final["values"]) == set(EXIT_CODES.values()) - memory_storage_or_a_lost_process
+    assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]} in job["podFailurePolicy"]["rules"]
+    [container] = job["template"]["spec"]["containers"]
+    assert {"--resume=auto", "--device=cuda"} <= set(container["args"])
+    assert any(argument.startswith("--name=") for argument in container["args"]), "or auto might take another's run"
+    shared = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"}
+    memory = [volume for volume in job["template"]["spec"]["volumes"] if volume["name"] in shared]
+    assert [volume["emptyDir"]["medium"] for volume in memory] == ["Memory"]
+
+
+def test_nothing_goes_out_and_only_requests_come_in() -> None:
+    policies = [one["spec"] for path in APPLIED for one in objects(path) if one["kind"] == "NetworkPolicy"]
+    assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
+    assert not [policy for policy in policies if "egress" in policy]
+    [allowed] = [policy for policy in policies if "ingress" in policy]
+    assert allowed["podSelector"] == named("Deployment", "serve")["spec"]["selector"]
+    assert allowed["ingress"][0]["ports"] == [{"port": "http"}]
+    assert all("namespaceSelector" in peer for rule in allowed["ingress"] for peer in rule["from"])
+
+
+def test_a_drain_is_never_blocked() -> None:
+    budget = named("PodDisruptionBudget", "serve")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert budget["selector"] == named("Deployment", "serve")["spec"]["selector"]
+    scaled = named("HorizontalPodAutoscaler", "serve")["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("Deployment", "serve")
+
+
+def test_both_dockerfiles_are_clean() -> None:
+    command = [Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile.train", ROOT / "Dockerfile.serve"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_images_are_small_pinned_and_powerless(kind: str) -> None:
+    text = (ROOT / f"Dockerfile.{kind}").read_text()
+    assert re.search(r"^ARG BASE_IMAGE=\S+:\S+@sha256:[0-9a-f]{64}$", text, flags=re.MULTILINE)
+    assert re.findall(r"^USER (.*)$", text, flags=re.MULTILINE) == ["10001:10001"]
+    assert re.search(r'^ENTRYPOINT \["python", "-m", "\w+"\]$', text, flags=re.MULTILINE)
+    assert "--constraint constraints.txt" in text
+    final = text.rpartition("FROM ")[2]
+    assert "pip" not in final
+    assert not re.search(r"apt-get|curl|wget|ADD ", text)

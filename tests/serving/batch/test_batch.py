@@ -1,0 +1,361 @@
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from serving.batch import __main__ as score
+from serving.batch.__main__ import Scorer, find
+from serving.batch.parts import Journal, encode
+from serving.contract.model import open_model
+from serving.settings import Settings
+from tests.conftest import ROOT
+
+WAIT_S = 60
+
+
+def command(*arguments: object, **environment: str) -> tuple[list[str], dict[str, object]]:
+    return [sys.executable, "-m", "serving.batch", *map(str, arguments)], {"cwd": ROOT, "env": os.environ | environment}
+
+
+def scored(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    words, options = command(*arguments, **environment)
+    return subprocess.run(words, **options, capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_is_what_training_evaluated(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    done = scored(photos, "--model", run / "model.onnx", "--out", out, "--workers", 2)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert list(tmp_path.iterdir()) == [out]
+    rows = {row["path"]: row for row in table(out)}
+    assert len(rows) == 90
+    version = open_model(run / "model.onnx").card.version
+    with (run / "predictions.csv").open(newline="") as file:
+        for expected in csv.DictReader(file):
+            row = rows[expected["path"]]
+            assert (row["label"], row["model_version"], row["error"]) == (expected["predicted"], version, "")
+            assert row["confidence"] == row[f"p_{row['label']}"]
+            for label in ("Red rash", "blue", "green leaf"):
+                assert float(row[f"p_{label}"]) == pytest.approx(float(expected[label]), abs=1e-4)
+
+
+@pytest.fixture
+def mixed(photos: Path, tmp_path: Path) -> Path:
+    """Three good images with awkward names among bad files."""
+    folder = tmp_path / "mixed"
+    (folder / "a folder").mkdir(parents=True)
+    good = sorted(photos.rglob("*.png"))[:3]
+    for path, name in zip(
+        good, ('say "x",\nplease.png', "a folder/ü.PNG", os.fsdecode(b"latin \xe9.png")), strict=True
+    ):
+        shutil.copy(path, folder / name)
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("hello")
+    (folder / "cut.png").write_bytes(good[0].read_bytes()[:100])
+    (folder / "large.png").write_bytes(bytes(60_000))
+    (folder / "dangling.png").symlink_to("nowhere.png")
+    (folder / "to forbidden.png").symlink_to("/proc/1/mem")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").touch()
+    (folder / "around").symlink_to(folder)
+    return folder
+
+
+def test_bad_files_are_listed_and_hurt_nobody(run: Path, mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    done = scored(mixed, "--model", run / "model.onnx", "--out", out, "--workers", 1, TWINLENS_MAX_BYTES="50000")
+    assert done.returncode == 3
+    rows = {row["path"]: row for row in table(out)}
+    errors = {name: row["error"].partition(":")[0] for name, row in rows.items() if row["error"]}
+    assert errors == {
+        "empty.png": "empty_image",
+        "text.jpg": "unsupported_image_format",
+        "cut.png": "undecodable_image",
+        "large.png": "payload_too_large",
+        "dangling.png": "unreadable_file",
+        "to forbidden.png": "unreadable_file",
+    }
+    answered = {name for name, row in rows.items() if row["label"]}
+    assert answered == {'say "x",\nplease.png', "a folder/ü.PNG", os.fsdecode(b"latin \xe9.png")}
+    assert "see column error" in done.stderr
+    assert "1 .txt" in done.stderr
+
+
+def test_parquet_holds_the_same(run: Path, mixed: Path, tmp_path: Path) -> None:
+    for name in ("p.csv", "p.parquet"):
+        scorer = Scorer(open_model(run / "model.onnx"), mixed, Settings())
+        header = score.columns(open_model(run / "model.onnx").card)
+        with Journal(tmp_path / "journal", header) as journal:
+            journal.append(scorer.score(sorted(find(mixed, Counter()))).rows)
+            journal.finish(tmp_path / name)
+    columns = parquet.read_table(tmp_path / "p.parquet")
+    rows = table(tmp_path / "p.csv")
+    assert len(rows) == 9
+    assert columns.column_names == list(rows[0])
+    for theirs, ours in zip(columns.to_pylist(), rows, strict=True):
+        assert theirs["path"] == ours["path"].encode(errors="surrogateescape").decode(errors="replace")
+        assert (theirs["label"] or "", theirs["error"] or "") == (ours["label"], ours["error"])
+        assert theirs["p_blue"] == (pytest.approx(float(ours["p_blue"])) if ours["p_blue"] else None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "p.csv", "p.parquet"]
+
+
+def test_prediction_sets_are_the_cards(run: Path, photos: Path) -> None:
+    classifier = open_model(run / "model.onnx")
+    card = classifier.card
+    object.__setattr__(card.calibration, "threshold", 1e-9)
+    key = "blue/0.png"
+    [row] = list(csv.reader(Scorer(classifier, photos, Settings()).score([key]).rows.decode().splitlines()))
+    pixels = card.preprocessing((photos / key).read_bytes())
+    [members] = card.calibration.prediction_sets(classifier.predict(pixels[np.newaxis]))
+    assert set(json.loads(row[3])) == {name for name, inside in zip(card.classes, members, strict=True) if inside}
+    assert json.loads(row[3])[0] == row[1] == "blue"
+
+
+def test_manifests(run: Path, photos: Path, tmp_path: Path) -> None:
+    paths = [str(path) for path in sorted(photos.rglob("*.png"))[:2]]
+    (tmp_path / "m.csv").write_text("label,path\n" + "".join(f"x,{path}\n" for path in [*paths, paths[0]]))
+    (tmp_path / "m.txt").write_text("\n".join([*paths, "missing.png"]))
+    (tmp_path / "bad.csv").write_text("file\nx.png\n")
+    for name, code, expected in (("m.csv", 0, [*paths, paths[0]]), ("m.txt", 3, [*paths, "missing.png"])):
+        out = tmp_path / f"{name}.out.csv"
+        assert scored(tmp_path / name, "--model", run / "model.onnx", "--out", out, "--workers", 1).returncode == code
+        assert [row["path"] for row in table(out)] == expected
+    done = scored(tmp_path / "bad.csv", "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
+    assert done.returncode == 2
+    assert "no column path; there are file" in done.stderr
+
+
+def test_usage(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there.csv").touch()
+    refused = run / "checkpoints" / "best.pt"
+    for arguments, code, reason in (
+        ((photos, "--out", tmp_path / "x.json"), 2, "ends in .csv or .parquet"),
+        ((photos, "--out", tmp_path / "there.csv"), 2, "exists already"),
+        ((photos / "nowhere", "--out", tmp_path / "x.csv"), 2, "no such file or folder"),
+        ((photos, "--out", tmp_path / "x.csv", "--workers", 0), 2, "1 or more"),
+        ((photos, "--out", tmp_path / "x.csv", "--model", refused), 7, "not a graph"),
+        ((photos, "--out", tmp_path / "no folder" / "x.csv", "--model", run / "model.onnx"), 6, "No such file"),
+    ):
+        assert code_of(*arguments) == code
+        assert reason in capsys.readouterr().err
+    monkeypatch.setenv("TWINLENS_MAX_BYTES", "few")
+    assert code_of(photos, "--out", tmp_path / "x.csv") == 2
+    assert "TWINLENS_MAX_BYTES='few'" in capsys.readouterr().err
+
+
+def code_of(*arguments: object) -> int | str | None:
+    """The exit code of the command, run in this process."""
+    try:
+        return score.main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        return ended.code
+
+
+@pytest.fixture(scope="module")
+def many(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 images in 30 folders."""
+    root = tmp_path_factory.mktemp("many")
+    source = next(photos.rglob("*.png"))
+    for number in range(3000):
+        folder = root / f"{number % 30}"
+        folder.mkdir(exist_ok=True)
+        os.link(shutil.copy(source, root / "source.tmp"), folder / f"{number}.png")
+        (root / "source.tmp").unlink()
+    return root
+
+
+def children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_killed_it_goes_on_without_repeating_or_losing_a_row(
+    run: Path, many: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "predictions.csv"
+    words, options = command(many, "--model", run / "model.onnx", "--out", out, "--workers", 2)
+    first = subprocess.Popen(words, **options, stderr=subprocess.DEVNULL, start_new_session=True)
+    partial = wait_for(lambda: next((p for p in tmp_path.glob(".*.partial") if p.stat().st_size > 20_000), None))
+    processes = children(first.pid)
+    first.send_signal(number)
+    assert first.wait(WAIT_S) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    assert wait_for(lambda: not any(Path("/proc", process, "exe").exists() for process in processes)), "orphans"
+    assert not out.exists()
+    written = partial.read_bytes()
+    partial.write_bytes(written + b'0/1.png,"a row cut of')
+    done = scored(many, "--model", run / "model.onnx", "--out", out, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "are done already; going on" in done.stderr
+    assert out.read_bytes().startswith(written), "what was written stays"
+    counts = Counter(row["path"] for row in table(out))
+    assert counts == Counter(str(path.relative_to(many)) for path in many.rglob("*.png"))
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def wait_for(found: Callable[[], object]) -> Any:
+    until = time.monotonic() + WAIT_S
+    while not (result := found()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert result
+    return result
+
+
+@pytest.mark.slow
+def test_two_at_once_do_not_write_to_one_table(run: Path, many: Path, tmp_path: Path) -> None:
+    words, options = command(many, "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
+    first = subprocess.Popen(words, **options, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob(".*.partial")))
+        second = scored(many, "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
+        assert second.returncode == 2
+        assert "another process writes to it" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.slow
+def test_rows_of_another_model_never_come_into_the_table(run: Path, many: Path, tmp_path: Path) -> None:
+    """The file under way is named by model and source, so one that is left of another is not taken up."""
+    header = ["path", "error"]
+    with Journal(tmp_path / ".x.csv.000000000000.partial", header) as journal:
+        journal.append(encode([["0/0.png", ""]]))
+    (tmp_path / "m.txt").write_text(str(next(many.rglob("*.png"))))
+    done = scored(tmp_path / "m.txt", "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
+    assert done.returncode == 0
+    assert "going on" not in done.stderr
+
+
+def test_a_path_that_is_listed_twice_is_done_twice(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", ["path", "error"]) as journal:
+        journal.append(encode([["a", ""], ["b\n", "code: x"], ["a", ""]]))
+    with (tmp_path / "j").open("ab") as file:
+        file.write(b'"c\n,')
+    with Journal(tmp_path / "j", ["path", "error"]) as journal:
+        assert journal.rows == 3
+        assert journal.failed == {"code": 1}
+        assert [journal.is_done(key) for key in ("a", "a", "a", "b\n", "b\n", "c")] == [
+            True,
+            True,
+            False,
+            True,
+            False,
+            False,
+        ]
+
+
+def test_paths_are_streamed(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.png").touch()
+        tracemalloc.start()
+        assert sum(1 for _ in find(folder, Counter())) == count
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(10_000) < peak(100) + 20_000
+
+
+BENCH_FILES, BENCH_IMAGES = 1_000, 30_000
+BATCH = 32
+
+
+class _Together:
+    """Where the processes wait for one another, so that none works through two shares while another still starts."""
+
+    barrier: Barrier
+
+
+def _meet(barrier: Barrier) -> None:
+    _Together.barrier = barrier
+
+
+def _plain(model: Path, images: list[Path]) -> tuple[float, float]:
+    """Begin and end of decoding, resizing and predicting in plain batches, the model opened before."""
+    cv2.setNumThreads(1)
+    classifier = open_model(model)
+    preprocessing = classifier.card.preprocessing
+    _Together.barrier.wait(WAIT_S)
+    begun = time.time()
+    for start in range(0, len(images), BATCH):
+        classifier.predict(np.stack([preprocessing(path.read_bytes()) for path in images[start : start + BATCH]]))
+    return begun, time.time()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_is_nearly_as_fast_as_plain_batches_and_does_not_grow(run: Path, tmp_path: Path) -> None:
+    """Against as many processes that each work through their share in plain batches, in alternating rounds.
+
+    The rate of either is that of its steady state: opening models and starting processes are left out.
+    """
+    cores = len(os.sched_getaffinity(0))
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8), (5, 5), 0)
+    encoded = bytes(cv2.imencode(".jpg", picture)[1])
+    files = [tmp_path / f"{number}.jpg" for number in range(BENCH_FILES)]
+    for file in files:
+        file.write_bytes(encoded)
+    images = files * (BENCH_IMAGES // BENCH_FILES)
+    source = tmp_path / "images.txt"
+    source.write_text("\n".join(image.name for image in images))
+    ratios, growths = [], []
+    for _ in range(3):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(cores, context, _meet, (context.Barrier(cores),)) as pool:
+            shares = [images[start::cores] for start in range(cores)]
+            times = list(pool.map(_plain, [run / "model.onnx"] * cores, shares))
+        limit = BENCH_IMAGES / (max(end for _, end in times) - min(begun for begun, _ in times))
+        out = tmp_path / "x.csv"
+        words, options = command(source, "--model", run / "model.onnx", "--out", out)
+        process = subprocess.Popen(words, **options, stderr=subprocess.DEVNULL)
+        samples: list[tuple[float, int, int]] = []
+        while process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):  # between being seen and being asked it may get its name
+                rows = sum(partial.stat().st_size for partial in tmp_path.glob(".*.partial"))
+                samples.append((time.time(), rows, resident(process.pid)))
+            time.sleep(0.02)
+        assert process.returncode == 0
+        whole = out.stat().st_size
+        out.unlink()
+        steady = [(at, size, memory) for at, size, memory in samples if 0.1 * whole < size < 0.9 * whole]
+        (begun, least, before), (ended, most, after) = steady[0], steady[-1]
+        ratios.append(BENCH_IMAGES * (most - least) / whole / (ended - begun) / limit)
+        growths.append(after - before)
+    print("of the limit", ratios, "growth in bytes", growths)
+    assert np.median(ratios) >= 0.8
+    assert max(growths) < 2_000_000
+
+
+def resident(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
+    except (OSError, IndexError):
+        return 0

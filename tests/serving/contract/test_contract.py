@@ -1,0 +1,390 @@
+import dataclasses
+import io
+import json
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
+
+from serving.contract import card as contract
+from serving.contract.card import CardError, ImageError, ModelCard
+from serving.contract.model import open_model
+from tests.conftest import ROOT
+from tests.support.forged import SIGNATURE, chunk, encoded
+
+RNG = np.random.default_rng(0)
+SMOOTH = cv2.resize(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), (40, 30), interpolation=cv2.INTER_CUBIC)
+ALPHA = RNG.integers(0, 256, SMOOTH.shape[:2], dtype=np.uint8)
+RGB = Image.fromarray(SMOOTH)
+RGBA = Image.fromarray(np.dstack([SMOOTH, ALPHA]))
+
+
+def on_white(image: Image.Image) -> np.ndarray:
+    background = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(background, image.convert("RGBA")).convert("RGB"))
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    {
+        "png": (encoded(RGB, "PNG"), SMOOTH),
+        "bmp": (encoded(RGB, "BMP"), SMOOTH),
+        "webp": (encoded(RGB, "WEBP", lossless=True), SMOOTH),
+        "jpeg": (encoded(RGB, "JPEG"), np.asarray(Image.open(io.BytesIO(encoded(RGB, "JPEG"))))),
+        "gray": (encoded(RGB.convert("L"), "PNG"), np.asarray(RGB.convert("L").convert("RGB"))),
+        "bilevel": (encoded(RGB.convert("1"), "PNG"), np.asarray(RGB.convert("1").convert("RGB"))),
+        "palette": (encoded(RGB.quantize(16), "PNG"), np.asarray(RGB.quantize(16).convert("RGB"))),
+        "rgba png": (encoded(RGBA, "PNG"), on_white(RGBA)),
+        "rgba webp": (encoded(RGBA, "WEBP", lossless=True, exact=True), on_white(RGBA)),
+        "gray and alpha": (encoded(RGBA.convert("LA"), "PNG"), on_white(RGBA.convert("LA"))),
+        "gray and colour key": (
+            encoded(RGB.convert("L"), "PNG", transparency=100),
+            on_white(Image.open(io.BytesIO(encoded(RGB.convert("L"), "PNG", transparency=100)))),
+        ),
+        "palette and alpha": (
+            encoded(RGB.quantize(16), "PNG", transparency=3),
+            on_white(Image.open(io.BytesIO(encoded(RGB.quantize(16), "PNG", transparency=3)))),
+        ),
+    }.values(),
+)
+def test_decode_gives_the_pixels_that_pillow_gives(data: bytes, expected: np.ndarray) -> None:
+    assert np.array_equal(contract.decode(data), expected)
+
+
+def test_decode_converts_cmyk_and_scales_16_bits() -> None:
+    cmyk = encoded(RGB.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    reference = np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB"))
+    assert np.abs(contract.decode(cmyk).astype(int) - reference).max() <= 1
+    deep = bytes(cv2.imencode(".png", SMOOTH.astype(np.uint16)[..., ::-1] * 257)[1])
+    assert np.array_equal(contract.decode(deep), SMOOTH)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_decode_applies_exif_orientation_once(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(RGB, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(contract.decode(data), np.asarray(upright))
+
+
+def test_gray_is_one_channel_and_the_same_from_gray_or_colour_files() -> None:
+    gray = RGB.convert("L")
+    one = contract.decode(encoded(gray, "PNG"), channels=1)
+    assert one.shape == (30, 40, 1)
+    assert np.array_equal(one, contract.decode(encoded(gray.convert("RGB"), "PNG"), channels=1))
+
+
+FRAMES = [Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(3)]
+JPEG, PNG = encoded(RGB, "JPEG"), encoded(RGB, "PNG")
+BAD = {
+    "nothing": (b"", "empty_image"),
+    "text": (b"hello", "unsupported_image_format"),
+    "gif": (encoded(RGB, "GIF"), "unsupported_image_format"),
+    "tiff": (encoded(RGB, "TIFF"), "unsupported_image_format"),
+    "wave": (b"RIFF\0\0\0\0WAVE", "unsupported_image_format"),
+    "junk before jpeg": (b"junk" + JPEG, "unsupported_image_format"),
+    "only a signature": (PNG[:8], "undecodable_image"),
+    "jpeg cut in half": (JPEG[: len(JPEG) // 2], "undecodable_image"),
+    "jpeg cut at the end": (JPEG[:-5], "undecodable_image"),
+    "png cut": (PNG[: len(PNG) // 2], "undecodable_image"),
+    "png without end": (PNG[:-12], "undecodable_image"),
+    "bmp signature": (b"BM", "undecodable_image"),
+    "zero size": (png_header(0, 0), "image_too_small"),
+    "1 px": (encoded(RGB.resize((1, 1)), "PNG"), "image_too_small"),
+    "thin": (png_header(1, 20_000), "image_too_small"),
+    "bomb": (png_header(30_000, 30_000), "image_too_large"),
+    "bomb for two decoders": (png_header(65_500, 65_500), "image_too_large"),
+    "bomb that Pillow only warns of": (png_header(10_000, 10_000), "image_too_large"),
+    "largest number": (png_header(2**31 - 1, 2**31 - 1), "image_too_large"),
+    "animated png": (encoded(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), "animated_image"),
+    "animated webp": (encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "animated_image"),
+}
+
+
+@pytest.mark.parametrize(("data", "code"), BAD.values(), ids=BAD)
+def test_decode_refuses_by_name(data: bytes, code: str) -> None:
+    with pytest.raises(ImageError) as refused:
+        contract.decode(data)
+    assert refused.value.code == code
+
+
+def test_limits_are_settable_and_exact() -> None:
+    data = encoded(RGB, "PNG")
+    contract.decode(data, max_bytes=len(data), max_pixels=30 * 40)
+    for limits in ({"max_bytes": len(data) - 1}, {"max_pixels": 30 * 40 - 1}):
+        with pytest.raises(ImageError):
+            contract.decode(data, **limits)
+
+
+SIZES = st.tuples(st.integers(8, 120), st.integers(8, 120))
+SEEDS = st.integers(0, 2**32 - 1)
+MODES = st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA"])
+WITH_EXIF = st.sampled_from(["JPEG", "PNG", "WEBP"])
+CHANNELS = st.sampled_from([1, 3])
+DEPTHS = st.sampled_from([1, 2, 4, 8, 16])
+COLORS = st.sampled_from([0, 2, 3, 4, 6])  # as PNG numbers them: gray, RGB, palette, gray and alpha, RGBA
+
+
+def noise(size: tuple[int, int], seed: int, channels: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=SIZES,
+    seed=SEEDS,
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA"]),
+    kind=st.sampled_from(["PNG", "WEBP", "BMP"]),
+)
+def test_decode_gives_the_pixels_that_pillow_gives_of_any_lossless_image(
+    size: tuple[int, int], seed: int, mode: str, kind: str
+) -> None:
+    image = Image.fromarray(noise(size, seed, 4), "RGBA").convert("RGB" if mode == "P" else "RGBA")
+    assume(not (kind == "BMP" and mode in ("LA", "RGBA")))
+    image = image.quantize(17) if mode == "P" else image.convert(mode)
+    data = encoded(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    assert np.array_equal(contract.decode(data), on_white(Image.open(io.BytesIO(data))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=SIZES,
+    seed=SEEDS,
+    depth=st.sampled_from([1, 2, 4, 8, 16]),
+    color=st.sampled_from([0, 2, 3, 4, 6]),
+    keyed=st.booleans(),
+)
+def test_decode_scales_every_depth_of_png_and_applies_colour_keys(
+    size: tuple[int, int], seed: int, depth: int, color: int, keyed: bool
+) -> None:
+    """Built by hand, with the pixels that the PNG specification gives them: Pillow errs on keys of shallow grays."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    assume(depth >= 8 if channels > 1 else depth <= (8 if color == 3 else 16))
+    assume(not (keyed and color in (4, 6)))
+    rng = np.random.default_rng(seed)
+    samples = rng.integers(0, 2**depth, (*size, channels), dtype=np.uint32)
+    palette = rng.integers(0, 256, (2 ** min(depth, 8), 3), dtype=np.uint8)
+    key = samples[0, 0]
+    bits_ = ((samples[..., None] >> np.arange(depth)[::-1]) & 1).astype(np.uint8).reshape(size[0], -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits_)
+    extra = chunk(b"PLTE", palette.tobytes()) if color == 3 else b""
+    if keyed:
+        one_clear = bytes(int(key[0])).replace(b"\0", b"\xff") + b"\0"
+        extra += chunk(b"tRNS", one_clear if color == 3 else struct.pack(f">{channels}H", *key))
+    header = struct.pack(">IIBBBBB", size[1], size[0], depth, color, 0, 0, 0)
+    data = SIGNATURE + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+    values = samples >> 8 if depth == 16 else samples * 255 // (2**depth - 1)
+    rgb = palette[samples[..., 0]].astype(np.uint32) if color == 3 else np.repeat(values[..., :1], 3, 2)
+    rgb = values[..., :3] if channels >= 3 else rgb
+    if channels in (2, 4):
+        alpha = values[..., -1:]
+        rgb = (rgb * alpha + 255 * (255 - alpha) + 127) // 255
+    if keyed:
+        rgb = np.where((samples == key).all(2, keepdims=True), 255, rgb)
+    difference = np.abs(contract.decode(data).astype(int) - rgb)
+    assert difference.max() <= (1 if depth == 16 else 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=SIZES,
+    seed=SEEDS,
+    orientation=st.integers(1, 8),
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP"]),
+    channels=st.sampled_from([1, 3]),
+)
+def test_all_eight_orientations_of_a_picture_are_the_same_picture(
+    size: tuple[int, int], seed: int, orientation: int, kind: str, channels: contract.Channels
+) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = encoded(Image.fromarray(noise(size, seed, 3)), kind, exif=exif, **options)
+    plain = encoded(Image.fromarray(noise(size, seed, 3)), kind, **options)
+    witness = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    upright = contract.decode(stored, channels)
+    assert upright.shape == (witness.height, witness.width, channels)
+    assert sorted(upright.ravel()) == sorted(contract.decode(plain, channels).ravel())
+    if kind != "JPEG" and channels == 3:
+        assert np.array_equal(upright, np.asarray(witness))
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=SIZES, seed=SEEDS, kind=st.sampled_from(["PNG", "BMP"]))
+def test_decoding_what_was_decoded_changes_nothing(size: tuple[int, int], seed: int, kind: str) -> None:
+    first = contract.decode(encoded(Image.fromarray(noise(size, seed, 4), "RGBA").convert("RGB"), kind))
+    assert np.array_equal(contract.decode(encoded(Image.fromarray(first), kind)), first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=SIZES,
+    target=SIZES,
+    seed=SEEDS,
+    channels=st.sampled_from([1, 3]),
+    interpolation=st.sampled_from(["area", "linear"]),
+)
+def test_fit_twice_is_fit_once_and_one_colour_stays_that_colour(
+    source: tuple[int, int], target: tuple[int, int], seed: int, channels: int, interpolation: contract.Interpolation
+) -> None:
+    fitted = contract.fit(noise(source, seed, channels), *target, interpolation)
+    assert fitted.shape == (*target, channels)
+    assert np.array_equal(contract.fit(fitted, *target, interpolation), fitted)
+    flat = np.full((*source, channels), seed % 256, np.uint8)
+    assert np.array_equal(
+        contract.fit(flat, *target, interpolation), np.full((*target, channels), seed % 256, np.uint8)
+    )
+
+
+FUZZED = {
+    "JPEG": JPEG,
+    "progressive JPEG": encoded(RGB, "JPEG", progressive=True, exif=Image.Exif()),
+    "JPEG of restarts": encoded(RGB, "JPEG", restart_marker_blocks=2),
+    "CMYK JPEG": encoded(RGB.convert("CMYK"), "JPEG"),
+    "PNG": PNG,
+    "palette PNG": encoded(RGB.quantize(16), "PNG", transparency=3),
+    "PNG of 16 bits": bytes(cv2.imencode(".png", np.dstack([SMOOTH, ALPHA]).astype(np.uint16) * 257)[1]),
+    "WebP": encoded(RGB, "WEBP"),
+    "lossless WebP": encoded(RGBA, "WEBP", lossless=True),
+    "WebP with alpha": encoded(RGBA, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"),
+    "BMP": encoded(RGB, "BMP"),
+    "palette BMP": encoded(RGB.quantize(16), "BMP"),
+}
+MUTANTS = 600
+"""Of each file: 7,200 in all."""
+
+
+def mutant(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Bits flipped, bytes set, a length or size exaggerated, a piece cut out, doubled, or of another file."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        at = rng.randrange(min(len(changed), 64) if rng.random() < 0.4 else len(changed))
+        length = rng.randrange(1, 200)
+        match rng.randrange(7):
+            case 0:
+                changed[at] ^= 1 << rng.randrange(8)
+            case 1:
+                changed[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF])
+            case 2:
+                changed[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\0\0\xff\xff"])
+            case 3:
+                del changed[at : at + length]
+            case 4:
+                changed[at:at] = changed[at : at + length]
+            case 5:
+                source = rng.randrange(len(other))
+                changed[at : at + length] = other[source : source + length]
+            case _:
+                changed = changed[: max(at, 12)]
+        if len(changed) < 4:
+            break
+    if data.startswith(PNG[:8]) and rng.random() < 0.7:
+        changed = bytearray(with_right_checksums(bytes(changed)))
+    return bytes(changed)
+
+
+def with_right_checksums(png: bytes) -> bytes:
+    """Without them every mutant of a PNG would be refused for its checksums alone."""
+    at, mended = 8, png[:8]
+    while at + 12 <= len(png):
+        length = int.from_bytes(png[at : at + 4])
+        if at + 12 + length > len(png):
+            break
+        mended += chunk(png[at + 4 : at + 8], png[at + 8 : at + 8 + length])
+        at += 12 + length
+    return mended + png[at:]
+
+
+FUZZ = """
+import json, random, resource, sys, time
+from serving import contract
+from tests import test_contract as t
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+others = list(t.FUZZED.values())
+for name, data in t.FUZZED.items():
+    rng = random.Random(name)
+    refused, slowest_s = 0, 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(t.MUTANTS):
+        changed = t.mutant(data, rng.choice(others), rng)
+        start = time.process_time()
+        try:
+            pixels = contract.decode(changed)
+            assert pixels.dtype == t.np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, pixels.shape
+        except contract.ImageError:
+            refused += 1
+        slowest_s = max(slowest_s, time.process_time() - start)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    print(json.dumps([name, refused, slowest_s, grown // 1024]))
+"""
+
+
+@pytest.mark.slow
+def test_no_mutant_of_an_image_does_more_than_be_refused() -> None:
+    """In a process of its own, so that a signal is noticed; each decoded or refused within 2 s of CPU and 300 MiB."""
+    command = [sys.executable, "-c", FUZZ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [name for name, *_ in results] == list(FUZZED)
+    for name, refused, slowest_s, mebibytes in results:
+        assert 0 < refused < MUTANTS, name
+        assert slowest_s < 2, name
+        assert mebibytes < 300, name
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    source=st.tuples(st.integers(8, 300), st.integers(8, 300), st.sampled_from([1, 3])),
+    target=st.tuples(st.integers(8, 96), st.integers(8, 96)),
+    interpolation=st.sampled_from(["area", "linear"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_fit_is_what_albumentations_resize_does(
+    source: tuple[int, int, int], target: tuple[int, int], interpolation: contract.Interpolation, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, source, dtype=np.uint8)
+    resize = A.Resize(*target, interpolation=contract.INTERPOLATION_FLAGS[interpolation])
+    assert np.array_equal(contract.fit(pixels, *target, interpolation), resize(image=pixels)["image"])
+
+
+@pytest.fixture(scope="module")
+def card(run) -> ModelCard:
+    return open_model(run / "model.onnx").card
+
+
+def test_a_card_survives_its_own_json(card: ModelCard) -> None:
+    assert ModelCard.from_json(card.to_json()) == card
+
+
+def test_a_card_is_refused_by_name(card: ModelCard) -> None:
+    value = json.loads(card.to_json())
+    faults = {
+        "version 99": value | {"contract_version": 99},
+        "classes": {name: value[name] for name in value if name != "classes"},
+        "surprise": value | {"surprise": 1},
+        "preprocessing.height": value | {"preprocessing": value["preprocessing"] | {"height": "tall"}},
+        "interpolation": value | {"preprocessing": value["preprocessing"] | {"interpolation": "cubic"}},
+        "not a JSON object": [],
+    }
+    for name, fault in faults.items():
+        with pytest.raises(CardError, match=name):
+            ModelCard.from_json(json.dumps(fault))
+    assert dataclasses.replace(card, name="other") != card

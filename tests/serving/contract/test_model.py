@@ -1,0 +1,122 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from serving.contract.card import METADATA_KEY, Golden, ModelCard
+from serving.contract.model import ModelRefused, open_model
+from tests.conftest import ROOT
+
+
+def rewritten(source: Path, target: Path, change) -> Path:
+    """A copy of a model file, its graph and card changed by `change(graph, card as JSON value)`."""
+    graph = onnx.load(source)
+    card = json.loads({entry.key: entry.value for entry in graph.metadata_props}[METADATA_KEY])
+    changed = change(graph, card)
+    onnx.helper.set_model_props(graph, {} if changed is None else {METADATA_KEY: json.dumps(changed)})
+    onnx.save(graph, target)
+    return target
+
+
+def wider_batch(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    return card
+
+
+def renamed(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+    graph.graph.node.append(onnx.helper.make_node("Identity", ["probabilities"], ["scores"]))
+    graph.graph.output[0].name = "scores"
+    return card
+
+
+def golden(card: dict, **changes: object) -> dict:
+    first, *others = card["goldens"]
+    return card | {"goldens": [first | changes, *others]}
+
+
+REFUSED = {
+    "no card": (lambda graph, card: None, "contract_version"),
+    "unknown version": (lambda graph, card: card | {"contract_version": 2}, "version 2"),
+    "another class": (lambda graph, card: card | {"classes": [*card["classes"], "more"]}, "names 4 classes"),
+    "another size": (
+        lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"height": 32}},
+        r"card says \[32, 24, 3\]",
+    ),
+    "a fixed batch": (wider_batch, "must be dynamic"),
+    "no such output": (renamed, "no output 'probabilities'"),
+    "other pixels": (lambda graph, card: golden(card, pixels="0" * 64), "golden 0: decoding and resizing"),
+    "another interpolation": (
+        lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"interpolation": "linear"}},
+        "golden 0: decoding and resizing",
+    ),
+    "other probabilities": (
+        lambda graph, card: golden(card, probabilities=[0, 0, 1]),
+        "golden 0: a probability differs",
+    ),
+    "too few probabilities": (lambda graph, card: golden(card, probabilities=[1.0]), "golden 0: holds 1"),
+    "an undecodable golden": (lambda graph, card: golden(card, image="AAAA"), "golden 0: cannot be decoded"),
+    "no goldens": (lambda graph, card: card | {"goldens": []}, "no golden example"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_model_that_is_not_what_it_says_is_refused_by_name(run: Path, tmp_path: Path, change, reason: str) -> None:
+    with pytest.raises(ModelRefused, match=reason):
+        open_model(rewritten(run / "model.onnx", tmp_path / "model.onnx", change))
+
+
+def test_unreadable_files_are_refused_by_name(run: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes((run / "model.onnx").read_bytes()[:5000])
+    for path, reason in {
+        tmp_path / "absent.onnx": "No such file",
+        tmp_path: "cannot be read",
+        damaged: "not a graph",
+    }.items():
+        with pytest.raises(ModelRefused, match=reason):
+            open_model(path)
+
+
+def test_a_missing_gpu_is_an_error_when_one_is_required(run: Path) -> None:
+    if open_model(run / "model.onnx").provider == "CUDAExecutionProvider":
+        pytest.skip("there is a GPU")
+    with pytest.raises(ModelRefused, match="GPU is required"):
+        open_model(run / "model.onnx", require_gpu=True)
+
+
+def test_goldens_are_small_and_resized_on_replay(run: Path) -> None:
+    card = open_model(run / "model.onnx").card
+    assert len(card.goldens) >= 4
+    assert sum(example.image.startswith(b"\x89PNG") for example in card.goldens) >= 4
+    assert all(len(example.image) < 40_000 for example in card.goldens)
+
+
+def test_the_answer_does_not_depend_on_the_batch_or_its_neighbours(run: Path) -> None:
+    classifier = open_model(run / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (33, 24, 24, 3), dtype=np.uint8)
+    alone = np.concatenate([classifier.predict(image[None]) for image in images])
+    for size in (2, 7, 33):
+        together = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 33, size)])
+        assert np.abs(together - alone).max() < 1e-6
+    assert np.abs(alone.sum(1) - 1).max() < 1e-6
+
+
+def test_a_golden_within_tolerance_is_accepted(run: Path, tmp_path: Path) -> None:
+    card: ModelCard = open_model(run / "model.onnx").card
+    first: Golden = card.goldens[0]
+    nudged = [value + 0.5e-4 for value in dataclasses.asdict(first)["probabilities"]]
+    path = rewritten(run / "model.onnx", tmp_path / "m.onnx", lambda graph, value: golden(value, probabilities=nudged))
+    assert open_model(path).card.goldens[0].probabilities == tuple(nudged)
+
+
+@pytest.mark.parametrize("side", ["serving.contract.model", "training.export.onnx"])
+def test_the_runtime_leaves_no_identifier_of_the_machine_and_reports_to_nobody(tmp_path: Path, side: str) -> None:
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # where it knows of CI it does neither anyway
+    subprocess.run([sys.executable, "-c", f"import {side}"], cwd=ROOT, env=variables, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]

@@ -1,0 +1,275 @@
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.contract.model import Classifier, open_model
+from serving.inference.reload import Outcome, Reloader
+from tests.conftest import serving
+from tests.serving.contract.test_model import REFUSED, rewritten
+from tests.serving.test_service import COLOURS, error, metric, picture
+
+OTHER = {"Red rash": "redness", "blue": "blueness", "green leaf": "greenness"}
+WAIT_S = 30
+
+
+@pytest.fixture(scope="module")
+def models(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models that name the same classes differently, and one that is refused."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def renamed(graph: object, card: dict) -> dict:
+        return card | {"version": "other", "classes": [OTHER[name] for name in card["classes"]]}
+
+    return {
+        "first": run / "model.onnx",
+        "other": rewritten(run / "model.onnx", folder / "other.onnx", renamed),
+        "refused": rewritten(run / "model.onnx", folder / "refused.onnx", REFUSED["other pixels"][0]),
+    }
+
+
+def publish(model: Path, link: Path) -> None:
+    """As training does: a symlink to a folder that holds the model, moved in one step."""
+    folder = link.parent / f"run-{time.monotonic_ns()}"
+    folder.mkdir()
+    shutil.copy(model, folder / "model.onnx")
+    new = link.with_name(".new")
+    new.symlink_to(folder.name)
+    new.replace(link)
+
+
+class Watched:
+    """A reloader on a real file, and what it has done."""
+
+    def __init__(self, path: Path) -> None:
+        self.serving: Classifier | None = None
+        self.outcomes: list[Outcome] = []
+        self.opened = 0
+        self.reloader = Reloader(path, self.open, self.serve, self.outcomes.append)
+
+    def open(self, path: Path) -> Classifier:
+        self.opened += 1
+        return open_model(path)
+
+    def serve(self, classifier: Classifier) -> None:
+        self.serving = classifier
+
+    @property
+    def version(self) -> str | None:
+        return self.serving and self.serving.card.version
+
+
+def test_a_moved_symlink_swaps_the_model(models: dict[str, Path], tmp_path: Path) -> None:
+    publish(models["first"], tmp_path / "latest")
+    watched = Watched(tmp_path / "latest" / "model.onnx")
+    watched.reloader.start()
+    first = watched.version
+    publish(models["other"], tmp_path / "latest")
+    watched.reloader.look()
+    assert watched.version == first, "a file is left alone until it was the same at two looks"
+    for _ in range(3):
+        watched.reloader.look()
+    assert (watched.version, watched.outcomes, watched.opened) == ("other", ["swapped"], 2)
+    publish(models["other"], tmp_path / "latest")
+    for _ in range(3):
+        watched.reloader.look()
+    assert (watched.version, watched.outcomes, watched.opened) == ("other", ["swapped", "unchanged"], 3)
+
+
+def test_a_refused_file_is_tried_once_and_the_log_says_why(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.onnx"
+    shutil.copy(models["first"], path)
+    watched = Watched(path)
+    watched.reloader.start()
+    first = watched.version
+    shutil.copy(models["refused"], path)
+    with caplog.at_level(logging.INFO, "bentoml.twinlens"):
+        for _ in range(5):
+            watched.reloader.look()
+    assert (watched.version, watched.outcomes, watched.opened) == (first, ["refused"], 2)
+    assert f"{path}: golden 0: decoding and resizing give other pixels" in caplog.text
+    assert "the one before it goes on answering" in caplog.text
+    shutil.copy(models["other"], path)
+    for _ in range(2):
+        watched.reloader.look()
+    assert (watched.version, watched.outcomes) == ("other", ["refused", "swapped"])
+
+
+def test_a_half_written_file_does_no_harm(models: dict[str, Path], tmp_path: Path) -> None:
+    path, data = tmp_path / "model.onnx", models["other"].read_bytes()
+    shutil.copy(models["first"], path)
+    watched = Watched(path)
+    watched.reloader.start()
+    with path.open("wb") as file:
+        for start in range(0, len(data), len(data) // 4):
+            file.write(data[start : start + len(data) // 4])
+            file.flush()
+            watched.reloader.look()
+    assert watched.opened == 1, "while it grows it is not even opened"
+    for _ in range(2):
+        watched.reloader.look()
+    assert (watched.version, watched.outcomes) == ("other", ["swapped"])
+
+
+def test_a_file_that_goes_and_one_that_comes_late(models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    watched = Watched(path)
+    watched.reloader.start()
+    assert watched.version is None
+    shutil.copy(models["first"], path)
+    for _ in range(2):
+        watched.reloader.look()
+    first = watched.version
+    assert first is not None
+    path.unlink()
+    for _ in range(2):
+        watched.reloader.look()
+    assert (watched.version, watched.outcomes) == (first, ["swapped"])
+
+
+def test_a_fault_that_is_no_refusal_ends_nothing(models: dict[str, Path], tmp_path: Path) -> None:
+    """Here a file whose opening needs more memory than there is."""
+    path = tmp_path / "model.onnx"
+    shutil.copy(models["first"], path)
+    outcomes: list[Outcome] = []
+
+    def out_of_memory(path: Path) -> Classifier:
+        raise MemoryError
+
+    reloader = Reloader(path, out_of_memory, lambda classifier: None, outcomes.append)
+    path.unlink()
+    reloader.start()
+    shutil.copy(models["first"], path)
+    for _ in range(3):
+        reloader.look()
+    assert outcomes == ["failed"]
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + WAIT_S
+    while not (held := holds()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return held
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    return {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_RELOAD_S": "0.2"}
+
+
+def threads(address: str) -> int:
+    """Of the worker behind this address."""
+    port = str(httpx.URL(address).port).encode()
+    [server] = [folder for folder in Path("/proc").glob("[0-9]*") if port in command(folder)]
+    [worker] = (server / "task" / server.name / "children").read_text().split()
+    return len(list(Path("/proc", worker, "task").iterdir()))
+
+
+def command(folder: Path) -> list[bytes]:
+    try:
+        return (folder / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended meanwhile
+        return []
+
+
+def test_swaps_under_load_lose_no_request_and_every_answer_is_its_models(
+    models: dict[str, Path], tmp_path: Path, home: dict[str, str], png: Callable[..., bytes]
+) -> None:
+    link = tmp_path / "latest"
+    publish(models["first"], link)
+    first = open_model(models["first"]).card.version
+    names = {first: dict(zip(COLOURS, COLOURS, strict=True)), "other": OTHER}
+    images = {label: png(picture(label)) for label in COLOURS}
+    answers: list[tuple[str, httpx.Response]] = []
+    done = threading.Event()
+
+    def post(address: str, turn: int) -> None:
+        with httpx.Client(timeout=WAIT_S) as client:
+            while not done.is_set():
+                label = list(COLOURS)[turn % 3]
+                answers.append((label, client.post(f"{address}/predict", files={"image": images[label]})))
+                turn += 1
+
+    with serving(link / "model.onnx", **home) as address:
+        clients = [threading.Thread(target=post, args=(address, turn)) for turn in range(8)]
+        for client in clients:
+            client.start()
+
+        def version() -> str:
+            return httpx.get(f"{address}/model", timeout=WAIT_S).json()["version"]
+
+        def refused() -> float:
+            text = httpx.get(f"{address}/metrics", timeout=WAIT_S).text
+            return metric(text, "twinlens_reloads_total", outcome="refused")
+
+        try:
+            assert eventually(lambda: len(answers) > 50)
+            running = threads(address)
+            for wanted in ("other", "first", "other", "first", "other"):
+                publish(models[wanted], link)
+                assert eventually(lambda wanted=wanted: version() == {"first": first}.get(wanted, wanted))
+            publish(models["refused"], link)
+            assert eventually(lambda: refused() == 1)
+            answered = len(answers)
+            assert eventually(lambda: len(answers) > answered + 50)
+            assert version() == "other"
+            assert eventually(lambda: threads(address) <= running + 2), "the threads of replaced models have ended"
+        finally:
+            done.set()
+            for client in clients:
+                client.join()
+        text = httpx.get(f"{address}/metrics").text
+    assert {reply.status_code for _, reply in answers} == {200}
+    versions = [reply.json()["model_version"] for _, reply in answers]
+    assert set(versions) == {first, "other"}
+    for (label, reply), version_ in zip(answers, versions, strict=True):
+        assert reply.json()["label"] == names[version_][label]
+    assert metric(text, "twinlens_reloads_total", outcome="swapped") == 5
+    assert metric(text, "twinlens_model_info", version="other") == 1
+    assert metric(text, "twinlens_model_info", version=first) == 0
+    assert time.time() - 120 < metric(text, "twinlens_model_loaded_timestamp_seconds") < time.time()
+
+
+def test_started_before_training_it_waits_and_becomes_ready(
+    models: dict[str, Path], tmp_path: Path, home: dict[str, str], png: Callable[..., bytes]
+) -> None:
+    link = tmp_path / "latest"
+    image = {"image": png(picture("blue"))}
+    with serving(link / "model.onnx", until="livez", **home) as address:
+        assert httpx.get(f"{address}/readyz").status_code == 503
+        for reply in (httpx.post(f"{address}/predict", files=image), httpx.get(f"{address}/model")):
+            assert (reply.status_code, error(reply)) == (503, "no_model")
+            assert int(reply.headers["retry-after"]) > 0
+        assert "twinlens_reloads_total" in httpx.get(f"{address}/metrics").text
+        publish(models["refused"], link)
+        assert eventually(lambda: 'outcome="refused"} 1.0' in httpx.get(f"{address}/metrics").text)
+        assert httpx.get(f"{address}/readyz").status_code == 503
+        publish(models["first"], link)
+        assert eventually(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        assert httpx.post(f"{address}/predict", files=image).json()["label"] == "blue"
+
+
+def test_every_worker_swaps(models: dict[str, Path], tmp_path: Path, home: dict[str, str]) -> None:
+    link = tmp_path / "latest"
+    publish(models["first"], link)
+    with serving(link / "model.onnx", TWINLENS_WORKERS="2", **home) as address:
+
+        def counted(name: str, **labels: str) -> float:
+            return metric(httpx.get(f"{address}/metrics").text, name, **labels)
+
+        def both_have_loaded() -> bool:
+            # A worker makes its file before it loads, and says 0 until it has: the least of both is 0 until then.
+            started = len(list(tmp_path.rglob("gauge_livemin_*.db"))) == 2
+            return started and counted("twinlens_model_loaded_timestamp_seconds") > 0
+
+        assert eventually(both_have_loaded)
+        publish(models["other"], link)
+        assert eventually(lambda: counted("twinlens_reloads_total", outcome="swapped") == 2)
+        assert {httpx.get(f"{address}/model").json()["version"] for _ in range(20)} == {"other"}

@@ -1,0 +1,329 @@
+import csv
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from serving.api.routes import ROUTES
+from serving.contract.model import open_model
+from tests.conftest import ROOT, free_port, serving
+from tests.serving.contract.test_model import REFUSED, rewritten
+
+COLOURS = {"Red rash": (200, 40, 40), "blue": (40, 60, 200), "green leaf": (60, 180, 60)}
+
+
+def picture(label: str, side: int = 40) -> np.ndarray:
+    return np.full((side, side, 3), COLOURS[label], np.uint8)
+
+
+def error(reply: httpx.Response) -> str:
+    """The code in the one envelope of every error; its shape is checked on the way."""
+    assert reply.headers["content-type"] == "application/json"
+    body = reply.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message", "request_id"}
+    assert body["error"]["message"]
+    assert "/" not in body["error"]["request_id"]
+    assert str(ROOT) not in reply.text
+    return body["error"]["code"]
+
+
+def test_predict_takes_a_form_or_the_raw_body(server: str, png: Callable[..., bytes]) -> None:
+    for label in COLOURS:
+        data = png(picture(label))
+        form = httpx.post(f"{server}/predict", files={"image": ("any name.xyz", data)})
+        raw = httpx.post(f"{server}/predict", content=data, headers={"Content-Type": "application/octet-stream"})
+        assert form.status_code == raw.status_code == 200
+        answer = form.json()
+        assert answer == raw.json()
+        assert answer["label"] == label
+        assert answer["confidence"] == answer["probabilities"][label] == max(answer["probabilities"].values())
+        assert set(answer["probabilities"]) == set(COLOURS)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert answer["model_version"] == httpx.get(f"{server}/model").json()["version"]
+
+
+def test_top_k(server: str, png: Callable[..., bytes]) -> None:
+    files = {"image": png(picture("blue"))}
+    assert list(httpx.post(f"{server}/predict?top_k=1", files=files).json()["probabilities"]) == ["blue"]
+    assert len(httpx.post(f"{server}/predict?top_k=99", files=files).json()["probabilities"]) == 3
+    for value in ("0", "-1", "x", "1.5", "", "²"):
+        reply = httpx.post(f"{server}/predict", params={"top_k": value}, files=files)
+        assert (reply.status_code, error(reply)) == (400, "invalid_top_k")
+
+
+def test_predict_batch_gives_a_result_or_an_error_for_each_in_order(server: str, png: Callable[..., bytes]) -> None:
+    good = [("images", png(picture(label))) for label in COLOURS]
+    reply = httpx.post(f"{server}/predict_batch", files=[good[0], ("images", b"no image"), *good[1:]])
+    assert reply.status_code == 200
+    results = reply.json()["results"]
+    assert [result.get("label") for result in results] == ["Red rash", None, "blue", "green leaf"]
+    assert results[1]["error"]["code"] == "unsupported_image_format"
+    alone = httpx.post(f"{server}/predict", files={"image": good[0][1]}).json()
+    for label, probability in alone["probabilities"].items():
+        assert results[0]["probabilities"][label] == pytest.approx(probability, abs=2e-6)
+    reply = httpx.post(f"{server}/predict_batch", files=[good[0]] * 9)
+    assert (reply.status_code, error(reply)) == (400, "too_many_files")
+
+
+JPEG = bytes(cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1])
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+BAD_REQUESTS = {
+    "no file": ({"files": {"other": JPEG}}, 400, "missing_image"),
+    "an empty form": ({"content": b"--x--\r\n", "headers": FORM}, 400, "missing_image"),
+    "no body": ({"content": b"", "headers": {"Content-Type": "image/jpeg"}}, 400, "missing_image"),
+    "no content type": ({"content": JPEG}, 415, "unsupported_media_type"),
+    "an empty file": ({"files": {"image": b""}}, 400, "empty_image"),
+    "text named .jpg": ({"files": {"image": ("a.jpg", b"hello", "image/jpeg")}}, 415, "unsupported_image_format"),
+    "a truncated JPEG": ({"files": {"image": JPEG[: len(JPEG) // 2]}}, 422, "undecodable_image"),
+    "JSON": ({"json": {"image": "/etc/hostname"}}, 415, "unsupported_media_type"),
+    "a pickle": (
+        {"content": b"cos\nsystem\n", "headers": {"Content-Type": "application/vnd.bentoml+pickle"}},
+        415,
+        "unsupported_media_type",
+    ),
+    "a text field": ({"data": {"image": "http://127.0.0.1:1/x"}, "files": {"x": b""}}, 400, "unexpected_field"),
+    "only a text field": (
+        {
+            "content": b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nfile:///etc\r\n--x--\r\n',
+            "headers": FORM,
+        },
+        400,
+        "image_must_be_file",
+    ),
+    "two files": ({"files": [("image", JPEG), ("image", JPEG)]}, 400, "too_many_files"),
+    "an unexpected field": ({"files": {"image": JPEG, "mask": JPEG}}, 400, "unexpected_field"),
+    "no boundary": (
+        {"content": b"--x--", "headers": {"Content-Type": "multipart/form-data"}},
+        400,
+        "malformed_multipart",
+    ),
+    "another boundary": ({"content": b"--y\r\n\r\n--y--", "headers": FORM}, 400, "malformed_multipart"),
+    "a form cut off": (
+        {"content": b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nab', "headers": FORM},
+        400,
+        "malformed_multipart",
+    ),
+    "a part without name": (
+        {"content": b"--x\r\nContent-Disposition: form-data\r\n\r\nab\r\n--x--\r\n", "headers": FORM},
+        400,
+        "malformed_multipart",
+    ),
+    "too many bytes": ({"files": {"image": bytes(300_000)}}, 413, "payload_too_large"),
+    "one byte too many": (
+        {"content": JPEG + bytes(200_001 - len(JPEG)), "headers": {"Content-Type": "image/jpeg"}},
+        413,
+        "payload_too_large",
+    ),
+    "gzip": ({"content": JPEG, "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
+}
+
+
+@pytest.mark.parametrize(("request_", "status", "code"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_bad_request_gets_its_code_and_hurts_nobody(
+    server: str, png: Callable[..., bytes], request_: dict[str, object], status: int, code: str
+) -> None:
+    good = {"image": png(picture("green leaf"))}
+    before = httpx.post(f"{server}/predict", files=good)
+    reply = httpx.post(f"{server}/predict", **request_)
+    assert (reply.status_code, error(reply)) == (status, code)
+    after = httpx.post(f"{server}/predict", files=good)
+    assert after.status_code == 200
+    assert after.json() == before.json()
+    assert httpx.get(f"{server}/readyz").status_code == 200
+
+
+def test_a_body_without_a_declared_length_is_counted(server: str) -> None:
+    pieces = itertools.chain([JPEG], itertools.repeat(bytes(10_000), 30))
+    reply = httpx.post(f"{server}/predict", content=pieces, headers={"Content-Type": "image/jpeg"})
+    assert (reply.status_code, error(reply)) == (413, "payload_too_large")
+
+
+def test_other_paths_and_methods_get_the_same_envelope(server: str) -> None:
+    for path in ("/nope", "/predict/", "/PREDICT", "/static_content/x", "/..%2fpredict"):
+        reply = httpx.get(f"{server}{path}")
+        assert (reply.status_code, error(reply)) == (404, "not_found")
+    for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+        reply = httpx.request(method, f"{server}/predict")
+        assert (reply.status_code, error(reply)) == (405, "method_not_allowed")
+        assert reply.headers["allow"] == "POST"
+
+
+def test_the_callers_request_id_comes_back(server: str) -> None:
+    reply = httpx.post(f"{server}/predict", json={}, headers={"X-Request-ID": "abc-1"})
+    assert reply.json()["error"]["request_id"] == reply.headers["x-request-id"] == "abc-1"
+    reply = httpx.post(f"{server}/predict", json={}, headers={"X-Request-ID": "a b<script>"})
+    assert "script" not in reply.text
+
+
+def test_docs_name_the_routes_that_exist(server: str) -> None:
+    docs = httpx.get(f"{server}/docs.json").json()
+    assert docs == yaml.safe_load((ROOT / "serving" / "api" / "static" / "openapi.yaml").read_text())
+    version = httpx.get(f"{server}/model").json()["version"]
+    for path, operations in docs["paths"].items():
+        for method in operations:
+            reply = httpx.request(method, server + path.format(name="twinlens", version=version))
+            assert reply.status_code not in (404, 405), (method, path)
+            assert str(reply.status_code) in operations[method]["responses"]
+    assert {route.path for route in ROUTES} - {"/", "/docs.json"} == set(docs["paths"])
+
+
+def test_model_is_the_card_without_its_images(server: str, run: Path) -> None:
+    card = httpx.get(f"{server}/model").json()
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert card == report["card"]
+    assert card["goldens"] == []
+
+
+def test_every_row_of_predictions_is_what_the_service_answers(server: str, run: Path, photos: Path) -> None:
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        answer = httpx.post(f"{server}/predict", files={"image": (photos / row["path"]).read_bytes()}).json()
+        assert answer["label"] == row["predicted"]
+        for label, probability in answer["probabilities"].items():
+            assert probability == pytest.approx(float(row[label]), abs=1e-4)
+
+
+def test_many_at_once_each_get_their_own_answer(server: str, png: Callable[..., bytes]) -> None:
+    labels = list(COLOURS) * 40
+    with httpx.Client() as client, ThreadPoolExecutor(16) as pool:
+        replies = pool.map(lambda label: client.post(f"{server}/predict", files={"image": png(picture(label))}), labels)
+        assert [reply.json()["label"] for reply in replies] == labels
+
+
+def metric(text: str, metric_name: str, /, **labels: str) -> float:
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    lines = (line for line in text.splitlines() if line.startswith((f"{metric_name}{{", f"{metric_name} ")))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(part in line for part in wanted))
+
+
+def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_WORKERS="2") as address:
+        for _ in range(40):  # a new connection each, so that both workers get some
+            assert httpx.post(f"{address}/predict", files={"image": png(picture("blue"))}).status_code == 200
+        httpx.post(f"{address}/predict", files={"image": b"no image"})
+        texts = [httpx.get(f"{address}/metrics").text for _ in range(6)]
+        writers = {path.stem.rsplit("_", 1)[1] for path in tmp_path.rglob("counter_*.db")}
+    assert len(writers) == 2, "both workers wrote"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "files are left"
+    for text in texts:
+        assert metric(text, "twinlens_predictions_total", label="blue") == 40
+        assert metric(text, "twinlens_confidence_count") == 40
+        assert metric(text, "twinlens_rejected_inputs_total", reason="unsupported_image_format") == 1
+        assert {stage: metric(text, "twinlens_stage_seconds_count", stage=stage) for stage in ("decode", "queue")} == {
+            "decode": 40,
+            "queue": 40,
+        }
+        assert metric(text, "twinlens_stage_seconds_sum", stage="infer") > 0
+        assert metric(text, "twinlens_batch_size_sum") == 40
+        assert metric(text, "twinlens_requests_total", route="/predict", status="200") == 40
+        card = json.loads((run / "report" / "report.json").read_text())["card"]
+        assert metric(text, "twinlens_model_info", name="tiny", version=card["version"]) == 1
+
+
+def test_without_a_setting_no_answer_abstains(server: str, png: Callable[..., bytes]) -> None:
+    doubtful = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    assert httpx.post(f"{server}/predict", files={"image": doubtful}).json()["abstained"] is False
+    [answer] = httpx.post(f"{server}/predict_batch", files={"images": doubtful}).json()["results"]
+    assert answer["abstained"] is False
+    assert metric(httpx.get(f"{server}/metrics").text, "twinlens_abstentions_total") == 0
+
+
+def test_answers_below_the_setting_abstain_and_are_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+    """The setting is one image's confidence, of which the answer's six decimals are less: it is not below itself."""
+    classifier = open_model(run / "model.onnx")
+    with (run / "predictions.csv").open(newline="") as file:
+        images = [(photos / row["path"]).read_bytes() for row in csv.DictReader(file)]
+    confidences = [float(classifier.predict(classifier.card.preprocessing(data)[np.newaxis]).max()) for data in images]
+    least = sorted(confidence for confidence in confidences if round(confidence, 6) < confidence)[1]
+    expected = [confidence < least for confidence in confidences]
+    assert 0 < sum(expected) < len(images)
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_ABSTAIN_BELOW=repr(least)) as address:
+        alone = [httpx.post(f"{address}/predict?top_k=1", files={"image": data}).json() for data in images]
+        others = [index for index, confidence in enumerate(confidences) if confidence != least]
+        batch = httpx.post(f"{address}/predict_batch", files=[("images", images[index]) for index in others])
+        card = httpx.get(f"{address}/model").json()
+        text = httpx.get(f"{address}/metrics").text
+    assert [answer["abstained"] for answer in alone] == expected
+    assert alone[confidences.index(least)]["confidence"] < least
+    assert [answer["abstained"] for answer in batch.json()["results"]] == [expected[index] for index in others]
+    assert metric(text, "twinlens_abstentions_total") == 2 * sum(expected)
+    assert metric(text, "twinlens_predictions_total") == len(images) + len(others)
+    assert card == json.loads((run / "report" / "report.json").read_text())["card"]
+
+
+def test_a_threshold_of_the_report_hands_over_what_the_report_says(run: Path, photos: Path, tmp_path: Path) -> None:
+    point = json.loads((run / "report" / "report.json").read_text())["risk_coverage"]["operating_points"][-1]
+    assert (point["at_most"], point["handed_over"], point["kept"]) == (0.5, 6, 6)
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [("images", (photos / row["path"]).read_bytes()) for row in rows]
+    below = str(point["threshold"])
+    with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_ABSTAIN_BELOW=below) as address:
+        results = httpx.post(f"{address}/predict_batch", files=files).json()["results"]
+    right = [
+        answer["label"] == row["true"] for answer, row in zip(results, rows, strict=True) if not answer["abstained"]
+    ]
+    assert len(right) == point["kept"]
+    assert sum(right) == point["kept"] * point["accuracy"]
+
+
+def start(
+    model: Path, tmp_path: Path, *, port: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Start a service that is expected to end by itself."""
+    variables = os.environ | {"TWINLENS_MODEL": str(model), "BENTOML_HOME": str(tmp_path / "home")} | environment
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port or free_port())]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_no_model_and_no_reload_names_the_path_and_the_command(tmp_path: Path) -> None:
+    done = start(tmp_path / "none.onnx", tmp_path, TWINLENS_RELOAD_S="0")
+    assert done.returncode != 0
+    assert str(tmp_path / "none.onnx") in done.stderr
+    assert "python -m training" in done.stderr
+
+
+def test_a_refused_model_ends_the_start_with_the_reason(run: Path, tmp_path: Path) -> None:
+    for name in ("no card", "unknown version", "another class", "other pixels"):
+        change, reason = REFUSED[name]
+        done = start(rewritten(run / "model.onnx", tmp_path / "model.onnx", change), tmp_path)
+        assert done.returncode != 0
+        assert "not ready" in done.stderr
+        assert reason.replace("\\", "") in done.stderr, done.stderr
+
+
+def test_a_required_gpu_that_is_absent_ends_the_start(run: Path, tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU")
+    done = start(run / "model.onnx", tmp_path, TWINLENS_REQUIRE_GPU="1")
+    assert done.returncode != 0
+    assert "a GPU is required" in done.stderr
+
+
+def test_a_setting_that_does_not_parse_ends_the_start(run: Path, tmp_path: Path) -> None:
+    done = start(run / "model.onnx", tmp_path, TWINLENS_MAX_BATCH="many")
+    assert done.returncode != 0
+    assert "TWINLENS_MAX_BATCH='many'" in done.stdout + done.stderr
+
+
+def test_a_port_in_use_ends_the_start_and_is_named(run: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = start(run / "model.onnx", tmp_path, port=port)
+    assert done.returncode != 0
+    assert f"Could not bind 127.0.0.1:{port}" in done.stdout + done.stderr

@@ -1,0 +1,56 @@
+"""What becomes of a service of which a worker is killed, in a container: never fewer workers that nobody notices."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from tests.serving.test_shutdown import started
+
+pytestmark = pytest.mark.slow
+RESPAWN_S = 30
+"""BentoML's supervisor looks every ten seconds."""
+
+
+def workers(server: "subprocess.Popen[bytes]", address: str) -> set[psutil.Process]:
+    """The supervisor's children that answer: they know the port's socket from it."""
+    port = urlsplit(address).port
+    children = psutil.Process(server.pid).children(recursive=True)
+    return {
+        child
+        for child in children
+        if any(connection.laddr and connection.laddr.port == port for connection in child.net_connections())
+    }
+
+
+def test_the_only_worker_takes_the_container_with_it(run: Path, tmp_path: Path) -> None:
+    with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", BENTOML_CONTAINERIZED="1") as (server, url):
+        [worker] = workers(server, url)
+        worker.kill()
+        assert server.wait(timeout=RESPAWN_S) != 0
+
+
+def test_one_of_several_is_replaced_and_the_others_answer_meanwhile(
+    run: Path, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    image = {"image": png(np.full((40, 40, 3), 90, np.uint8))}
+    environment = {"BENTOML_CONTAINERIZED": "1", "TWINLENS_WORKERS": "2"}
+    with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", **environment) as (server, url):
+        until = time.monotonic() + RESPAWN_S
+        while len(before := workers(server, url)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(before) == 2
+        killed = before.pop()
+        killed.kill()
+        until = time.monotonic() + RESPAWN_S
+        while len(workers(server, url) - {killed}) < 2:
+            assert time.monotonic() < until, "nobody took the dead worker's place"
+            assert httpx.post(f"{url}/predict", files=image).status_code == 200
+            time.sleep(0.1)
+        assert server.poll() is None

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.training.data.test_formats import manifest, write
+from training.data import formats
+from training.data.audit import Audit, audit
+from training.data.cache import Cache
+from training.data.splits import Leaks
+from training.report.audit import console, facts, recall_interval, warnings
+
+
+def audited(data: Path, leaks: Leaks = "drop") -> Audit:
+    return audit(formats.find(data, Cache()), Cache(), leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
+
+
+def picture(path: Path, seed: int, ending: str = "") -> Path:
+    """Smooth noise, unique to the seed, written as `path`; in the format of `ending` when one is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).normal(128, 60, (24, 24, 3))
+    pixels = np.clip(cv2.resize(coarse, (80, 80), interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
+    path.write_bytes(cv2.imencode(ending or path.suffix, pixels)[1].tobytes())
+    return path
+
+
+@pytest.fixture
+def brought(tmp_path: Path) -> Path:
+    """Two classes in three splits that the data brings: a leak, a contradiction, and files of many kinds."""
+    for number, split in enumerate(["train"] * 20 + ["val"] * 10 + ["test"] * 10):
+        picture(tmp_path / split / "ab"[number % 2] / f"{number}.png", number)
+    picture(tmp_path / "train" / "a" / "leak.jpg", 30)  # test/a/30.png, encoded anew
+    picture(tmp_path / "train" / "b" / "leak.png", 20 + 1)  # val/b/21.png
+    picture(tmp_path / "train" / "b" / "contradiction.webp", 2)  # train/a/2.png
+    picture(tmp_path / "test" / "b" / "misnamed.png", 99, ".jpg")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_what_leaks_is_found_named_and_taken_out(brought: Path) -> None:
+    found = audited(brought)
+    assert found.fault is None
+    removed = {found.keys[i]: why for i, why in found.division.removed.items()}
+    assert removed == {
+        "train/a/leak.jpg": "also in the test split",
+        "train/b/leak.png": "also in the val split",
+        "train/a/2.png": "one picture under two labels",
+        "train/b/contradiction.webp": "one picture under two labels",
+    }
+    assert len(found.leaks) == 2
+    assert len(found.contradictions) == 1
+    assert found.misnamed == {"test/b/misnamed.png": "JPEG"}
+    assert found.ignored == ["train/a/notes.txt"]
+    assert found.counts == {"a": {"train": 9, "val": 5, "test": 5}, "b": {"train": 10, "val": 5, "test": 6}}
+    said = " ".join(warnings(found))
+    assert "2 pairs of images show one picture in two splits. 2 images were taken out" in said
+    assert "1 pair of images show one picture under two labels" in said
+    assert "1 file was of another format than named" in said
+
+
+def test_warn_leaves_everything_and_says_so(brought: Path) -> None:
+    found = audited(brought, "warn")
+    assert not found.division.removed
+    assert found.counts == {"a": {"train": 11, "val": 5, "test": 5}, "b": {"train": 12, "val": 5, "test": 6}}
+    assert "the scores flatter the model" in " ".join(warnings(found))
+
+
+def test_error_names_the_images(brought: Path) -> None:
+    found = audited(brought, "error")
+    assert found.fault is not None
+    assert "2 pairs show one picture in two splits, 1 show one under two labels" in found.fault
+    assert "test/a/30.png  train/a/leak.jpg  (near)" in found.fault
+    assert "train/a/2.png  train/b/contradiction.webp  (exact)" in found.fault
+
+
+def test_a_group_in_two_splits_is_named(tmp_path: Path) -> None:
+    rows = []
+    for number in range(30):
+        path = write(tmp_path / f"{number}.png", number)
+        split = ("train", "val", "test")[number % 3]
+        group = "patient 7" if number in (3, 4) else ""
+        rows.append({"path": path.name, "label": "ab"[number // 15], "split": split, "group": group})
+    found = audited(manifest(tmp_path / "m.csv", rows))
+    assert found.parted_groups == {"patient 7": {"train": 1, "val": 1}}
+    assert [found.keys[i] for i in found.division.removed] == ["3.png"]
+    assert "1 group had images in two splits. 1 image was taken out" in " ".join(warnings(found))
+
+
+def test_splits_that_are_made_part_no_picture_so_nothing_leaks(tmp_path: Path) -> None:
+    for number in range(40):
+        picture(tmp_path / "ab"[number % 2] / f"{number}.png", number)
+        picture(tmp_path / "ab"[number % 2] / f"{number} again.jpg", number)
+    found = audited(tmp_path, "error")
+    assert len(found.duplicates.pairs) == 40
+    assert not found.leaks
+    assert found.fault is None
+    assert not list(warnings(found))[1:], "only that there are few test images"
+
+
+def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
+    for number in range(10):
+        picture(tmp_path / "a" / f"{number}.png", number)
+    (tmp_path / "a" / "empty.png").touch()
+    (tmp_path / "a" / "link.png").symlink_to("nowhere")
+    found = audited(tmp_path)
+    assert found.fault is not None
+    assert found.fault.startswith(f"{tmp_path}: 2 of 12 images cannot be read")
+    assert found.unreadable["a/empty.png"] == "the file is empty"
+    assert "left out a/link.png" in console(facts(found))
+    assert facts(found)["fault"] == found.fault
+
+
+def test_facts_hold_counts_sizes_and_pairs_by_name(brought: Path) -> None:
+    told = facts(audited(brought))
+    assert told["files"]["formats"] == {"PNG": 41, "JPEG": 2, "WEBP": 1}
+    assert told["files"]["width"] == {"min": 80, "median": 80, "max": 80}
+    assert told["duplicates"]["exact"] == 2, "PNG of the same pixels, and WebP without loss"
+    near = next(pair for pair in told["duplicates"]["pairs"] if pair["kind"] == "near")
+    assert near["images"] == ["test/a/30.png", "train/a/leak.jpg"]
+    assert near["splits"] == ["test", "train"]
+    assert near["labels"] == ["a", "a"]
+    assert {row["image"] for row in told["removed"]} >= {"train/a/leak.jpg"}
+
+
+def test_a_class_without_test_images_and_one_with_few_are_warned_of(tmp_path: Path) -> None:
+    rows = []
+    for number in range(60):
+        path = write(tmp_path / f"{number}.png", number)
+        split = ("train", "train", "val", "test")[number % 4]
+        label = "c" if number in (0, 2) else "ab"[number % 3 == 0]
+        rows.append({"path": path.name, "label": label, "split": split})
+    said = list(warnings(audited(manifest(tmp_path / "m.csv", rows))))
+    assert "The test split has no image of c: no score says anything of them." in said
+    low, high = recall_interval(5)
+    assert (low, high) == pytest.approx((0.376, 0.964), abs=1e-3), "Wilson's interval of 4 in 5"
+    assert any("of 5 images of b, a recall of 80% would mean 38% to 96%" in line for line in said)

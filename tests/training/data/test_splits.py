@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.data.splits import SPLITS, DataError, Division, Leaks, Split, complete, components, divide, fewer
+
+FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.15}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    count=st.integers(20, 400),
+    num_classes=st.integers(2, 6),
+    num_groups=st.integers(10, 300),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_whatever_the_data_no_component_is_parted_and_every_image_is_somewhere(
+    count: int, num_classes: int, num_groups: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, count)
+    groups = [f"group {number}" if number % 3 else "" for number in rng.integers(0, num_groups, count)]
+    pairs = rng.integers(0, count, size=(rng.integers(0, count // 2), 2))
+    component = components(groups, pairs)
+    assert np.array_equal(component[pairs[:, 0]], component[pairs[:, 1]])
+    for i in range(count):
+        for j in range(i):
+            if groups[i] == groups[j] != "":
+                assert component[i] == component[j]
+    names = [str(label) for label in range(num_classes)]
+    try:
+        made = complete([None] * count, labels, component, names, **FRACTIONS, seed=seed)
+    except DataError:
+        return
+    assert sorted(np.concatenate(list(made.values())).tolist()) == list(range(count))
+    owners = {split: set(component[made[split]]) for split in SPLITS}
+    assert not owners["train"] & owners["val"]
+    assert not owners["train"] & owners["test"]
+    assert not owners["val"] & owners["test"]
+    assert set(labels[made["train"]]) == set(labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_groups_the_splits_are_stratified(seed: int) -> None:
+    labels = np.repeat([0, 1, 2], [1000, 100, 20])
+    component = np.arange(len(labels))
+    made = complete([None] * len(labels), labels, component, "abc", **FRACTIONS, seed=seed)
+    assert np.bincount(labels[made["test"]]).tolist() == [150, 15, 3]
+    assert np.bincount(labels[made["val"]]).tolist() == [150, 15, 3]
+
+
+def test_what_the_data_brings_is_kept_and_its_copies_are_left_alone() -> None:
+    labels = np.arange(40) % 2
+    given_splits = ["val" if i < 10 else None for i in range(40)]
+    also_in_validation = np.array([[0, 20]])
+    made = complete(given_splits, labels, components([""] * 40, also_in_validation), "ab", **FRACTIONS, seed=0)
+    assert made["val"].tolist() == list(range(10))
+    assert 20 in made["train"]
+
+
+def test_two_images_of_a_class_train_and_test() -> None:
+    labels = np.array([0] * 20 + [1] * 2)
+    component = np.arange(22)
+    made = complete([None] * 22, labels, component, "ab", **FRACTIONS, seed=0)
+    assert np.bincount(labels[made["train"]])[1] == np.bincount(labels[made["test"]])[1] == 1
+
+
+GIVEN: list[Split] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+LABELS = np.arange(24) % 2
+NOTHING_TAKEN = {"train": [*range(12)], "val": [*range(12, 18)], "test": [*range(18, 24)]}
+
+
+def divided(pairs: list[tuple[int, int]], leaks: Leaks = "drop", groups: dict[int, str] | None = None) -> Division:
+    named = [(groups or {}).get(i, "") for i in range(24)]
+    links = np.array(pairs, np.int64).reshape(-1, 2)
+    return divide(GIVEN, LABELS, named, links, "ab", leaks=leaks, **FRACTIONS, seed=0)
+
+
+def lists(division: Division) -> dict[str, list[int]]:
+    return {split: indices.tolist() for split, indices in division.splits.items()}
+
+
+def without(*taken: int) -> dict[str, list[int]]:
+    return {split: [i for i in indices if i not in taken] for split, indices in NOTHING_TAKEN.items()}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "taken"),
+    [
+        ([], ()),
+        ([(0, 2)], ()),  # twice in one split
+        ([(0, 12)], (0,)),  # training and validation
+        ([(0, 18)], (0,)),  # training and test
+        ([(12, 18)], (12,)),  # validation and test
+        ([(0, 12), (12, 18)], (0, 12)),
+        ([(0, 2), (2, 18)], (0, 2)),  # a chain: the first shows it too
+        ([(0, 1)], (0, 1)),  # two labels in one split
+        ([(0, 19)], (0, 19)),  # two labels in two splits
+        ([(0, 2), (2, 19)], (0, 2, 19)),
+    ],
+)
+def test_what_is_in_an_evaluation_split_leaves_training_and_two_labels_leave_both(
+    pairs: list[tuple[int, int]], taken: tuple[int, ...]
+) -> None:
+    division = divided(pairs)
+    assert lists(division) == without(*taken)
+    assert tuple(division.removed) == taken
+    assert division.found_in == GIVEN
+
+
+def test_a_group_in_two_splits_leaves_training() -> None:
+    division = divided([], groups={0: "patient", 1: "patient", 18: "patient"})
+    assert lists(division) == without(0, 1)
+    assert division.removed == {0: "also in the test split", 1: "also in the test split"}
+    assert division.components[0] == division.components[1] == division.components[18]
+
+
+@pytest.mark.parametrize("leaks", ["warn", "error"])
+def test_nothing_is_taken_out_unless_asked_to(leaks: Leaks) -> None:
+    assert lists(divided([(0, 18), (1, 2)], leaks)) == NOTHING_TAKEN
+
+
+def test_a_class_that_loses_all_its_training_images_is_refused() -> None:
+    leaking = [(i, 18 + i % 6) for i in range(0, 12, 2)]
+    with pytest.raises(DataError, match="classes without a training image: a"):
+        divided(leaking)
+
+
+def test_fewer_images_are_drawn_of_each_class_those_of_five_among_those_of_twenty() -> None:
+    labels = np.repeat([0, 1, 2], [300, 40, 8])
+    indices = np.arange(0, 348, 2)
+    few, more = (fewer(indices, labels, most, 7) for most in (5, 20))
+    assert np.bincount(labels[few]).tolist() == [5, 5, 4]
+    assert np.bincount(labels[more]).tolist() == [20, 20, 4]
+    assert set(few) <= set(more) <= set(indices)
+    assert not np.array_equal(fewer(indices, labels, 5, 8), few)
+    assert np.array_equal(fewer(indices, labels, 1000, 7), indices)
+
+
+def test_only_training_has_fewer_images() -> None:
+    labels, options = np.arange(200) % 2, {"leaks": "drop", "seed": 0, **FRACTIONS}
+    alone, no_pairs = [""] * 200, np.zeros((0, 2), np.int64)
+    whole, thinned = (
+        divide([None] * 200, labels, alone, no_pairs, "ab", **options, images_per_class=most) for most in (None, 6)
+    )
+    assert np.bincount(labels[thinned.splits["train"]]).tolist() == [6, 6]
+    assert thinned.removed == {}
+    for split in ("val", "test"):
+        assert np.array_equal(whole.splits[split], thinned.splits[split])

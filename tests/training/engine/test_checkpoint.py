@@ -1,0 +1,137 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from training.engine import checkpoint
+
+
+def test_what_was_saved_is_loaded_with_weights_only(tmp_path: Path) -> None:
+    state = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3}
+    checkpoint.save(state, tmp_path / "a.pt")
+    loaded = checkpoint.load(tmp_path / "a.pt", torch.device("cpu"))
+    assert loaded["epoch"] == 3
+    assert torch.equal(loaded["model"]["weight"], state["model"]["weight"])
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save({"epoch": 1}, path)
+
+    def fail(file) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_atomically(path, fail)
+    assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
+    checkpoint.save({"model": Canary(tmp_path / "canary")}, tmp_path / "evil.pt")
+    with pytest.raises(checkpoint.CheckpointRefused, match=r"evil\.pt: not a checkpoint of tensors"):
+        checkpoint.load(tmp_path / "evil.pt", torch.device("cpu"))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_is_no_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("weights")
+    whole = (run / "checkpoints" / "best.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    checkpoint.save(torch.zeros(3), tmp_path / "tensor.pt")
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    for name in ("empty", "text", "half", "tensor", "foreign", "absent"):
+        with pytest.raises(checkpoint.CheckpointRefused, match=f"{name}.pt"):
+            checkpoint.load(tmp_path / f"{name}.pt", torch.device("cpu"))
+
+
+def test_the_checkpoints_of_a_run_say_what_they_are(run: Path) -> None:
+    for name in ("last", "best"):
+        state = checkpoint.load(run / "checkpoints" / f"{name}.pt", torch.device("cpu"))
+        learned = {"model", "weights", "averaged_steps", "optimizer", "schedule"}
+        assert set(state) == learned | {"settings", "data", "progress"}
+        settings = state["settings"]
+        assert settings["model"] == {
+            "model": "mlp",
+            "hidden": [32],
+            "activation": "relu",
+            "batch_norm": False,
+            "dropout": 0.0,
+        }
+        assert settings["classes"] == ["Red rash", "blue", "green leaf"]
+        assert settings["preprocessing"] == {"height": 24, "width": 24, "channels": 3, "interpolation": "area"}
+        assert settings["normalization"]["mode"] == "standard"
+
+
+def test_any_reader_of_checkpoints_reads_ours(run: Path) -> None:
+    path = run / "checkpoints" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["settings"]["classes"] == ["Red rash", "blue", "green leaf"]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert len(archive.comment) == 64
+
+
+def test_a_byte_that_changed_is_noticed_wherever_it_is(run: Path, tmp_path: Path) -> None:
+    whole = (run / "checkpoints" / "best.pt").read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        (tmp_path / "x.pt").write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointRefused, match="its digest does not fit"):
+            checkpoint.load(tmp_path / "x.pt", torch.device("cpu"))
+
+
+SAVING = """
+import sys
+from pathlib import Path
+import torch
+from training import checkpoint
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+while True:
+    state = {"number": number, "weight": torch.full((500_000,), float(number))}
+    checkpoint.save(state, folder / "last.pt", previous=folder / "previous.pt")
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for first in range(0, 5000, 1000):
+        saver = subprocess.Popen(
+            [sys.executable, "-c", SAVING, str(tmp_path), str(first)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert saver.stdout is not None
+        saver.stdout.readline()
+        for _ in range(10):  # stopped at a random moment, looked at as a kill would leave it, and let go on
+            time.sleep(rng.uniform(0, 0.05))
+            saver.send_signal(signal.SIGSTOP)
+            os.waitpid(saver.pid, os.WUNTRACED)
+            state = checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))
+            assert bool((state["weight"] == state["number"]).all())
+            saver.send_signal(signal.SIGCONT)
+        saver.kill()
+        saver.communicate()
+        state = checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))
+        assert first <= state["number"] < first + 1000
+        if (tmp_path / "previous.pt").exists():
+            checkpoint.load(tmp_path / "previous.pt", torch.device("cpu"))

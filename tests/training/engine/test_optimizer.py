@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.config import TrainConfig
+from training.engine import optimizer
+
+
+def config(**options: object) -> TrainConfig:
+    return TrainConfig(**options).settled(image_size=32, training_images=1000)
+
+
+def rates(steps_an_epoch: int, **options: object) -> np.ndarray:
+    """The learning rate of every step of a run as a share of --lr, as the optimizer saw it, and one step beyond."""
+    settled = config(lr=1.0, **options)
+    stepper = optimizer.make(nn.Linear(2, 2), settled)
+    schedule = optimizer.schedule(stepper, settled, steps_an_epoch)
+    seen = []
+    for _ in range(settled.epochs * steps_an_epoch + 1):
+        seen.append(stepper.param_groups[0]["lr"])
+        stepper.step()
+        schedule.step()
+    return np.array(seen)
+
+
+def test_cosine_rises_then_falls_to_zero() -> None:
+    seen = rates(10, epochs=10, warmup_epochs=2)
+    assert seen[0] == 1 / 20
+    assert seen.max() == seen[20] == 1
+    assert np.all(np.diff(seen[:20]) > 0)
+    assert np.all(np.diff(seen[20:]) < 0)
+    assert seen[60] == pytest.approx(0.5)
+    assert seen[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_step_is_a_tenth_from_half_and_a_hundredth_from_three_quarters() -> None:
+    seen = rates(4, epochs=10, schedule="step")
+    assert seen[:4].tolist() == [0.25, 0.5, 0.75, 1]
+    assert set(seen[4:20]) == {1}
+    assert seen[20:30] == pytest.approx(0.1)
+    assert seen[30:40] == pytest.approx(0.01)
+
+
+def test_constant_stays() -> None:
+    assert set(rates(5, epochs=4, schedule="constant", warmup_epochs=0)) == {1}
+
+
+def gradients(steps: int) -> list[torch.Tensor]:
+    return list(torch.randn((steps, 4, 3), generator=torch.Generator().manual_seed(1)))
+
+
+def trained(steps: int, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4, bias=False)
+    start = layer.weight.detach().clone()
+    stepper = optimizer.make(layer, config(**options))
+    for gradient in gradients(steps):
+        layer.weight.grad = gradient.clone()
+        stepper.step()
+    return start, layer.weight.detach()
+
+
+def test_sgd_is_nesterov_with_an_l2_penalty() -> None:
+    """Against torch's definition, by hand: b = 0.9 b + g, w -= lr (g + 0.9 b), with g = gradient + decay w."""
+    weight, ours = trained(3, optimizer="sgd", lr=0.1, weight_decay=0.01)
+    momentum = torch.zeros_like(weight)
+    for gradient in gradients(3):
+        gradient = gradient + 0.01 * weight
+        momentum = 0.9 * momentum + gradient
+        weight = weight - 0.1 * (gradient + 0.9 * momentum)
+    assert torch.allclose(ours, weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_adam_and_adamw_differ_in_where_the_decay_goes(name: str) -> None:
+    """First step, by hand: the moments' ratio is the gradient's sign; AdamW shrinks the weight apart from it."""
+    weight, ours = trained(1, optimizer=name, lr=0.1, weight_decay=0.5)
+    [gradient] = gradients(1)
+    expected = weight * (1 - 0.1 * 0.5) - 0.1 * gradient.sign()
+    if name == "adam":
+        expected = weight - 0.1 * (gradient + 0.5 * weight).sign()
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_only_what_learns_is_given_and_only_matrices_are_decayed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    decayed, others = optimizer.make(model, config(weight_decay=0.1)).param_groups
+    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(2, 4)]
+    assert decayed["weight_decay"] == 0.1
+    assert len(others["params"]) == 3
+    assert others["weight_decay"] == 0

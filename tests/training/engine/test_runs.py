@@ -1,0 +1,249 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from training.__main__ import main, options
+from training.config import ConfigError, TrainConfig
+from training.engine import checkpoint
+from training.engine.checkpoint import CheckpointRefused
+from training.signals import Interrupted, Interruption
+from training.train import train
+
+STEPS_AN_EPOCH = 8
+
+
+class After(Interruption):
+    """Asked to stop, as by SIGTERM, once it was looked at so many times: after each step and at the end of a block."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._looks = looks
+
+    @property
+    def number(self) -> int | None:
+        self._looks -= 1
+        return signal.SIGTERM if self._looks < 0 else None
+
+    @number.setter
+    def number(self, value: int | None) -> None:
+        pass
+
+
+def config(photos: Path, out: Path, **given: object) -> TrainConfig:
+    """Two epochs of eight steps, with everything on that draws at random."""
+    common: dict = {"width": 8, "image_size": 16, "epochs": 2, "batch_size": 8, "augment": "strong", "dropout": 0.3}
+    return TrainConfig(data=photos, out=out, **(common | {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9} | given))
+
+
+def last(run: Path) -> dict:
+    return checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
+
+
+def same(one: object, other: object) -> bool:
+    """Equal to the last bit, but for how long it took."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        assert isinstance(other, dict)
+        assert one.keys() == other.keys()
+        return all(same(one[key], other[key]) for key in one if key not in ("images_per_second", "seconds"))
+    if isinstance(one, (list, tuple)):
+        assert isinstance(other, (list, tuple))
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(config(photos, tmp_path_factory.mktemp("whole"), name="whole", workers=0))
+
+
+@pytest.mark.parametrize(
+    ("looks", "epochs", "steps", "workers"),
+    [(0, 0, 1, 0), (0, 0, 1, 2), (4, 0, 5, 0), (4, 0, 5, 2), (8, 0, 8, 0), (9, 1, 0, 0), (9, 1, 0, 2), (10, 1, 1, 2)],
+)
+def test_a_run_that_was_stopped_and_goes_on_ends_as_one_that_was_not(
+    photos: Path, tmp_path: Path, uninterrupted: Path, looks: int, epochs: int, steps: int, workers: int
+) -> None:
+    begun = config(photos, tmp_path, name="x", workers=workers)
+    with pytest.raises(Interrupted):
+        train(begun, After(looks))
+    state = last(tmp_path / "x")
+    assert (len(state["progress"]["history"]), state["progress"]["step"]) == (epochs, steps)
+    resumed = train(options("train", ["--resume", str(tmp_path / "x")]))
+    assert same(last(resumed), last(uninterrupted))
+    reports = [json.loads((run / "report" / "report.json").read_text()) for run in (resumed, uninterrupted)]
+    assert reports[0]["scores"] == reports[1]["scores"]
+    assert (resumed / "predictions.csv").read_bytes() == (uninterrupted / "predictions.csv").read_bytes()
+
+
+def test_it_goes_on_from_the_checkpoint_before_when_the_last_is_damaged(
+    photos: Path, tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted):
+        train(config(photos, tmp_path, name="x", workers=0), After(STEPS_AN_EPOCH + 3))
+    path = tmp_path / "x" / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    resumed = train(options("train", ["--resume", str(tmp_path / "x")]))
+    assert "its digest does not fit; going on from previous.pt" in capsys.readouterr().out
+    assert same(last(resumed), last(uninterrupted))
+    path.write_bytes(b"")
+    path.with_name("previous.pt").unlink()
+    shutil.rmtree(resumed / "report")
+    with pytest.raises(CheckpointRefused, match=r"last\.pt: damaged"):
+        train(options("train", ["--resume", str(resumed)]))
+
+
+def test_a_run_whose_report_is_missing_makes_just_that(uninterrupted: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "copy")
+    for left in ("model.onnx", "predictions.csv"):
+        (run / left).unlink()
+    shutil.rmtree(run / "report")
+    train(options("train", ["--resume", str(run)]))
+    assert (run / "predictions.csv").read_bytes() == (uninterrupted / "predictions.csv").read_bytes()
+    assert same(last(run), last(uninterrupted))
+    assert (tmp_path / "latest").resolve() == run
+
+
+def test_a_finished_run_is_left_alone(uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
+    assert main(["--resume", str(uninterrupted)]) == 0
+    assert "nothing to go on with" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
+
+
+def test_other_options_and_other_data_are_refused_with_both_values(photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    begun = config(data, tmp_path, name="x", workers=0)
+    with pytest.raises(Interrupted):
+        train(begun, After(2))
+    with pytest.raises(CheckpointRefused, match=r"--lr was 0.003, now it is 0.1, --ema was 0.9, now it is 0.5"):
+        options("train", ["--resume", str(tmp_path / "x"), "--lr", "0.1", "--ema", "0.5"])
+    same_again = options("train", ["--resume", str(tmp_path / "x"), "--ema", "0.9", "--workers", "1"])
+    assert same_again.workers == 1
+    shutil.copy(next(data.glob("blue/*.png")), data / "green leaf" / "new.png")
+    with pytest.raises(
+        CheckpointRefused, match=r"checkpoints holds another run: data was [0-9a-f]{64}, now it is [0-9a-f]{64}"
+    ):
+        train(same_again)
+    assert (tmp_path / "x" / "checkpoints" / "last.pt").exists(), "a refusal takes nothing away"
+
+
+def test_auto_goes_on_with_the_named_or_the_newest_unfinished_run_or_begins(photos: Path, tmp_path: Path) -> None:
+    asked = ["--out", str(tmp_path), "--resume", "auto"]
+    assert options("train", asked).name is None, "there is none, so a new one begins"
+    assert options("train", [*asked, "--name", "a"]).name == "a"
+    for name in ("a", "b"):
+        with pytest.raises(Interrupted):
+            train(config(photos, tmp_path, name=name, workers=0), After(1))
+    assert options("train", asked).name == "b"
+    assert options("train", [*asked, "--name", "a"]).name == "a"
+    assert options("train", asked).mixup == 0.4, "its own options hold"
+    (tmp_path / "b" / "report").mkdir()
+    assert options("train", asked).name == "a"
+    with pytest.raises(ConfigError, match="expected a run's folder"):
+        options("train", ["--resume", str(tmp_path / "absent")])
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "checkpoints/best.pt", "tensorboard/notes.txt", "report/a", "config.yaml"]
+)
+def test_a_new_run_takes_no_folder_that_holds_anything_but_a_run_s_beginning(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    theirs = tmp_path / "x" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    arguments = ["--data", "absent", "--out", str(tmp_path), "--name", "x"]
+    assert main(arguments) == 2
+    assert f"{tmp_path}/x/{Path(name).parts[0]}" in capsys.readouterr().err
+    if name != "config.yaml":
+        assert main([*arguments, "--resume", "auto"]) == 2, "no run to go on with is there"
+        (tmp_path / "x" / ".lock").touch()
+        assert main([*arguments, "--resume", "auto"]) == 2
+        assert main(arguments) == 2, "a run's lock does not make it a run's"
+    assert theirs.read_text() == "precious"
+
+
+def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--model", "mlp", "--epochs", "100000"]
+    first = start(arguments)
+    try:
+        assert main([*arguments, "--resume", "auto"]) == 2
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def start(arguments: list[str], epochs: int = 1) -> "subprocess.Popen[str]":
+    """A trainer as a process of its own that has been through so many epochs."""
+    command = [sys.executable, "-m", "training", *arguments]
+    trainer = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert trainer.stdout is not None
+    for line in trainer.stdout:
+        epochs -= line.startswith("epoch")
+        if not epochs:
+            return trainer
+    raise AssertionError(trainer.communicate()[1])
+
+
+def test_sigterm_saves_and_exits_143_and_auto_goes_on(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
+    arguments += ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]
+    trainer = start(arguments)
+    asked = time.monotonic()
+    trainer.terminate()
+    _, errors = trainer.communicate(timeout=25)
+    assert trainer.returncode == 143
+    assert time.monotonic() - asked < 25
+    assert "stopped by SIGTERM" in errors
+    assert "Traceback" not in errors
+    before = last(tmp_path / "x")["progress"]
+    again = start([*arguments, "--resume", "auto"], epochs=3)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=25)
+    assert again.returncode == 130
+    assert len(last(tmp_path / "x")["progress"]["history"]) > len(before["history"])
+
+
+def test_a_run_that_fails_ends_with_its_workers(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
+    trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])
+    assert trainer.stdout is not None
+    trainer.stdout.close()  # the next line that it prints is an error
+    assert trainer.wait(timeout=60) == 6
+    assert trainer.stderr is not None
+    assert "Broken pipe" in trainer.stderr.read()
+    trainer.stderr.close()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_last_step_to_the_trainer(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
+    trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])
+    os.killpg(trainer.pid, signal.SIGTERM)
+    _, errors = trainer.communicate(timeout=25)
+    assert trainer.returncode == 143
+    assert "Traceback" not in errors
+
+
+def test_a_second_signal_ends_it_at_once(photos: Path, tmp_path: Path) -> None:
+    stopping = Interruption()
+    stopping.install()
+    child = os.fork()
+    if child == 0:
+        with stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143

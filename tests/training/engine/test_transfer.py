@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving.contract.card import Normalization, Preprocessing
+from training import train
+from training.config import TrainConfig
+from training.engine import checkpoint
+from training.engine.checkpoint import CheckpointRefused
+from training.engine.transfer import transfer
+from training.models import networks
+
+CPU = torch.device("cpu")
+OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24}
+CLASSES = ("Red rash", "blue", "green leaf")
+
+
+def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: object) -> tuple[torch.nn.Sequential, dict]:
+    config = TrainConfig(**(OPTIONS | options))
+    side, channels = config.image_size, config.channels
+    preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation=config.interpolation)
+    normalization = Normalization(
+        mode=config.normalization, mean=(0.5,) * channels, std=(std,) * channels, max_pixel_value=255.0
+    )
+    model = networks.build(config, preprocessing, normalization, len(classes))
+    return model, networks.settings(config, preprocessing, normalization, classes)
+
+
+def best(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints" / "best.pt", CPU)["model"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_same_classes_take_all_weights_and_keep_their_own_normalisation(run: Path, dropout: float) -> None:
+    model, settings = fresh(dropout=dropout)
+    said = transfer(model, settings, run)
+    assert said.endswith("best.pt: 4 of 4 tensors taken")
+    theirs = [tensor for name, tensor in best(run).items() if name.startswith("1.")]
+    assert all(map(torch.equal, model[1].state_dict().values(), theirs))
+    assert model[0].scale[0].item() == pytest.approx(1 / (0.2 * 255))
+
+
+def test_other_classes_get_a_new_last_layer(run: Path) -> None:
+    model, settings = fresh(("a", "b", "c", "d", "e"))
+    head = model[1][-1].weight.detach().clone()
+    said = transfer(model, settings, run / "checkpoints" / "last.pt")
+    assert said.endswith("2 of 4 tensors taken, the last layer is new (3 classes there, 5 here)")
+    assert torch.equal(model[1][1].weight, checkpoint.load(run / "checkpoints" / "last.pt", CPU)["model"]["1.1.weight"])
+    assert torch.equal(model[1][-1].weight, head)
+    renamed, settings = fresh(("Red rash", "blue", "yellow"))
+    assert "the last layer is new" in transfer(renamed, settings, run), "as many, but others"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"hidden": (16,)}, r"hidden is \[32\] there and \[16\] here"),
+        ({"image_size": 32}, "image height is 24 there and 32 here, image width is 24 there and 32 here"),
+        ({"channels": 1}, "image channels is 3 there and 1 here"),
+        ({"activation": "tanh"}, "activation is relu there and tanh here"),
+        ({"batch_norm": True}, "batch_norm is False there and True here"),
+        ({"model": "cnn"}, "model is mlp there and cnn here"),
+        ({"normalization": "image"}, "normalization is standard there and image here"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[str, object], expected: str) -> None:
+    model, settings = fresh(**options)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointRefused, match=expected):
+        transfer(model, settings, run)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"width": 16}, "width is 8 there and 16 here$"),
+        ({"batch_norm": False}, "batch_norm is True there and False here$"),
+        ({"image_size": 64}, "image height is 24 there and 64 here"),
+        ({"interpolation": "linear"}, "image interpolation is area there and linear here$"),
+    ],
+)
+def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, object], expected: str) -> None:
+    origin, theirs = fresh(model="cnn", width=8)
+    checkpoint.save({"model": origin.state_dict(), "settings": theirs}, tmp_path / "cnn.pt")
+    model, settings = fresh(**({"model": "cnn", "width": 8} | options))
+    with pytest.raises(CheckpointRefused, match=expected):
+        transfer(model, settings, tmp_path / "cnn.pt")
+    same, settings = fresh(model="cnn", width=8)
+    transfer(same, settings, tmp_path / "cnn.pt")
+    assert all(map(torch.equal, same.state_dict().values(), origin.state_dict().values()))
+
+
+def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
+    model, settings = fresh()
+    checkpoint.save(model.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointRefused, match=r"weights\.pt: expected model and settings, found 0\.mean"):
+        transfer(model, settings, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointRefused, match=r"best\.pt: there is no such checkpoint"):
+        transfer(model, settings, tmp_path)
+
+
+def test_fine_tuning_starts_where_the_other_run_ended_and_freezing_moves_the_head_alone(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "batch_size": 16}
+    origin = train.train(TrainConfig(**common, name="origin", epochs=2))
+    for freeze in (False, True):
+        config = TrainConfig(
+            **common, name=f"tuned-{freeze}", epochs=1, init_from=origin, freeze=freeze, dropout=0.2, init="he_normal"
+        )
+        tuned, before = best(train.train(config)), best(origin)
+        assert "56 of 56 tensors taken" in capsys.readouterr().out
+        changed = {name for name, tensor in tuned.items() if not torch.equal(tensor, before[name])}
+        head = {name for name in tuned if name.split(".")[1] == "9"}
+        assert len(head) == 2
+        assert changed == head if freeze else changed > head, "neither weights nor statistics of the others"
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_no_run_behind(run: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="24 there and 16 here"):
+        train.train(TrainConfig(**(OPTIONS | {"image_size": 16}), data=photos, out=tmp_path, init_from=run))
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]

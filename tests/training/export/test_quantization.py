@@ -1,0 +1,86 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from serving.contract.model import open_model
+from tests.conftest import serving
+from training.config import TrainConfig
+from training.data import dataset as data
+from training.data.dataset import Dataset
+from training.export import quantization
+from training.train import train
+
+OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24, "val_fraction": 0.2}
+
+
+@pytest.fixture(scope="module")
+def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return data.load(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
+
+
+@pytest.fixture(scope="module")
+def int8(run: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
+    assert quantization.export(run / "model.onnx", path, dataset).published
+    return path
+
+
+def test_the_file_is_smaller_and_says_of_itself_what_it_answers(run: Path, int8: Path, dataset: Dataset) -> None:
+    fp32, quantized = open_model(run / "model.onnx"), open_model(int8)
+    assert int8.stat().st_size < 0.7 * (run / "model.onnx").stat().st_size
+    assert quantized.card.version == f"{fp32.card.version}-int8"
+    for ours, theirs in zip(quantized.card.goldens, fp32.card.goldens, strict=True):
+        assert (ours.image, ours.pixels) == (theirs.image, theirs.pixels)
+        assert ours.probabilities != theirs.probabilities
+    test = dataset.splits["test"]
+    accuracy = (quantized.predict(dataset.images[test]).argmax(1) == dataset.labels[test]).mean()
+    assert quantized.card.scores["accuracy"].value == pytest.approx(accuracy)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(int8: Path) -> None:
+    classifier = open_model(int8)
+    images = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
+    images[1:] //= 20  # as dynamic quantisation would notice: another range
+    alone = np.concatenate([classifier.predict(image[None]) for image in images])
+    assert np.abs(classifier.predict(images) - alone).max() < 1e-6
+
+
+def test_a_file_that_answers_otherwise_is_not_published(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """Scales measured on images that are all the normalisation's mean fit nothing else."""
+    images = np.array(dataset.images)
+    images[dataset.splits["train"]] = (124, 116, 104)
+    quantized = quantization.export(run / "model.onnx", tmp_path / "model.int8.onnx", replace(dataset, images=images))
+    assert quantized.agreement < quantization.AGREEMENT
+    assert not quantized.published
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_a_run_leaves_both_files_and_the_report_compares_them(photos: Path, tmp_path: Path, kind: str) -> None:
+    options = OPTIONS | {"model": kind, "width": 8, "epochs": 3, "augment": "none", "val_fraction": 0.4}
+    config = TrainConfig(data=photos, out=tmp_path, name="x", quantize="int8", **options)
+    run = train(config)
+    facts = json.loads((run / "report" / "report.json").read_text())["quantized"]
+    assert facts["published"] == (run / "model.int8.onnx").exists() == (facts["agreement"] >= 0.99)
+    low, high = facts["intervals"]["accuracy"]
+    assert low <= facts["scores"]["accuracy"] <= high
+    assert facts["speed"] > 0
+    classifier = open_model(run / "model.int8.onnx")
+    dataset = data.load(config)
+    val = dataset.splits["val"]
+    sets = classifier.card.calibration.prediction_sets(classifier.predict(dataset.images[val]))
+    assert sets[np.arange(len(val)), dataset.labels[val]].mean() >= 0.9, "the threshold was fitted on its own answers"
+    for name in ("report.md", "report.html"):
+        assert "In eight bits" in (run / "report" / name).read_text()
+
+
+def test_it_is_served(int8: Path, dataset: Dataset, photos: Path, tmp_path: Path) -> None:
+    key = dataset.keys[dataset.splits["test"][0]]
+    with serving(int8, BENTOML_HOME=str(tmp_path)) as address:
+        answer = httpx.post(f"{address}/predict", files={"image": (photos / key).read_bytes()}).json()
+    assert answer["model_version"].endswith("-int8")
+    assert answer["label"] == dataset.classes[dataset.labels[dataset.splits["test"][0]]]

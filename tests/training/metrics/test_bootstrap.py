@@ -1,0 +1,162 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
+
+from training.metrics import bootstrap
+from training.metrics.classification import score
+
+CLASSES = ("a", "b", "c")
+
+
+def split(seed: int, images: int, signal: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, images, p=[0.6, 0.3, 0.1])
+    logits = rng.normal(size=(images, 3)) + signal * np.eye(3)[labels]
+    return labels, softmax(logits, axis=1).astype(np.float32)
+
+
+def test_intervals_hold_the_scores_and_shrink_with_the_root_of_the_images() -> None:
+    widths = []
+    for images in (100, 1600):
+        labels, probabilities = split(0, images)
+        found = bootstrap.bootstrap(labels, probabilities, np.arange(images), CLASSES)
+        scores = score(labels, probabilities, CLASSES)
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
+            low, high = getattr(found, name)
+            assert low <= getattr(scores, name) <= high
+        for scored in scores.by_class:
+            low, high = found.recall[scored.name]
+            assert low <= scored.recall <= high
+        widths.append(found.accuracy[1] - found.accuracy[0])
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
+
+
+def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() -> None:
+    labels, probabilities = split(123, 200_000)
+    truth = (probabilities.argmax(1) == labels).mean()
+    held = []
+    for seed in range(100):
+        labels, probabilities = split(seed, 200)
+        low, high = bootstrap.bootstrap(labels, probabilities, np.arange(200), CLASSES).accuracy
+        held.append(low <= truth <= high)
+    assert 0.89 <= np.mean(held) <= 0.99
+
+
+def test_no_mistake_among_few_images_is_not_certainty() -> None:
+    labels = np.repeat([0, 1, 2], [200, 62, 4])
+    probabilities = np.eye(3, dtype=np.float32)[labels]
+    found = bootstrap.bootstrap(labels, probabilities, np.arange(266), CLASSES)
+    assert found.accuracy == (pytest.approx(0.986, abs=0.001), 1.0)
+    assert found.recall["c"] == (pytest.approx(0.510, abs=0.001), 1.0)
+    copies = np.repeat(np.arange(266), 10)
+    grouped = bootstrap.bootstrap(labels[copies], probabilities[copies], copies, CLASSES)
+    assert grouped.accuracy == pytest.approx(found.accuracy)
+
+
+def test_images_of_one_group_count_as_one_draw() -> None:
+    labels, probabilities = split(0, 300)
+    copies = np.repeat(np.arange(300), 8)
+    alone = bootstrap.bootstrap(labels, probabilities, np.arange(300), CLASSES).accuracy
+    grouped = bootstrap.bootstrap(labels[copies], probabilities[copies], copies, CLASSES).accuracy
+    naive = bootstrap.bootstrap(labels[copies], probabilities[copies], np.arange(len(copies)), CLASSES).accuracy
+    assert grouped[1] - grouped[0] == pytest.approx(alone[1] - alone[0], rel=0.1)
+    assert naive[1] - naive[0] < 0.5 * (grouped[1] - grouped[0])
+
+
+def test_weighted_areas_are_those_of_scikit_learn_with_ties() -> None:
+    labels, probabilities = split(0, 150)
+    coarse = np.round(probabilities, 1)
+    weights = np.random.default_rng(0).integers(0, 4, (5, 150)).astype(np.float64)
+    areas = bootstrap._roc_auc(labels, coarse, weights)
+    for row, drawn in zip(areas, weights, strict=True):
+        for label in range(3):
+            expected = roc_auc_score(labels == label, coarse[:, label], sample_weight=drawn)
+            assert row[label] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_that_is_absent_has_no_interval() -> None:
+    labels, probabilities = split(0, 200)
+    kept = labels != 2
+    found = bootstrap.bootstrap(labels[kept], probabilities[kept], np.arange(kept.sum()), CLASSES)
+    assert found.recall["c"] is None
+    assert found.roc_auc is not None
+    assert (probabilities[kept].argmax(1) == 2).any()
+    assert found.precision["c"] is None, "a share of no image would be 0 for whatever model"
+    everything_a = np.tile(np.float32([0.8, 0.1, 0.1]), (kept.sum(), 1))
+    assert bootstrap.bootstrap(labels[kept], everything_a, np.arange(kept.sum()), CLASSES).precision["b"] is None
+
+
+def test_ten_thousand_images_take_seconds() -> None:
+    labels, probabilities = split(0, 10_000)
+    found = bootstrap.bootstrap(labels, probabilities, np.arange(10_000), CLASSES)
+    assert found.accuracy[1] - found.accuracy[0] < 0.02
+
+
+NAMES = [field.name for field in dataclasses.fields(bootstrap.Differences)]
+
+
+def rivals(seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One model and another that sees the same signal and noise, but a little more of noise of its own."""
+    labels, first = split(seed, images)
+    noise = np.random.default_rng(10_000 + seed).normal(scale=0.7, size=first.shape)
+    return labels, first, softmax(np.log(first) + noise, axis=1).astype(np.float32)
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    labels, probabilities = split(0, 200)
+    found = bootstrap.paired(labels, probabilities, probabilities.copy(), np.arange(200))
+    assert [getattr(found, name) for name in NAMES] == [(0.0, 0.0)] * 5
+
+
+def test_the_difference_changes_its_sign_with_the_order() -> None:
+    labels, first, second = rivals(0, 300)
+    there = bootstrap.paired(labels, first, second, np.arange(300))
+    back = bootstrap.paired(labels, second, first, np.arange(300))
+    for name in NAMES:
+        low, high = getattr(there, name)
+        assert getattr(back, name) == pytest.approx((-high, -low))
+
+
+def test_pairs_of_models_that_fail_on_the_same_images_are_told_apart_by_fewer_images() -> None:
+    labels, first, second = rivals(0, 400)
+    alone = [bootstrap.bootstrap(labels, model, np.arange(400), CLASSES) for model in (first, second)]
+    found = bootstrap.paired(labels, first, second, np.arange(400))
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
+        low, high = getattr(found, name)
+        unpaired = np.hypot(*(np.ptp(getattr(model, name)) for model in alone))
+        assert high - low < 0.75 * unpaired, name
+
+
+def test_the_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says() -> None:
+    labels, first, second = rivals(123, 200_000)
+    scores = [score(labels, model, CLASSES) for model in (first, second)]
+    truth = {name: getattr(scores[1], name) - getattr(scores[0], name) for name in NAMES}
+    assert truth["accuracy"] < -0.01
+    held = []
+    for seed in range(100):
+        labels, first, second = rivals(seed, 200)
+        found = bootstrap.paired(labels, first, second, np.arange(200))
+        held.append([getattr(found, name)[0] <= truth[name] <= getattr(found, name)[1] for name in NAMES])
+    shares = np.mean(held, axis=0)
+    assert (shares >= 0.88).all()
+    assert (shares <= 0.99).all()
+
+
+def test_pairs_too_are_drawn_by_group() -> None:
+    labels, first, second = rivals(0, 300)
+    copies = np.repeat(np.arange(300), 8)
+    alone = bootstrap.paired(labels, first, second, np.arange(300))
+    grouped = bootstrap.paired(labels[copies], first[copies], second[copies], copies)
+    for name in NAMES:
+        assert np.ptp(getattr(grouped, name)) == pytest.approx(np.ptp(getattr(alone, name)), rel=0.1)
+
+
+def test_one_class_alone_has_no_difference_of_roc_auc() -> None:
+    labels, first, second = rivals(0, 100)
+    kept = labels == 0
+    found = bootstrap.paired(labels[kept], first[kept], second[kept], np.arange(kept.sum()))
+    assert found.roc_auc is None
+    assert np.isfinite(found.log_loss).all()

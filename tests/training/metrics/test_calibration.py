@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from serving.contract.card import Calibration
+from training.metrics import calibration
+from training.metrics.classification import brier_score, expected_calibration_error
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def synthetic(seed: int, images: int, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn from the softmax of known logits, and those logits times `sharpness`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2, size=(images, len(CLASSES)))
+    cumulative = softmax(logits, axis=1).cumsum(1)
+    labels = (rng.random((images, 1)) > cumulative).sum(1)
+    return np.minimum(labels, len(CLASSES) - 1), (logits * sharpness).astype(np.float32)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+def test_the_temperature_undoes_over_and_underconfidence(sharpness: float) -> None:
+    labels, logits = synthetic(0, 20_000, sharpness)
+    temperature = calibration.fit_temperature(labels, logits)
+    assert temperature == pytest.approx(sharpness, rel=0.05)
+    before = expected_calibration_error(labels, softmax(logits, axis=1))
+    after = expected_calibration_error(labels, softmax(logits / np.float32(temperature), axis=1))
+    assert after < 0.02
+    assert after <= before + 0.005
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_temperature_never_changes_a_label(seed: int) -> None:
+    labels, logits = synthetic(seed, 100, sharpness=3)
+    temperature = np.float32(calibration.fit_temperature(labels, logits))
+    assert np.array_equal(softmax(logits, axis=1).argmax(1), softmax(logits / temperature, axis=1).argmax(1))
+
+
+def test_a_split_without_a_mistake_does_not_make_every_answer_certain() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    logits = (10 * np.eye(4)[labels] + rng.normal(size=(200, 4))).astype(np.float32)
+    temperature = np.float32(calibration.fit_temperature(labels, logits))
+    doubt = 1 - softmax(logits / temperature, axis=1).max(1).mean()
+    assert doubt == pytest.approx(1 / 201, rel=0.5)
+
+
+def test_sets_hold_the_true_class_as_often_as_they_say() -> None:
+    shares = []
+    for seed in range(200):
+        labels, logits = synthetic(seed, 400)
+        fitted = calibration.fit(labels[:200], logits[:200], level=0.9)
+        probabilities = softmax(logits[200:] / np.float32(fitted.temperature), axis=1)
+        measured = calibration.coverage(labels[200:], probabilities, fitted, CLASSES)
+        assert measured is not None
+        assert 1 <= measured.mean_size <= len(CLASSES)
+        shares.append(measured.coverage)
+    assert 0.88 <= np.mean(shares) <= 0.92
+
+
+def test_a_set_is_never_empty_and_grows_with_its_level() -> None:
+    labels, logits = synthetic(0, 2000)
+    probabilities = softmax(logits, axis=1)
+    sizes = []
+    for level in (0.5, 0.8, 0.9, 0.99):
+        threshold = calibration.fit_threshold(labels, probabilities, level)
+        sets = Calibration(temperature=1.0, level=level, threshold=threshold).prediction_sets(probabilities)
+        assert sets.any(1).all()
+        sizes.append(sets.sum())
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+def test_too_few_images_calibrate_nothing() -> None:
+    labels, logits = synthetic(0, 29, sharpness=4)
+    assert calibration.fit(labels, logits, 0.9) == Calibration(temperature=1.0, level=0.9, threshold=None)
+    labels, logits = synthetic(0, 40)
+    assert calibration.fit(labels, logits, 0.99).threshold is None, "40 images cannot promise 99 %"
+
+
+def test_certain_answers_stay_finite() -> None:
+    logits = np.float32([[200.0, -200.0], [-200.0, 200.0]] * 20)
+    labels = np.array([0, 1] * 20)
+    right = calibration.fit(labels, logits, 0.9)
+    wrong = calibration.fit(1 - labels, logits, 0.9)
+    assert np.isfinite([right.temperature, right.threshold, wrong.temperature, wrong.threshold]).all()
+    assert wrong.temperature > 19
+
+
+def test_hand_worked_scores() -> None:
+    labels = np.array([0, 0, 1, 1])
+    probabilities = np.float32([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.2, 0.8]])
+    assert brier_score(labels, probabilities) == pytest.approx((3 * 2 * 0.2**2 + 2 * 0.8**2) / 4)
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(0.05)  # 80 % sure, 75 % right

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from tests.training.metrics.test_bootstrap import CLASSES, rivals
+from training.metrics.classification import score
+from training.metrics.comparison import compare, mcnemar
+
+
+def compared(labels: np.ndarray, a: np.ndarray, b: np.ndarray):
+    scores = (score(labels, a, CLASSES), score(labels, b, CLASSES))
+    return compare(labels, (a, b), scores, np.arange(len(labels)))
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(1, 9) == mcnemar(9, 1) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(0, 5) == pytest.approx(2 / 2**5)
+    assert mcnemar(7, 7) == 1
+    assert mcnemar(0, 0) == 1, "no image decides anything"
+
+
+def test_who_is_right_where_the_labels_differ() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    a = np.float32([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0]])
+    b = np.float32([[0.8, 0.1, 0.1], [0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [0.9, 0.1, 0]])
+    found = compared(labels, a, b)
+    assert (found.labels_differ, found.only_a_right, found.only_b_right, found.both_wrong) == (3, 1, 1, 1)
+    assert found.disagreements.tolist() == [1, 2, 3], "by confidence: 1.6, 1.5 and 1.4"
+    assert found.tally == (
+        "Their labels differ on 3 images: only A is right on 1, only B on 1, neither on 1; McNemar's exact p = 1."
+    )
+
+
+def test_a_model_against_itself_is_undecided() -> None:
+    labels, a, _ = rivals(0, 100)
+    found = compared(labels, a, a.copy())
+    for difference in found.differences.values():
+        assert (difference.value, difference.interval, difference.better) == (0.0, (0.0, 0.0), None)
+    assert (found.labels_differ, len(found.disagreements), found.p_value) == (0, 0, 1.0)
+    assert found.verdict.startswith("The evidence does not decide which is better")
+    assert found.tally == "Both give every image the same label."
+
+
+def test_the_better_one_is_named_whichever_letter_it_has_and_less_log_loss_is_better() -> None:
+    labels, better, worse = rivals(0, 3000)
+    for letter, a, b in (("A", better, worse), ("B", worse, better)):
+        found = compared(labels, a, b)
+        assert {difference.better for difference in found.differences.values()} == {letter}
+        assert (
+            found.differences["accuracy"].value
+            == score(labels, b, CLASSES).accuracy - score(labels, a, CLASSES).accuracy
+        )
+        assert found.verdict == f"{letter} is better in accuracy, balanced accuracy, macro F1, ROC AUC and log loss."
+        assert found.p_value < 1e-6
+
+
+def test_what_is_not_decided_is_said_and_what_is_undefined_is_not() -> None:
+    labels, a, _ = rivals(0, 100)
+    doubtful = np.sqrt(a) / np.sqrt(a).sum(1, keepdims=True)
+    found = compared(labels, a, doubtful)
+    assert found.differences["log_loss"].better == "A"
+    assert found.verdict == (
+        "A is better in log loss. The evidence does not decide on accuracy, balanced accuracy, macro F1 and ROC AUC: "
+        "the interval contains zero."
+    )
+    alone = labels == 0
+    found = compared(labels[alone], a[alone], doubtful[alone])
+    assert found.differences["roc_auc"].value is found.differences["roc_auc"].interval is None
+    assert "ROC AUC" not in found.verdict

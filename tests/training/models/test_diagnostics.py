@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from serving.contract.card import Normalization, Preprocessing
+from training.config import TrainConfig
+from training.models.diagnostics import VALUES_AT_MOST, at_start, observe
+from training.models.networks import Normalize, build
+
+SPEC = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+
+
+def test_units_that_never_answer_are_dead() -> None:
+    layer, maps = nn.Linear(8 * 16 * 16, 10), nn.Conv2d(3, 8, 3, padding=1)
+    with torch.no_grad():
+        layer.bias[:4] = -1e6
+        maps.bias[:2] = -1e6
+    model = nn.Sequential(
+        Normalize(SPEC), nn.Sequential(maps, nn.ReLU(), nn.Flatten(), layer, nn.ReLU(), nn.Linear(10, 2), nn.Tanh())
+    )
+    of_maps, of_units, of_tanh = observe(model, IMAGES)
+    assert [seen.layer for seen in (of_maps, of_units, of_tanh)] == ["1.1", "1.4", "1.6"]
+    assert of_maps.dead == pytest.approx(2 / 8)
+    assert of_units.dead == pytest.approx(4 / 10)
+    assert of_tanh.dead is None
+    assert len(of_units.values) == 640
+    assert 0 < len(of_maps.values) <= VALUES_AT_MOST
+    assert np.mean(of_maps.values == 0) > 2 / 8
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("mlp", 2), ("cnn", 7)])
+def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(kind: str, expected: int) -> None:
+    model = build(
+        TrainConfig(model=kind, width=8), Preprocessing(height=16, width=16, channels=3, interpolation="area"), SPEC, 3
+    ).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    seen = observe(model, IMAGES)
+    assert len({one.layer for one in seen}) == len(seen) == expected
+    assert all(0 <= one.dead < 1 for one in seen)
+    assert not any(layer._forward_hooks for layer in model.modules())
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state()), "a run that is observed is the run that is not"
+
+
+def test_signal_and_gradient_before_the_first_step_and_the_network_stays_as_it_was() -> None:
+    """A chain of linear layers, by hand: variances multiply forwards, gradients backwards."""
+    torch.manual_seed(0)
+    linear = [nn.Linear(3 * 16 * 16, 200), nn.Linear(200, 200), nn.Linear(200, 4)]
+    for layer, scale in zip(linear, (1.0, 3.0, 1.0), strict=True):
+        nn.init.normal_(layer.weight, std=scale / layer.in_features**0.5)
+        nn.init.zeros_(layer.bias)
+    model = nn.Sequential(Normalize(SPEC), nn.Sequential(nn.Flatten(), *linear)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator, labels = torch.get_rng_state(), np.arange(len(IMAGES)) % 4
+    first, second, third = at_start(model, IMAGES, labels)
+    assert [one.layer for one in (first, second, third)] == ["1.1", "1.2", "1.3"]
+    assert second.output_variance / first.output_variance == pytest.approx(9, rel=0.4)
+    assert first.gradient_variance / second.gradient_variance == pytest.approx(9, rel=0.4)
+    logits = model(torch.from_numpy(IMAGES))
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    assert third.weight_gradient_norm == pytest.approx(linear[2].weight.grad.norm().item(), rel=1e-5)
+    assert third.output_variance == pytest.approx(logits.var().item(), rel=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+    assert not model.training
+    with torch.no_grad():
+        linear[1].weight *= 1e30
+    assert at_start(model, IMAGES, labels)[2].output_variance is None

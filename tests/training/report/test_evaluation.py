@@ -1,0 +1,83 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.contract.model import open_model
+from tests.training.report.test_run import References
+from training import evaluate
+from training.data.cache import Cache
+from training.data.formats import find
+from training.report import html as page
+from training.report.evaluation import Answered, Evaluation, summary, write
+
+
+@pytest.fixture(scope="module")
+def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Results of one model, and of the same model against one that answers a third of the images the other way."""
+    classifier = open_model(run / "model.onnx")
+    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
+    images.unreadable["broken <b>.png"] = "cut off"
+    answers = evaluate.answer(classifier, images, np.arange(90))
+    other = answers.copy()
+    other[::3] = other[::3, ::-1]
+    models = [Answered(classifier=classifier, probabilities=probabilities) for probabilities in (answers, other)]
+    found = []
+    for count in (1, 2):
+        found.append(tmp_path_factory.mktemp("evaluation"))
+        write(
+            Evaluation(
+                images=images,
+                split="all images",
+                reason="as asked",
+                indices=np.arange(90),
+                warnings=["a <i>warning"],
+                models=models[:count],
+            ),
+            found[-1],
+        )
+    return found[0], found[1]
+
+
+def test_the_pages_open_offline_and_say_what_there_is_to_say(folders: tuple[Path, Path]) -> None:
+    one, two = ((folder / "evaluation.html").read_text() for folder in folders)
+    for text in (one, two):
+        references = References()
+        references.feed(text)
+        assert references.found
+        assert all(reference.startswith("data:") for reference in references.found)
+        assert not {"script", "i"} & set(references.tags)
+        assert "a &lt;i&gt;warning." in text
+        assert "1 unreadable image was left out" in text
+        assert "Not one image was answered wrongly" in text
+        assert len(text) < 3_000_000
+    assert "A against B" not in one
+    assert "A is better in accuracy, balanced accuracy, macro F1, ROC AUC and log loss." in two
+    differing = json.loads((folders[1] / "evaluation.json").read_text())["comparison"]["labels_differ"]
+    assert f"Their labels differ on {differing} images: only A is right on {differing}, only B on 0" in two
+    assert two.count("<figure>") == min(differing, 24)
+
+
+def test_names_cannot_write_html(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        text = (folder / "evaluation.json").read_text().replace("green leaf", "<script>").replace(".png", "<script>")
+        pictures = {"confusion": "", "reliability": ""}
+        filled = page.render(
+            "evaluation.html.jinja", **json.loads(text), pictures=pictures, mistakes=[], disputed=["x"]
+        )
+        assert "&lt;script&gt;" in filled
+        assert "<script>" not in filled
+
+
+def test_the_summary_says_scores_and_places(folders: tuple[Path, Path]) -> None:
+    one, two = map(summary, folders)
+    assert re.search(r"accuracy +1\.0000   0\.9\d\d to 1\.000", one)
+    assert re.search(r"log loss +0\.\d{4}\n", one)
+    assert re.search(r" A +B +B - A   95 % interval of B - A\n", two)
+    assert re.search(r"\naccuracy +1\.0000 +0\.\d{4} +-0\.\d{4}   -0\.\d{3} to -0\.\d{3}\n", two)
+    assert "McNemar" in two
+    for folder, text in zip(folders, (one, two), strict=True):
+        for name in ("evaluation.html", "evaluation.json", "predictions.csv"):
+            assert str(folder / name) in text

@@ -1,0 +1,63 @@
+import pytest
+
+from training.engine.progress import Epoch
+from training.study.measures import best, epochs_to, epochs_to_share, in_time
+
+
+def epochs(*scores: float | None, seconds: float = 2.0) -> list[Epoch]:
+    """A history with these validation scores."""
+    lines, highest = [], -1.0
+    for number, score in enumerate(scores, 1):
+        lines.append(
+            Epoch(
+                epoch=number,
+                train_loss=1 / number,
+                train_accuracy=0.5,
+                val_loss=1.0,
+                val_accuracy=0.5,
+                val_balanced_accuracy=0.5,
+                val_score=score,
+                lr=0.1,
+                gradient_norm_mean=1.0,
+                gradient_norm_max=1.0,
+                loss_variance=0.1,
+                images_per_second=1.0,
+                seconds=seconds,
+                best=(score or 0.0) > highest,
+            )
+        )
+        highest = max(highest, score or 0.0)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((0.5, 0.9, 1.0), 2.5),  # 0.95 lies half way between the second and the third
+        ((0.95, 0.96, 1.0), 1.0),
+        ((0.0, 1.0, 0.5, 1.0), 1.95),  # the first time counts
+        ((0.1, 0.1, 0.1), None),  # a tenth is what guessing gives
+        ((0.5, None, 0.6), None),
+        ((), None),
+    ],
+)
+def test_epochs_to_95_percent_of_the_final_score(scores: tuple[float | None, ...], expected: float | None) -> None:
+    found = epochs_to_share(epochs(*scores), classes=10)
+    assert found == (expected if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [((0.5, 0.7, 0.9), 2.5), ((0.9, 0.1), 1.0), ((0.5, 0.7), None), ((0.5, None, 0.9), None), ((), None)],
+)
+def test_epochs_to_a_score_that_runs_have_in_common(scores: tuple[float | None, ...], expected: float | None) -> None:
+    assert epochs_to(0.8, epochs(*scores)) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_score_is_that_of_the_exported_weights_also_within_a_time() -> None:
+    history = epochs(0.3, 0.8, 0.6)
+    assert best(history) == 0.8
+    assert in_time(history, 2.0) == 0.3
+    assert in_time(history, 3.9) == 0.3
+    assert in_time(history, 100.0) == 0.8
+    assert in_time(history, 1.0) is None

@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.study.test_measures import epochs
+from training.engine import history
+from training.engine.history import History
+from training.models.diagnostics import AtStart
+from training.study import spec as grid
+from training.study.results import collect
+from training.study.spec import Study
+
+QUESTION = """
+axes: {network: {slow: {model: cnn}, quick: {model: mlp}, tiny: {model: mlp, hidden: [2]}}}
+seeds: 1
+"""
+IN_TIME = "questions: [{ask: '?', measure: val_score_in_equal_time, axis: network, compare: [slow, quick]}]"
+START = AtStart(layer="1.1", output_variance=1.0, gradient_variance=1.0, weight_gradient_norm=1.0)
+SECONDS = {"slow": 4.0, "quick": 3.0, "tiny": 0.1}
+
+
+def made(text: str, folder: Path) -> dict[str, dict[str, float | None]]:
+    """The values of three runs of three epochs, of 4, 3 and 0.1 s each."""
+    (folder / "grid.yaml").write_text(text)
+    study: Study = grid.read(folder / "grid.yaml")
+    for cell, scores in zip(study.cells(), [(0.5, 0.7, 0.9), (0.2, 0.5, 0.6), (0.1, 0.1, 0.1)], strict=True):
+        run = folder / "runs" / cell.name
+        (run / "report").mkdir(parents=True)
+        split = {"accuracy": 0.5, "balanced_accuracy": 0.5}
+        (run / "report" / "report.json").write_text(
+            json.dumps({"scores": dict.fromkeys(("train", "val", "test"), split)})
+        )
+        seen = epochs(*scores, seconds=SECONDS[cell.levels["network"]])
+        history.write(run, History(classes=3, parameters=1, steps_an_epoch=1, at_start=[START] * 2, epochs=seen))
+    return {result.cell.levels["network"]: result.values for result in collect(study, [folder])}
+
+
+def test_equal_time_is_that_of_the_quicker_one_of_those_that_are_compared(tmp_path: Path) -> None:
+    values = made(QUESTION + IN_TIME, tmp_path)
+    scores = {level: of["val_score_in_equal_time"] for level, of in values.items()}
+    assert scores == {"slow": 0.7, "quick": 0.6, "tiny": 0.1}, "9 seconds, which the slow one uses for two epochs"
+
+
+def test_where_no_question_says_who_is_compared_equal_time_is_that_of_the_quickest(tmp_path: Path) -> None:
+    values = made(QUESTION, tmp_path)
+    assert values["slow"]["val_score_in_equal_time"] is None
+
+
+def test_a_run_that_learns_nothing_does_not_learn_soonest(tmp_path: Path) -> None:
+    """95 % of a final score that is no better than the first is reached at once; of the median run's, never."""
+    values = made(QUESTION, tmp_path)
+    assert values["tiny"]["epochs_to_common"] is None
+    assert values["quick"]["epochs_to_common"] == pytest.approx(2.7)
+    assert values["slow"]["epochs_to_common"] == pytest.approx(1.35)

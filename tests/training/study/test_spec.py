@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from training.config import ConfigError
+from training.study import spec as grid
+from training.study.command import STUDIES
+
+TEXT = """
+base: {model: mlp, hidden: [8]}
+axes:
+  activation: [relu, tanh]
+  network:
+    plain: {}
+    normalised: {batch_norm: true}
+seeds: 2
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_combination_with_every_seed_once_and_named_by_what_differs(tmp_path: Path) -> None:
+    study = grid.read(write(tmp_path, TEXT))
+    cells = study.cells()
+    assert len({cell.name for cell in cells}) == len(cells) == 2 * 2 * 2
+    assert cells[0].name == "activation=relu,network=plain,seed=0"
+    assert cells[0].options == {"model": "mlp", "hidden": (8,), "activation": "relu"}
+    assert cells[-1].options == {"model": "mlp", "hidden": (8,), "activation": "tanh", "batch_norm": True}
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4, "what is made first can be compared"
+    assert [(question.axis, question.measure) for question in study.questions] == [
+        ("activation", "val_score"),
+        ("network", "val_score"),
+    ]
+
+
+def test_options_told_later_are_shared_and_those_of_an_axis_win(tmp_path: Path) -> None:
+    cells = grid.read(write(tmp_path, TEXT)).with_base({"epochs": 3, "activation": "gelu"}).cells()
+    assert {cell.options["epochs"] for cell in cells} == {3}
+    assert {cell.options["activation"] for cell in cells} == {"relu", "tanh"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "activation: [relu, tanh]",
+            "activaton: [relu]",
+            r"line 4: there is no option 'activaton'; there are data, .*",
+        ),
+        ("[relu, tanh]", "[relu, tahn]", "line 4: activation: Input should be 'relu', .* got 'tahn'"),
+        ("batch_norm: true", "batchnorm: true", "line 7: there is no option 'batchnorm'"),
+        ("batch_norm: true", "dropout: much", "line 7: dropout: .* got 'much'"),
+        (
+            "batch_norm: true",
+            "dropout: 1",
+            r"activation=relu,network=normalised,seed=0: --dropout: expected at least 0 and below 1",
+        ),
+        ("{model: mlp, hidden: [8]}", "{model: vit}", "line 2: model: Input should be 'mlp' or 'cnn', got 'vit'"),
+        ("{model: mlp, hidden: [8]}", "{seed: 3}", "line 2: seed is set by the study itself"),
+        ("base:", "bse:", "line 2: there is no 'bse'; there are title, base, axes, seeds, questions"),
+        ("seeds: 2", "seeds: two", "line 8: seeds: expected a number of 1 or more, got 'two'"),
+        ("[relu, tanh]", "relu", "line 4: activation: expected a list of values"),
+        ("[relu, tanh]", "[]", "line 4: activation: expected at least one level"),
+        ("axes:", "axes: [", "not a YAML file"),
+        (TEXT, "", "expected a study"),
+        (TEXT, "seeds: 2", "expected axes"),
+        (TEXT, "- a", "line 1: expected `name: value` pairs"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_line_with_the_choices(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    path = write(tmp_path, TEXT.replace(old, new))
+    with pytest.raises(ConfigError, match=rf"^{path}(, |: ){expected}"):
+        grid.read(path)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("{ask: a, measure: val_score, axis: depth}", "expected one of activation, network, got 'depth'"),
+        ("{ask: a, measure: speed, axis: network}", "expected one of val_score, .* got 'speed'"),
+        ("{ask: a, axis: network}", "a question needs measure"),
+        (
+            "{ask: a, measure: gap, axis: network, compare: [plain, odd]}",
+            "expected one of plain, normalised, got 'odd'",
+        ),
+        ("{ask: a, measure: gap, axis: network, compare: [plain]}", "compare: expected two levels, got 1"),
+        ("{ask: a, measure: gap, axis: network, where: {activation: gelu}}", "expected one of relu, tanh, got 'gelu'"),
+        ("{ask: a, measure: gap, axis: network, when: x}", "there is no 'when'; there are ask, measure"),
+    ],
+)
+def test_a_question_that_the_grid_cannot_answer_is_refused_by_line(
+    tmp_path: Path, question: str, expected: str
+) -> None:
+    path = write(tmp_path, f"{TEXT}questions:\n  - {question}\n")
+    with pytest.raises(ConfigError, match=rf"^{path}, line 10: {expected}"):
+        grid.read(path)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_have_a_name_can_be_read_and_written(path: Path, tmp_path: Path) -> None:
+    study = grid.read(path)
+    assert study.seeds >= 3
+    assert len(study.questions) >= 2
+    assert grid.read(write(tmp_path, grid.to_yaml(study))) == study

@@ -1,0 +1,95 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from training.study.measures import MEASURES
+from training.study.results import Result
+from training.study.spec import Cell, Question
+from training.study.statistics import Answer, answer, student
+
+
+def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> Result:
+    return Result(
+        cell=Cell(levels={"axis": level, "other": other}, seed=seed, options={}),
+        folder=Path(level),
+        outcome="diverged" if value is None else "done",
+        reason="",
+        values=dict.fromkeys(MEASURES) | {measure: value},
+        epochs=[],
+        at_start=[],
+    )
+
+
+def asked(results: list[Result], **question: object) -> Answer:
+    found = answer(Question(**{"ask": "?", "measure": "val_score", "axis": "axis", "where": {}} | question), results)
+    assert found is not None
+    return found
+
+
+def test_students_interval_is_that_of_the_table() -> None:
+    low, high = student([1.0, 2.0, 3.0])
+    half = 4.30265 * 1 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
+    assert (low, high) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+
+
+def test_differences_are_paired_over_seeds_so_that_what_seeds_share_does_not_hide_them() -> None:
+    """The seeds differ by far more than the levels do; unpaired, nothing could be told."""
+    results = [result("a", seed, 0.2 * seed + 0.05 + 0.001 * (seed % 2)) for seed in range(4)]
+    results += [result("b", seed, 0.2 * seed) for seed in range(4)]
+    found = asked(results, compare=("a", "b"))
+    only = found.differences[0]
+    assert only.value == pytest.approx(0.0505)
+    assert only.verdict == "higher"
+    assert found.decided
+    assert found.sentence.startswith("A scored 0.351 on validation images against 0.300 of b (difference +0.051, ")
+    assert "95 % interval +0.050 to +0.051, 4 seeds" in found.sentence
+
+
+def test_an_interval_that_contains_zero_is_undecided() -> None:
+    results = [result("a", seed, value) for seed, value in enumerate((0.5, 0.4, 0.6))]
+    results += [result("b", seed, 0.45) for seed in range(3)]
+    found = asked(results, compare=("a", "b"))
+    assert found.differences[0].verdict == "undecided"
+    assert not found.decided
+    assert "The interval contains zero: undecided." in found.sentence
+
+
+def test_what_is_the_same_with_every_seed_is_called_equal() -> None:
+    results = [result(level, seed, 0.1 * seed) for seed in range(3) for level in "ab"]
+    found = asked(results, compare=("a", "b"))
+    assert found.differences[0].verdict == "equal"
+    assert found.decided
+    assert found.sentence.endswith("Equal with every seed.")
+    assert asked(results, against="b").sentence.endswith("Equal: a.")
+
+
+def test_one_seed_has_no_interval_and_says_so() -> None:
+    found = asked([result("a", 0, 0.9), result("b", 0, 0.1)], compare=("a", "b"))
+    assert found.differences[0].interval is None
+    assert not found.decided
+    assert "Of one seed there is no interval" in found.sentence
+    assert "difference +0.800, 1 seed)" in found.sentence
+
+
+def test_all_levels_are_compared_with_the_best_and_the_best_of_a_loss_is_the_lowest() -> None:
+    results = [result(level, seed, value + seed / 1000, "train_loss") for seed in range(3) for level, value in
+               {"a": 0.3, "b": 0.1, "c": 0.2}.items()]  # fmt: skip
+    found = asked(results, measure="train_loss")
+    assert found.reference == "b"
+    assert {row.level: row.verdict for row in found.differences} == {"a": "higher", "c": "higher"}
+    against = asked(results, measure="train_loss", against="a")
+    assert {row.level: row.verdict for row in against.differences} == {"b": "lower", "c": "lower"}
+
+
+def test_only_runs_that_differ_in_nothing_else_are_paired_and_lost_ones_are_told() -> None:
+    results = [result(level, seed, value, other=other) for seed in range(3) for other, value in
+               {"x": 0.1, "y": 0.9}.items() for level in "ab"]  # fmt: skip
+    results = [one for one in results if (one.cell.levels["axis"], one.cell.levels["other"]) != ("a", "y")]
+    results += [result("a", seed, None, other="y") for seed in range(3)]
+    found = asked(results, compare=("a", "b"))
+    assert found.differences[0].value == 0, "b's runs on y have nothing to be compared with"
+    assert "Runs that diverged: 3 of a." in found.sentence
+    assert answer(Question(ask="?", measure="gap", axis="axis", where={}), results) is None
+    inside = asked(results, compare=("a", "b"), where={"other": "x"})
+    assert "diverged" not in inside.sentence

@@ -1,0 +1,358 @@
+"""Several processes that train one model: what each takes, and that together they are as one."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ROOT, free_port
+from training.__main__ import main
+from training.config import ConfigError, TrainConfig
+from training.data.loader import Batches
+from training.distributed import Group
+from training.engine import checkpoint
+from training.engine.mixup import Mixing
+from training.models import networks
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (62, 16, 16, 3), dtype=np.uint8)
+LABELS = np.arange(62) % 3
+ENDS_WITHIN_S = 60
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_parts_are_all_places_once_and_alike_in_length(size: int) -> None:
+    for count in (size, 13, 64):
+        parts = [Group(rank=rank, size=size).part(count) for rank in range(size)]
+        assert [place for part in parts for place in part] == list(range(count))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def batches(size: int, rank: int, **given: object) -> Batches:
+    options: dict = {"batch_size": 12, "augment": "strong", "workers": 0, "seed": 7}
+    config = TrainConfig(**(options | given)).settled(image_size=16, training_images=60)
+    return Batches(IMAGES, LABELS, np.arange(2, 62), config, pin_memory=False, group=Group(rank=rank, size=size))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("balance", ["none", "sampler"])
+def test_the_parts_of_all_processes_are_the_batches_of_one(size: int, balance: str) -> None:
+    """To the last pixel, augmented, in order, also from a step on: so a run can go on with another number of them."""
+    alone = batches(1, 0, balance=balance)
+    together = [batches(size, rank, balance=balance) for rank in range(size)]
+    for epoch, first in ((0, 0), (1, 0), (1, 3)):
+        whole = list(alone.epoch(epoch, first))
+        parts = [list(process.epoch(epoch, first)) for process in together]
+        assert len(whole) == 5 - first
+        for step, [(images, labels)] in enumerate(whole):
+            assert torch.equal(torch.cat([process[step][0][0] for process in parts]), images)
+            assert torch.equal(torch.cat([process[step][0][1] for process in parts]), labels)
+
+
+def test_every_training_image_is_seen_once_an_epoch_by_one_process() -> None:
+    seen: Counter[bytes] = Counter()
+    for rank in range(3):
+        for [(images, _)] in batches(3, rank, augment="none").epoch(4):
+            seen.update(image.tobytes() for image in images.numpy())
+    assert seen == Counter(image.tobytes() for image in IMAGES[2:])
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_images_are_mixed_with_the_neighbours_they_have_in_the_whole_batch(size: int) -> None:
+    mixing = {"classes": 3, "seed": 0, "mixup": 0.4, "cutmix": 1.0}
+    options = {"mixup": 0.4, "cutmix": 1.0}
+    parts = [batches(size, rank, **options) for rank in range(size)]
+    for step, [(images, labels)] in enumerate(batches(1, 0, **options).epoch(0)):
+        mixed = [
+            Mixing(**mixing, borrowed=own.borrowed)(*next(own.epoch(0, step))[0], 0, step, 0)  # type: ignore[arg-type]
+            for own in parts
+        ]
+        expected = Mixing(**mixing)(images, labels, 0, step, 0)  # type: ignore[arg-type]
+        assert torch.equal(torch.cat([images for images, _ in mixed]), expected[0])
+        assert torch.equal(torch.cat([targets for _, targets in mixed]), expected[1])
+
+
+def test_a_batch_with_too_few_images_to_share_is_refused_with_both_numbers() -> None:
+    settle = {"image_size": 16, "training_images": 100}
+    with pytest.raises(ConfigError, match=r"--batch-size: expected 4 or more images for 4 processes to share, got 3"):
+        TrainConfig(batch_size=3).settled(**settle, processes=4)
+    with pytest.raises(ConfigError, match="expected 8 or more images for 4 processes to share, got 7"):
+        TrainConfig(batch_size=7, model="mlp", batch_norm=True).settled(**settle, processes=4)
+    assert TrainConfig(batch_size=7).settled(**settle, processes=4).batch_size == 7
+    cores = len(os.sched_getaffinity(0))
+    assert TrainConfig().settled(**settle, processes=2, on_this_machine=cores).workers == 0, "no core is left for them"
+
+
+def test_a_part_of_no_images_has_no_answers() -> None:
+    config = TrainConfig(width=8).settled(image_size=16, training_images=60)
+    size = networks.Preprocessing(height=16, width=16, channels=3, interpolation="area")
+    model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(62)), 3)
+    assert networks.predict(model, IMAGES, np.arange(0)).shape == (0, 3)
+
+
+def test_a_meeting_without_an_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert main(["--name", "x"]) == 2
+    assert "MASTER_ADDR expected, but not set" in capsys.readouterr().err
+
+
+# From here on with processes of their own, which together take the two cores.
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 handwritten digits with splits of their own, each twice as wide and high as it was."""
+    images = np.repeat(np.repeat((load_digits().images[:1000] * 255 / 16).astype(np.uint8), 2, axis=1), 2, axis=2)
+    labels = load_digits().target[:1000]
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    bounds = {"train": slice(0, 701), "val": slice(701, 851), "test": slice(851, 1000)}
+    parts = {f"{split}_{name}": array[rows] for split, rows in bounds.items()
+             for name, array in (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(path, **parts)
+    return path
+
+
+Process = subprocess.Popen[str]
+
+
+class Job:
+    """`torchrun` with so many processes, or the processes alone; whatever is left of it at the end is killed."""
+
+    def __init__(self) -> None:
+        self.processes: list[Process] = []
+
+    def torchrun(self, *arguments: str, processes: int = 2, options: tuple[str, ...] = ()) -> Process:
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options]
+        return self._start([*launcher, "-m", "training", *arguments])
+
+    def plain(self, *arguments: str) -> list[Process]:
+        """Two processes that are told of one another by the environment alone."""
+        together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        command = [sys.executable, "-m", "training", *arguments]
+        return [self._start(command, **together, RANK=str(rank)) for rank in range(2)]
+
+    def _start(self, command: list[str], **environment: str) -> Process:
+        self.processes.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return self.processes[-1]
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    started = Job()
+    yield started
+    for process in started.processes:
+        for child in workers(process):
+            os.kill(child, signal.SIGKILL)
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def workers(launcher: Process) -> list[int]:
+    """The trainers that a torchrun has started, by rank."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher.pid:
+                [rank] = re.findall(r"\0RANK=(\d+)\0", (entry / "environ").read_text())
+                found.append((int(rank), int(entry.name)))
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+def until(process: Process, said: str) -> str:
+    """What a process prints up to a line that begins so."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(said):
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def done(process: Process, code: int = 0) -> str:
+    """What a process prints until it ends, with this exit code."""
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == code, printed
+    return printed
+
+
+def state(run: Path) -> dict:
+    return checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
+
+
+def curve(run: Path) -> np.ndarray:
+    return np.array([[line["train_loss"], line["val_loss"]] for line in state(run)["progress"]["history"]])
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The largest difference between the weights of two runs, the averaged ones included."""
+    ours, theirs = state(one), state(other)
+    return max(
+        float((ours[part][name].double() - tensor.double()).abs().max())
+        for part in ("weights", "model")
+        for name, tensor in theirs[part].items()
+    )
+
+
+def arguments(data: Path, out: Path, name: str, *more: str) -> list[str]:
+    common = ["--data", str(data), "--out", str(out), "--name", name, "--cache", str(out / "cache")]
+    return [*common, "--precision", "float32", "--epochs", "3", *more]
+
+
+# A batch of 45 is 22 and 23, the last step of an epoch has one batch of two.
+EXACT = ["--width", "8", "--no-batch-norm", "--batch-size", "45", "--accumulate", "2", "--balance", "loss",
+         "--ema", "0.9", "--clip-norm", "1", "--mixup", "0.4", "--cutmix", "1", "--label-smoothing", "0.1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_process(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by one process of what is exact, with augmentation."""
+    out = tmp_path_factory.mktemp("one")
+    assert main(arguments(digits, out, "one", *EXACT)) == 0
+    return out / "one"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
+    """The curve and the weights to 1e-5, in float32; one of them prints and writes."""
+    printed = done(job.torchrun(*arguments(digits, tmp_path, "two", *EXACT)))
+    assert np.abs(curve(tmp_path / "two") - curve(one_process)).max() < 1e-5
+    assert furthest(tmp_path / "two", one_process) < 1e-5
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    assert "in each of 2 processes" in printed
+    assert printed.count("Parity held") == 1
+    assert "Warning" not in printed
+    events = list((tmp_path / "two" / "tensorboard").iterdir())
+    assert len(events) == 1
+    board = EventAccumulator(str(events[0])).Reload()
+    assert [event.step for event in board.Scalars("loss/train")] == [1, 2, 3]
+    assert not [path for path in (tmp_path / "two").rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.slow
+def test_asked_to_stop_they_save_and_one_process_goes_on(
+    digits: Path, tmp_path: Path, one_process: Path, job: Job
+) -> None:
+    """SIGTERM to torchrun; the weights in the end are those of a run that one process made, never stopped."""
+    told = arguments(digits, tmp_path, "x", *EXACT)
+    torchrun = job.torchrun(*told)
+    until(torchrun, "epoch 1/3")
+    torchrun.terminate()
+    printed = done(torchrun, code=1)
+    assert printed.count("stopped by SIGTERM; a run goes on with --resume") == 1
+    assert "epoch 3/3" not in printed
+    assert main([*told, "--resume", "auto"]) == 0
+    assert furthest(tmp_path / "x", one_process) < 1e-5
+    assert np.abs(curve(tmp_path / "x") - curve(one_process)).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_replaced_and_the_run_finished(
+    digits: Path, tmp_path: Path, one_process: Path, job: Job
+) -> None:
+    torchrun = job.torchrun(
+        *arguments(digits, tmp_path, "x", *EXACT, "--resume", "auto"), options=("--max-restarts=1",)
+    )
+    until(torchrun, "epoch 1/3")
+    os.kill(workers(torchrun)[0], signal.SIGKILL)
+    printed = done(torchrun)
+    assert f"resume {tmp_path / 'x'}" in printed
+    assert furthest(tmp_path / "x", one_process) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_next_job_goes_on(digits: Path, tmp_path: Path, job: Job) -> None:
+    told = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
+    torchrun = job.torchrun(*told)
+    until(torchrun, "epoch  ")
+    first, second = workers(torchrun)
+    os.kill(second, signal.SIGKILL)
+    killed = time.monotonic()
+    printed = done(torchrun, code=1)
+    assert time.monotonic() - killed < ENDS_WITHIN_S
+    assert not Path(f"/proc/{first}").exists()
+    assert printed.count("error: ") + printed.count("stopped by SIGTERM; ") <= 1
+    assert "(SIGKILL)" in printed or "-9" in printed
+    again = job.torchrun(*told, "--resume", "auto")
+    assert f"resume {tmp_path / 'x'}" in until(again, "epoch ")
+    again.terminate()
+    done(again, code=1)
+
+
+@pytest.mark.slow
+def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_path: Path, job: Job) -> None:
+    """Augmentation, dropout, and batch normalisation, which on CPUs measures parts of batches: within 5 points."""
+    levers = ["--augment", "light", "--dropout", "0.2", "--width", "16", "--epochs", "6"]
+    assert main(arguments(digits, tmp_path, "one", *levers)) == 0
+    done(job.torchrun(*arguments(digits, tmp_path, "two", *levers)))
+    one, two = (state(tmp_path / name)["progress"]["history"][-1] for name in ("one", "two"))
+    assert one["val_accuracy"] > 0.85
+    assert abs(two["val_accuracy"] - one["val_accuracy"]) < 0.05
+    assert abs(two["train_loss"] - one["train_loss"]) < 0.1
+
+
+@pytest.mark.slow
+def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
+    meeting = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=x")
+    told = arguments(digits, tmp_path, "x", *EXACT)
+    nodes = [job.torchrun(*told, processes=1, options=meeting) for _ in range(2)]
+    printed = [done(node) for node in nodes]
+    assert sum("Parity held" in each for each in printed) == 1
+    assert furthest(tmp_path / "x", one_process) < 1e-5
+
+
+@pytest.mark.slow
+def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp_path: Path, job: Job) -> None:
+    """Refused data, a loss that is not finite, and SIGTERM to one process of two: both end alike, with one message."""
+    missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "absent", tmp_path, "absent"))]
+    assert sum(each.count("error: ") for each in missing) == 1
+    assert not (tmp_path / "absent").exists()
+    restarts = [done(each, code=2) for each in job.plain(*arguments(digits, tmp_path, "r", "--max-restarts", "1"))]
+    assert sum(each.count("error: --max-restarts is for one process alone") for each in restarts) == 1
+    wild = arguments(digits, tmp_path, "wild", "--model", "mlp", "--optimizer", "sgd", "--lr", "1e30")
+    diverged = [done(process, code=4) for process in job.plain(*wild)]
+    assert sum(each.count("error: the loss is") for each in diverged) == 1
+    told = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
+    first, second = job.plain(*told)
+    until(first, "epoch  ")
+    second.terminate()
+    stopped = done(first, code=143) + done(second, code=143)
+    assert stopped.count("stopped by SIGTERM") == 1
+    assert state(tmp_path / "x")["progress"]["history"]
+
+
+@pytest.mark.slow
+def test_one_process_under_torchrun_is_as_one_without(
+    digits: Path, tmp_path: Path, one_process: Path, job: Job
+) -> None:
+    done(job.torchrun(*arguments(digits, tmp_path, "x", *EXACT), processes=1))
+    assert furthest(tmp_path / "x", one_process) == 0.0

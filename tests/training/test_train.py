@@ -1,0 +1,358 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from serving.contract.card import Preprocessing
+from serving.contract.model import open_model
+from training import train
+from training.__main__ import options
+from training.config import TrainConfig, from_yaml
+from training.data import class_balance
+from training.data import dataset as data
+from training.data.loader import Batches
+from training.data.splits import DataError
+from training.distributed import ALONE
+from training.engine import checkpoint, loop
+from training.engine.mixup import Mixing
+from training.engine.progress import Progress
+from training.engine.train_state import Learner
+from training.export import onnx as export
+from training.metrics import classification
+from training.models import networks
+from training.signals import Interruption
+
+
+def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert report["scores"]["test"]["accuracy"] == 1.0
+    assert report["history"][-1]["train_loss"] < report["history"][0]["train_loss"]
+    names = {
+        str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts
+    }
+    assert names == {
+        "audit.json",
+        "config.yaml",
+        "history.json",
+        "model.onnx",
+        "predictions.csv",
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        ".lock",
+        "report/report.html",
+        "report/report.json",
+        "report/report.md",
+        "report/figures/accuracy.png",
+        "report/figures/accuracy.svg",
+        "report/figures/gap.png",
+        "report/figures/gap.svg",
+        "report/figures/learning_rate.png",
+        "report/figures/learning_rate.svg",
+        "report/figures/confusion.png",
+        "report/figures/confusion.svg",
+        "report/figures/loss.png",
+        "report/figures/loss.svg",
+        "report/figures/reliability.png",
+        "report/figures/reliability.svg",
+        "report/figures/risk_coverage.png",
+        "report/figures/risk_coverage.svg",
+    }
+
+
+def test_latest_points_to_the_run(run: Path) -> None:
+    latest = run.parent / "latest"
+    assert latest.is_symlink()
+    assert latest.resolve() == run.resolve()
+    assert not latest.readlink().is_absolute(), "the folder of runs can be moved or mounted elsewhere"
+
+
+def test_latest_moves_only_after_the_proof_held(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(data=photos, out=tmp_path, model="mlp", hidden=(8,), image_size=16, epochs=1, augment="none")
+    first = train.train(_named(config, "first"))
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(export.ExportRefused):
+        train.train(_named(config, "second"))
+    assert (tmp_path / "latest").resolve() == first.resolve()
+    assert not (tmp_path / "second" / "model.onnx").exists()
+    monkeypatch.undo()
+    third = train.train(_named(config, "third"))
+    assert (tmp_path / "latest").resolve() == third.resolve()
+
+
+def _named(config: TrainConfig, name: str) -> TrainConfig:
+    return train.replace(config, name=name)
+
+
+LEVERS = {
+    "none": {},
+    "regularised": {
+        "mixup": 0.4,
+        "cutmix": 1.0,
+        "dropout": 0.3,
+        "ema": 0.9,
+        "label_smoothing": 0.1,
+        "balance": "sampler",
+        "accumulate": 2,
+        "clip_norm": 1.0,
+        "augment": "strong",
+    },
+    "other": {
+        "optimizer": "sgd",
+        "schedule": "step",
+        "batch_norm": False,
+        "init": "he_uniform",
+        "activation": "gelu",
+        "balance": "loss",
+        "precision": "bfloat16",
+    },
+}
+
+
+@pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
+def test_the_same_seed_gives_the_same_weights_for_any_number_of_workers(
+    photos: Path, tmp_path: Path, levers: dict[str, object]
+) -> None:
+    common = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "epochs": 2, "batch_size": 8}
+    first = train.train(TrainConfig(**common, **levers, name="a", workers=0))
+    again = train.train(TrainConfig(**common, **levers, name="b", workers=2))
+    other = train.train(TrainConfig(**common, **levers, name="c", workers=0, seed=1))
+    assert torch.equal(_weights(first), _weights(again))
+    assert not torch.equal(_weights(first), _weights(other))
+
+
+def test_the_runs_own_configuration_makes_the_same_weights(photos: Path, tmp_path: Path) -> None:
+    first = train.train(
+        TrainConfig(
+            data=photos,
+            out=tmp_path,
+            name="first",
+            model="mlp",
+            hidden=(16,),
+            image_size=16,
+            epochs=2,
+            augment="light",
+            batch_norm=True,
+            dropout=0.2,
+            ema=0.9,
+            mixup=0.2,
+            seed=3,
+        )
+    )
+    arguments = ["--config", str(first / "config.yaml"), "--name", "second"]
+    assert torch.equal(_weights(first), _weights(train.train(options("train", arguments))))
+
+
+def _weights(run: Path) -> torch.Tensor:
+    state = checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
+    return torch.cat([tensor.flatten().double() for tensor in [*state["model"].values(), *state["weights"].values()]])
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), dtype=np.uint8)
+LABELS = np.arange(48) % 3
+
+
+def one_epoch(**given: object) -> tuple[Learner, Progress]:
+    """One epoch of a small MLP on 48 images of three classes, in float32, from the same start."""
+    options: dict = {"model": "mlp", "hidden": (16,), "batch_size": 16, "precision": "float32", "schedule": "constant"}
+    config = TrainConfig(**(options | {"augment": "none", "balance": "none", "warmup_epochs": 0.0} | given))
+    config = config.settled(image_size=12, training_images=48)
+    size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
+    torch.manual_seed(0)
+    model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(48)), 3)
+    batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
+    learner = Learner.start(model, config, len(batches))
+    mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
+    weights = torch.tensor(class_balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
+    progress = Progress()
+    loop.run_epoch(
+        learner, batches, mix, weights, progress, config, torch.device("cpu"), ALONE, Interruption(), lambda: None
+    )
+    return learner, progress
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_batches_of_eight_make_the_step_of_one_of_sixteen(optimizer: str) -> None:
+    whole, of_whole = one_epoch(optimizer=optimizer, batch_size=16)
+    halves, of_halves = one_epoch(optimizer=optimizer, batch_size=8, accumulate=2)
+    assert (flat(whole.model) - flat(halves.model)).abs().max() < 1e-6
+    assert of_halves.loss == pytest.approx(of_whole.loss, abs=1e-6)
+    assert of_halves.norm_max == pytest.approx(of_whole.norm_max, rel=1e-5)
+    alone, _ = one_epoch(optimizer=optimizer, batch_size=8)
+    assert (flat(whole.model) - flat(alone.model)).abs().max() > 1e-4
+
+
+def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
+    """48 images in batches of 12, three a step: 36, then 12, whose gradient is not a third of itself."""
+    learner, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
+    assert learner.schedule.last_epoch == 2
+    config = TrainConfig(batch_size=12, augment="none", balance="none").settled(image_size=12, training_images=48)
+    batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
+    [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
+    model, _ = one_epoch(optimizer="sgd", lr=1e-30)
+    momentum = 0
+    for group in ([first, second, third], [fourth]):
+        images, labels = (torch.cat(parts) for parts in zip(*group, strict=True))
+        loss = loop.cross_entropy(model.model(images), labels)
+        gradients = torch.autograd.grad(loss, list(model.model.parameters()))
+        gradient = torch.cat([part.flatten() for part in gradients])
+        momentum = 0.9 * momentum + gradient
+        moved = flat(model.model) - 0.01 * (gradient + 0.9 * momentum)
+        torch.nn.utils.vector_to_parameters(moved, model.model.parameters())
+    assert (flat(learner.model) - flat(model.model)).abs().max() < 1e-6
+
+
+def test_clipping_bounds_the_step_and_the_norm_before_it_is_what_is_told() -> None:
+    """SGD's first step with Nesterov is 1.9 times the gradient; a batch of 48 is the only step."""
+    common = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "batch_size": 48}
+    start = flat(one_epoch(**(common | {"lr": 1e-30}))[0].model)
+    free, of_free = one_epoch(**common)
+    norm = of_free.norm_max
+    assert float((flat(free.model) - start).norm()) == pytest.approx(0.19 * norm, rel=1e-4)
+    clipped, of_clipped = one_epoch(**common, clip_norm=norm / 4)
+    assert float((flat(clipped.model) - start).norm()) == pytest.approx(0.19 * norm / 4, rel=1e-4)
+    assert of_clipped.norm_max == of_clipped.norm_sum == pytest.approx(norm)
+    loose, _ = one_epoch(**common, clip_norm=norm * 4)
+    assert torch.equal(flat(loose.model), flat(free.model))
+
+
+def test_smoothed_labels_and_class_weights_are_in_the_loss() -> None:
+    """One step on all images: the loss of the start, by hand."""
+    model = one_epoch(batch_size=48, lr=1e-30)[0].model
+    log_probabilities = model(torch.from_numpy(IMAGES)).log_softmax(1).detach().double()
+    by_label = -log_probabilities[torch.arange(48), torch.from_numpy(LABELS)]
+    for share in (0.0, 0.1, 0.5):
+        expected = (1 - share) * by_label.mean() - share * log_probabilities.mean()
+        assert one_epoch(batch_size=48, label_smoothing=share)[1].loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_class_weights_weigh_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "LABELS", np.repeat([0, 1, 2], [36, 8, 4]))
+    model = one_epoch(batch_size=48, lr=1e-30)[0].model
+    by_image = torch.nn.functional.cross_entropy(
+        model(torch.from_numpy(IMAGES)), torch.from_numpy(LABELS), reduction="none"
+    ).detach()
+    weights = torch.tensor([48 / 3 / 36, 48 / 3 / 8, 48 / 3 / 4])[LABELS]
+    assert float(weights.mean()) == pytest.approx(1)
+    expected = float((weights * by_image).mean())
+    assert one_epoch(batch_size=48, balance="loss")[1].loss == pytest.approx(expected, rel=1e-5)
+    assert one_epoch(batch_size=48)[1].loss == pytest.approx(float(by_image.mean()), rel=1e-5)
+
+
+def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_path: Path) -> None:
+    run = train.train(
+        TrainConfig(
+            data=photos, out=tmp_path, name="x", width=8, image_size=16, epochs=3, batch_size=16, ema=0.95, lr=0.02
+        )
+    )
+    best = checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))
+    assert best["averaged_steps"] == 4 * len(best["progress"]["history"])
+    assert any(not torch.equal(tensor, best["weights"][name]) for name, tensor in best["model"].items())
+    config = from_yaml(run / "config.yaml")
+    card = open_model(run / "model.onnx").card
+    model = networks.build(config, card.preprocessing, card.normalization, 3)
+    model.load_state_dict(best["model"])
+    dataset = data.load(config)
+    probabilities = networks.predict(model, dataset.images[dataset.splits["val"]])
+    scored = classification.score(dataset.labels[dataset.splits["val"]], probabilities, dataset.classes)
+    history = json.loads((run / "report" / "report.json").read_text())["history"]
+    assert scored.log_loss == pytest.approx(history[len(best["progress"]["history"]) - 1]["val_loss"], rel=1e-4)
+    logits = networks.logits(model, dataset.images[dataset.splits["test"]]) / card.calibration.temperature
+    served = open_model(run / "model.onnx").predict(dataset.images[dataset.splits["test"]])
+    assert np.abs(softmax(logits, axis=1) - served).max() < 1e-5
+
+
+@pytest.mark.parametrize("best_by", ["balanced_accuracy", "log_loss", "roc_auc"])
+def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
+    photos: Path, tmp_path: Path, best_by: str
+) -> None:
+    config = TrainConfig(
+        data=photos,
+        out=tmp_path,
+        name="x",
+        model="mlp",
+        hidden=(16,),
+        image_size=16,
+        epochs=40,
+        patience=2,
+        augment="none",
+        lr=0.03,
+        schedule="constant",
+        best_by=best_by,
+    )
+    run = train.train(config)
+    history = json.loads((run / "report" / "report.json").read_text())["history"]
+    rank = [(line["val_score"] * (-1 if best_by == "log_loss" else 1), -line["val_loss"]) for line in history]
+    best = max(range(len(history)), key=lambda epoch: (rank[epoch], -epoch))
+    assert history[best]["best"]
+    assert not any(line["best"] for line in history[best + 1 :])
+    assert len(history) == best + 1 + 2 < 40
+    state = checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))
+    assert len(state["progress"]["history"]) == best + 1
+
+
+def test_a_hundred_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every picture of a class is its number in grey levels, two digits in two halves, and noise."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(100), 8)
+    images = rng.integers(0, 20, (800, 10, 10), dtype=np.uint8)
+    images[:, :5] += (labels // 10 * 23).astype(np.uint8)[:, None, None]
+    images[:, 5:] += (labels % 10 * 23).astype(np.uint8)[:, None, None]
+    np.savez(tmp_path / "hundred.npz", train_images=images, train_labels=labels)
+    run = train.train(
+        TrainConfig(data=tmp_path / "hundred.npz", out=tmp_path, name="x", model="mlp", channels=1, epochs=20, lr=3e-3)
+    )
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert len(report["scores"]["test"]["by_class"]) == len(report["scores"]["test"]["confusion"]) == 100
+    assert report["scores"]["test"]["accuracy"] > 0.5
+    assert report["parity"]["held"]
+    assert open_model(run / "model.onnx").card.classes == tuple(map(str, range(100)))
+    assert "100 classes" in capsys.readouterr().out
+    assert (run / "report" / "report.md").read_text().count("\n| 42 |") >= 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(
+        data=photos,
+        out=tmp_path,
+        name="x",
+        model="mlp",
+        hidden=(8,),
+        image_size=16,
+        epochs=3,
+        batch_size=32,
+        augment="none",
+    )
+    real, calls = loop.cross_entropy, []
+
+    def poisoned(*arguments: object, **options: object) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments, **options) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    with pytest.raises(loop.NonFiniteLoss, match="epoch 2, step 2"):
+        train.train(config)
+    state = checkpoint.load(tmp_path / "x" / "checkpoints" / "last.pt", torch.device("cpu"))
+    assert len(state["progress"]["history"]) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_data_that_is_refused_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        train.train(TrainConfig(data=tmp_path / "absent", out=tmp_path / "runs", name="x"))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_the_gpu(photos: Path, tmp_path: Path) -> None:
+    config = TrainConfig(data=photos, out=tmp_path, name="x", width=8, epochs=1, device="cuda")
+    assert json.loads((train.train(config) / "report" / "report.json").read_text())["parity"]["held"]

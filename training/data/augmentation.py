@@ -1,0 +1,157 @@
+"""Albumentations: the random pipeline of training, and the reference pipeline that witnesses the parity proof.
+
+No other file imports Albumentations. 2.0.8 is its last MIT release.
+"""
+
+import json
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import yaml
+from jaxtyping import UInt8
+
+from serving.contract.card import INTERPOLATION_FLAGS, Channels, Normalization, Preprocessing
+from training.config import ConfigError, TrainConfig
+
+TRIALS = 16
+
+
+def policy(config: TrainConfig) -> A.Compose | None:
+    """The random changes of --symmetry and --augment, uint8 in, uint8 of the same shape out; None for none.
+
+    Raises ConfigError when --augment is a file that holds no pipeline.
+    """
+    if isinstance(config.augment, Path):
+        return read(config.augment)
+    border = cv2.BORDER_REFLECT_101
+    changes: list[A.BasicTransform] = {
+        "none": [],
+        "mirror": [A.HorizontalFlip(p=0.5)],
+        "square": [A.SquareSymmetry(p=1)],
+    }[config.symmetry]
+    if config.augment == "light":
+        shift = {"x": (-0.06, 0.06), "y": (-0.06, 0.06)}
+        changes += [
+            A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.5),
+            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.3),
+        ]
+    if config.augment == "strong":
+        shift, side = {"x": (-0.08, 0.08), "y": (-0.08, 0.08)}, (0.1, 0.25)
+        changes += [
+            A.Affine(scale=(0.85, 1.15), translate_percent=shift, rotate=(-15, 15), border_mode=border, p=0.7),
+            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.4),
+            A.CoarseDropout(
+                num_holes_range=(1, 1), hole_height_range=side, hole_width_range=side, fill="random_uniform", p=0.25
+            ),
+        ]
+        if config.channels == 3:
+            changes += [A.HueSaturationValue(hue_shift_limit=4, sat_shift_limit=15, val_shift_limit=0, p=0.2)]
+    return A.Compose(changes) if changes else None
+
+
+def content(path: Path) -> Any:
+    """The plain values in a file of `A.save`: YAML, or JSON by the file's ending."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+
+
+def read(path: Path) -> A.Compose:
+    """The pipeline that `A.save` wrote. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"--augment {path}: there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of arguments that the library itself has written
+            values = content(path)
+            pipeline = A.from_dict(values)
+        ignored = _ignored(values["transform"], A.to_dict(pipeline)["transform"])
+    except Exception as error:  # whatever the constructors of the file's transforms raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--augment {path}: no pipeline of Albumentations {A.__version__} ({reason})") from error
+    if ignored:
+        raise ConfigError(f"--augment {path}: Albumentations {A.__version__} does not know {', '.join(ignored)}")
+    return pipeline if isinstance(pipeline, A.Compose) else A.Compose([pipeline])
+
+
+def check(path: Path, side: int, channels: Channels) -> None:
+    """Try the file's pipeline on noise of the run's size, as it is and with every transform in force.
+
+    Raises ConfigError naming the transforms that change an image's size, type or channels, or that fail.
+    """
+    drawn, forced = read(path), read(path)
+    _force(forced)
+    for trial in range(TRIALS):
+        image = np.random.default_rng(trial).integers(0, 256, (side, side, channels), dtype=np.uint8)
+        for transform in (drawn, forced):
+            _try(transform, image, trial, path)
+
+
+def apply(transform: A.Compose, image: UInt8[np.ndarray, "h w c"], *key: int) -> UInt8[np.ndarray, "h w c"]:
+    """Change one image by draws that depend on `key` (seed, epoch, place) alone, not on who draws or when."""
+    generator = np.random.default_rng(key)
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    changed: np.ndarray = transform(image=image)["image"]
+    return changed
+
+
+def reference(preprocessing: Preprocessing, normalization: Normalization) -> A.Compose:
+    """Resize, Normalize, ToTensorV2 by Albumentations itself: decoded uint8 pixels -> tensor `[channels, h, w]`."""
+    return A.Compose(
+        [
+            A.Resize(
+                preprocessing.height,
+                preprocessing.width,
+                interpolation=INTERPOLATION_FLAGS[preprocessing.interpolation],
+            ),
+            A.Normalize(
+                mean=normalization.mean,
+                std=normalization.std,
+                max_pixel_value=normalization.max_pixel_value,
+                normalization=normalization.mode,
+            ),
+            A.ToTensorV2(),
+        ]
+    )
+
+
+def _ignored(given: dict[str, Any], made: dict[str, Any]) -> list[str]:
+    """Arguments that a file gives and the pipeline made of it does not have, as Transform.argument."""
+    unknown = [f"{given['__class_fullname__']}.{name}" for name in given if name not in made]
+    for inner, counterpart in zip(given.get("transforms", ()), made.get("transforms", ()), strict=True):
+        unknown += _ignored(inner, counterpart)
+    return unknown
+
+
+def _force(composition: A.BaseCompose) -> None:
+    for transform in composition.transforms:
+        transform.p = 1.0
+        if isinstance(transform, A.BaseCompose):
+            _force(transform)
+
+
+def _try(transform: A.Compose, image: np.ndarray, seed: int, path: Path) -> None:
+    expected, changed, result = _kind(image), [], image
+    transform.set_random_seed(seed)
+    for step in transform.transforms:
+        before, name = _kind(result), type(step).__name__
+        try:
+            result = step(image=result)["image"]
+        except Exception as error:  # whatever a transform raises when it lacks what it needs
+            raise ConfigError(f"--augment {path}: {name} fails on {expected}: {error}") from error
+        if _kind(result) != before:
+            changed.append(name)
+    if _kind(result) != expected:
+        raise ConfigError(
+            f"--augment {path}: size, type and channels of an image must stay {expected}, "
+            f"but {', '.join(changed)} made it {_kind(result)}"
+        )
+
+
+def _kind(image: Any) -> str:
+    """Type and shape of an array or tensor."""
+    return f"{image.dtype} {tuple(image.shape)}"

@@ -1,0 +1,229 @@
+"""Find files that show the same picture: copied, re-encoded, resized, slightly cropped, mirrored or turned.
+
+Candidates are each image's nearest neighbours by the low frequencies of its cosine transform, in a form that no
+quarter turn and no mirror changes. Each candidate pair is then laid over one another, whole and with one as a crop of
+the other, and compared by texture: brightness with its local mean and contrast taken out, in which two pictures of
+similar things differ and two copies of one picture do not.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import cv2
+import joblib
+import numpy as np
+from jaxtyping import Float32, Int8, Int64
+from sklearn.neighbors import NearestNeighbors
+
+from serving.contract import card as contract
+from serving.contract.card import Decoded
+
+SIDE = 64
+COARSE_SIDE = 32
+TEXTURE_PX = 3.0
+"""Texture is what is finer than this standard deviation, in pixels of a 64 px image."""
+NOISE_LEVEL = 2.0
+"""Grey levels of contrast below which texture is taken for noise."""
+TEXTURE_STEPS = 32
+"""Steps of a stored texture for each unit; a texture's values have a standard deviation of about 1."""
+FREQUENCIES = 10
+NEIGHBOURS = 5
+CROPS = ((0.975, 0.975), (0.95, 0.95), (0.925, 0.925), (0.9, 0.9), (1, 0.95), (0.95, 1))
+"""Shares of height and width that one picture may show of the other."""
+CROPS_REACH = 0.95
+"""Similarity that a resampled crop can reach; where more is asked for, crops are not tried."""
+LOOK_ALIKE_RANK = 20
+LOOK_ALIKES = 500
+LEAST_SIMILARITY = 0.75
+LOOK_ALIKE_SHARE = 1 / 3
+TURNS = ("", "mirrored", "flipped", "turned by 180", "transposed", "turned by 90", "turned by 270", "transversed")
+CHUNK = 10_000
+FINGERPRINT = np.dtype([("texture", np.int8, (SIDE, SIDE)), ("spectrum", np.float32, (FREQUENCIES, FREQUENCIES))])
+"""What an image is compared by: its texture, and the low frequencies of its cosine transform, of length 1."""
+
+Texture = Int8[np.ndarray, "64 64"]
+Pairs = Int64[np.ndarray, "pairs 2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two images, by index, that show one picture; `change` says what was done to it, as far as it can be seen.
+
+    `similarity` is the correlation of their textures, 1 for equal pixels.
+    """
+
+    first: int
+    second: int
+    kind: Literal["exact", "near"]
+    change: str
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Every pair found, and the similarity that a near-duplicate had to reach in this data."""
+
+    pairs: tuple[Pair, ...]
+    least_similarity: float
+
+    @property
+    def links(self) -> Pairs:
+        """The pairs as indices `[pairs, 2]`."""
+        return np.array([(pair.first, pair.second) for pair in self.pairs], np.int64).reshape(-1, 2)
+
+
+def fingerprint(pixels: Decoded) -> np.ndarray:
+    """The fingerprint of one decoded image, RGB or gray: a single FINGERPRINT."""
+    gray = contract.as_channels(contract.fit(pixels, SIDE, SIDE, "area"), 1)[:, :, 0].astype(np.float32)
+    detail = gray - _blurred(gray, TEXTURE_PX)
+    texture = detail / (np.sqrt(_blurred(detail * detail, 2 * TEXTURE_PX)) + NOISE_LEVEL)
+    small = cv2.resize(gray, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA)
+    spectrum = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES] * _WEIGHTS
+    steps = np.clip(np.round(texture * TEXTURE_STEPS), -127, 127)
+    return np.array((steps, spectrum / max(float(np.linalg.norm(spectrum)), 1e-6)), FINGERPRINT)
+
+
+def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
+    """Exact duplicates, those with one digest, in a chain from each to the next; near ones among the rest.
+
+    `fingerprints` is an array of FINGERPRINT. A near-duplicate differs at most a third as much as the most similar 1 %
+    of look-alikes do (each image with its 20th neighbour), which keeps small pictures of simple things apart. Where
+    most images come in more than twenty similar ones, as in a film, that is too strict: give such images a group.
+    """
+    by_digest: dict[str, list[int]] = {}
+    for index, digest in enumerate(digests):
+        by_digest.setdefault(digest, []).append(index)
+    exact = [
+        Pair(first=first, second=second, kind="exact", change="", similarity=1.0)
+        for indices in by_digest.values()
+        for first, second in pairwise(indices)
+    ]
+    distinct = [indices[0] for indices in by_digest.values()]
+    if len(distinct) < 2:
+        return Duplicates(pairs=tuple(exact), least_similarity=LEAST_SIMILARITY)
+    spectra = fingerprints["spectrum"][distinct]
+    textures = [fingerprints["texture"][index] for index in distinct]
+    neighbours = _neighbours(spectra)
+    least = _least_similarity(textures, spectra, neighbours)
+    each = np.repeat(np.arange(len(distinct)), min(NEIGHBOURS, neighbours.shape[1]))
+    candidates = np.stack([each, neighbours[:, :NEIGHBOURS].ravel()], axis=1)
+    candidates = np.unique(np.sort(candidates, axis=1), axis=0)
+    compared = _compare(textures, spectra, candidates, CROPS if least <= CROPS_REACH else ())
+    near = [
+        Pair(first=distinct[first], second=distinct[second], kind="near", change=change, similarity=similarity)
+        for (first, second), (change, similarity) in zip(candidates, compared, strict=True)
+        if similarity >= least
+    ]
+    return Duplicates(pairs=(*exact, *near), least_similarity=least)
+
+
+def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarray, "images neighbours"]:
+    """The nearest images of each, nearest first, whichever way they are turned.
+
+    A mirror changes signs of the cosine transform and a quarter turn transposes it: magnitudes of (u, v) and (v, u),
+    as their sum and the size of their difference, stay as they are.
+    """
+    magnitudes = np.abs(spectra)
+    above, left = np.triu_indices(FREQUENCIES, 1)
+    upper, lower = magnitudes[:, above, left], magnitudes[:, left, above]
+    diagonal = np.diagonal(magnitudes, axis1=1, axis2=2)
+    features = np.concatenate([diagonal, (upper + lower) / np.sqrt(2), np.abs(upper - lower) / np.sqrt(2)], axis=1)
+    count = min(LOOK_ALIKE_RANK, len(features) - 1)
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
+    found: np.ndarray = search.kneighbors(return_distance=False)  # without the image itself
+    return found
+
+
+def _least_similarity(textures: Sequence[Texture], spectra: np.ndarray, neighbours: np.ndarray) -> float:
+    """What a near-duplicate must reach, given how alike different pictures are in this data."""
+    if neighbours.shape[1] < LOOK_ALIKE_RANK:
+        return LEAST_SIMILARITY
+    sample = np.random.default_rng(0).permutation(len(textures))[:LOOK_ALIKES]
+    look_alikes = np.stack([sample, neighbours[sample, -1]], axis=1)
+    similar = [similarity for _, similarity in _compare(textures, spectra, look_alikes, CROPS)]
+    return max(LEAST_SIMILARITY, 1 - (1 - float(np.quantile(similar, 0.99))) * LOOK_ALIKE_SHARE)
+
+
+def _compare(
+    textures: Sequence[Texture], spectra: np.ndarray, pairs: Pairs, crops: Sequence[tuple[float, float]]
+) -> list[tuple[str, float]]:
+    """For each pair the change that makes the second picture most like the first, and how alike they then are."""
+
+    def compare(pair: tuple[np.ndarray, int]) -> tuple[str, float]:
+        (first, second), turn = pair
+        similarity, cropped = _similarity(textures[first], _turned(textures[second], turn), crops)
+        return " and ".join(filter(None, (TURNS[turn], "cropped" if cropped else ""))), similarity
+
+    compared: list[tuple[str, float]] = []
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # OpenCV releases the lock
+        for part in (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)):
+            turns = _best_turns(spectra[part[:, 0]], spectra[part[:, 1]])
+            compared += pool.map(compare, zip(part, turns, strict=True))
+    return compared
+
+
+def _similarity(first: Texture, second: Texture, crops: Sequence[tuple[float, float]]) -> tuple[float, bool]:
+    """Largest correlation of the two, laid over one another whole or one as a crop of the other; was it a crop?
+
+    The two crops that are best at 32 px are compared at 64 px, which costs a third of comparing all of them there.
+    """
+    fine = (first.astype(np.float32), second.astype(np.float32))
+    whole = _overlay(*fine, (1, 1))
+    if not crops or whole > CROPS_REACH:
+        return whole, False
+    ways = [(crop, first_is_part) for crop in crops for first_is_part in (False, True)]
+
+    def similarity(pair: tuple[np.ndarray, np.ndarray], way: tuple[tuple[float, float], bool]) -> float:
+        crop, first_is_part = way
+        return _overlay(pair[first_is_part], pair[not first_is_part], crop)
+
+    small, other = (cv2.resize(texture, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA) for texture in fine)
+    ways.sort(key=lambda way: similarity((small, other), way), reverse=True)
+    part = max(similarity(fine, way) for way in ways[:2])
+    return max(whole, part), part > whole
+
+
+def _overlay(whole: np.ndarray, part: np.ndarray, crop: tuple[float, float]) -> float:
+    """Largest correlation of `part`, shrunk to the share `crop` of `whole`, with what lies under it at any place.
+
+    0 for a picture without texture, which is like nothing.
+    """
+    if not whole.any() or not part.any():
+        return 0.0
+    height, width = (round(share * side) for share, side in zip(crop, whole.shape, strict=True))
+    shrunk = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+    return float(cv2.matchTemplate(whole, shrunk, cv2.TM_CCOEFF_NORMED).max())
+
+
+def _turned(texture: Texture, turn: int) -> Texture:
+    """View `turn` of the eight: transposed (4) or not, then mirrored (1) and flipped (2)."""
+    view = texture.T if turn & 4 else texture
+    return np.ascontiguousarray(view[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1])
+
+
+def _best_turns(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """For each row of spectra, the view of the second that correlates best with the first.
+
+    A mirror negates the odd columns of a cosine transform, a flip its odd rows, so that the eight correlations are
+    sums and differences of four partial ones, and of those with the transposed transform.
+    """
+    odd = np.arange(FREQUENCIES) % 2
+    views = []
+    for other in (second, second.transpose(0, 2, 1)):
+        product = first * other
+        for rows, columns in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            signs = np.where(odd, rows, 1)[:, None] * np.where(odd, columns, 1)[None, :]
+            views.append((product * signs.astype(np.float32)).sum((1, 2)))
+    best: np.ndarray = np.argmax(views, axis=0)
+    return best
+
+
+def _blurred(values: np.ndarray, deviation: float) -> np.ndarray:
+    return cv2.GaussianBlur(values, (0, 0), deviation, borderType=cv2.BORDER_REFLECT)
+
+
+_VERTICAL, _HORIZONTAL = np.mgrid[:FREQUENCIES, :FREQUENCIES]
+_WEIGHTS = ((_VERTICAL**2 + _HORIZONTAL**2) ** 0.25).astype(np.float32)

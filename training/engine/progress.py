@@ -1,0 +1,147 @@
+"""How far a run has come: what a checkpoint holds beside the learner, so that it goes on as if it had never stopped."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from training.config import TrainConfig
+from training.metrics.classification import Scores
+from training.report import html as page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of a run's history; the training figures are means over the epoch's augmented batches."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_balanced_accuracy: float
+    val_score: float | None
+    """The score of --best-by; None where it is undefined."""
+    lr: float
+    gradient_norm_mean: float
+    gradient_norm_max: float
+    """Of all gradients of a step together, before any clipping."""
+    loss_variance: float | None
+    """Of the loss between successive steps: half their mean squared difference (von Neumann 1941), which a falling
+    loss does not inflate; None of one step."""
+    images_per_second: float
+    seconds: float
+    """Of training, without validation."""
+    best: bool
+
+    def line(self, config: TrainConfig) -> str:
+        """For the console."""
+        return (
+            f"epoch {self.epoch:{len(str(config.epochs))}}/{config.epochs}  "
+            f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
+            f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
+            f"{page.TITLES[config.best_by]} {page.number(self.val_score)}  "
+            f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
+        )
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Epochs done, and the steps and sums of the one that is under way."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best_rank: tuple[float, float] = (-math.inf, -math.inf)
+    step: int = 0
+    """Steps done of the epoch under way."""
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    norm_sum: float = 0.0
+    norm_max: float = 0.0
+    last_loss: float | None = None
+    """Of the step before, in this epoch."""
+    change_sum: float = 0.0
+    """Of the squared differences of the losses of successive steps."""
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, from 0."""
+        return len(self.history)
+
+    @property
+    def best_epoch(self) -> int:
+        """The last epoch that was better than all before it, from 1; 0 before the first."""
+        return max((line.epoch for line in self.history if line.best), default=0)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the images of the epoch under way."""
+        return self.loss_sum / self.images
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images of the epoch under way."""
+        return self.correct / self.images
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the epoch under way, waiting for batches included."""
+        return self.images / max(self.seconds, 1e-9)
+
+    def ended(self, config: TrainConfig) -> bool:
+        """Whether no epoch is left, or none was better for --patience epochs."""
+        patient = config.patience is None or self.epoch - self.best_epoch < config.patience
+        return self.epoch >= config.epochs or not patient
+
+    def took_step(self, *, images: int, loss_sum: float, correct: int, norm: float, seconds: float) -> None:
+        """Count one step: its images, the sum of their losses, how many were right, the norm of the gradients."""
+        loss = loss_sum / images
+        self.change_sum += 0.0 if self.last_loss is None else (loss - self.last_loss) ** 2
+        self.last_loss = loss
+        self.step += 1
+        self.images += images
+        self.loss_sum += loss_sum
+        self.correct += correct
+        self.norm_sum += norm
+        self.norm_max = max(self.norm_max, norm)
+        self.seconds += seconds
+
+    def __str__(self) -> str:
+        """Loss, accuracy and speed of the epoch under way, for the progress bar."""
+        return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, {self.images_per_second:,.0f} images/s"
+
+    def took_epoch(self, validation: Scores, config: TrainConfig, lr: float) -> Epoch:
+        """Close the epoch under way with its scores on the validation split."""
+        rank = validation.rank(config.best_by)
+        line = Epoch(
+            epoch=self.epoch + 1,
+            train_loss=self.loss,
+            train_accuracy=self.accuracy,
+            val_loss=validation.log_loss,
+            val_accuracy=validation.accuracy,
+            val_balanced_accuracy=validation.balanced_accuracy,
+            val_score=getattr(validation, config.best_by),
+            lr=lr,
+            gradient_norm_mean=self.norm_sum / self.step,
+            gradient_norm_max=self.norm_max,
+            loss_variance=self.change_sum / 2 / (self.step - 1) if self.step > 1 else None,
+            images_per_second=self.images_per_second,
+            seconds=self.seconds,
+            best=rank > self.best_rank,
+        )
+        self.history.append(line)
+        self.best_rank = max(self.best_rank, rank)
+        self.step = self.images = self.correct = 0
+        self.loss_sum = self.norm_sum = self.norm_max = self.change_sum = self.seconds = 0.0
+        self.last_loss = None
+        return line
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Progress":
+        """What `state_dict` gave."""
+        lines = [Epoch(**line) for line in state["history"]]
+        return cls(**state | {"history": lines, "best_rank": tuple(state["best_rank"])})

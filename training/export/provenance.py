@@ -1,0 +1,75 @@
+"""Where a model comes from: enough to make it again."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import joblib
+import torch
+import yaml
+
+from serving.contract.card import Provenance
+from training.config import TrainConfig
+from training.data import augmentation
+from training.data.dataset import Dataset
+from training.engine import checkpoint
+
+PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
+
+REVISION = "TWINLENS_REVISION"
+"""Environment variable by which an image, which holds no checkout, says what it was built from."""
+
+
+def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
+    """Configuration, digests of data and weights, source revision, package versions and time (UTC).
+
+    A file of --augment is in it with all that it holds.
+    """
+    values = yaml.safe_load(config.to_yaml())
+    if isinstance(config.augment, Path):
+        values["augment"] = augmentation.content(config.augment)
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=values,
+        data_digest=dataset.digest,
+        checkpoint_digest=checkpoint.digest(best),
+        git_revision=os.environ.get(REVISION) or _git_revision(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
+
+
+def environment(device: torch.device, processes: int) -> dict[str, str]:
+    """The machine, the interpreter and the number of processes that a run was made with."""
+    gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "none used"
+    return {
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": f"{joblib.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
+        "GPU": gpu,
+        "processes": str(processes),
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit this code is at, with `-dirty` when it was changed since; None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

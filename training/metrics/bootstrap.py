@@ -1,0 +1,190 @@
+"""95 % intervals by bootstrap over what was drawn independently: images, or the groups they belong to."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from scipy.stats import binomtest
+
+from serving.contract.card import Score
+from training.metrics.classification import Labels, Probabilities, Scores, log_losses
+
+RESAMPLES = 1000
+CHUNK = 100
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+Weights = Float64[np.ndarray, "resamples images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Percentile intervals (Efron and Tibshirani 1993, chapter 13); None where a score is undefined.
+
+    Accuracy, recall and precision are shares, and a share of 0 or 1 has no spread to resample: their intervals are
+    widened to Wilson's (1927), counted in components.
+    """
+
+    accuracy: Interval
+    balanced_accuracy: Interval
+    macro_f1: Interval
+    roc_auc: Interval | None
+    recall: dict[str, Interval | None]
+    precision: dict[str, Interval | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Percentile intervals of one model's score minus another's; None where a score is undefined."""
+
+    accuracy: Interval
+    balanced_accuracy: Interval
+    macro_f1: Interval
+    roc_auc: Interval | None
+    log_loss: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replicates:
+    """The scores of every resample, `[resamples]` or `[resamples, classes]`; NaN where one is undefined."""
+
+    accuracy: np.ndarray
+    balanced_accuracy: np.ndarray
+    macro_f1: np.ndarray
+    roc_auc: np.ndarray
+    log_loss: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+
+
+def card_scores(scored: Scores, intervals: Intervals) -> dict[str, Score]:
+    """The headline scores with their intervals, as a model card holds them."""
+    return {
+        name: Score(value=value, interval=getattr(intervals, name, None)) for name, value in scored.headline().items()
+    }
+
+
+def bootstrap(
+    labels: Labels,
+    probabilities: Probabilities,
+    components: Int64[np.ndarray, " images"],
+    classes: tuple[str, ...],
+    *,
+    seed: int = 0,
+) -> Intervals:
+    """Intervals of a split's scores; all images of one component are drawn together."""
+    replicates = _replicates(labels, probabilities, components, seed)
+    predicted = probabilities.argmax(1)
+    right = predicted == labels
+
+    def widened(values: np.ndarray, concerned: np.ndarray) -> Interval:
+        draws = len(np.unique(components[concerned]))
+        wilson = binomtest(round(right[concerned].mean() * draws), draws).proportion_ci(LEVEL, "wilson")
+        low, high = _interval(values)
+        return min(low, float(wilson.low)), max(high, float(wilson.high))
+
+    recall: dict[str, Interval | None] = dict.fromkeys(classes)
+    precision: dict[str, Interval | None] = dict.fromkeys(classes)
+    for label in np.unique(labels):
+        recall[classes[label]] = widened(replicates.recall[:, label], labels == label)
+        if (predicted == label).any():
+            precision[classes[label]] = widened(replicates.precision[:, label], predicted == label)
+    return Intervals(
+        accuracy=widened(replicates.accuracy, np.ones(len(labels), bool)),
+        balanced_accuracy=_interval(replicates.balanced_accuracy),
+        macro_f1=_interval(replicates.macro_f1),
+        roc_auc=_defined(replicates.roc_auc),
+        recall=recall,
+        precision=precision,
+    )
+
+
+def paired(
+    labels: Labels,
+    first: Probabilities,
+    second: Probabilities,
+    components: Int64[np.ndarray, " images"],
+    *,
+    seed: int = 0,
+) -> Differences:
+    """Intervals of the second model's scores minus the first's, both scored on the same resamples.
+
+    What makes a resample hard is hard for both, so these are narrower than two intervals side by side suggest.
+    """
+    one, other = (_replicates(labels, probabilities, components, seed) for probabilities in (first, second))
+    return Differences(
+        accuracy=_interval(other.accuracy - one.accuracy),
+        balanced_accuracy=_interval(other.balanced_accuracy - one.balanced_accuracy),
+        macro_f1=_interval(other.macro_f1 - one.macro_f1),
+        roc_auc=_defined(other.roc_auc - one.roc_auc),
+        log_loss=_interval(other.log_loss - one.log_loss),
+    )
+
+
+def _replicates(labels: Labels, probabilities: Probabilities, components: np.ndarray, seed: int) -> _Replicates:
+    """The scores of resamples that components and seed alone decide: two models get the same ones."""
+    count = probabilities.shape[1]
+    cells = labels * count + probabilities.argmax(1)
+    losses = log_losses(labels, probabilities)
+    confusions, areas, loss = [], [], []
+    for weights in _resamples(components, np.random.default_rng(seed)):
+        confusions += [np.bincount(cells, row, count * count).reshape(count, count) for row in weights]
+        areas.append(_roc_auc(labels, probabilities, weights))
+        loss.append(weights @ losses / weights.sum(1))
+    confusion, area = np.stack(confusions), np.concatenate(areas)
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    with np.errstate(invalid="ignore"):  # a class that a resample lacks has no score in it
+        recall, precision = hits / confusion.sum(2), hits / confusion.sum(1)
+        f1 = 2 * hits / (confusion.sum(1) + confusion.sum(2))
+    present = confusion.sum(2) > 0
+    return _Replicates(
+        accuracy=hits.sum(1) / confusion.sum((1, 2)),
+        balanced_accuracy=_mean(recall, present),
+        macro_f1=_mean(f1, present),
+        roc_auc=_mean(area, ~np.isnan(area)),
+        log_loss=np.concatenate(loss),
+        recall=recall,
+        precision=precision,
+    )
+
+
+def _resamples(components: np.ndarray, rng: np.random.Generator) -> Iterator[Weights]:
+    """How often each image is drawn, a row a resample."""
+    _, index = np.unique(components, return_inverse=True)
+    draws = index.max() + 1
+    for _ in range(RESAMPLES // CHUNK):
+        yield rng.multinomial(draws, np.full(draws, 1 / draws), size=CHUNK)[:, index].astype(np.float64)
+
+
+def _roc_auc(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:
+    """Area under the ROC curve `[resamples, classes]`, one class against the rest: Mann-Whitney, weighted."""
+    areas = np.full((len(weights), probabilities.shape[1]), np.nan)
+    for label in np.unique(labels):
+        order = np.argsort(probabilities[:, label], kind="stable")
+        scores = probabilities[order, label]
+        ties = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+        mine = labels[order] == label
+        positive = np.add.reduceat(weights[:, order] * mine, ties, axis=1)
+        negative = np.add.reduceat(weights[:, order] * ~mine, ties, axis=1)
+        below = np.cumsum(negative, axis=1) - negative / 2
+        with np.errstate(invalid="ignore"):
+            areas[:, label] = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+    return areas
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean over the classes that a resample holds; NaN where it holds none."""
+    counts = where.sum(1)
+    sums = np.where(where, np.nan_to_num(values), 0).sum(1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _defined(values: np.ndarray) -> Interval | None:
+    return None if np.isnan(values).all() else _interval(values)
+
+
+def _interval(values: np.ndarray) -> Interval:
+    """Limits of the resamples in which the score is defined."""
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,113 @@
+"""Two models, A and B, on the same images: what their scores differ by, and where their labels do."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+from scipy.stats import binomtest
+
+from training.metrics.bootstrap import Interval, paired
+from training.metrics.classification import Labels, Probabilities, Scores
+from training.report.html import TITLES
+
+Letter = Literal["A", "B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """B's score minus A's with its paired 95 % interval; None where the score is undefined."""
+
+    value: float | None
+    interval: Interval | None
+    better: Letter | None
+    """Whose score is better; None where the interval contains zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the same images say of two models."""
+
+    differences: dict[str, Difference]
+    labels_differ: int
+    only_a_right: int
+    only_b_right: int
+    both_wrong: int
+    """Images to which both give a wrong label, and not the same one."""
+    p_value: float
+    disagreements: Int64[np.ndarray, " labels_differ"]
+    """Rows of the images on which the labels differ, those first of which both are the most confident."""
+
+    @property
+    def verdict(self) -> str:
+        """Which model is better in what, in plain sentences."""
+        named = {
+            letter: [TITLES[name] for name, difference in self.differences.items() if difference.better == letter]
+            for letter in ("A", "B")
+        }
+        undecided = [
+            TITLES[name]
+            for name, difference in self.differences.items()
+            if difference.value is not None and difference.better is None
+        ]
+        sentences = [f"{letter} is better in {_listed(scores)}." for letter, scores in named.items() if scores]
+        if not sentences:
+            return "The evidence does not decide which is better: every 95 % interval of a difference contains zero."
+        if undecided:
+            sentences.append(f"The evidence does not decide on {_listed(undecided)}: the interval contains zero.")
+        return " ".join(sentences)
+
+    @property
+    def tally(self) -> str:
+        """Who is right where the labels differ, in a plain sentence."""
+        if not self.labels_differ:
+            return "Both give every image the same label."
+        return (
+            f"Their labels differ on {self.labels_differ:,} images: only A is right on {self.only_a_right:,}, "
+            f"only B on {self.only_b_right:,}, neither on {self.both_wrong:,}; McNemar's exact p = {self.p_value:.2g}."
+        )
+
+
+def compare(
+    labels: Labels,
+    answers: tuple[Probabilities, Probabilities],
+    scores: tuple[Scores, Scores],
+    components: Int64[np.ndarray, " images"],
+) -> Comparison:
+    """Compare the answers of A and B, columns in one order; all images of one component are one draw."""
+    a, b = (probabilities.argmax(1) for probabilities in answers)
+    only_a, only_b = (a == labels) & (b != labels), (b == labels) & (a != labels)
+    differing = np.flatnonzero(a != b)
+    confidence = answers[0][differing].max(1) + answers[1][differing].max(1)
+    intervals = asdict(paired(labels, *answers, components))
+    return Comparison(
+        differences={name: _difference(name, scores, interval) for name, interval in intervals.items()},
+        labels_differ=len(differing),
+        only_a_right=int(only_a.sum()),
+        only_b_right=int(only_b.sum()),
+        both_wrong=len(differing) - int(only_a.sum()) - int(only_b.sum()),
+        p_value=mcnemar(int(only_a.sum()), int(only_b.sum())),
+        disagreements=differing[np.argsort(-confidence, kind="stable")],
+    )
+
+
+def mcnemar(only_a_right: int, only_b_right: int) -> float:
+    """Exact two-sided p-value (McNemar 1947) of two models being right equally often; each image is one draw."""
+    decided = only_a_right + only_b_right
+    return float(binomtest(only_b_right, decided).pvalue) if decided else 1.0
+
+
+def _difference(name: str, scores: tuple[Scores, Scores], interval: Interval | None) -> Difference:
+    a, b = (getattr(scored, name) for scored in scores)
+    if interval is None:
+        return Difference(value=None, interval=None, better=None)
+    low, high = interval
+    better: Letter | None = None
+    if not low <= 0 <= high:
+        better = "B" if (low > 0) != (name == "log_loss") else "A"
+    return Difference(value=b - a, interval=interval, better=better)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,109 @@
+"""What the layers of a network give for a batch of images: activations, units that are dead, gradients at the start."""
+
+import copy
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from training.models import networks
+
+VALUES_AT_MOST = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """What one activation function gave."""
+
+    layer: str
+    values: Float32[np.ndarray, " values"]
+    """Evenly spaced ones where there are more than 100,000."""
+    dead: float | None
+    """Share of the units, or channels, of a ReLU that are zero wherever one looks in the batch; None of others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtStart:
+    """One linear or convolutional layer before the first step, on a batch of training images."""
+
+    layer: str
+    output_variance: float | None
+    """Of what the layer gives, before normalisation and activation."""
+    gradient_variance: float | None
+    """Of one image's gradient of its loss by what the layer gives; it vanishes or explodes with depth."""
+    weight_gradient_norm: float | None
+
+
+def at_start(
+    model: nn.Module, images: UInt8[np.ndarray, "batch height width channels"], labels: Int64[np.ndarray, " batch"]
+) -> list[AtStart]:
+    """How signal and gradient pass through an untrained network, layer by layer in forward order.
+
+    Of a copy in training mode: the model, its statistics and torch's random state stay as they are. None where a value
+    is not finite.
+    """
+    outputs: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        probe = copy.deepcopy(model).train().requires_grad_(True)
+        layers = {name: layer for name, layer in probe.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+        for name, layer in layers.items():
+            layer.register_forward_hook(partial(_keep, outputs, name))
+        logits = probe(torch.from_numpy(images).to(device))
+        cross_entropy(logits, torch.from_numpy(labels).to(device)).backward()  # type: ignore[no-untyped-call]
+    return [
+        AtStart(
+            layer=name,
+            output_variance=_finite(output.detach().var()),
+            gradient_variance=_finite((_gradient(output) * len(images)).var()),
+            weight_gradient_norm=_finite(_gradient(layers[name].weight).norm()),
+        )
+        for name, output in outputs.items()
+    ]
+
+
+def observe(model: nn.Module, images: UInt8[np.ndarray, "batch height width channels"]) -> list[Activations]:
+    """What every activation function of the model gives for these images in evaluation, layer by layer.
+
+    The hooks are gone when this returns.
+    """
+    seen: list[Activations] = []
+    hooks = [
+        layer.register_forward_hook(partial(_note, seen, name))
+        for name, layer in model.named_modules()
+        if type(layer) in networks.ACTIVATIONS.values()
+    ]
+    try:
+        networks.logits(model, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _note(seen: list[Activations], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    every = -(-output.numel() // VALUES_AT_MOST)
+    units = output.transpose(0, 1).flatten(1)
+    dead = float((units == 0).all(1).float().mean()) if isinstance(layer, nn.ReLU) else None
+    values = output.flatten()[::every].float().cpu().numpy()
+    seen.append(Activations(layer=name, values=values, dead=dead))
+
+
+def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    output.retain_grad()
+    outputs[name] = output
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def _finite(tensor: Tensor) -> float | None:
+    value = float(tensor)
+    return value if math.isfinite(value) else None

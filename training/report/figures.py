@@ -1,0 +1,206 @@
+"""Pictures of a run, drawn once for the report and for TensorBoard."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from training.metrics.classification import RiskCoverage, Scores
+
+# Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", GREY)
+DASHES = ("-", "--", ":", "-.")
+Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
+"""By a panel's title and a line's name: the values of each seed, which may end early."""
+COUNTS_SHOWN_UP_TO = 20
+NAMES_SHOWN_UP_TO = 120
+GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
+"""Between images that are shown together, and above one with two lines of text; in shares of its side."""
+
+
+def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], best: int) -> Figure:
+    """Lines by epoch, at most two, named in the legend; `best` is the epoch whose weights are exported."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.4))
+        axes = figure.subplots()
+        for (label, values), colour, style in zip(lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False):
+            axes.plot(epochs, values, color=colour, linestyle=style, label=label)
+        axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if name.startswith("accuracy"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend()
+    return figure
+
+
+def bands(name: str, along: str, panels: Panels) -> Figure:
+    """Means over seeds with a band from the lowest to the highest; a line ends where a seed's values do.
+
+    The axis is logarithmic where the values above zero spread over more than three powers of ten and none is below; a
+    zero, such as the gradient in a branch that begins as one, is then a gap between the dots.
+    """
+    every = [value for lines in panels.values() for of in lines.values() for seed in of for value in seed if value]
+    logarithmic = bool(every) and min(every) > 0 and max(every) > 1000 * min(every)
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.5 * columns + 2, 3.4 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.axis("off")
+        for place, (axes, (title, lines)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+            for number, (line, seeds) in enumerate(lines.items()):
+                begun = [values for values in seeds if values]
+                length = min(map(len, begun), default=0)
+                values = np.array([values[:length] for values in begun], float).reshape(len(begun), length)
+                if logarithmic:
+                    values[values == 0] = np.nan
+                colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+                places = np.arange(1, length + 1)
+                means = values.mean(0) if begun else []
+                dots = {"marker": "o", "markersize": 3} if logarithmic else {}
+                axes.plot(places, means, color=colour, linestyle=dashes, label=line, **dots)
+                if len(begun) > 1:
+                    axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.set(title=title, ylabel=name, yscale="log" if logarithmic else "linear")
+            if place + columns >= len(panels):  # nothing below it
+                axes.set_xlabel(along)
+                axes.xaxis.set_tick_params(labelbottom=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def confusion(scores: Scores) -> Figure:
+    """Confusion matrix: colour is the share of the true class, numbers are counts."""
+    names = [scored.name for scored in scores.by_class]
+    counts = np.array(scores.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 0.55 * len(names) + 2), 14)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(side + 1, side))
+        axes: Axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+        bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.set(xlabel="predicted", ylabel="true")
+        every = math.ceil(len(names) / NAMES_SHOWN_UP_TO)
+        shown, size = names[::every], min(10, 0.6 * 72 * side / len(names[::every]))
+        turned = {"rotation": 45, "rotation_mode": "anchor"} if size == 10 else {"rotation": 90}
+        axes.set_xticks(
+            range(0, len(names), every), shown, ha="right" if size == 10 else "center", fontsize=size, **turned
+        )
+        axes.set_yticks(range(0, len(names), every), shown, fontsize=size)
+        if len(names) <= COUNTS_SHOWN_UP_TO:
+            for (row, column), count in np.ndenumerate(counts):
+                colour = "white" if shares[row, column] > 0.55 else "black"
+                axes.text(column, row, f"{count:,}" if count else "", ha="center", va="center", color=colour)
+    return figure
+
+
+def reliability(bins: Sequence[tuple[float, float, int]], images: str) -> Figure:
+    """Accuracy against confidence by bin; a calibrated model lies on the diagonal. Areas are shares of the images."""
+    confidence, accuracy, count = np.array(bins).T
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 4))
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
+        areas = 20 + 400 * count / count.sum()
+        axes.scatter(confidence, accuracy, areas, BLUE, alpha=0.7, clip_on=False, label=images)
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.legend(markerscale=0.5)
+    return figure
+
+
+def risk_coverage(found: RiskCoverage) -> Figure:
+    """Accuracy of the images kept against the share handed to a person, the least confident or any."""
+    handed_over, accuracy = np.array(found.curve).T
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.4))
+        axes = figure.subplots()
+        axes.plot(handed_over, accuracy, color=BLUE, label="the least confident first", clip_on=False)
+        axes.axhline(accuracy[0], color=GREY, linewidth=1, linestyle=":", label="at random")
+        axes.set(xlabel="test images handed to a person", ylabel="accuracy of the rest", xlim=(0, 1))
+        axes.set_ylim(top=1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+        axes.legend()
+    return figure
+
+
+def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) -> Figure:
+    """Up to 24 images `[n, height, width, channels]`, each below its title of two lines, orange for a wrong answer."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    cells = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
+    cells[: len(images)] = images
+    with rc_context(STYLE | {"font.size": 8}):
+        figure = Figure(figsize=(columns * 1.7, rows * 2.02 + 0.3))
+        figure.suptitle("true label -> predicted label and confidence; orange where wrong")
+        height, above = images.shape[1], round(images.shape[1] * ROOM_FOR_TITLE)
+        axes = _mosaic(figure, cells.reshape(rows, columns, *images.shape[1:]), above)
+        for place, (title, is_wrong) in enumerate(zip(titles, wrong, strict=True)):
+            row, column = divmod(place, columns)
+            axes.text(
+                column + 0.5,
+                row + (above - 0.5) / (above + height),
+                title,
+                color=ORANGE if is_wrong else "black",
+                horizontalalignment="center",
+                verticalalignment="bottom",
+            )
+    return figure
+
+
+def sheet(images: np.ndarray, first: str) -> Figure:
+    """Rows of images `[rows, columns, height, width, channels]`; the first column is titled."""
+    rows, columns = images.shape[:2]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(columns * 1.2, rows * 1.2 + 0.3))
+        axes = _mosaic(figure, images, round(images.shape[2] * GAP))
+        axes.text(0.5, 0, first, horizontalalignment="center", verticalalignment="bottom")
+    return figure
+
+
+def _mosaic(figure: Figure, images: np.ndarray, above: int) -> Axes:
+    """Images `[rows, columns, height, width, channels]` as one picture, cell (row, column) at y = row, x = column.
+
+    Room is left beside each, and `above` it so many pixels. 24 axes would take a third of a second, this takes
+    less than half of it.
+    """
+    beside = round(images.shape[3] * GAP / 2)
+    padded = np.pad(images, ((0, 0), (0, 0), (above, 0), (beside, beside), (0, 0)), constant_values=255)
+    rows, columns, cell_height, cell_width, channels = padded.shape
+    whole = padded.swapaxes(1, 2).reshape(rows * cell_height, columns * cell_width, channels)
+    axes = figure.subplots()
+    axes.imshow(
+        whole,
+        cmap="gray" if channels == 1 else None,
+        vmin=0,
+        vmax=255,
+        extent=(0, columns, rows, 0),
+        aspect=cell_height / cell_width,
+    )
+    axes.axis("off")
+    return axes

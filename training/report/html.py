@@ -1,0 +1,97 @@
+"""Pages: templates filled, and pictures put inside them, so that a page is one file that opens offline."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import cv2
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC",
+    "log_loss": "log loss",
+}
+CALIBRATION_TITLES = {
+    "log_loss": "log loss",
+    "brier_score": "Brier score",
+    "expected_calibration_error": "expected calibration error",
+}
+THUMBNAIL = 96
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template of this package; a value that it names and does not get is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("training.report", "templates"),
+        autoescape=jinja2.select_autoescape(["html.jinja"], default=False),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places}
+    environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
+    return environment.get_template(template).render(**values)
+
+
+def drawing(figure: Figure) -> str:
+    """A figure as an SVG inside a data URI."""
+    return svg_uri(svg(figure))
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG file's content."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    return file.getvalue()
+
+
+def svg_uri(content: bytes) -> str:
+    """An SVG file's content inside a data URI."""
+    return _data_uri("image/svg+xml", content)
+
+
+def photo(figure: Figure) -> str:
+    """A figure that is mostly photographs as a JPEG inside a data URI."""
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", dpi=100)
+    return _data_uri("image/jpeg", file.getvalue())
+
+
+def thumbnail(pixels: np.ndarray) -> str:
+    """Pixels uint8 `[height, width, 1 or 3]` as a small JPEG inside a data URI."""
+    scale = THUMBNAIL / max(pixels.shape[:2])
+    small = cv2.resize(
+        pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    )
+    done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
+    assert done
+    return _data_uri("image/jpeg", bytes(encoded))
+
+
+def percent(share: float | None) -> str:
+    """A share as people read it; a dash where it is undefined."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def number(value: float | None) -> str:
+    """A score to three places; a dash where it is undefined."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def places(value: float | None, count: int) -> str:
+    """A measure to so many places; a dash where there is none."""
+    return "-" if value is None else f"{value:,.{count}f}"
+
+
+def interval(limits: Sequence[float] | None) -> str:
+    """Both limits to three places; a dash where there are none."""
+    return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

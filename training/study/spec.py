@@ -1,0 +1,289 @@
+"""A grid of runs, as a YAML file declares it: what all share, the axes along which they differ, what is asked of them.
+
+title: What does batch normalisation do?
+base: {model: mlp, epochs: 12}            # any options of a training
+axes:
+  activation: [relu, tanh]                # an option and its values,
+  network:                                # or a name and its levels, each with options of its own
+    plain: {}
+    normalised: {batch_norm: true}
+seeds: 3
+questions:                                # may be left out: then each axis is asked which level scores best
+  - ask: Does batch normalisation learn faster?
+    measure: epochs_to_95
+    axis: network
+    compare: [normalised, plain]          # or `against: plain`, for all others; without: against the best
+    where: {activation: relu}             # may be left out: then the mean over the other axes is compared
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.config import ConfigError, TrainConfig, option
+from training.study.measures import MEASURES
+
+OWN = {"out", "name", "resume", "cache", "seed"}
+"""Options that a study sets itself."""
+KEYS = ("title", "base", "axes", "seeds", "questions")
+QUESTION_KEYS = ("ask", "measure", "axis", "compare", "against", "where")
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a study: its level on each axis, and its seed."""
+
+    levels: dict[str, str]
+    seed: int
+    options: Options
+
+    @property
+    def name(self) -> str:
+        """A folder's name that says what differs."""
+        said = [f"{axis}={level}" for axis, level in self.levels.items()]
+        return re.sub(r"[^\w=,.+-]+", "-", ",".join([*said, f"seed={self.seed}"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the runs are asked: how levels of an axis differ in a measure from one of them, the reference."""
+
+    ask: str
+    measure: str
+    axis: str
+    compare: tuple[str, str] | None = None
+    """The level that is asked about, and the reference; None: all levels are asked about."""
+    against: str | None = None
+    """The reference for all; None: the best."""
+    where: dict[str, str]
+    """Levels of other axes that the question is confined to; over the rest of them the mean is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Values of an option that a search may draw from; whole numbers where both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid, checked: every option exists and every value is one of its kind."""
+
+    title: str
+    base: Options
+    axes: dict[str, dict[str, Options]]
+    ranges: dict[str, Range] = field(default_factory=dict)
+    """By option; of these there is no grid, but `study search` draws from them."""
+    seeds: int
+    questions: tuple[Question, ...]
+
+    def cells(self) -> list[Cell]:
+        """Every combination of levels with every seed, seed by seed, so that what is there early can be compared."""
+        return [
+            Cell(
+                levels=dict(zip(self.axes, levels, strict=True)),
+                seed=seed,
+                options=self.base
+                | {
+                    name: value
+                    for axis, level in zip(self.axes, levels, strict=True)
+                    for name, value in self.axes[axis][level].items()
+                },
+            )
+            for seed in range(self.seeds)
+            for levels in product(*self.axes.values())
+        ]
+
+    def with_base(self, options: Options) -> "Study":
+        """The same grid with other options that all runs share; those of an axis win."""
+        return replace(self, base=self.base | options)
+
+
+def read(path: Path) -> Study:
+    """The study that a file declares. Raises ConfigError that names the file, the line and the choices."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a YAML file that can be read ({error})") from error
+    if root is None:
+        raise ConfigError(f"{path}: expected a study ({', '.join(KEYS)}), found nothing")
+    parts = {name: node for name, _, node in _entries(path, root, KEYS)}
+    if "axes" not in parts:
+        raise ConfigError(f"{path}: expected axes, along which the runs differ")
+    declared = _entries(path, parts["axes"])
+    ranges = {name: _range(path, name, key, node) for name, key, node in declared if _is_range(node)}
+    axes = {name: _levels(path, name, key, node) for name, key, node in declared if name not in ranges}
+    seeds = _value(parts["seeds"]) if "seeds" in parts else 3
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ConfigError(f"{_at(path, parts['seeds'])}: seeds: expected a number of 1 or more, got {seeds!r}")
+    asked = parts["questions"].value if "questions" in parts else []
+    study = Study(
+        title=str(_value(parts["title"])) if "title" in parts else path.stem,
+        base=_options(path, parts["base"]) if "base" in parts else {},
+        axes=axes,
+        ranges=ranges,
+        seeds=seeds,
+        questions=tuple(_question(path, node, axes) for node in asked) or tuple(_default_questions(axes)),
+    )
+    check(study, str(path))
+    return study
+
+
+def check(study: Study, where: str) -> None:
+    """Raise ConfigError, naming the cell, where options do not go together."""
+    for cell in study.cells():
+        try:
+            TrainConfig(**cell.options, seed=cell.seed)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {cell.name}: {error}") from error
+
+
+def to_yaml(study: Study) -> str:
+    """The study as `read` reads it."""
+    axes: dict[str, object] = {
+        axis: {level: plain(of) for level, of in levels.items()} for axis, levels in study.axes.items()
+    }
+    axes |= {name: asdict(of) for name, of in study.ranges.items()}
+    questions = [
+        {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(question).items() if value}
+        for question in study.questions
+    ]
+    parts = {
+        "title": study.title,
+        "base": plain(study.base),
+        "axes": axes,
+        "seeds": study.seeds,
+        "questions": questions,
+    }
+    return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True, width=120)
+
+
+def plain(options: Options) -> Options:
+    """The same options as YAML and JSON can hold them."""
+
+    def as_plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+    return {name: as_plain(value) for name, value in options.items()}
+
+
+def _levels(path: Path, axis: str, key: yaml.Node, node: yaml.Node) -> dict[str, Options]:
+    """The levels of an axis: named sets of options, or the values of the option that it is called after."""
+    if isinstance(node, yaml.MappingNode):
+        levels = {name: _options(path, options) for name, _, options in _entries(path, node)}
+    elif isinstance(node, yaml.SequenceNode):
+        _refuse_unknown_option(path, axis, key)
+        values = [option(axis, _value(value), _at(path, value)) for value in node.value]
+        levels = {_said(value): {axis: value} for value in values}
+    else:
+        raise ConfigError(f"{_at(path, node)}: {axis}: expected a list of values, or levels with options")
+    if not levels:
+        raise ConfigError(f"{_at(path, node)}: {axis}: expected at least one level")
+    return levels
+
+
+def _is_range(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and {_value(key) for key, _ in node.value} >= {"low", "high"}
+
+
+def _range(path: Path, name: str, key: yaml.Node, node: yaml.Node) -> Range:
+    """Where a search may draw from: `{low: 0.001, high: 0.1, log: true}`."""
+    _refuse_unknown_option(path, name, key)
+    given = {part: value for part, _, value in _entries(path, node, ("low", "high", "log"))}
+    low, high = (option(name, _value(given[end]), _at(path, given[end])) for end in ("low", "high"))
+    log = bool(_value(given["log"])) if "log" in given else False
+    if any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in (low, high)):
+        raise ConfigError(f"{_at(path, node)}: {name} is no number, so it has no range; list its values")
+    if not low < high or (log and low <= 0):
+        bound = ", and above 0" if log else ""
+        raise ConfigError(f"{_at(path, node)}: {name}: expected low below high{bound}, got {low} and {high}")
+    return Range(low=low, high=high, log=log)
+
+
+def _options(path: Path, node: yaml.Node) -> Options:
+    options = {}
+    for name, key, value in _entries(path, node):
+        _refuse_unknown_option(path, name, key)
+        options[name] = option(name, _value(value), _at(path, value))
+    return options
+
+
+def _refuse_unknown_option(path: Path, name: str, key: yaml.Node) -> None:
+    if name in OWN:
+        raise ConfigError(f"{_at(path, key)}: {name} is set by the study itself")
+    if name not in TrainConfig.__dataclass_fields__:
+        raise ConfigError(
+            f"{_at(path, key)}: there is no option {name!r}; there are {', '.join(TrainConfig.__dataclass_fields__)}"
+        )
+
+
+def _question(path: Path, node: yaml.Node, axes: dict[str, dict[str, Options]]) -> Question:
+    nodes = {name: value for name, _, value in _entries(path, node, QUESTION_KEYS)}
+    missing = [name for name in ("ask", "measure", "axis") if name not in nodes]
+    if missing:
+        raise ConfigError(f"{_at(path, node)}: a question needs {', '.join(missing)}")
+
+    def chosen(value: yaml.Node, choices: Sequence[str]) -> str:
+        text = _said(_value(value))
+        if text not in choices:
+            raise ConfigError(f"{_at(path, value)}: expected one of {', '.join(choices)}, got {text!r}")
+        return text
+
+    axis = chosen(nodes["axis"], list(axes))
+    compared = [chosen(value, list(axes[axis])) for value in nodes["compare"].value] if "compare" in nodes else []
+    if len(compared) not in (0, 2):
+        raise ConfigError(f"{_at(path, nodes['compare'])}: compare: expected two levels, got {len(compared)}")
+    where = {}
+    for name, key, value in _entries(path, nodes["where"]) if "where" in nodes else ():
+        where[chosen(key, [other for other in axes if other != axis])] = chosen(value, list(axes[name]))
+    return Question(
+        ask=str(_value(nodes["ask"])),
+        measure=chosen(nodes["measure"], list(MEASURES)),
+        axis=axis,
+        compare=(compared[0], compared[1]) if compared else None,
+        against=chosen(nodes["against"], list(axes[axis])) if "against" in nodes else None,
+        where=where,
+    )
+
+
+def _default_questions(axes: dict[str, dict[str, Options]]) -> Iterator[Question]:
+    for axis in axes:
+        yield Question(ask=f"Which {axis} scores best?", measure="val_score", axis=axis, where={})
+
+
+def _entries(path: Path, node: yaml.Node, known: Sequence[str] = ()) -> list[tuple[str, yaml.Node, yaml.Node]]:
+    """Key, its node and the value's node of each entry of a mapping; only `known` keys, if any are given."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{_at(path, node)}: expected `name: value` pairs")
+    entries = [(_said(_value(key)), key, value) for key, value in node.value]
+    for name, key, _ in entries:
+        if known and name not in known:
+            raise ConfigError(f"{_at(path, key)}: there is no {name!r}; there are {', '.join(known)}")
+    return entries
+
+
+def _value(node: yaml.Node) -> Any:
+    return yaml.SafeLoader("").construct_document(node)
+
+
+def _said(value: object) -> str:
+    """How a level is called: as it would be typed."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_said, value))
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _at(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"
