@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NewType
 
-from serving.contract.card import MAX_BYTES, MAX_PIXELS
+from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import MIN_WINDOW
 
 PREFIX = "TWINLENS_"

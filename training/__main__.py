@@ -17,23 +17,25 @@ if os.environ.get("RANK", "0") != "0":
 import torch
 import tyro
 
-from serving.contract.model import ModelRefused
 from training import failures, restarts, sagemaker
-from training.config import ConfigError, TrainConfig, from_yaml
-from training.data.splits import DataError
-from training.device import DeviceMissing
-from training.distributed import Group, ProcessLost
+from training.config import TrainConfig, from_yaml
+from training.distributed import Group
 from training.engine import runs
-from training.engine.checkpoint import CheckpointRefused
-from training.engine.loop import NonFiniteLoss
+from training.errors import (
+    EXIT_CODES,
+    ConfigError,
+    ExportRefused,
+    Interrupted,
+    NonFiniteLoss,
+    OutOfMemory,
+    ProcessLost,
+)
 from training.evaluate import EvaluateConfig, evaluate
-from training.export.onnx import ExportRefused
-from training.failures import OutOfMemory, WorkerLost
 from training.report import audit as audit_report
 from training.report import evaluation
 from training.report import run as report
 from training.report.audit import AuditConfig
-from training.signals import Interrupted, Interruption
+from training.signals import Interruption
 from training.study import command as study
 from training.study.command import StudyConfig
 from training.train import train
@@ -44,21 +46,6 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "audit": (AuditConfig, audit_report.run, audit_report.summary),
     "evaluate": (EvaluateConfig, evaluate, evaluation.summary),
     "study": (StudyConfig, study.study, study.summary),
-}
-EXIT_CODES: dict[type[BaseException], int] = {
-    ConfigError: 2,
-    DataError: 3,
-    NonFiniteLoss: 4,
-    OutOfMemory: 5,
-    MemoryError: 5,
-    torch.AcceleratorError: 5,
-    WorkerLost: 6,
-    OSError: 6,
-    CheckpointRefused: 7,
-    ExportRefused: 7,
-    ModelRefused: 7,
-    DeviceMissing: 8,
-    ProcessLost: 9,
 }
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",

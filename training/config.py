@@ -12,8 +12,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from tyro.conf import DisallowNone
 
-from serving.contract.card import MIN_SIDE, Channels, Interpolation, NormalizationMode
-from training.data.splits import Leaks
+from serving.contract.card import NormalizationMode
+from serving.contract.decode import Channels, Interpolation
+from serving.contract.image_header import MIN_SIDE
+from training.errors import ConfigError
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
 Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]
@@ -22,6 +24,7 @@ ScheduleName = Literal["cosine", "constant", "step"]
 Balance = Literal["none", "loss", "sampler"]
 Policy = Literal["none", "light", "strong"]
 Symmetry = Literal["none", "mirror", "square"]
+Leaks = Literal["drop", "error", "warn"]
 Quantize = Literal["none", "int8"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
 
@@ -31,10 +34,6 @@ PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
       ("sgd", "cnn"): 0.05, ("sgd", "mlp"): 0.01}  # fmt: skip
 WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 5e-4}
-
-
-class ConfigError(ValueError):
-    """An option that cannot be followed; the message says what was expected and what came."""
 
 
 @dataclass(frozen=True, kw_only=True)

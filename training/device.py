@@ -5,10 +5,7 @@ import torch
 
 from training.config import TrainConfig
 from training.distributed import ALONE, Group
-
-
-class DeviceMissing(RuntimeError):
-    """The device asked for is not there; training never falls back silently."""
+from training.errors import DeviceMissing
 
 
 def find_device(name: str, group: Group = ALONE) -> torch.device:

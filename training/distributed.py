@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from training.config import ConfigError
+from training.errors import ConfigError, ProcessLost
 
 T = TypeVar("T")
 
@@ -34,10 +34,6 @@ MEETING = timedelta(minutes=30)
 POLL_S = 0.05
 STAY_S = 2.0
 """For processes that fail together; one that was killed is waited for in vain."""
-
-
-class ProcessLost(RuntimeError):
-    """Another process of the group has ended, or cannot be reached any more."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -17,14 +17,15 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from serving.contract.card import ModelCard, Pixels, as_channels
+from serving.contract.card import ModelCard
+from serving.contract.decode import Pixels, as_channels
 from serving.contract.model import Classifier, open_model
-from training.config import ConfigError
 from training.data import audit, dataset, inspection, splits
 from training.data.cache import Cache
 from training.data.dataset import Labelled
 from training.data.formats import NAMES_SHOWN, Source, find
-from training.data.splits import SPLITS, DataError, Division, Split
+from training.data.splits import SPLITS, Division, Split
+from training.errors import ConfigError, DataError
 from training.metrics.classification import Probabilities
 from training.report import evaluation
 from training.report.evaluation import Answered, Evaluation
@@ -129,7 +130,7 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
         splits=division.splits if trained_on[0] else _brought(given),
         components=division.components,
         digest=dataset.digest(keys, names, division.splits, pictures),
-        original=lambda i: inspection.decode(source.read(kept[i])),
+        original=lambda i: inspection.to_rgb(source.read(kept[i])),
         unreadable=unreadable,
     )
     return images, [division.splits if division else None for division in trained_on]

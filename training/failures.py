@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from training.config import ConfigError, TrainConfig, from_yaml
+from training.config import TrainConfig, from_yaml
 from training.data.loader import SHARED_MEMORY
 from training.engine import runs
-from training.engine.checkpoint import CheckpointRefused
+from training.errors import CheckpointRefused, ConfigError, OutOfMemory, WorkerLost
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -36,14 +36,6 @@ WORKERS = {
     "DataLoader worker": "a data worker died; --workers 0 prepares batches in the training process and shows why",
 }
 """What each of torch's complaints about its workers means; the first that fits is told."""
-
-
-class OutOfMemory(RuntimeError):
-    """The device or the host has too little memory for the run."""
-
-
-class WorkerLost(RuntimeError):
-    """A process that prepares batches died, hangs, or has no room to hand them over."""
 
 
 @contextmanager

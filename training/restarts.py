@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from training.config import TrainConfig, default_name
 from training.engine import runs
-from training.signals import Interrupted, Interruption, end_with_parent
+from training.errors import Interrupted
+from training.signals import Interruption, end_with_parent
 
 MAY_PASS = (5, 6)
 """Exit codes of what may be better the next time: memory or the GPU, a data worker or the storage."""

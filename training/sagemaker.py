@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from training.config import ConfigError
+from training.errors import ConfigError
 
 ROOT = Path("/opt/ml")
 LEFT = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predictions.csv", "report")

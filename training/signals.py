@@ -5,20 +5,11 @@ import os
 import signal
 from types import FrameType
 
+from training.errors import Interrupted
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
-
-
-class Interrupted(BaseException):
-    """The process was asked to stop; `exit_code` is what a shell says of the signal.
-
-    Not an Exception, so that nobody catches it who catches those.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
 
 
 class Interruption:

@@ -21,9 +21,10 @@ from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, runs
 from training.engine import tensorboard as board
-from training.engine.loop import NonFiniteLoss, answer, fit, score
+from training.engine.loop import answer, fit, score
 from training.engine.progress import Epoch
 from training.engine.transfer import transfer
+from training.errors import NonFiniteLoss
 from training.export import drift_reference, provenance, quantization
 from training.export import onnx as export
 from training.metrics import calibration
@@ -34,6 +35,7 @@ from training.report import audit as audit_report
 from training.report import run as report
 from training.report.run import Findings
 from training.signals import Interruption
+from training.storage import digest, write_atomically
 
 IMAGES_NAMED = 5
 """Of the step whose loss is not finite."""
@@ -73,7 +75,7 @@ def make(config: TrainConfig, device: torch.device, group: Group, interruption: 
     audited = audit_report.facts(dataset.audit)
     if group.first:
         if is_new:
-            checkpoint.write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
+            write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
         (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(describe(config, dataset, model, device, group))
@@ -118,7 +120,7 @@ def conclude(
     card = ModelCard(
         contract_version=CONTRACT_VERSION,
         name=config.run.name,
-        version=checkpoint.digest(best)[:12],
+        version=digest(best)[:12],
         classes=dataset.classes,
         preprocessing=dataset.preprocessing,
         normalization=normalization,

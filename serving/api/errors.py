@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from serving.api.admission import Overloaded
 from serving.api.json_response import JSONResponse
-from serving.contract.card import ImageError
+from serving.contract.image_header import ImageError
 from serving.inference.predictor import InvalidOutput
 from serving.logs import FIELDS
 

@@ -26,7 +26,8 @@ from serving.api.json_response import JSONResponse
 from serving.api.readiness import check_alive, check_ready, current_predictor
 from serving.api.upload import Limits, read_body
 from serving.api.waiting import while_awaited
-from serving.contract.card import INPUT_NAME, OUTPUT_NAME, Pixels, Preprocessing
+from serving.contract.card import INPUT_NAME, OUTPUT_NAME
+from serving.contract.decode import Pixels, Preprocessing
 from serving.inference.predictor import Prediction, Predictor
 from serving.settings import Settings
 

@@ -28,7 +28,9 @@ import cv2
 import numpy as np
 
 from serving.batch.parts import Busy, Journal, encode
-from serving.contract.card import ImageError, ModelCard, Pixels
+from serving.contract.card import ModelCard
+from serving.contract.decode import Pixels
+from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.settings import Settings
 

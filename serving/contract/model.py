@@ -14,17 +14,9 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from serving.contract.card import (
-    INPUT_NAME,
-    METADATA_KEY,
-    OUTPUT_NAME,
-    TOLERANCE,
-    CardError,
-    Digest,
-    ImageError,
-    ModelCard,
-    pixel_digest,
-)
+from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, ModelCard
+from serving.contract.decode import Digest, pixel_digest
+from serving.contract.image_header import ImageError
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 Probabilities = Float32[np.ndarray, "batch classes"]

@@ -16,7 +16,7 @@ from time import perf_counter
 
 import numpy as np
 
-from serving.contract.card import Pixels
+from serving.contract.decode import Pixels
 
 BACKGROUND_ALONE = 2
 """Images in the background a run, when nobody else waits: whoever comes meanwhile waits for no more than these."""

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from serving.contract.card import as_channels
+from serving.contract.decode import as_channels
 from serving.inference.occlusion import Drops, Explanation
 
 FOR = (0, 200, 170)

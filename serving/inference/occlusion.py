@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from serving.api.admission import Overloaded
-from serving.contract.card import Decoded, Pixels, decode
+from serving.contract.decode import Decoded, Pixels, decode
 from serving.inference.batching import BACKGROUND_ALONE
 from serving.inference.predictor import InvalidOutput, Predictor
 from serving.metrics import Metrics

@@ -11,8 +11,9 @@ from time import perf_counter
 import numpy as np
 
 from serving.contract import drift
-from serving.contract.card import ImageError, Pixels, decode
+from serving.contract.decode import Pixels, decode
 from serving.contract.drift import Seen
+from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier
 from serving.inference.batching import Batcher
 from serving.metrics import Metrics

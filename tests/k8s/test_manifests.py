@@ -13,7 +13,8 @@ import yaml
 
 from serving.settings import PREFIX, Settings
 from tests.conftest import ROOT
-from training.__main__ import EXIT_CODES, VERBS
+from training.__main__ import VERBS
+from training.errors import EXIT_CODES
 
 K8S = ROOT / "k8s"
 APPLIED = sorted(K8S.glob("*.yaml"))

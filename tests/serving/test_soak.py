@@ -15,7 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
-from serving.contract.card import TOLERANCE, ImageError
+from serving.contract.card import TOLERANCE
+from serving.contract.image_header import ImageError
 from serving.contract.model import open_model
 from tests.serving.api.test_bad_inputs import Watched, watched
 from tests.support import forged

@@ -12,8 +12,10 @@ import time
 import numpy as np
 
 from serving.api import upload
-from serving.contract import card as contract
+from serving.contract import decode as decoding
 from serving.contract import image_header, model
+from serving.contract.decode import Decoded
+from serving.contract.image_header import ImageError
 from serving.inference import predictor
 
 MARK = b"crash here"
@@ -23,7 +25,7 @@ LEAKED: list[bytes] = []
 
 
 def pixel_limit() -> None:
-    contract._check_size = lambda *_: None
+    decoding._check_size = lambda *_: None
 
 
 def byte_limit() -> None:
@@ -60,10 +62,10 @@ def segments() -> None:
 def image_errors() -> None:
     """What the decoder raises comes through as itself."""
 
-    def decode(data: bytes, *more: object, **limits: object) -> contract.Decoded:
+    def decode(data: bytes, *more: object, **limits: object) -> Decoded:
         try:
             return original(data, *more, **limits)
-        except contract.ImageError as error:
+        except ImageError as error:
             raise RuntimeError("as an image library would") from error
 
     original = predictor.decode
@@ -96,7 +98,7 @@ def crash() -> None:
     """A decoder that ends the process when it sees MARK."""
     original = predictor.decode
 
-    def decode(data: bytes, *more: object, **limits: object) -> contract.Decoded:
+    def decode(data: bytes, *more: object, **limits: object) -> Decoded:
         if MARK in data:
             ctypes.string_at(0)
         return original(data, *more, **limits)

@@ -10,7 +10,8 @@ import yaml
 
 from tests.conftest import ROOT
 from training.__main__ import main, options
-from training.config import ConfigError, TrainConfig, from_yaml
+from training.config import TrainConfig, from_yaml
+from training.errors import ConfigError
 
 
 def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

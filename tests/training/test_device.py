@@ -8,7 +8,8 @@ import torch
 
 from tests.conftest import ROOT
 from training.config import TrainConfig
-from training.device import DeviceMissing, find_device
+from training.device import find_device
+from training.errors import DeviceMissing
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import ROOT, free_port
 from training.__main__ import main
-from training.config import ConfigError, TrainConfig
+from training.config import TrainConfig
 from training.data.loader import Batches
 from training.distributed import Group
 from training.engine import checkpoint
 from training.engine.mixup import Mixing
+from training.errors import ConfigError
 from training.models import networks
 
 RNG = np.random.default_rng(0)

@@ -8,16 +8,16 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from serving.contract.card import as_channels
+from serving.contract.decode import as_channels
 from serving.contract.model import ModelRefused, open_model
 from tests.training.data.test_formats import manifest
 from tests.training.test_config import command
 from training import evaluate
 from training.__main__ import main
-from training.config import ConfigError, TrainConfig
+from training.config import TrainConfig
 from training.data.cache import Cache
 from training.data.formats import find
-from training.data.splits import DataError
+from training.errors import ConfigError, DataError
 from training.evaluate import EvaluateConfig
 from training.train import train
 

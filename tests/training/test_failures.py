@@ -32,7 +32,7 @@ from training.__main__ import main, options
 from training.config import TrainConfig
 from training.data import dataset
 from training.engine import checkpoint, history
-from training.signals import Interrupted
+from training.errors import Interrupted
 
 SMALL = ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]
 PATIENCE_S = 60

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training import __main__, sagemaker
-from training.config import ConfigError
+from training.errors import ConfigError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from serving.contract.card import Preprocessing
+from serving.contract.decode import Preprocessing
 from serving.contract.model import open_model
 from training import train
 from training.__main__ import options
@@ -14,12 +14,12 @@ from training.config import TrainConfig, from_yaml
 from training.data import class_balance
 from training.data import dataset as data
 from training.data.loader import Batches
-from training.data.splits import DataError
 from training.distributed import ALONE
 from training.engine import checkpoint, loop
 from training.engine.mixup import Mixing
 from training.engine.progress import Progress
 from training.engine.train_state import Learner
+from training.errors import DataError, ExportRefused, NonFiniteLoss
 from training.export import onnx as export
 from training.metrics import classification
 from training.models import networks
@@ -74,7 +74,7 @@ def test_latest_moves_only_after_the_proof_held(photos: Path, tmp_path: Path, mo
     config = TrainConfig(data=photos, out=tmp_path, model="mlp", hidden=(8,), image_size=16, epochs=1, augment="none")
     first = train.train(_named(config, "first"))
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(export.ExportRefused):
+    with pytest.raises(ExportRefused):
         train.train(_named(config, "second"))
     assert (tmp_path / "latest").resolve() == first.resolve()
     assert not (tmp_path / "second" / "model.onnx").exists()
@@ -339,7 +339,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         return real(*arguments, **options) * (float("nan") if len(calls) == 4 else 1)
 
     monkeypatch.setattr(loop, "cross_entropy", poisoned)
-    with pytest.raises(loop.NonFiniteLoss, match="epoch 2, step 2"):
+    with pytest.raises(NonFiniteLoss, match="epoch 2, step 2"):
         train.train(config)
     state = checkpoint.load(tmp_path / "x" / "checkpoints" / "last.pt", torch.device("cpu"))
     assert len(state["progress"]["history"]) == 1

@@ -12,14 +12,16 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import TypeAdapter
 
-from serving.contract.card import Decoded
+from serving.contract.decode import Decoded
+from training.config import Leaks
 from training.data import inspection, metadata_baseline, splits
 from training.data.cache import Cache
 from training.data.duplicates import Duplicates, Pair
 from training.data.formats import NAMES_SHOWN, Source
 from training.data.inspection import ARRAY, Contents, ImageFile
 from training.data.metadata_baseline import Shortcut
-from training.data.splits import SPLITS, DataError, Division, Leaks, Split
+from training.data.splits import SPLITS, Division, Split
+from training.errors import DataError
 
 UNREADABLE_SHARE_AT_MOST = 0.01
 ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}, "WEBP": {".webp"}, "BMP": {".bmp"}}

@@ -15,8 +15,10 @@ import numpy as np
 import yaml
 from jaxtyping import UInt8
 
-from serving.contract.card import INTERPOLATION_FLAGS, Channels, Normalization, Preprocessing
-from training.config import ConfigError, TrainConfig
+from serving.contract.card import Normalization
+from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Preprocessing
+from training.config import TrainConfig
+from training.errors import ConfigError
 
 TRIALS = 16
 

@@ -7,7 +7,6 @@ out of date: whatever changes asks for another one. The folder may be removed at
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import shutil
 import zlib
@@ -24,7 +23,7 @@ import numpy as np
 import sklearn
 from pydantic import TypeAdapter
 
-from training.engine.checkpoint import sync
+from training.storage import sync
 
 T = TypeVar("T")
 
@@ -90,19 +89,6 @@ class Cache:
                         _make(entry, make)
                     _forget(self.folder, kind)
         return read(entry)
-
-
-def release(array: np.ndarray) -> None:
-    """Take what was read of a mapped array out of this process; the system keeps it in memory while it has room."""
-    if isinstance(array.base, mmap.mmap):
-        array.base.madvise(mmap.MADV_DONTNEED)
-
-
-def copied(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """These rows of an array, of which, where it is mapped, nothing else stays in this process."""
-    copies: np.ndarray = array[rows]
-    release(array)
-    return copies
 
 
 @cache

@@ -12,15 +12,16 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from pydantic import TypeAdapter
 
-from serving.contract import card as contract
-from serving.contract.card import Decoded, Digest, Preprocessing
+from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
+from serving.contract.image_header import MIN_SIDE, read_header
 from training.config import TrainConfig
 from training.data import inspection
 from training.data.audit import Audit, audit, contents
 from training.data.cache import Cache
 from training.data.formats import Source, find
 from training.data.inspection import Raw
-from training.data.splits import DataError, Split
+from training.data.splits import Split
+from training.errors import DataError
 
 OWN_SIZE_AT_MOST = 64
 IMAGES = "images"
@@ -91,7 +92,7 @@ def load(config: TrainConfig) -> Dataset:
         components=audited.division.components,
         preprocessing=preprocessing,
         digest=digest(audited.keys, names, audited.division.splits, [file.digest for file in audited.files]),
-        original=lambda i: contract.as_channels(inspection.decode(source.read(positions[i])), config.channels),
+        original=lambda i: as_channels(inspection.to_rgb(source.read(positions[i])), config.channels),
         unreadable=audited.unreadable,
         audit=audited,
     )
@@ -121,14 +122,14 @@ def _decode(source: Source, cache: Cache, preprocessing: Preprocessing, folder: 
         lock = Lock()
 
         def keep(position: int, pixels: Decoded) -> None:
-            row = preprocessing.fit(contract.as_channels(pixels, preprocessing.channels)).tobytes()
+            row = preprocessing.fit(as_channels(pixels, preprocessing.channels)).tobytes()
             with lock:
                 file.seek(start + position * size)
                 file.write(row)
 
         positions = contents(source, cache, keep).positions
         if file.seek(0, os.SEEK_END) == start:  # what the files hold was known, so none was read
-            for _ in inspection.in_threads(lambda i: keep(i, inspection.decode(source.read(i))), positions, "decode"):
+            for _ in inspection.in_threads(lambda i: keep(i, inspection.to_rgb(source.read(i))), positions, "decode"):
                 pass
         for row, position in enumerate(positions):
             if row < position:  # close the gaps that unreadable images left
@@ -156,7 +157,7 @@ def _own_size(source: Source) -> int:
         except inspection.UNREADABLE:
             continue
         height, width = next(iter(sizes))
-        if len(sizes) > 1 or height != width or not contract.MIN_SIDE <= height <= OWN_SIZE_AT_MOST:
+        if len(sizes) > 1 or height != width or not MIN_SIDE <= height <= OWN_SIZE_AT_MOST:
             return OWN_SIZE_AT_MOST
     return next(iter(sizes))[0] if sizes else OWN_SIZE_AT_MOST
 
@@ -164,5 +165,5 @@ def _own_size(source: Source) -> int:
 def _size(raw: Raw) -> tuple[int, int]:
     if not isinstance(raw, bytes):
         return raw.shape[0], raw.shape[1]
-    header = contract.read_header(raw)
+    header = read_header(raw)
     return header.height, header.width

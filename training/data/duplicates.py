@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int8, Int64
 from sklearn.neighbors import NearestNeighbors
 
-from serving.contract import card as contract
-from serving.contract.card import Decoded
+from serving.contract.decode import Decoded, as_channels, fit
 
 SIDE = 64
 COARSE_SIDE = 32
@@ -77,7 +76,7 @@ class Duplicates:
 
 def fingerprint(pixels: Decoded) -> np.ndarray:
     """The fingerprint of one decoded image, RGB or gray: a single FINGERPRINT."""
-    gray = contract.as_channels(contract.fit(pixels, SIDE, SIDE, "area"), 1)[:, :, 0].astype(np.float32)
+    gray = as_channels(fit(pixels, SIDE, SIDE, "area"), 1)[:, :, 0].astype(np.float32)
     detail = gray - _blurred(gray, TEXTURE_PX)
     texture = detail / (np.sqrt(_blurred(detail * detail, 2 * TEXTURE_PX)) + NOISE_LEVEL)
     small = cv2.resize(gray, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA)

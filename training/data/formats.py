@@ -17,8 +17,10 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-from training.data.cache import Cache, release
-from training.data.splits import SPLITS, DataError, Split
+from training.data.cache import Cache
+from training.data.splits import SPLITS, Split
+from training.errors import DataError
+from training.storage import release
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",

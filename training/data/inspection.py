@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from serving.contract import card as contract
-from serving.contract.card import Decoded, Digest, ImageError
+from serving.contract.decode import Decoded, Digest, as_channels, decode, pixel_digest
+from serving.contract.image_header import Header, ImageError, read_header
 from training.data import duplicates
 from training.data.duplicates import FINGERPRINT, Duplicates
 from training.data.formats import Source
@@ -103,12 +103,12 @@ def in_threads(act: Callable[[int], T], positions: Sequence[int], told: str) -> 
 
 def read(raw: Raw) -> tuple[ImageFile, Decoded]:
     """One image -> what is known of it, and its decoded pixels, RGB. Raises ImageError."""
-    pixels = decode(raw)
+    pixels = to_rgb(raw)
     if isinstance(raw, bytes):
-        header = contract.read_header(raw)
+        header = read_header(raw)
     else:
         mode = "RGB" if raw.ndim == 3 and raw.shape[2] == 3 else "L"
-        header = contract.Header(format=ARRAY, height=raw.shape[0], width=raw.shape[1], mode=mode, orientation=1)
+        header = Header(format=ARRAY, height=raw.shape[0], width=raw.shape[1], mode=mode, orientation=1)
     red, green, blue, _ = cv2.mean(pixels)
     return ImageFile(
         format=header.format,
@@ -118,13 +118,13 @@ def read(raw: Raw) -> tuple[ImageFile, Decoded]:
         orientation=header.orientation,
         bytes=len(raw) if isinstance(raw, bytes) else 0,
         colour=(red, green, blue),
-        digest=contract.pixel_digest(pixels),
+        digest=pixel_digest(pixels),
     ), pixels
 
 
-def decode(raw: Raw) -> Decoded:
+def to_rgb(raw: Raw) -> Decoded:
     """Decoded RGB pixels `[height, width, 3]` of one image; its luma is what `decode` would give as gray.
 
     Raises ImageError.
     """
-    return contract.decode(raw) if isinstance(raw, bytes) else contract.as_channels(raw, 3)
+    return decode(raw) if isinstance(raw, bytes) else as_channels(raw, 3)

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from training.config import TrainConfig
 from training.data import augmentation, class_balance
-from training.data.cache import release
 from training.distributed import ALONE, Group
 from training.signals import SIGNALS, end_with_parent
+from training.storage import release
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 """Where batches are handed over; a mount, not a place for temporary files."""

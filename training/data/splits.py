@@ -9,15 +9,13 @@ from jaxtyping import Bool, Int64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from training.config import Leaks
+from training.errors import DataError
+
 Split = Literal["train", "val", "test"]
-Leaks = Literal["drop", "error", "warn"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 CONTRADICTION = "one picture under two labels"
-
-
-class DataError(ValueError):
-    """Data that no model can be trained on; the message says what was found and what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from serving.contract.card import Digest
 from training.distributed import ALONE, Group
 from training.engine.progress import Progress
 from training.engine.train_state import Learner
+from training.errors import CheckpointRefused
+from training.storage import write_atomically
 
 SAVE_EVERY_S = 600
 """Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
@@ -28,10 +29,6 @@ SAVE_SHARE = 0.02
 SAVE_FIRST_S = 1
 """What diverges before is as if it had not begun: it leaves no checkpoint, and its name free."""
 COMMENT_LENGTH = (64).to_bytes(2, "little")
-
-
-class CheckpointRefused(RuntimeError):
-    """A file that holds no checkpoint, or one that does not fit; the message says which and why."""
 
 
 def save(state: dict[str, Any], path: Path, *, previous: Path | None = None) -> None:
@@ -149,39 +146,3 @@ def _differing(then: dict[str, Any], now: dict[str, Any], within: str = "") -> I
             yield from _differing(one, other, f"{within}{name}.")
         elif one != other:
             yield f"{within}{name} was {one}, now it is {other}"
-
-
-def digest(path: Path) -> Digest:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return Digest(hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Whoever opens `path` sees the old content or all of the new one, even if the power fails in between.
-
-    Raises OSError that names `path`.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a write's own error names no file
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Make what was written to a file, or renamed in a folder, outlast a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

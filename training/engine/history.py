@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from training.engine.checkpoint import write_atomically
 from training.engine.progress import Epoch
 from training.models.diagnostics import AtStart
+from training.storage import write_atomically
 
 HISTORY = "history.json"
 

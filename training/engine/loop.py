@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.data import class_balance
-from training.data.cache import release
 from training.data.dataset import Dataset
 from training.data.loader import Batches
 from training.data.splits import Split
@@ -30,10 +29,12 @@ from training.engine.mixup import Mixing
 from training.engine.optimizer import clip
 from training.engine.progress import Epoch, Progress
 from training.engine.train_state import Learner
+from training.errors import Interrupted, NonFiniteLoss
 from training.metrics import classification
 from training.metrics.classification import Probabilities, Scores
 from training.models import diagnostics, networks
-from training.signals import Interrupted, Interruption
+from training.signals import Interruption
+from training.storage import release
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored as they are, not augmented."""
@@ -44,17 +45,6 @@ OBSERVED = 128
 long as validating them does."""
 DROPOUT_STREAM = 2
 """Keeps these draws apart from others that are made from a seed, an epoch and a number."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or not a number: the weights are lost, the last checkpoint is not.
-
-    `images` are those of the step it happened in.
-    """
-
-    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.images = images
 
 
 def fit(

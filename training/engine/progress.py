@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.config import TrainConfig
-from training.metrics.classification import Scores
-from training.report import html as page
+from training.metrics.classification import TITLES, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,12 @@ class Epoch:
 
     def line(self, config: TrainConfig) -> str:
         """For the console."""
+        score = "-" if self.val_score is None else f"{self.val_score:.3f}"
         return (
             f"epoch {self.epoch:{len(str(config.epochs))}}/{config.epochs}  "
             f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
             f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
-            f"{page.TITLES[config.best_by]} {page.number(self.val_score)}  "
+            f"{TITLES[config.best_by]} {score}  "
             f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
         )
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
-from training.config import ConfigError, TrainConfig, from_yaml
-from training.engine.checkpoint import CheckpointRefused
+from training.config import TrainConfig, from_yaml
 from training.engine.history import HISTORY
+from training.errors import CheckpointRefused, ConfigError
 
 AUTO = "auto"
 CONFIG = "config.yaml"

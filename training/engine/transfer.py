@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.engine import checkpoint
-from training.engine.checkpoint import CheckpointRefused
+from training.errors import CheckpointRefused
 
 HEAD_TENSORS = 2
 """Weight and bias of the last layer."""

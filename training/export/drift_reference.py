@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serving.contract.card import Histogram, look, observe, reference
+from serving.contract.drift import Histogram, look, observe, reference
 from training.data.dataset import Dataset
 from training.metrics.classification import Probabilities
 

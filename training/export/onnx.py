@@ -17,23 +17,15 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from serving.contract.card import (
-    INPUT_NAME,
-    METADATA_KEY,
-    OUTPUT_NAME,
-    TOLERANCE,
-    Golden,
-    ModelCard,
-    Preprocessing,
-    pixel_digest,
-)
+from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
+from serving.contract.decode import Preprocessing, pixel_digest
 from serving.contract.model import ModelRefused, open_model
 from training.data import augmentation
-from training.data.cache import copied
 from training.data.dataset import Dataset
-from training.engine.checkpoint import sync, write_atomically
+from training.errors import ExportRefused
 from training.metrics.classification import Probabilities
 from training.models.networks import predict
+from training.storage import copied, sync, write_atomically
 
 OPSET = 17
 FIRST_LAYER = "/model/model.0/"  # how the exporter names the nodes of `_Probabilities.model[0]`
@@ -46,10 +38,6 @@ NORMALIZATION_TOLERANCE = 1e-5
 TIE = 1e-5
 """Two labels of an image that are no further apart are equally probable: which of them is the answer depends on the
 order of sums, so on the device and on the batch. Among 10,000 images there may well be one."""
-
-
-class ExportRefused(RuntimeError):
-    """The file does not answer as the evaluated model does; it is not published."""
 
 
 @dataclass(frozen=True, kw_only=True)

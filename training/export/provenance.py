@@ -15,7 +15,7 @@ from serving.contract.card import Provenance
 from training.config import TrainConfig
 from training.data import augmentation
 from training.data.dataset import Dataset
-from training.engine import checkpoint
+from training.storage import digest
 
 PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
 
@@ -35,7 +35,7 @@ def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=values,
         data_digest=dataset.digest,
-        checkpoint_digest=checkpoint.digest(best),
+        checkpoint_digest=digest(best),
         git_revision=os.environ.get(REVISION) or _git_revision(),
         packages={name: _version(name) for name in PACKAGES},
     )

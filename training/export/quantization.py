@@ -19,14 +19,14 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
 from serving.contract.model import Classifier, ModelRefused, open_model
-from training.data.cache import copied
 from training.data.dataset import Dataset
-from training.engine.checkpoint import sync, write_atomically
+from training.errors import ExportRefused
 from training.export import drift_reference
-from training.export.onnx import FIRST_LAYER, ExportRefused
+from training.export.onnx import FIRST_LAYER
 from training.metrics import calibration, classification
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
+from training.storage import copied, sync, write_atomically
 
 AGREEMENT = 0.99
 """Share of the test images that must get the label that the file in float32 gives them."""

@@ -12,6 +12,19 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, r
 
 from training.config import ScoreName
 
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC",
+    "log_loss": "log loss",
+}
+CALIBRATION_TITLES = {
+    "log_loss": "log loss",
+    "brier_score": "Brier score",
+    "expected_calibration_error": "expected calibration error",
+}
+
 BINS = 15
 OVERFITTING_GAP = 0.10
 """A training accuracy this far above the validation accuracy is called overfitting."""

@@ -9,8 +9,7 @@ from jaxtyping import Int64
 from scipy.stats import binomtest
 
 from training.metrics.bootstrap import Interval, paired
-from training.metrics.classification import Labels, Probabilities, Scores
-from training.report.html import TITLES
+from training.metrics.classification import TITLES, Labels, Probabilities, Scores
 
 Letter = Literal["A", "B"]
 

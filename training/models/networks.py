@@ -13,9 +13,10 @@ from pydantic import JsonValue
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from serving.contract.card import Normalization, Preprocessing
+from serving.contract.card import Normalization
+from serving.contract.decode import Preprocessing
 from training.config import Activation, TrainConfig
-from training.data.cache import copied
+from training.storage import copied
 
 Images = UInt8[np.ndarray, "images height width channels"]
 Indices = Int64[np.ndarray, " indices"]

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from serving.contract.card import UPRIGHT, Decoded
+from serving.contract.decode import Decoded
+from serving.contract.image_header import UPRIGHT
+from training.config import Leaks
 from training.data import inspection
 from training.data.audit import Audit, audit
 from training.data.cache import Cache
 from training.data.duplicates import Pair
 from training.data.formats import NAMES_SHOWN, find
-from training.data.splits import CONTRADICTION, DataError, Leaks
+from training.data.splits import CONTRADICTION
+from training.errors import DataError
 from training.report import html as page
 
 WIDE = 0.3
@@ -63,7 +66,7 @@ def run(config: AuditConfig) -> Path:
     )
 
     def original(index: int) -> Decoded:
-        return inspection.decode(source.read(audited.positions[index]))
+        return inspection.to_rgb(source.read(audited.positions[index]))
 
     found = facts(audited)
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from serving.contract.model import Classifier
 from training.data.dataset import Labelled
 from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage
-from training.metrics.classification import Probabilities, Scores, reliability, score
+from training.metrics.classification import TITLES, Probabilities, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.report import figures
 from training.report import html as page
@@ -83,7 +83,7 @@ def summary(folder: Path) -> str:
     rows = [
         f"{'':18}{''.join(f'{heading:>10}' for heading in columns)}   95 % interval{' of B - A' if comparison else ''}"
     ]
-    for name, title in page.TITLES.items():
+    for name, title in TITLES.items():
         cells = "".join(
             "-".rjust(10) if column[name] is None else f"{column[name]:10.4f}" for column in columns.values()
         )

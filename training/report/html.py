@@ -9,18 +9,8 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-TITLES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "log_loss": "log loss",
-}
-CALIBRATION_TITLES = {
-    "log_loss": "log loss",
-    "brier_score": "Brier score",
-    "expected_calibration_error": "expected calibration error",
-}
+from training.metrics.classification import CALIBRATION_TITLES, TITLES
+
 THUMBNAIL = 96
 
 

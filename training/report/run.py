@@ -23,7 +23,9 @@ from training.export.quantization import AGREEMENT, Quantized
 from training.metrics.bootstrap import Interval, Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage
 from training.metrics.classification import (
+    CALIBRATION_TITLES,
     OVERFITTING_GAP,
+    TITLES,
     Labels,
     Probabilities,
     Scores,
@@ -134,8 +136,8 @@ def _facts(found: Findings) -> dict[str, object]:
         "intervals": asdict(found.intervals),
         "calibration": {
             **asdict(found.card.calibration),
-            "before": {name: getattr(found.uncalibrated, name) for name in page.CALIBRATION_TITLES},
-            "after": {name: getattr(scores["test"], name) for name in page.CALIBRATION_TITLES},
+            "before": {name: getattr(found.uncalibrated, name) for name in CALIBRATION_TITLES},
+            "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
             "prediction_sets": sets and asdict(sets),
         },
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
@@ -201,7 +203,7 @@ def summary(run: Path) -> str:
     facts = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"]) + "   95 % interval of test"]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
-    for name, title in page.TITLES.items():
+    for name, title in TITLES.items():
         cells = "".join(
             f"{'-' if scored[name] is None else format(scored[name], '.4f'):>10}" for scored in facts["scores"].values()
         )

@@ -12,9 +12,10 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from training.config import ConfigError, from_yaml, option
+from training.config import from_yaml, option
 from training.engine import runs
-from training.engine.checkpoint import write_atomically
+from training.errors import ConfigError
+from training.storage import write_atomically
 from training.study import process_pool, results
 from training.study import report as study_report
 from training.study import spec as grid

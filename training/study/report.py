@@ -11,10 +11,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from training.engine.checkpoint import write_atomically
 from training.report import figures
 from training.report import html as page
 from training.report.figures import Panels
+from training.storage import write_atomically
 from training.study import results
 from training.study import spec as grid
 from training.study.measures import MEASURES

@@ -11,9 +11,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from training.config import ConfigError
 from training.engine import history
-from training.engine.checkpoint import write_atomically
+from training.errors import ConfigError
+from training.storage import write_atomically
 from training.study import measures, process_pool, results
 from training.study import report as study_report
 from training.study import spec as grid

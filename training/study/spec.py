@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from training.config import ConfigError, TrainConfig, option
+from training.config import TrainConfig, option
+from training.errors import ConfigError
 from training.study.measures import MEASURES
 
 OWN = {"out", "name", "resume", "cache", "seed"}

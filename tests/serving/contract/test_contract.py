@@ -15,8 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from serving.contract import card as contract
-from serving.contract.card import CardError, ImageError, ModelCard
+from serving.contract.card import CardError, ModelCard
+from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Interpolation, decode, fit
+from serving.contract.image_header import ImageError
 from serving.contract.model import open_model
 from tests.conftest import ROOT
 from tests.support.forged import SIGNATURE, chunk, encoded
@@ -62,15 +63,15 @@ def png_header(width: int, height: int) -> bytes:
     }.values(),
 )
 def test_decode_gives_the_pixels_that_pillow_gives(data: bytes, expected: np.ndarray) -> None:
-    assert np.array_equal(contract.decode(data), expected)
+    assert np.array_equal(decode(data), expected)
 
 
 def test_decode_converts_cmyk_and_scales_16_bits() -> None:
     cmyk = encoded(RGB.convert("CMYK"), "JPEG", quality=100, subsampling=0)
     reference = np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB"))
-    assert np.abs(contract.decode(cmyk).astype(int) - reference).max() <= 1
+    assert np.abs(decode(cmyk).astype(int) - reference).max() <= 1
     deep = bytes(cv2.imencode(".png", SMOOTH.astype(np.uint16)[..., ::-1] * 257)[1])
-    assert np.array_equal(contract.decode(deep), SMOOTH)
+    assert np.array_equal(decode(deep), SMOOTH)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -80,14 +81,14 @@ def test_decode_applies_exif_orientation_once(kind: str, orientation: int) -> No
     exif[ExifTags.Base.Orientation] = orientation
     data = encoded(RGB, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert np.array_equal(contract.decode(data), np.asarray(upright))
+    assert np.array_equal(decode(data), np.asarray(upright))
 
 
 def test_gray_is_one_channel_and_the_same_from_gray_or_colour_files() -> None:
     gray = RGB.convert("L")
-    one = contract.decode(encoded(gray, "PNG"), channels=1)
+    one = decode(encoded(gray, "PNG"), channels=1)
     assert one.shape == (30, 40, 1)
-    assert np.array_equal(one, contract.decode(encoded(gray.convert("RGB"), "PNG"), channels=1))
+    assert np.array_equal(one, decode(encoded(gray.convert("RGB"), "PNG"), channels=1))
 
 
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(3)]
@@ -120,16 +121,16 @@ BAD = {
 @pytest.mark.parametrize(("data", "code"), BAD.values(), ids=BAD)
 def test_decode_refuses_by_name(data: bytes, code: str) -> None:
     with pytest.raises(ImageError) as refused:
-        contract.decode(data)
+        decode(data)
     assert refused.value.code == code
 
 
 def test_limits_are_settable_and_exact() -> None:
     data = encoded(RGB, "PNG")
-    contract.decode(data, max_bytes=len(data), max_pixels=30 * 40)
+    decode(data, max_bytes=len(data), max_pixels=30 * 40)
     for limits in ({"max_bytes": len(data) - 1}, {"max_pixels": 30 * 40 - 1}):
         with pytest.raises(ImageError):
-            contract.decode(data, **limits)
+            decode(data, **limits)
 
 
 SIZES = st.tuples(st.integers(8, 120), st.integers(8, 120))
@@ -159,7 +160,7 @@ def test_decode_gives_the_pixels_that_pillow_gives_of_any_lossless_image(
     assume(not (kind == "BMP" and mode in ("LA", "RGBA")))
     image = image.quantize(17) if mode == "P" else image.convert(mode)
     data = encoded(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-    assert np.array_equal(contract.decode(data), on_white(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data), on_white(Image.open(io.BytesIO(data))))
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,7 +199,7 @@ def test_decode_scales_every_depth_of_png_and_applies_colour_keys(
         rgb = (rgb * alpha + 255 * (255 - alpha) + 127) // 255
     if keyed:
         rgb = np.where((samples == key).all(2, keepdims=True), 255, rgb)
-    difference = np.abs(contract.decode(data).astype(int) - rgb)
+    difference = np.abs(decode(data).astype(int) - rgb)
     assert difference.max() <= (1 if depth == 16 else 0)
 
 
@@ -211,7 +212,7 @@ def test_decode_scales_every_depth_of_png_and_applies_colour_keys(
     channels=st.sampled_from([1, 3]),
 )
 def test_all_eight_orientations_of_a_picture_are_the_same_picture(
-    size: tuple[int, int], seed: int, orientation: int, kind: str, channels: contract.Channels
+    size: tuple[int, int], seed: int, orientation: int, kind: str, channels: Channels
 ) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     exif = Image.Exif()
@@ -219,9 +220,9 @@ def test_all_eight_orientations_of_a_picture_are_the_same_picture(
     stored = encoded(Image.fromarray(noise(size, seed, 3)), kind, exif=exif, **options)
     plain = encoded(Image.fromarray(noise(size, seed, 3)), kind, **options)
     witness = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
-    upright = contract.decode(stored, channels)
+    upright = decode(stored, channels)
     assert upright.shape == (witness.height, witness.width, channels)
-    assert sorted(upright.ravel()) == sorted(contract.decode(plain, channels).ravel())
+    assert sorted(upright.ravel()) == sorted(decode(plain, channels).ravel())
     if kind != "JPEG" and channels == 3:
         assert np.array_equal(upright, np.asarray(witness))
 
@@ -229,8 +230,8 @@ def test_all_eight_orientations_of_a_picture_are_the_same_picture(
 @settings(max_examples=100, deadline=None)
 @given(size=SIZES, seed=SEEDS, kind=st.sampled_from(["PNG", "BMP"]))
 def test_decoding_what_was_decoded_changes_nothing(size: tuple[int, int], seed: int, kind: str) -> None:
-    first = contract.decode(encoded(Image.fromarray(noise(size, seed, 4), "RGBA").convert("RGB"), kind))
-    assert np.array_equal(contract.decode(encoded(Image.fromarray(first), kind)), first)
+    first = decode(encoded(Image.fromarray(noise(size, seed, 4), "RGBA").convert("RGB"), kind))
+    assert np.array_equal(decode(encoded(Image.fromarray(first), kind)), first)
 
 
 @settings(max_examples=60, deadline=None)
@@ -242,15 +243,13 @@ def test_decoding_what_was_decoded_changes_nothing(size: tuple[int, int], seed: 
     interpolation=st.sampled_from(["area", "linear"]),
 )
 def test_fit_twice_is_fit_once_and_one_colour_stays_that_colour(
-    source: tuple[int, int], target: tuple[int, int], seed: int, channels: int, interpolation: contract.Interpolation
+    source: tuple[int, int], target: tuple[int, int], seed: int, channels: int, interpolation: Interpolation
 ) -> None:
-    fitted = contract.fit(noise(source, seed, channels), *target, interpolation)
+    fitted = fit(noise(source, seed, channels), *target, interpolation)
     assert fitted.shape == (*target, channels)
-    assert np.array_equal(contract.fit(fitted, *target, interpolation), fitted)
+    assert np.array_equal(fit(fitted, *target, interpolation), fitted)
     flat = np.full((*source, channels), seed % 256, np.uint8)
-    assert np.array_equal(
-        contract.fit(flat, *target, interpolation), np.full((*target, channels), seed % 256, np.uint8)
-    )
+    assert np.array_equal(fit(flat, *target, interpolation), np.full((*target, channels), seed % 256, np.uint8))
 
 
 FUZZED = {
@@ -358,11 +357,11 @@ def test_no_mutant_of_an_image_does_more_than_be_refused() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_fit_is_what_albumentations_resize_does(
-    source: tuple[int, int, int], target: tuple[int, int], interpolation: contract.Interpolation, seed: int
+    source: tuple[int, int, int], target: tuple[int, int], interpolation: Interpolation, seed: int
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, source, dtype=np.uint8)
-    resize = A.Resize(*target, interpolation=contract.INTERPOLATION_FLAGS[interpolation])
-    assert np.array_equal(contract.fit(pixels, *target, interpolation), resize(image=pixels)["image"])
+    resize = A.Resize(*target, interpolation=INTERPOLATION_FLAGS[interpolation])
+    assert np.array_equal(fit(pixels, *target, interpolation), resize(image=pixels)["image"])
 
 
 @pytest.fixture(scope="module")

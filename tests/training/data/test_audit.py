@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.training.data.test_formats import manifest, write
+from training.config import Leaks
 from training.data import formats
 from training.data.audit import Audit, audit
 from training.data.cache import Cache
-from training.data.splits import Leaks
 from training.report.audit import console, facts, recall_interval, warnings
 
 

@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 
 from serving.contract.model import open_model
 from training import train
-from training.config import ConfigError, TrainConfig, from_yaml
+from training.config import TrainConfig, from_yaml
 from training.data import augmentation
+from training.errors import ConfigError
 
 OWN = A.Compose(
     [

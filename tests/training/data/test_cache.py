@@ -14,12 +14,13 @@ from tests.conftest import ROOT
 from tests.training.data.test_formats import manifest, write
 from training.config import TrainConfig
 from training.data import cache, dataset
-from training.data.cache import KEPT, Cache, copied
+from training.data.cache import KEPT, Cache
 from training.data.dataset import Dataset
-from training.data.splits import DataError
+from training.errors import DataError
 from training.evaluate import EvaluateConfig, evaluate
 from training.report import audit as audit_report
 from training.report.audit import AuditConfig
+from training.storage import copied
 
 INT = TypeAdapter(int)
 

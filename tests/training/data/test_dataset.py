@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import SHARED
 from tests.support import forged
 from tests.training.data.test_formats import counts, manifest, of, write
-from training.data.splits import SPLITS, DataError
+from training.data.splits import SPLITS
+from training.errors import DataError
 
 
 def test_without_data_the_digits_are_there_at_their_own_size() -> None:

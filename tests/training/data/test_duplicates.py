@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from serving.contract import card as contract
+from serving.contract.decode import as_channels, decode, pixel_digest
 from tests.conftest import SHARED
 from training.data.duplicates import FINGERPRINT, LEAST_SIMILARITY, TURNS, Duplicates, find, fingerprint
 
@@ -28,7 +28,7 @@ def picture(seed: int, size: int = 120) -> np.ndarray:
 def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
     done, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
-    return contract.decode(encoded.tobytes())
+    return decode(encoded.tobytes())
 
 
 def resized(pixels: np.ndarray, scale: float) -> np.ndarray:
@@ -55,7 +55,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def among(pictures: list[np.ndarray]) -> Duplicates:
     fingerprints = np.array([fingerprint(pixels) for pixels in pictures], FINGERPRINT)
-    return find(fingerprints, [contract.pixel_digest(pixels) for pixels in pictures])
+    return find(fingerprints, [pixel_digest(pixels) for pixels in pictures])
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -88,7 +88,7 @@ def test_the_change_is_named(turn: Callable[[np.ndarray], np.ndarray], change: s
 
 def test_gray_and_colour_copies_of_any_aspect_are_found() -> None:
     pictures = [resized(picture(seed), 1.0)[: 60 + seed] for seed in range(20)]
-    gray = contract.as_channels(pictures[5], 1)
+    gray = as_channels(pictures[5], 1)
     [pair] = among([*pictures, gray]).pairs
     assert (pair.first, pair.second, pair.kind) == (5, 20, "near")
 
@@ -121,7 +121,7 @@ def test_where_different_things_look_alike_more_is_asked_for() -> None:
 @pytest.mark.slow
 def test_planted_pairs_among_real_images_are_found_and_no_others() -> None:
     with (HAM7 / "manifest.csv").open() as file:
-        originals = [contract.decode((HAM7 / row["path"]).read_bytes()) for row in csv.DictReader(file)]
+        originals = [decode((HAM7 / row["path"]).read_bytes()) for row in csv.DictReader(file)]
     chosen = np.random.default_rng(1).permutation(len(originals))[: PLANTED * len(CHANGES)].reshape(-1, PLANTED)
     planted = [(change, int(i)) for change, indices in zip(CHANGES, chosen, strict=True) for i in indices]
     truth = {(i, len(originals) + k): change for k, (change, i) in enumerate(planted)}

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from serving.contract import card as contract
+from serving.contract.decode import decode
 from training.config import TrainConfig
 from training.data.dataset import Dataset, load
-from training.data.splits import SPLITS, DataError
+from training.data.splits import SPLITS
+from training.errors import DataError
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> Path:
@@ -47,7 +48,7 @@ def test_class_folders_with_awkward_names(photos: Path) -> None:
     index = next(i for i, key in enumerate(dataset.keys) if "nested folder/long" in key)
     data = (photos / dataset.keys[index]).read_bytes()
     assert np.array_equal(dataset.images[index], dataset.preprocessing(data))
-    assert np.array_equal(dataset.original(index), contract.decode(data))
+    assert np.array_equal(dataset.original(index), decode(data))
 
 
 def test_split_folders_are_kept_and_a_missing_one_is_made_of_the_training_images(tmp_path: Path) -> None:

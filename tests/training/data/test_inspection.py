@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from serving.contract import card as contract
-from serving.contract.card import ImageError
+from serving.contract.decode import as_channels, pixel_digest
+from serving.contract.image_header import ImageError
 from training.data import inspection
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -19,7 +19,7 @@ def test_a_file_is_known_by_its_header_its_colour_and_its_pixels() -> None:
     assert (file.format, file.width, file.height, file.mode, file.orientation) == ("PNG", 30, 20, "RGB", 1)
     assert file.bytes == len(encoded(".png"))
     assert file.colour == pytest.approx(PIXELS.mean((0, 1)))
-    assert file.digest == contract.pixel_digest(PIXELS)
+    assert file.digest == pixel_digest(PIXELS)
 
 
 def test_the_same_pixels_have_the_same_digest_in_another_format() -> None:
@@ -31,7 +31,7 @@ def test_the_same_pixels_have_the_same_digest_in_another_format() -> None:
 @pytest.mark.parametrize("pixels", [PIXELS[..., 0], PIXELS[..., :1]])
 def test_gray_pixels_are_an_image_too(pixels: np.ndarray) -> None:
     file, decoded = inspection.read(pixels)
-    assert np.array_equal(contract.as_channels(decoded, 1)[..., 0], pixels.reshape(20, 30))
+    assert np.array_equal(as_channels(decoded, 1)[..., 0], pixels.reshape(20, 30))
     assert (file.format, file.mode, file.bytes) == (inspection.ARRAY, "L", 0)
     assert file.colour == pytest.approx([pixels.mean()] * 3)
 

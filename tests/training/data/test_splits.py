@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.splits import SPLITS, DataError, Division, Leaks, Split, complete, components, divide, fewer
+from training.config import Leaks
+from training.data.splits import SPLITS, Division, Split, complete, components, divide, fewer
+from training.errors import DataError
 
 FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.15}
 

@@ -12,6 +12,8 @@ import torch
 
 from tests.conftest import ROOT
 from training.engine import checkpoint
+from training.errors import CheckpointRefused
+from training.storage import write_atomically
 
 
 def test_what_was_saved_is_loaded_with_weights_only(tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write_atomically(path, fail)
+        write_atomically(path, fail)
     assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -46,7 +48,7 @@ class Canary:
 
 def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
     checkpoint.save({"model": Canary(tmp_path / "canary")}, tmp_path / "evil.pt")
-    with pytest.raises(checkpoint.CheckpointRefused, match=r"evil\.pt: not a checkpoint of tensors"):
+    with pytest.raises(CheckpointRefused, match=r"evil\.pt: not a checkpoint of tensors"):
         checkpoint.load(tmp_path / "evil.pt", torch.device("cpu"))
     assert not (tmp_path / "canary").exists()
 
@@ -59,7 +61,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> 
     checkpoint.save(torch.zeros(3), tmp_path / "tensor.pt")
     torch.save({"model": {}}, tmp_path / "foreign.pt")
     for name in ("empty", "text", "half", "tensor", "foreign", "absent"):
-        with pytest.raises(checkpoint.CheckpointRefused, match=f"{name}.pt"):
+        with pytest.raises(CheckpointRefused, match=f"{name}.pt"):
             checkpoint.load(tmp_path / f"{name}.pt", torch.device("cpu"))
 
 
@@ -96,7 +98,7 @@ def test_a_byte_that_changed_is_noticed_wherever_it_is(run: Path, tmp_path: Path
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)
         (tmp_path / "x.pt").write_bytes(damaged)
-        with pytest.raises(checkpoint.CheckpointRefused, match="its digest does not fit"):
+        with pytest.raises(CheckpointRefused, match="its digest does not fit"):
             checkpoint.load(tmp_path / "x.pt", torch.device("cpu"))
 
 

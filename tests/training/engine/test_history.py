@@ -4,7 +4,8 @@ import pytest
 
 from training.config import TrainConfig
 from training.engine import history
-from training.train import NonFiniteLoss, train
+from training.errors import NonFiniteLoss
+from training.train import train
 
 
 def test_a_run_leaves_what_every_epoch_saw(run: Path) -> None:

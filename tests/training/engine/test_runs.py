@@ -12,10 +12,10 @@ import torch
 
 from tests.conftest import ROOT
 from training.__main__ import main, options
-from training.config import ConfigError, TrainConfig
+from training.config import TrainConfig
 from training.engine import checkpoint
-from training.engine.checkpoint import CheckpointRefused
-from training.signals import Interrupted, Interruption
+from training.errors import CheckpointRefused, ConfigError, Interrupted
+from training.signals import Interruption
 from training.train import train
 
 STEPS_AN_EPOCH = 8

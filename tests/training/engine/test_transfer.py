@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from serving.contract.card import Normalization, Preprocessing
+from serving.contract.card import Normalization
+from serving.contract.decode import Preprocessing
 from training import train
 from training.config import TrainConfig
 from training.engine import checkpoint
-from training.engine.checkpoint import CheckpointRefused
 from training.engine.transfer import transfer
+from training.errors import CheckpointRefused
 from training.models import networks
 
 CPU = torch.device("cpu")

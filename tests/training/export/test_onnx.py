@@ -16,6 +16,7 @@ from training.data import augmentation
 from training.data import dataset as data
 from training.data.dataset import Dataset
 from training.engine import checkpoint
+from training.errors import ExportRefused
 from training.export import onnx as export
 from training.models import networks
 from training.train import train
@@ -123,7 +124,7 @@ def test_gray_is_768_divided_by_three(photos: Path, tmp_path: Path) -> None:
 
 def refused(model: torch.nn.Sequential, dataset: Dataset, run: Path, tmp_path: Path, **card: object) -> str:
     changed = dataclasses.replace(open_model(run / "model.onnx").card, **card)
-    with pytest.raises(export.ExportRefused) as error:
+    with pytest.raises(ExportRefused) as error:
         export.export(model, changed, dataset, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == [], "nothing is published and nothing is left"
     return str(error.value)

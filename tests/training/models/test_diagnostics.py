@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from serving.contract.card import Normalization, Preprocessing
+from serving.contract.card import Normalization
+from serving.contract.decode import Preprocessing
 from training.config import TrainConfig
 from training.models.diagnostics import VALUES_AT_MOST, at_start, observe
 from training.models.networks import Normalize, build

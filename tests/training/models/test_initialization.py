@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from serving.contract.card import Normalization, Preprocessing
+from serving.contract.card import Normalization
+from serving.contract.decode import Preprocessing
 from training.config import TrainConfig
 from training.models.initialization import METHODS, initialize
 from training.models.networks import build

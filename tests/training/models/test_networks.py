@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from serving.contract.card import Normalization, Preprocessing
+from serving.contract.card import Normalization
+from serving.contract.decode import Preprocessing
 from training.config import TrainConfig
 from training.models import networks
 from training.models.networks import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization, predict

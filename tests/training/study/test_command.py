@@ -12,8 +12,8 @@ import torch
 
 from serving.contract.model import open_model
 from tests.conftest import ROOT
-from training.config import ConfigError
 from training.engine import checkpoint, history
+from training.errors import ConfigError
 from training.study import spec as grid
 from training.study.command import StudyConfig, declared, keep, merge, share, study
 

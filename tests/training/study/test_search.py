@@ -5,8 +5,9 @@ import pytest
 from optuna.trial import TrialState
 
 from training.__main__ import main
-from training.config import ConfigError, from_yaml
+from training.config import from_yaml
 from training.engine import history
+from training.errors import ConfigError
 from training.study import spec as grid
 from training.study.command import StudyConfig, study
 from training.study.search import BEST, JOURNAL, chosen, distributions, open_journal

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError
+from training.errors import ConfigError
 from training.study import spec as grid
 from training.study.command import STUDIES
 

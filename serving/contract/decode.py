@@ -1,0 +1,153 @@
+"""How the bytes of an image become the pixels that the model takes: one function for training, proof and service.
+
+Pixels are uint8 until they are inside the model.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from serving.contract.image_header import MIN_SIDE, ImageError, read_header
+
+MAX_SIDE = 65_500  # what JPEG can say, and far below OpenCV's own limit
+MAX_BYTES = 10 * 2**20
+MAX_PIXELS = 40_000_000
+STRIP_PIXELS = 1 << 16
+
+Channels = Literal[1, 3]
+Interpolation = Literal["area", "linear"]
+Digest = NewType("Digest", str)
+
+INTERPOLATION_FLAGS: dict[Interpolation, int] = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+# By EXIF value (TIFF 6.0, tag 274): how the stored pixels must be turned to stand upright.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: lambda pixels: cv2.flip(cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE), 1),
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE), 1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+
+Decoded = UInt8[np.ndarray, "decoded_height decoded_width channels"]
+Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the graph's input."""
+
+    height: int
+    width: int
+    channels: Channels
+    interpolation: Interpolation
+
+    def __call__(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """Encoded image -> uint8 `[height, width, channels]`, what the graph takes. Raises ImageError."""
+        return self.fit(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
+
+    def fit(self, pixels: Decoded) -> Pixels:
+        """Decoded uint8 pixels -> uint8 `[height, width, channels]`."""
+        return fit(pixels, self.height, self.width, self.interpolation)
+
+
+def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Turn an encoded image into upright uint8 pixels `[height, width, channels]`, RGB or gray.
+
+    The format is told by the bytes, never by a name. EXIF orientation is applied, alpha is composited on white,
+    16 bits are scaled to 8, CMYK is converted; ICC profiles are ignored; of a JPEG with several pictures the first is
+    taken. Size and frames are read from the header before anything is decoded, so a small file that claims a huge
+    image costs nothing.
+
+    Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
+    image_too_small, image_too_large.
+    """
+    if not data:
+        raise ImageError("empty_image", "the file is empty")
+    if len(data) > max_bytes:
+        raise ImageError("payload_too_large", f"the file has {len(data):,} bytes; at most {max_bytes:,} are accepted")
+    header = read_header(data)
+    if header.frames > 1:
+        raise ImageError("animated_image", "the file has several frames; send the one picture that is meant")
+    _check_size(header.width, header.height, max_pixels)
+    pixels = _decode_with(data, cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR_RGB)
+    if pixels.shape[:2] != (header.height, header.width):
+        raise ImageError("undecodable_image", "the file is damaged: its header and its pixels differ in size")
+    if header.transparent:
+        pixels = _on_white(pixels, header.transparent_gray)
+    turn = TURNS.get(header.orientation)
+    return as_channels(pixels if turn is None else turn(pixels), channels)
+
+
+def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded:
+    """Give uint8 pixels `[height, width]` or `[height, width, 1 or 3]` the channels asked for: RGB (3) or luma (1)."""
+    pixels = np.atleast_3d(pixels)
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
+
+
+def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) -> Pixels:
+    """Stretch uint8 pixels `[h, w, channels]` to `[height, width, channels]`, exactly as `A.Resize` does."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    resized = cv2.resize(pixels, (width, height), interpolation=INTERPOLATION_FLAGS[interpolation])
+    return resized.reshape(height, width, pixels.shape[2])
+
+
+def pixel_digest(pixels: Pixels) -> Digest:
+    """SHA-256 of shape and values: two images with one digest are the same to the last pixel."""
+    return Digest(hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest())
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    size = f"the image is {width} x {height} px"
+    if min(width, height) < MIN_SIDE:
+        raise ImageError("image_too_small", f"{size}; the smallest side accepted is {MIN_SIDE} px")
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+        raise ImageError("image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels are accepted")
+
+
+def _decode_with(data: bytes, flags: int) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error  # the file is not to blame
+        raise ImageError("undecodable_image", "the file is damaged: its pixels cannot be decoded") from error
+    if pixels is None:
+        raise ImageError("undecodable_image", "the file is damaged or cut off: its pixels cannot be decoded")
+    return pixels
+
+
+def _on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
+    """Composite what OpenCV decoded unchanged (gray, BGR or BGRA, 8 or 16 bits) on white; give RGB, 8 bits.
+
+    In strips: the 16 bits that the arithmetic needs would take a large image several times over.
+    """
+    height, width = pixels.shape[:2]
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        rgb[top : top + rows] = _strip_on_white(pixels[top : top + rows], transparent_gray)
+    return rgb
+
+
+def _strip_on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
+    if pixels.ndim == 2 and transparent_gray is not None:
+        pixels = np.where(pixels == transparent_gray, np.iinfo(pixels.dtype).max, pixels).astype(pixels.dtype)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] != 4:
+        return as_channels(pixels, 3)[:, :, ::-1]
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    mixed = (pixels[:, :, 2::-1] * alpha + 255 * (255 - alpha) + 127) // 255
+    return mixed.astype(np.uint8)

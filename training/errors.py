@@ -1,0 +1,79 @@
+"""What can go wrong in a command, and the exit code of each; README, exit codes."""
+
+import signal
+from collections.abc import Sequence
+
+import torch
+
+from serving.contract.model import ModelRefused
+
+
+class ConfigError(ValueError):
+    """An option that cannot be followed; the message says what was expected and what came."""
+
+
+class DataError(ValueError):
+    """Data that no model can be trained on; the message says what was found and what is expected."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or not a number: the weights are lost, the last checkpoint is not.
+
+    `images` are those of the step it happened in.
+    """
+
+    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.images = images
+
+
+class OutOfMemory(RuntimeError):
+    """The device or the host has too little memory for the run."""
+
+
+class WorkerLost(RuntimeError):
+    """A process that prepares batches died, hangs, or has no room to hand them over."""
+
+
+class CheckpointRefused(RuntimeError):
+    """A file that holds no checkpoint, or one that does not fit; the message says which and why."""
+
+
+class ExportRefused(RuntimeError):
+    """The file does not answer as the evaluated model does; it is not published."""
+
+
+class DeviceMissing(RuntimeError):
+    """The device asked for is not there; training never falls back silently."""
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the group has ended, or cannot be reached any more."""
+
+
+class Interrupted(BaseException):
+    """The process was asked to stop; `exit_code` is what a shell says of the signal.
+
+    Not an Exception, so that nobody catches it who catches those.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+EXIT_CODES: dict[type[BaseException], int] = {
+    ConfigError: 2,
+    DataError: 3,
+    NonFiniteLoss: 4,
+    OutOfMemory: 5,
+    MemoryError: 5,
+    torch.AcceleratorError: 5,
+    WorkerLost: 6,
+    OSError: 6,
+    CheckpointRefused: 7,
+    ExportRefused: 7,
+    ModelRefused: 7,
+    DeviceMissing: 8,
+    ProcessLost: 9,
+}
