@@ -39,10 +39,11 @@ sbom: $(VENV)/installed ## Write build/sbom.json (CycloneDX) and build/licenses.
 	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json $(VENV)
 	build/tools/bin/pip-licenses --python $(VENV)/bin/python --with-urls --format markdown --output-file build/licenses.md
 
-lint: $(VENV)/installed ## Format check, lint, types.
+lint: $(VENV)/installed ## Format check, lint, types, layers.
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
 
 clean: ## Remove the virtual environments and what was built; runs stay.
 	rm -rf $(VENV) .bench build

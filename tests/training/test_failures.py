@@ -123,8 +123,8 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Pa
 def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path: Path) -> None:
     arguments = told(photos, tmp_path, "--workers", "0")
     arguments[arguments.index("--batch-size") + 1] = "2"
-    script = "import sys; from training import __main__, checkpoint; checkpoint.SAVE_EVERY_S = 0; "
-    script += "__main__.main(sys.argv[1:])"
+    script = "import sys; from training import __main__; from training.engine import checkpoint; "
+    script += "checkpoint.SAVE_EVERY_S = 0; __main__.main(sys.argv[1:])"
     trainer = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_until((tmp_path / "x" / "checkpoints" / "previous.pt").exists)
     trainer.kill()
@@ -441,8 +441,8 @@ def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_goes_on(
     run = tmp_path / "x"
     sign = {"reading": ".lock", "validation": "checkpoints/last.pt", "save": "checkpoints/.last.pt.partial"}[moment]
     # The first checkpoint shall be the one before validation.
-    script = "import os, sys; from training import __main__, checkpoint; checkpoint.SAVE_FIRST_S = 600; "
-    script += "os._exit(__main__.main(sys.argv[1:]))"
+    script = "import os, sys; from training import __main__; from training.engine import checkpoint; "
+    script += "checkpoint.SAVE_FIRST_S = 600; os._exit(__main__.main(sys.argv[1:]))"
     trainer = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from serving.batch import __main__ as score
-from serving.batch.__main__ import Scorer, find
+from serving.batch import scoring
+from serving.batch.__main__ import main
 from serving.batch.parts import Journal, encode
+from serving.batch.scoring import Scorer, find
 from serving.contract.model import open_model
 from serving.settings import Settings
 from tests.conftest import ROOT
@@ -107,7 +108,7 @@ def test_bad_files_are_listed_and_hurt_nobody(run: Path, mixed: Path, tmp_path: 
 def test_parquet_holds_the_same(run: Path, mixed: Path, tmp_path: Path) -> None:
     for name in ("p.csv", "p.parquet"):
         scorer = Scorer(open_model(run / "model.onnx"), mixed, Settings())
-        header = score.columns(open_model(run / "model.onnx").card)
+        header = scoring.columns(open_model(run / "model.onnx").card)
         with Journal(tmp_path / "journal", header) as journal:
             journal.append(scorer.score(sorted(find(mixed, Counter()))).rows)
             journal.finish(tmp_path / name)
@@ -171,7 +172,7 @@ def test_usage(
 def code_of(*arguments: object) -> int | str | None:
     """The exit code of the command, run in this process."""
     try:
-        return score.main([str(argument) for argument in arguments])
+        return main([str(argument) for argument in arguments])
     except SystemExit as ended:
         return ended.code
 

@@ -247,7 +247,7 @@ MAKE = """
 import sys, time
 from pathlib import Path
 from pydantic import TypeAdapter
-from training.cache import Cache
+from training.data.cache import Cache
 
 def make():
     with open("made", "a") as log:
