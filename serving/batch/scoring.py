@@ -27,11 +27,10 @@ import numpy as np
 from serving.batch.parts import Journal, encode
 from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels
-from serving.contract.image_header import ImageError
+from serving.contract.image_header import IMAGE_EXTENSIONS, ImageError
 from serving.contract.model import Classifier, open_model
 from serving.settings import Settings
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CHUNK = 64
 """Files a task: its pixels are what a process holds of them."""
 CHUNKS_AHEAD = 3
@@ -136,7 +135,7 @@ def _in_folder(root: Path, below: str, skipped: Counter[str]) -> Iterator[str]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _in_folder(root, f"{key}/", skipped)
-            elif not entry.name.lower().endswith(ENDINGS):
+            elif not entry.name.lower().endswith(IMAGE_EXTENSIONS):
                 skipped[Path(entry.name).suffix] += 1
             elif entry.is_file() or entry.is_symlink():  # of a link that leads nowhere the table shall say so
                 yield key

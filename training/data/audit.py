@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from pydantic import TypeAdapter
 
 from serving.contract.decode import Decoded
+from serving.contract.image_header import FILE_EXTENSIONS
 from training.config import Leaks
 from training.data import inspection, metadata_baseline, splits
 from training.data.cache import Cache
@@ -24,7 +25,6 @@ from training.data.splits import SPLITS, Division, Split
 from training.errors import DataError
 
 UNREADABLE_SHARE_AT_MOST = 0.01
-ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}, "WEBP": {".webp"}, "BMP": {".bmp"}}
 
 _CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
 _SHORTCUT: TypeAdapter[Shortcut | None] = TypeAdapter(Shortcut | None)
@@ -78,7 +78,7 @@ class Audit:
         return {
             key: file.format
             for key, file in zip(self.keys, self.files, strict=True)
-            if file.format != ARRAY and Path(key).suffix.lower() not in ENDINGS[file.format]
+            if file.format != ARRAY and Path(key).suffix.lower() not in FILE_EXTENSIONS[file.format]
         }
 
     @property

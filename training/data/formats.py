@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
+from serving.contract.image_header import IMAGE_EXTENSIONS
 from training.data.cache import Cache
 from training.data.splits import SPLITS, Split
 from training.errors import DataError
@@ -25,7 +26,6 @@ from training.storage import release
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 NAMES_SHOWN = 20
 DIGITS_SCALE = 2
 
@@ -95,14 +95,15 @@ def _folders(root: Path) -> Source:
     images = [
         (str(path.relative_to(root)), label, "", split)
         for path, label, split in found
-        if path.suffix.lower() in ENDINGS
+        if path.suffix.lower() in IMAGE_EXTENSIONS
     ]
     if not images:
         raise DataError(
-            f"{root}: no images ({' '.join(sorted(ENDINGS))}) in class folders; expected {root.name}/<class>/<image>, "
-            f"{root.name}/train/<class>/<image> with val/ beside it, or a CSV manifest"
+            f"{root}: no images ({' '.join(sorted(IMAGE_EXTENSIONS))}) in class folders; "
+            f"expected {root.name}/<class>/<image>, {root.name}/train/<class>/<image> "
+            "with val/ beside it, or a CSV manifest"
         )
-    ignored = [str(path.relative_to(root)) for path, _, _ in found if path.suffix.lower() not in ENDINGS]
+    ignored = [str(path.relative_to(root)) for path, _, _ in found if path.suffix.lower() not in IMAGE_EXTENSIONS]
     return _files(str(root), root, images, ignored)
 
 
