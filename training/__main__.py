@@ -17,7 +17,7 @@ if os.environ.get("RANK", "0") != "0":
 import torch
 import tyro
 
-from training import failures, restarts, sagemaker
+from training import failures, sagemaker
 from training.config import TrainConfig, from_yaml
 from training.distributed import Group
 from training.engine import runs
@@ -68,10 +68,6 @@ def main(arguments: list[str]) -> int:
         with group:
             config = group.share(lambda: options(verb, sagemaker.options() if by_sagemaker else told))
             if isinstance(config, TrainConfig):
-                if config.max_restarts and group.size > 1:
-                    raise ConfigError("--max-restarts is for one process alone: torchrun has an option of that name")
-                if config.max_restarts:
-                    config = restarts.survive(config, interruption)
                 folder = train(config, interruption, group)
             elif group.size > 1:
                 raise ConfigError(f"{verb} is done by one process, not by {group.size} together: leave torchrun away")

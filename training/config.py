@@ -55,9 +55,6 @@ class TrainConfig:
     resume: str | None = None
     """Go on with a run that was stopped: its folder, or auto for the run of --name, or without a name the newest in
     --out that is not finished; auto begins a new run where there is none. The run's own options hold."""
-    max_restarts: int = 0
-    """Go on from the last checkpoint, by itself and at most so many times, when the process that trains is killed (as
-    the system does when memory runs out), its GPU fails or a data worker is lost. torchrun has its own."""
     cache: Path | None = None
     """Folder in which decoded images and what was found in them are kept, for all runs that are told of it. It may be
     removed at any time. None: .cache in --out."""
@@ -208,7 +205,6 @@ class TrainConfig:
             "batch_size": 1,
             "patience": 1,
             "workers": 0,
-            "max_restarts": 0,
             "weight_decay": 0,
             "image_size": MIN_SIDE,
         }

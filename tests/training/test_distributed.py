@@ -337,8 +337,6 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp
     missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "absent", tmp_path, "absent"))]
     assert sum(each.count("error: ") for each in missing) == 1
     assert not (tmp_path / "absent").exists()
-    restarts = [done(each, code=2) for each in job.plain(*arguments(digits, tmp_path, "r", "--max-restarts", "1"))]
-    assert sum(each.count("error: --max-restarts is for one process alone") for each in restarts) == 1
     wild = arguments(digits, tmp_path, "wild", "--model", "mlp", "--optimizer", "sgd", "--lr", "1e30")
     diverged = [done(process, code=4) for process in job.plain(*wild)]
     assert sum(each.count("error: the loss is") for each in diverged) == 1

@@ -26,7 +26,7 @@ from serving.contract.model import open_model
 from tests.conftest import ROOT
 from tests.support import forged
 from tests.training.engine.test_checkpoint import Canary
-from tests.training.engine.test_runs import After, last, start
+from tests.training.engine.test_runs import After, last, same, start
 from training import failures, train
 from training.__main__ import main, options
 from training.config import TrainConfig
@@ -118,6 +118,19 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Pa
     trainer.communicate()
     assert len(last(tmp_path / "x")["progress"]["history"]) >= 1, "at most one epoch is lost"
     goes_on(arguments)
+
+
+def test_a_run_that_is_killed_twice_and_resumed_ends_as_one_that_is_not(photos: Path, tmp_path: Path) -> None:
+    levers = ["--epochs", "8", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
+    assert main(told(photos, tmp_path / "whole", "--workers", "0", *levers)) == 0
+    resumed = told(photos, tmp_path, "--workers", "0", *levers, "--resume", "auto")
+    for epochs in (1, 3):
+        trainer = start(resumed, epochs)
+        trainer.kill()
+        trainer.communicate()
+    assert main(resumed) == 0
+    assert same(last(tmp_path / "x"), last(tmp_path / "whole" / "x"))
+    assert (tmp_path / "latest").resolve() == tmp_path / "x"
 
 
 def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path: Path) -> None:

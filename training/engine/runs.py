@@ -15,7 +15,7 @@ from training.errors import CheckpointRefused, ConfigError
 AUTO = "auto"
 CONFIG = "config.yaml"
 LOCK = ".lock"
-MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "max_restarts", "resume"}
+MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
 """Options of a run that do not decide what comes out of it."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (

@@ -106,7 +106,7 @@ SAVING = """
 import sys
 from pathlib import Path
 import torch
-from training import checkpoint
+from training.engine import checkpoint
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 while True:
     state = {"number": number, "weight": torch.full((500_000,), float(number))}
