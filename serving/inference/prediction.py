@@ -1,0 +1,78 @@
+"""From the model's output for one image to its prediction: label, prediction set, probabilities by class.
+
+The service and the batch scorer both use it. Nothing here knows HTTP, metrics or files.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from serving.contract.card import ModelCard
+
+DECIMALS = 6
+"""Of a probability in a prediction: far finer than the contract's tolerance, and readable."""
+
+
+class InvalidOutput(RuntimeError):
+    """The output of the model holds a value that is not a finite number."""
+
+    code = "model_output_invalid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The prediction of one image; `probabilities` by class and `prediction_set`, most likely first.
+
+    `abstained` means that a person should decide: the confidence is below the settings' `abstain_below`.
+    The prediction set holds the true class with the model card's level of confidence; None when the model has none.
+    """
+
+    label: str
+    confidence: float
+    abstained: bool
+    prediction_set: list[str] | None
+    probabilities: dict[str, float]
+    model_version: str
+
+
+def check_output(probabilities: Float32[np.ndarray, "..."]) -> None:
+    """Raise InvalidOutput if any value of the model's output, of whatever shape, is not a finite number."""
+    # For the few values of one image a list takes a quarter of the time of np.isfinite(...).all().
+    if not math.isfinite(sum(probabilities.ravel().tolist())):
+        raise InvalidOutput("the model gave a value that is not a number")
+
+
+def describe(
+    probabilities: Float32[np.ndarray, " classes"],
+    card: ModelCard,
+    *,
+    top_k: int | None = None,
+    abstain_below: float | None = None,
+) -> Prediction:
+    """Name the most likely class of one image, with its `top_k` most likely classes (all when None).
+
+    Probabilities are rounded to six decimals. Raises InvalidOutput.
+    """
+    check_output(probabilities)
+    values: list[float] = probabilities.tolist()
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    ranked = {card.classes[index]: round(values[index], DECIMALS) for index in order[:top_k]}
+    label, confidence = next(iter(ranked.items()))
+    return Prediction(
+        label=label,
+        confidence=confidence,
+        # The probability itself is compared, not its six decimals: the training report computes its thresholds so.
+        abstained=abstain_below is not None and values[order[0]] < abstain_below,
+        prediction_set=_prediction_set(probabilities, order, card),
+        probabilities=ranked,
+        model_version=card.version,
+    )
+
+
+def _prediction_set(probabilities: np.ndarray, order: list[int], card: ModelCard) -> list[str] | None:
+    if card.calibration.threshold is None:
+        return None
+    [members] = card.calibration.prediction_sets(probabilities[np.newaxis])
+    return [card.classes[index] for index in order if members[index]]
