@@ -11,7 +11,7 @@ from starlette.types import Scope
 from serving.api.admission import Overloaded
 from serving.api.json_response import JSONResponse
 from serving.contract.image_header import ImageError
-from serving.inference.predictor import InvalidOutput
+from serving.inference.prediction import InvalidOutput
 from serving.logs import FIELDS
 
 log = logging.getLogger("bentoml.twinlens")
@@ -42,7 +42,7 @@ def describe(error: Exception) -> RequestError:
             message = "the service is working at its limit; try again shortly"
             described = RequestError(429, "too_many_requests", message, {"Retry-After": "1"})
         case InvalidOutput():
-            described = RequestError(500, "model_output_invalid", str(error))
+            described = RequestError(500, error.code, str(error))
         case MemoryError():
             message = "the service has too little memory for this now; try again shortly"
             described = RequestError(503, "out_of_memory", message, {"Retry-After": "5"})

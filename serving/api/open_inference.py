@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +29,7 @@ from serving.api.upload import Limits, read_body
 from serving.api.waiting import while_awaited
 from serving.contract.card import INPUT_NAME, OUTPUT_NAME
 from serving.contract.decode import Pixels, Preprocessing
-from serving.inference.predictor import Prediction, Predictor
+from serving.inference.predictor import Predictor
 from serving.settings import Settings
 
 NAME = "twinlens"
@@ -113,12 +114,12 @@ async def infer(request: Request) -> Response:
         asked = parse(body, header_length, predictor.card.preprocessing, settings.max_batch)
         place.enter(len(asked.images))
         # All are waited for, also when one fails: the place is given back only when nothing works for it any more.
-        answering = asyncio.gather(*(predictor.answer(image) for image in asked.images), return_exceptions=True)
-        answers = await while_awaited(request, answering, settings.timeout_s)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return _reply(asked, predictor, [answer for answer in answers if isinstance(answer, Prediction)])
+        inferring = asyncio.gather(*(predictor.infer(image) for image in asked.images), return_exceptions=True)
+        rows = await while_awaited(request, inferring, settings.timeout_s)
+    for row in rows:
+        if isinstance(row, BaseException):
+            raise row
+    return _reply(asked, predictor, np.stack([row for row in rows if isinstance(row, np.ndarray)]))
 
 
 def describe(predictor: Predictor) -> dict[str, object]:
@@ -226,18 +227,16 @@ def _files(data: Any, count: int) -> list[bytes]:
     return found
 
 
-def _reply(asked: Inference, predictor: Predictor, answers: Sequence[Prediction]) -> Response:
-    classes = predictor.card.classes
-    labels = [answer.label for answer in answers]
-    probabilities = np.array([[answer.probabilities[name] for name in classes] for answer in answers], np.float32)
+def _reply(asked: Inference, predictor: Predictor, probabilities: Float32[np.ndarray, "batch classes"]) -> Response:
+    labels = [predictor.describe(row).label for row in probabilities]
     tensors: list[dict[str, object]] = []
     blobs: list[bytes] = []
     for name, as_bytes in asked.outputs.items():
-        tensor: dict[str, object] = {"name": name, "datatype": "BYTES", "shape": [len(answers)]}
+        tensor: dict[str, object] = {"name": name, "datatype": "BYTES", "shape": [len(labels)]}
         if name == OUTPUT_NAME:
             tensor |= {"datatype": "FP32", "shape": list(probabilities.shape)}
         if not as_bytes:
-            tensor["data"] = labels if name == LABELS else [round(value, 6) for value in probabilities.ravel().tolist()]
+            tensor["data"] = labels if name == LABELS else probabilities.ravel().tolist()
         else:
             encoded = [label.encode() for label in labels]
             blob = probabilities.tobytes()
@@ -246,7 +245,7 @@ def _reply(asked: Inference, predictor: Predictor, answers: Sequence[Prediction]
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         tensors.append(tensor)
-    value = {"model_name": NAME, "model_version": answers[0].model_version, "outputs": tensors}
+    value = {"model_name": NAME, "model_version": predictor.card.version, "outputs": tensors}
     header = json.dumps(value | ({"id": asked.id} if asked.id else {}), ensure_ascii=False).encode()
     if not blobs:
         return Response(header, media_type="application/json")

@@ -18,7 +18,7 @@ from serving.api.waiting import while_awaited
 from serving.contract.card import ModelCard
 from serving.inference.heatmap import as_json, as_png, overlay
 from serving.inference.occlusion import Explainer, Explanation
-from serving.inference.predictor import Prediction
+from serving.inference.prediction import Prediction
 from serving.metrics import exposition
 from serving.settings import Settings
 

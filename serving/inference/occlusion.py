@@ -18,7 +18,8 @@ from jaxtyping import Float32, UInt8
 from serving.api.admission import Overloaded
 from serving.contract.decode import Decoded, Pixels, decode
 from serving.inference.batching import BACKGROUND_ALONE
-from serving.inference.predictor import InvalidOutput, Predictor
+from serving.inference.prediction import check_output
+from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -116,8 +117,7 @@ async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, labe
         portion = images[start : start + BACKGROUND_ALONE]
         rows += await asyncio.gather(*(predictor.batcher.submit(image, background=True) for image in portion))
     probabilities = np.stack(rows)
-    if not np.isfinite(probabilities).all():
-        raise InvalidOutput("the model gave a value that is not a number")
+    check_output(probabilities)
     classes = predictor.card.classes
     column = probabilities[:, classes.index(label) if label is not None else probabilities[0].argmax()]
     return Explanation(

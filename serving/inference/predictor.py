@@ -1,14 +1,13 @@
 """From the bytes of an image to an answer: decode, wait for the model, name the class. Knows nothing of HTTP."""
 
 import asyncio
-import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+from jaxtyping import Float32
 
 from serving.contract import drift
 from serving.contract.decode import Pixels, decode
@@ -16,8 +15,11 @@ from serving.contract.drift import Seen
 from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier
 from serving.inference.batching import Batcher
+from serving.inference.prediction import Prediction, check_output, describe
 from serving.metrics import Metrics
 from serving.settings import Settings
+
+Probabilities = Float32[np.ndarray, " classes"]
 
 DECODERS = 2
 # Up to here decoding takes about as long as handing it to a thread, and can never take long: the loop does it itself.
@@ -30,26 +32,6 @@ TURNS = 4
 """On a single core: to send the last answers, to hear what their clients ask next, to read and to decode it."""
 FAILURES = 3
 """Runs of the model that fail in a row before it counts as lost."""
-
-
-class InvalidOutput(RuntimeError):
-    """The model gave something that is not a probability."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One image's answer; `probabilities` by class and `prediction_set`, most likely first.
-
-    `abstained` marks an answer as one for a person to decide: its confidence is below the settings' `abstain_below`.
-    The prediction set holds the true class with the model card's level of confidence; None when the model has none.
-    """
-
-    label: str
-    confidence: float
-    abstained: bool
-    prediction_set: list[str] | None
-    probabilities: dict[str, float]
-    model_version: str
 
 
 class Predictor:
@@ -80,22 +62,34 @@ class Predictor:
         """Whether the model still runs: a GPU that is lost fails every run."""
         return self.batcher.failures < FAILURES
 
-    async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
-        """Answer one encoded image, with its `top_k` most likely classes (all when None).
+    async def infer(self, image: bytes | Pixels) -> Probabilities:
+        """The model's output for one image, float32 `[classes]`, unchanged to the last bit.
 
-        Raises ImageError, InvalidOutput. Cancelling the call takes the image out of the queue.
+        The image is encoded, or pixels as the graph takes them; pixels say nothing about drift, so they are not
+        measured. Raises ImageError, InvalidOutput. Cancelling the call takes the image out of the queue.
         """
-        pixels, seen = await self._pixels(data)
+        if not isinstance(image, bytes):
+            probabilities = await self.batcher.submit(image)
+            check_output(probabilities)
+            return probabilities
+        pixels, measured = await self._pixels(image)
         probabilities = await self.batcher.submit(pixels)
-        named = self._name(probabilities, top_k)
-        self._window.append(seen, probabilities)
-        return named
+        check_output(probabilities)
+        self._window.append(measured, probabilities)
+        return probabilities
 
-    async def answer(self, image: Pixels | bytes) -> Prediction:
-        """As `predict`; also of pixels that are as the graph takes them, which say nothing of drift."""
-        if isinstance(image, bytes):
-            return await self.predict(image)
-        return self._name(await self.batcher.submit(image), None)
+    def describe(self, probabilities: Probabilities, top_k: int | None = None) -> Prediction:
+        """The prediction that `infer`'s output means, with its `top_k` most likely classes (all when None).
+
+        It is counted in the metrics. Raises InvalidOutput.
+        """
+        prediction = describe(probabilities, self.card, top_k=top_k, abstain_below=self._settings.abstain_below)
+        self._metrics.predicted(prediction.label, prediction.confidence, abstained=prediction.abstained)
+        return prediction
+
+    async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
+        """Decode, infer and describe one encoded image. Raises what `infer` raises."""
+        return self.describe(await self.infer(data), top_k)
 
     async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
         if len(data) <= INLINE_BYTES:
@@ -127,33 +121,6 @@ class Predictor:
         seen = drift.look(decoded, pixels)
         self._metrics.decoded(perf_counter() - start)
         return pixels, seen
-
-    def _name(self, probabilities: np.ndarray, top_k: int | None) -> Prediction:
-        values: list[float] = probabilities.tolist()
-        if not math.isfinite(sum(values)):
-            raise InvalidOutput("the model gave a value that is not a number")
-        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-        # Six decimals: far finer than the contract's tolerance, and readable.
-        ranked = {self.card.classes[index]: round(values[index], 6) for index in order[:top_k]}
-        label, confidence = next(iter(ranked.items()))
-        # The probability itself, not its six decimals: the thresholds in the training report count on it.
-        least = self._settings.abstain_below
-        abstained = least is not None and values[order[0]] < least
-        self._metrics.predicted(label, confidence, abstained=abstained)
-        return Prediction(
-            label=label,
-            confidence=confidence,
-            abstained=abstained,
-            prediction_set=self._prediction_set(probabilities, order),
-            probabilities=ranked,
-            model_version=self.card.version,
-        )
-
-    def _prediction_set(self, probabilities: np.ndarray, order: list[int]) -> list[str] | None:
-        if self.card.calibration.threshold is None:
-            return None
-        [members] = self.card.calibration.prediction_sets(probabilities[np.newaxis])
-        return [self.card.classes[index] for index in order if members[index]]
 
 
 def _start_threads(pool: ThreadPoolExecutor) -> None:
