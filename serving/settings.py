@@ -1,83 +1,90 @@
-"""What an operator may set, read from the environment once, when the service starts."""
+"""The settings of the service: environment variables that are read once, when the service starts."""
 
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import re
 from pathlib import Path
-from typing import Any, NewType
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import MIN_WINDOW
 
 PREFIX = "TWINLENS_"
 
-Confidence = NewType("Confidence", float)
-"""A probability strictly between 0 and 1."""
-Interval = NewType("Interval", float)
-"""Seconds between two looks; 0 for never."""
-Window = NewType("Window", int)
-"""Images; fewer have no distribution to speak of."""
+# Each description ends the sentence "NAME='value': expected ...", the message for a value out of range.
+Flag = Annotated[
+    bool,
+    BeforeValidator(lambda text: {"0": False, "1": True}.get(text, text)),
+    Field(strict=True, description="0 or 1"),
+]
+Count = Annotated[int, Field(gt=0, description="a whole number above 0")]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+Interval = Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 or a number above 0")]
+Confidence = Annotated[float | None, Field(gt=0, lt=1, description="a number above 0 and below 1")]
+Window = Annotated[int, Field(ge=MIN_WINDOW, description=f"a whole number of at least {MIN_WINDOW}")]
+
+# For a Service named `twinlens` or `twinlens-...`, Kubernetes adds these variables to every container of the namespace:
+# https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
+_SERVICE = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+_SERVICE_URL = re.compile(rf"{PREFIX}(\w+_)?PORT=(tcp|udp|sctp)://.*")  # without a protocol, it is a wrong setting
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Each field is the environment variable TWINLENS_<FIELD>; the README's table says what it is for."""
+class Settings(BaseSettings):
+    """Each field is the environment variable TWINLENS_<FIELD>. The table in the README describes each of them.
+
+    A keyword argument replaces the variable. Use `from_env` for messages that name the variable.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     model: Path = Path("runs/latest/model.onnx")
-    reload_s: Interval = Interval(2.0)
-    require_gpu: bool = False
-    max_bytes: int = MAX_BYTES
-    max_pixels: int = MAX_PIXELS
-    max_batch: int = 32
-    max_queue: int = 128
-    max_explanations: int = 2
-    workers: int = 1
-    timeout_s: float = 10.0
-    idle_s: float = 5.0
-    grace_s: float = 25.0
+    reload_s: Interval = 2.0
+    require_gpu: Flag = False
+    max_bytes: Count = MAX_BYTES
+    max_pixels: Count = MAX_PIXELS
+    max_batch: Count = 32
+    max_queue: Count = 128
+    max_explanations: Count = 2
+    workers: Count = 1
+    timeout_s: Seconds = 10.0
+    idle_s: Seconds = 5.0
+    grace_s: Seconds = 25.0
     token_file: Path | None = None
-    protect_metrics: bool = False
-    log_requests: bool = False
-    slow_s: float = 1.0
-    abstain_below: Confidence | None = None
-    drift_window: Window = Window(1000)
+    protect_metrics: Flag = False
+    log_requests: Flag = False
+    slow_s: Seconds = 1.0
+    abstain_below: Confidence = None
+    drift_window: Window = 1000
 
     @classmethod
-    def from_env(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Raises ValueError naming the variable, what it holds and what was expected; also for unknown names."""
-        names = {PREFIX + field.name.upper(): field for field in fields(cls)}
-        unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in names)
+    def from_env(cls) -> "Settings":
+        """Read the environment. Raises ValueError for a wrong value and for an unknown name with this prefix.
+
+        The message names the variable, its value and the expected values.
+        """
+        names = {PREFIX + field.upper() for field in cls.model_fields}
+        unknown = sorted(
+            name
+            for name, value in os.environ.items()
+            if name.startswith(PREFIX) and name not in names and not _is_from_kubernetes(name, value)
+        )
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(names)}")
-        given: dict[str, Any] = {
-            field.name: _parse(name, environment[name], field.type)
-            for name, field in names.items()
-            if name in environment
-        }
-        return cls(**given)
+            raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(names))}")
+        try:
+            return cls()
+        except ValidationError as error:
+            raise ValueError(
+                "; ".join(_message(str(fault["loc"][0]), fault["input"]) for fault in error.errors())
+            ) from error
 
 
-def _parse(name: str, text: str, kind: object) -> Any:
-    if kind is bool:
-        if text not in ("0", "1"):
-            raise ValueError(f"{name}={text!r}: expected 0 or 1")
-        return text == "1"
-    if kind in (Path, Path | None):
-        return Path(text)
-    if kind is Window:
-        if not (text.isascii() and text.isdecimal() and int(text) >= MIN_WINDOW):
-            raise ValueError(f"{name}={text!r}: expected a whole number of at least {MIN_WINDOW}")
-        return int(text)
-    is_confidence = kind == Confidence | None
-    assert is_confidence or kind in (int, float, Interval)
-    number = int if kind is int else float
-    least = "0 or" if kind is Interval else "a number"
-    expected = f"{least} above 0{' and below 1' if is_confidence else ''}"
-    try:
-        value = number(text)
-    except ValueError as error:
-        raise ValueError(f"{name}={text!r}: expected {expected}") from error
-    if not (value > 0 or (kind is Interval and value == 0)) or value == math.inf or (is_confidence and value >= 1):
-        raise ValueError(f"{name}={text!r}: expected {expected}")
-    return value
+def _is_from_kubernetes(name: str, value: str) -> bool:
+    return bool(_SERVICE.fullmatch(name) or _SERVICE_URL.fullmatch(f"{name}={value}"))
+
+
+def _message(field: str, value: object) -> str:
+    return f"{PREFIX}{field.upper()}={value!r}: expected {Settings.model_fields[field].description}"

@@ -160,7 +160,7 @@ def test_the_tables_name_what_there_is() -> None:
     options = {name for row in rows for name in re.findall(r"`--([a-z-]+)`", row)}
     assert len(options) > 30
     assert options - {"config"} <= {field.replace("_", "-") for field in TrainConfig.__dataclass_fields__}
-    for field in Settings.__dataclass_fields__:
+    for field in Settings.model_fields:
         assert f"`{PREFIX}{field.upper()}`" in README, field
     documented = set(re.findall(r"`(twinlens_\w+?)(?:_total)?(?:\{[^}]*\})?`", README))
     code = (ROOT / "serving" / "metrics.py").read_text()

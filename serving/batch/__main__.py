@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _arguments(arguments)
     try:
         settings = Settings.from_env()
-        settings = replace(settings, model=given.model or settings.model)
+        settings = settings.model_copy(update={"model": given.model or settings.model})
         failed = score(given.source, given.out, settings, given.workers or len(os.sched_getaffinity(0)))
     except (ModelRefused, OSError, Busy, BrokenProcessPool, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

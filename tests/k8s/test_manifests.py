@@ -156,7 +156,7 @@ def told(container: dict[str, Any]) -> list[str]:
 
 
 def test_settings_and_options_exist() -> None:
-    known = {PREFIX + field.name.upper() for field in fields(Settings)}
+    known = {PREFIX + field.upper() for field in Settings.model_fields}
     of_verbs = {verb: {f"--{field.name.replace('_', '-')}" for field in fields(VERBS[verb][0])} for verb in VERBS}
     for pod in pods().values():
         for container in containers(pod):

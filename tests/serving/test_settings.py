@@ -1,56 +1,141 @@
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from pydantic import ValidationError
 
-from serving.settings import Settings
+from serving.settings import PREFIX, Settings
+from tests.conftest import serving
+
+# What Kubernetes adds to a container for a Service named `twinlens` with one named port.
+KUBERNETES = {
+    "TWINLENS_SERVICE_HOST": "10.0.0.1",
+    "TWINLENS_SERVICE_PORT": "80",
+    "TWINLENS_SERVICE_PORT_HTTP": "80",
+    "TWINLENS_PORT": "tcp://10.0.0.1:80",
+    "TWINLENS_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "TWINLENS_PORT_80_TCP_PROTO": "tcp",
+    "TWINLENS_PORT_80_TCP_PORT": "80",
+    "TWINLENS_PORT_80_TCP_ADDR": "10.0.0.1",
+}
 
 
-def test_defaults_and_every_kind_of_value() -> None:
-    assert Settings.from_env({}) == Settings()
-    given = {
+@pytest.fixture
+def environment() -> Iterator[pytest.MonkeyPatch]:
+    """The environment of this process, without settings and restored after the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for field in Settings.model_fields:
+            patch.delenv(PREFIX + field.upper(), raising=False)
+        yield patch
+
+
+def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> None:
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    assert Settings.from_env().model_dump() == defaults
+    values = {
         "TWINLENS_MODEL": "/models/a.onnx",
         "TWINLENS_REQUIRE_GPU": "1",
+        "TWINLENS_PROTECT_METRICS": "0",
+        "TWINLENS_TOKEN_FILE": "/run/tokens",
         "TWINLENS_MAX_BATCH": "4",
         "TWINLENS_TIMEOUT_S": "0.5",
         "TWINLENS_RELOAD_S": "0",
         "TWINLENS_DRIFT_WINDOW": "500",
         "TWINLENS_ABSTAIN_BELOW": "0.8",
-        "PATH": "/bin",
     }
-    assert Settings.from_env(given) == Settings(
-        model=Path("/models/a.onnx"),
-        require_gpu=True,
-        max_batch=4,
-        timeout_s=0.5,
-        reload_s=0.0,
-        drift_window=500,
-        abstain_below=0.8,
-    )
+    for name, value in values.items():
+        environment.setenv(name, value)
+    assert Settings.from_env().model_dump() == defaults | {
+        "model": Path("/models/a.onnx"),
+        "require_gpu": True,
+        "token_file": Path("/run/tokens"),
+        "max_batch": 4,
+        "timeout_s": 0.5,
+        "reload_s": 0.0,
+        "drift_window": 500,
+        "abstain_below": 0.8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("TWINLENS_MAX_BATCH", "many", "a whole number above 0"),
+        ("TWINLENS_MAX_BATCH", "0", "a whole number above 0"),
+        ("TWINLENS_WORKERS", "1.5", "a whole number above 0"),
+        ("TWINLENS_TIMEOUT_S", "0", "a number above 0"),
+        ("TWINLENS_TIMEOUT_S", "nan", "a number above 0"),
+        ("TWINLENS_RELOAD_S", "-1", "0 or a number above 0"),
+        ("TWINLENS_RELOAD_S", "nan", "0 or a number above 0"),
+        ("TWINLENS_RELOAD_S", "inf", "0 or a number above 0"),
+        ("TWINLENS_RELOAD_S", "never", "0 or a number above 0"),
+        ("TWINLENS_DRIFT_WINDOW", "499", "a whole number of at least 500"),
+        ("TWINLENS_DRIFT_WINDOW", "1e3", "a whole number of at least 500"),
+        ("TWINLENS_REQUIRE_GPU", "yes", "0 or 1"),
+        ("TWINLENS_REQUIRE_GPU", "true", "0 or 1"),
+        ("TWINLENS_REQUIRE_GPU", "", "0 or 1"),
+        ("TWINLENS_ABSTAIN_BELOW", "never", "a number above 0 and below 1"),
+        ("TWINLENS_ABSTAIN_BELOW", "0", "a number above 0 and below 1"),
+        ("TWINLENS_ABSTAIN_BELOW", "1", "a number above 0 and below 1"),
+        ("TWINLENS_ABSTAIN_BELOW", "-0.5", "a number above 0 and below 1"),
+        ("TWINLENS_ABSTAIN_BELOW", "nan", "a number above 0 and below 1"),
+        ("TWINLENS_ABSTAIN_BELOW", "inf", "a number above 0 and below 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_name_value_and_expectation(
+    environment: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(ValueError, match="expected") as refused:
+        Settings.from_env()
+    assert str(refused.value) == f"{name}={value!r}: expected {expected}"
+
+
+def test_every_setting_that_can_be_wrong_has_an_expectation() -> None:
+    silent = {name for name, field in Settings.model_fields.items() if field.description is None}
+    assert silent == {"model", "token_file"}, "any text is a path"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().max_batch = 1
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("TWINLENS_MAX_BATCH", "many"),
-        ("TWINLENS_MAX_BATCH", "0"),
-        ("TWINLENS_WORKERS", "1.5"),
-        ("TWINLENS_TIMEOUT_S", "nan"),
-        ("TWINLENS_RELOAD_S", "-1"),
-        ("TWINLENS_RELOAD_S", "nan"),
-        ("TWINLENS_RELOAD_S", "inf"),
-        ("TWINLENS_RELOAD_S", "never"),
-        ("TWINLENS_DRIFT_WINDOW", "499"),
-        ("TWINLENS_DRIFT_WINDOW", "1e3"),
-        ("TWINLENS_REQUIRE_GPU", "yes"),
         ("TWINLENS_MAX_BYTE", "1"),
-        ("TWINLENS_ABSTAIN_BELOW", "never"),
-        ("TWINLENS_ABSTAIN_BELOW", "0"),
-        ("TWINLENS_ABSTAIN_BELOW", "1"),
-        ("TWINLENS_ABSTAIN_BELOW", "-0.5"),
-        ("TWINLENS_ABSTAIN_BELOW", "nan"),
-        ("TWINLENS_ABSTAIN_BELOW", "inf"),
+        ("TWINLENS_PORT", "8080"),
+        ("TWINLENS_HOST", "10.0.0.1"),
+        ("TWINLENS_SERVICE", "tcp://10.0.0.1:80"),
+        ("TWINLENS_REPORT", "tcp://10.0.0.1:80"),
     ],
 )
-def test_a_value_that_does_not_parse_stops_the_start_and_says_so(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        Settings.from_env({name: value})
+def test_an_unknown_name_is_refused(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{name}: no such setting; there are .*TWINLENS_MAX_BYTES"):
+        Settings.from_env()
+
+
+@pytest.mark.parametrize("service", ["TWINLENS", "TWINLENS_CANARY"])
+def test_the_variables_of_a_kubernetes_service_are_no_settings(environment: pytest.MonkeyPatch, service: str) -> None:
+    before = Settings.from_env()
+    for name, value in KUBERNETES.items():
+        environment.setenv(name.replace("TWINLENS", service, 1), value)
+    assert Settings.from_env() == before
+
+
+def test_the_service_starts_beside_a_kubernetes_service_of_its_name(run: Path, tmp_path: Path) -> None:
+    environment = KUBERNETES | {"BENTOML_HOME": str(tmp_path)}
+    with serving(run / "model.onnx", **environment) as address:
+        assert httpx.get(f"{address}/readyz").status_code == 200
+
+
+def test_the_service_does_not_start_with_an_unknown_name(run: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="TWINLENS_MAX_BYTE: no such setting"),
+        contextlib.ExitStack() as stack,
+    ):
+        stack.enter_context(serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_MAX_BYTE="1"))
