@@ -1,7 +1,6 @@
 """The command: `python -m serving.batch FOLDER|MANIFEST --out predictions.csv`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +10,7 @@ from pathlib import Path
 from serving.batch.parts import Busy
 from serving.batch.scoring import score
 from serving.contract.model import ModelRefused
+from serving.cores import available_cores
 from serving.settings import Settings
 
 DONE, USAGE, SOME_FAILED, STORAGE, REFUSED = 0, 2, 3, 6, 7
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = Settings.from_env()
         settings = settings.model_copy(update={"model": given.model or settings.model})
-        failed = score(given.source, given.out, settings, given.workers or len(os.sched_getaffinity(0)))
+        failed = score(given.source, given.out, settings, given.workers or available_cores())
     except (ModelRefused, OSError, Busy, BrokenProcessPool, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, BrokenProcessPool):

@@ -1,9 +1,11 @@
-"""Whether today's images and answers are distributed like those the model was tested on.
+"""Drift: whether recent images and predictions are distributed like those of the test split.
 
-Six features of each image are counted in bins that the trainer made from the test split, and two sets of counts are
-compared by the population stability index: the sum of (q - p) ln(q / p) over the bins, of shares p then and q now. Of
-equal distributions it is about (bins - 1) (1 / m + 1 / n) for m and n images (Yurdakul 2018), which is why a bin is
-made for no fewer than IMAGES_A_BIN of them. By custom, under 0.1 is no drift and over 0.25 is one to look into.
+Six features of each image are counted in bins. The trainer makes the bins from the test split. The measure is the
+population stability index, the sum of (q - p) ln(q / p) over the bins, with p the share of the test split in a bin and
+q the share of the recent images. For two samples of one distribution its expected value is about
+(bins - 1) (1 / m + 1 / n), with m and n images (Yurdakul 2018, https://scholarworks.wmich.edu/dissertations/3208).
+Therefore there is at most one bin for IMAGES_PER_BIN images. By convention, an index below 0.1 means no drift, and one
+above 0.25 means that a person should look at the images.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,31 +16,30 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
 FEATURES = ("brightness", "contrast", "width", "height", "label", "confidence")
-"""Mean and standard deviation of the pixels after resizing, as shares of 255, the latter averaged over channels; size
-in pixels of the upright image before resizing; the predicted class as its number; and its probability."""
+"""Brightness and contrast are the mean and the standard deviation of the resized pixels, as shares of 255; the standard
+deviation is the average of the channels. Width and height are those of the upright image before resizing, in pixels.
+The label is the number of the predicted class, the confidence is its probability."""
 MAX_BINS = 10
-IMAGES_A_BIN = 50
-MIN_WINDOW = MAX_BINS * IMAGES_A_BIN
-UPDATES_A_WINDOW = 20
+IMAGES_PER_BIN = 50
+MIN_WINDOW = MAX_BINS * IMAGES_PER_BIN
+UPDATES_PER_WINDOW = 20
 
-Seen = tuple[float, float, float, float]
-"""What an image is like before it is answered: brightness, contrast, width, height."""
-Observations = Float64[np.ndarray, "images 6"]
+ImageFeatures = tuple[float, float, float, float]
+"""Brightness, contrast, width and height: the features that do not depend on the model."""
+FeatureRows = Float64[np.ndarray, "images 6"]
+"""A row for each image, with a column for each of FEATURES."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Counts of values in bins `(-inf, e0], (e0, e1], ..., (en, inf)`."""
+    """Counts of values in the bins `(-inf, e0], (e0, e1], ..., (en, inf)`."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
     @classmethod
     def of(cls, values: Float64[np.ndarray, " images"], bins: int) -> "Histogram":
-        """Bins with equally many of these values; where there are only a few different ones, one for each of them.
-
-        In the latter case what is between them has bins too, which are empty.
-        """
+        """Make bins with equal counts. Up to `bins` different values have a bin each, with empty bins between them."""
         distinct = np.unique(values)
         if len(distinct) <= bins:
             edges = np.unique([np.nextafter(distinct, -np.inf), distinct])
@@ -48,49 +49,50 @@ class Histogram:
 
     @property
     def images_needed(self) -> int:
-        """So few images have no distribution to speak of in these bins."""
-        return IMAGES_A_BIN * sum(count > 0 for count in self.counts)
+        """The smallest number of images for which `stability_index` has a meaning."""
+        return IMAGES_PER_BIN * sum(count > 0 for count in self.counts)
 
-    def stability(self, values: Float64[np.ndarray, " images"]) -> float:
-        """Population stability index of these values against those the histogram was made of; 0 is no change.
+    def stability_index(self, values: Float64[np.ndarray, " images"]) -> float:
+        """Population stability index of `values` against the values of this histogram. 0 means no change.
 
-        Half an image is added to each bin that holds one on either side, so that a bin that only one side has counts.
+        Half an image is added to each bin, so that a bin that is empty on one side gives a finite number. Bins that
+        are empty on both sides are left out.
         """
         counts = np.stack([self.counts, _count(np.array(self.edges), values)])
         counts = counts[:, counts.any(0)] + 0.5
-        expected, found = counts / counts.sum(1, keepdims=True)
-        return float(((found - expected) * np.log(found / expected)).sum())
+        expected, actual = counts / counts.sum(1, keepdims=True)
+        return float(((actual - expected) * np.log(actual / expected)).sum())
 
 
 def _count(edges: Float64[np.ndarray, " edges"], values: Float64[np.ndarray, " images"]) -> Int64[np.ndarray, " bins"]:
     return np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
 
 
-def look(decoded: UInt8[np.ndarray, "h w c"], pixels: UInt8[np.ndarray, "height width c"]) -> Seen:
-    """What an image is like: `decoded` upright as it was sent, `pixels` as the graph takes it."""
-    mean, deviation = (moment.ravel().tolist() for moment in cv2.meanStdDev(pixels))  # faster than arrays of three
+def image_features(decoded: UInt8[np.ndarray, "h w c"], resized: UInt8[np.ndarray, "height width c"]) -> ImageFeatures:
+    """Measure one image: `decoded` is upright and in its original size, `resized` is the input of the graph."""
+    mean, deviation = (moment.ravel().tolist() for moment in cv2.meanStdDev(resized))  # faster than arrays of three
     height, width = decoded.shape[:2]
     return sum(mean) / len(mean) / 255, sum(deviation) / len(deviation) / 255, float(width), float(height)
 
 
-def observe(seen: Seen, probabilities: Float32[np.ndarray, " classes"]) -> tuple[float, ...]:
-    """The values of FEATURES, in their order, of one answered image."""
+def feature_row(image: ImageFeatures, probabilities: Float32[np.ndarray, " classes"]) -> tuple[float, ...]:
+    """The values of FEATURES, in their order, for one image and the model's output for it."""
     label = int(probabilities.argmax())
-    return (*seen, float(label), float(probabilities[label]))
+    return (*image, float(label), float(probabilities[label]))
 
 
-def reference(observations: Observations) -> dict[str, Histogram]:
-    """The histogram of each feature, for a model card to hold; none from fewer images than two bins take."""
-    bins = min(len(observations) // IMAGES_A_BIN, MAX_BINS)
+def histograms(rows: FeatureRows) -> dict[str, Histogram]:
+    """The histogram of each feature, as a model card holds them. Empty if there are too few images for two bins."""
+    bins = min(len(rows) // IMAGES_PER_BIN, MAX_BINS)
     if bins < 2:
         return {}
-    return {name: Histogram.of(values, bins) for name, values in zip(FEATURES, observations.T, strict=True)}
+    return {name: Histogram.of(values, bins) for name, values in zip(FEATURES, rows.T, strict=True)}
 
 
 class Window:
-    """The last `size` answered images, compared with the reference of a model card every so often.
+    """The last `size` images, compared with a model card's histograms UPDATES_PER_WINDOW times in each `size` images.
 
-    `publish` is told the index of each feature for which there are images enough.
+    Each comparison calls `publish` with the stability index of each feature that has enough images.
     """
 
     def __init__(
@@ -98,23 +100,23 @@ class Window:
     ) -> None:
         self._reference = reference
         self._rows = np.empty((size, len(FEATURES)))
-        self._seen = 0
-        self._every = size // UPDATES_A_WINDOW
+        self._images = 0
+        self._interval = size // UPDATES_PER_WINDOW
         self._publish = publish
 
-    def append(self, seen: Seen, probabilities: Float32[np.ndarray, " classes"]) -> None:
-        """Count an answered image in."""
-        self._rows[self._seen % len(self._rows)] = observe(seen, probabilities)
-        self._seen += 1
-        if self._seen % self._every == 0 and self._reference:
-            self._publish(self.stability())
+    def append(self, image: ImageFeatures, probabilities: Float32[np.ndarray, " classes"]) -> None:
+        """Add an image and the model's output for it; the oldest image leaves a full window."""
+        self._rows[self._images % len(self._rows)] = feature_row(image, probabilities)
+        self._images += 1
+        if self._images % self._interval == 0 and self._reference:
+            self._publish(self.stability_indices())
 
-    def stability(self) -> dict[str, float]:
-        """The index of each feature; those for which there are too few images are left out."""
-        rows = self._rows[: self._seen]
+    def stability_indices(self) -> dict[str, float]:
+        """The stability index of each feature, without the features that need more images than there are."""
+        rows = self._rows[: self._images]
         columns = dict(zip(FEATURES, rows.T, strict=True))
         return {
-            name: histogram.stability(columns[name])
+            name: histogram.stability_index(columns[name])
             for name, histogram in self._reference.items()
             if len(rows) >= histogram.images_needed
         }

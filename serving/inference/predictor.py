@@ -1,7 +1,6 @@
 """From the bytes of an image to an answer: decode, wait for the model, name the class. Knows nothing of HTTP."""
 
 import asyncio
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -11,9 +10,10 @@ from jaxtyping import Float32
 
 from serving.contract import drift
 from serving.contract.decode import Pixels, decode
-from serving.contract.drift import Seen
+from serving.contract.drift import ImageFeatures
 from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier
+from serving.cores import available_cores
 from serving.inference.batching import Batcher
 from serving.inference.prediction import Prediction, check_output, describe
 from serving.metrics import Metrics
@@ -53,7 +53,7 @@ class Predictor:
             max_batch=settings.max_batch,
             observe=metrics.ran,
             inline=lone_s < INLINE_S,
-            turns=TURNS if len(os.sched_getaffinity(0)) == 1 else 0,
+            turns=TURNS if available_cores() == 1 else 0,
         )
         self._window = drift.Window(self.card.reference, settings.drift_window, metrics.drifted)
 
@@ -91,7 +91,7 @@ class Predictor:
         """Decode, infer and describe one encoded image. Raises what `infer` raises."""
         return self.describe(await self.infer(data), top_k)
 
-    async def _pixels(self, data: bytes) -> tuple[Pixels, Seen]:
+    async def _pixels(self, data: bytes) -> tuple[Pixels, ImageFeatures]:
         if len(data) <= INLINE_BYTES:
             # Whoever else is there is read first: 32 that are decoded one after the other cost 15 us less each.
             await asyncio.sleep(0)
@@ -113,14 +113,14 @@ class Predictor:
         self.classifier.predict(images[:1])
         return perf_counter() - start
 
-    def _decode(self, data: bytes, max_pixels: int) -> tuple[Pixels, Seen]:
+    def _decode(self, data: bytes, max_pixels: int) -> tuple[Pixels, ImageFeatures]:
         start = perf_counter()
         preprocessing = self.card.preprocessing
         decoded = decode(data, preprocessing.channels, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
         pixels = preprocessing.fit(decoded)
-        seen = drift.look(decoded, pixels)
+        features = drift.image_features(decoded, pixels)
         self._metrics.decoded(perf_counter() - start)
-        return pixels, seen
+        return pixels, features
 
 
 def _start_threads(pool: ThreadPoolExecutor) -> None:

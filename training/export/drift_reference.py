@@ -1,19 +1,25 @@
-"""What the test split is like, in the features by which the service tells drift."""
+"""The features of the test split that the service compares with those of recent images, to detect drift."""
 
 import numpy as np
 
-from serving.contract.drift import Histogram, look, observe, reference
+from serving.contract.drift import Histogram, feature_row, histograms, image_features
 from training.data.dataset import Dataset
 from training.metrics.classification import Probabilities
 
 MOST = 2_000
-"""Images that are read for it, evenly spread over the split: ten bins need no more."""
+"""The most images that are read, evenly spread over the split: ten bins need no more."""
 
 
 def of_test_split(dataset: Dataset, answers: Probabilities) -> dict[str, Histogram]:
-    """Histograms of the test split, its images read anew; `answers` has a row for each. Empty where it is small."""
+    """The histogram of each feature of the test split, whose images are read again; `answers` has a row for each.
+
+    Empty if the test split is small.
+    """
     test = dataset.splits["test"]
     assert len(answers) == len(test)
     chosen = np.linspace(0, len(test) - 1, min(len(test), MOST)).astype(int)
-    rows = [observe(look(dataset.original(int(test[row])), dataset.images[test[row]]), answers[row]) for row in chosen]
-    return reference(np.array(rows, np.float64))
+    rows = []
+    for row in chosen:
+        image = image_features(dataset.original(int(test[row])), dataset.images[test[row]])
+        rows.append(feature_row(image, answers[row]))
+    return histograms(np.array(rows, np.float64))

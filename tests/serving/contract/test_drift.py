@@ -26,20 +26,20 @@ def test_the_index_is_its_formula() -> None:
     histogram = Histogram(edges=(0.0, 1.0), counts=(60, 30, 10))
     values = np.repeat([-1.0, 1.0, 2.0], [20, 30, 50])
     p, q = np.array([60.5, 30.5, 10.5]) / 101.5, np.array([20.5, 30.5, 50.5]) / 101.5
-    assert histogram.stability(values) == pytest.approx(sum((q - p) * np.log(q / p)))
+    assert histogram.stability_index(values) == pytest.approx(sum((q - p) * np.log(q / p)))
 
 
 @pytest.mark.parametrize("count", [100, 300, 2000])
 def test_equal_distributions_stay_under_a_tenth_and_others_do_not(count: int) -> None:
     """Over 200 draws of as few images as are asked for, with as many bins as that allows."""
-    bins = min(count // drift.IMAGES_A_BIN, drift.MAX_BINS)
+    bins = min(count // drift.IMAGES_PER_BIN, drift.MAX_BINS)
     same, shifted = [], []
     for _ in range(200):
         histogram = Histogram.of(RNG.normal(size=count), bins)
         assert len(histogram.counts) == bins
-        same.append(histogram.stability(RNG.normal(size=histogram.images_needed)))
-        shifted.append(histogram.stability(RNG.normal(1, 1, size=histogram.images_needed)))
-    assert np.mean(same) < 2 / drift.IMAGES_A_BIN
+        same.append(histogram.stability_index(RNG.normal(size=histogram.images_needed)))
+        shifted.append(histogram.stability_index(RNG.normal(1, 1, size=histogram.images_needed)))
+    assert np.mean(same) < 2 / drift.IMAGES_PER_BIN
     assert np.mean(np.array(same) < 0.1) > 0.95
     assert np.mean(np.array(shifted) > 0.25) > 0.95
 
@@ -47,16 +47,16 @@ def test_equal_distributions_stay_under_a_tenth_and_others_do_not(count: int) ->
 def test_a_constant_feature_notices_a_change_either_way() -> None:
     histogram = Histogram.of(np.full(300, 64.0), 6)
     assert histogram.images_needed == 50
-    assert histogram.stability(np.full(50, 64.0)) == pytest.approx(0)
+    assert histogram.stability_index(np.full(50, 64.0)) == pytest.approx(0)
     for other in (63.0, 65.0, 4000.0):
-        assert histogram.stability(np.full(50, other)) > 1
+        assert histogram.stability_index(np.full(50, other)) > 1
 
 
 def test_each_of_a_few_classes_has_a_bin_and_a_new_value_one_of_its_own() -> None:
     histogram = Histogram.of(np.repeat([0.0, 1.0, 2.0], [200, 60, 40]), 6)
     assert [count for count in histogram.counts if count] == [200, 60, 40]
-    assert histogram.stability(np.repeat([0.0, 1.0, 2.0], [400, 120, 80])) < 0.001
-    assert histogram.stability(np.repeat([0.0, 1.0, 2.0], [120, 400, 80])) > 0.25
+    assert histogram.stability_index(np.repeat([0.0, 1.0, 2.0], [400, 120, 80])) < 0.001
+    assert histogram.stability_index(np.repeat([0.0, 1.0, 2.0], [120, 400, 80])) > 0.25
 
 
 @settings(max_examples=100, deadline=None)
@@ -65,22 +65,22 @@ def test_every_value_falls_in_one_bin_and_no_index_is_negative(values: list[floa
     histogram = Histogram.of(np.array(values), bins)
     assert sum(histogram.counts) == len(values)
     assert list(histogram.edges) == sorted(set(histogram.edges))
-    assert histogram.stability(np.array(values)) == pytest.approx(0, abs=1e-12)
-    assert histogram.stability(np.array(values[:1])) >= 0
+    assert histogram.stability_index(np.array(values)) == pytest.approx(0, abs=1e-12)
+    assert histogram.stability_index(np.array(values[:1])) >= 0
 
 
-def test_what_is_seen_of_an_image() -> None:
+def test_the_features_of_an_image() -> None:
     decoded = np.zeros((30, 50, 3), np.uint8)
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4] = 255
-    assert drift.look(decoded, pixels) == pytest.approx((0.5, 0.5, 50, 30))
-    seen = drift.observe((0.5, 0.5, 50.0, 30.0), np.array([0.1, 0.7, 0.2], np.float32))
-    assert seen == pytest.approx((0.5, 0.5, 50, 30, 1, 0.7))
+    assert drift.image_features(decoded, pixels) == pytest.approx((0.5, 0.5, 50, 30))
+    row = drift.feature_row((0.5, 0.5, 50.0, 30.0), np.array([0.1, 0.7, 0.2], np.float32))
+    assert row == pytest.approx((0.5, 0.5, 50, 30, 1, 0.7))
 
 
-def test_the_window_slides_and_says_nothing_of_too_few() -> None:
+def test_the_window_slides_and_publishes_no_feature_of_too_few_images() -> None:
     rows = np.column_stack([NORMAL, *[np.ones(1000)] * 5])
-    reference = drift.reference(rows)
+    reference = drift.histograms(rows)
     assert set(reference) == set(FEATURES)
     published: list[dict[str, float]] = []
     window = Window(reference, 500, published.append)
@@ -92,7 +92,7 @@ def test_the_window_slides_and_says_nothing_of_too_few() -> None:
         send(brightness)
     assert len(published) == 19
     assert all("brightness" not in stability for stability in published)
-    assert published[-1].keys() == set(FEATURES) - {"brightness"}, "of a constant one 50 are enough"
+    assert published[-1].keys() == set(FEATURES) - {"brightness"}, "50 images are enough for a constant feature"
     send(NORMAL[499])
     assert published[-1]["brightness"] < 0.1
     for brightness in NORMAL[500:] - 1:
@@ -101,7 +101,7 @@ def test_the_window_slides_and_says_nothing_of_too_few() -> None:
     for brightness in NORMAL[:500]:
         send(brightness)
     assert published[-1]["brightness"] < 0.1
-    assert drift.reference(rows[:99]) == {}
+    assert drift.histograms(rows[:99]) == {}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def measured(address: str, images: np.ndarray) -> dict[str, float]:
     return {feature: float(value) for feature, value in lines}
 
 
-def test_the_service_tells_the_same_images_from_darkened_ones(digits: tuple[Path, Dataset], address: str) -> None:
+def test_the_service_detects_darkened_images(digits: tuple[Path, Dataset], address: str) -> None:
     """The validation split, which is distributed as the test split is, as it is and at half the brightness."""
     _, dataset = digits
     images = dataset.images[dataset.splits["val"][:500]]
