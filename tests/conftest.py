@@ -2,31 +2,20 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # Two tests run side by side: threads that wait for one another on the same two cores would triple the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
-import httpx
 import numpy as np
 import pytest
 
+from tests.support.server import serving
 from training.config import TrainConfig
 from training.train import train
-
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
-START_S = 60
 
 
 @pytest.fixture(scope="session")
@@ -62,50 +51,6 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             batch_size=16,
         )
     )
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def serving(
-    model: Path, *arguments: str, until: str = "readyz", log: Path | None = None, **environment: str
-) -> Iterator[str]:
-    """`bentoml serve` as a real process on a free port of the loopback; gives its address once `until` answers 200.
-
-    What it prints goes to a file, never to a pipe: one that nobody empties would stop it.
-    """
-    port = free_port()
-    command = [sys.executable, "-m", "bentoml", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    variables = os.environ | {"TWINLENS_MODEL": str(model)} | environment
-    with log.open("w+b") if log else tempfile.TemporaryFile() as output:
-        server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT)
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait_until_ready(server, f"{address}/{until}", output)
-            yield address
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(timeout=START_S)
-
-
-def _wait_until_ready(server: "subprocess.Popen[bytes]", probe: str, output: IO[bytes]) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            output.seek(0)
-            raise AssertionError(f"the server ended with {server.returncode}: {output.read().decode()}")
-        try:
-            if httpx.get(probe, timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"not ready within {START_S} s")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 # Run in a fresh interpreter: what is blocked cannot be imported, directly or by anything that is.
 BLOCKED = """

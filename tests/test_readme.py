@@ -18,7 +18,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from serving.settings import PREFIX, Settings
-from tests.conftest import ROOT, free_port
+from tests.support.paths import ROOT
+from tests.support.server import free_port
 from training.config import TrainConfig
 
 README = (ROOT / "README.md").read_text()

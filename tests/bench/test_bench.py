@@ -21,7 +21,7 @@ from tests.bench.open_loop import open_loop
 from tests.bench.pictures import CLASSES, SIZES, picture
 from tests.bench.servers import AGAIN, FASTAPI, LITSERVE, OURS, PEERS, SERVERS, raw
 from tests.bench.table import RUNTIME, markdown
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 WRK = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from tests.conftest import ROOT
 from tests.containers.podman import inspect, podman
+from tests.support.paths import ROOT
 
 K8S = ROOT / "k8s"
 

@@ -3,19 +3,10 @@
 import os
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-import yaml
-from sklearn.datasets import load_digits
 
-from tests.conftest import ROOT
+from tests.containers.images import SERVE, SOMEBODY, TRAIN
 from tests.containers.podman import build, build_base, missing, podman
-
-VERSION = yaml.safe_load((ROOT / "k8s" / "Kustomization").read_text())["images"][0]["newTag"].removesuffix("-cpu")
-TRAIN, SERVE = (f"localhost/twinlens/{kind}:{VERSION}" for kind in ("train", "serve"))
-SOMEBODY = 12345
-"""A uid that no image knows."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,11 +38,3 @@ def runs(images: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert "Parity held" in printed
     return folder
-
-
-def digit(number: int) -> bytes:
-    """A picture of a handwritten digit."""
-    pixels = load_digits().images[number] * 255 / 16
-    done, encoded = cv2.imencode(".png", cv2.resize(pixels.astype(np.uint8), (32, 32), interpolation=cv2.INTER_CUBIC))
-    assert done
-    return bytes(encoded)

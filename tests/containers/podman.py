@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PROGRAMS = ("podman", "runc", "debootstrap")
 BASE = "localhost/twinlens-base:latest"

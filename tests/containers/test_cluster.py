@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.containers.cluster import K8S, Pod, pod, without_gpus
-from tests.containers.conftest import SERVE, TRAIN, digit
+from tests.containers.images import SERVE, TRAIN, digit
 from tests.containers.podman import podman
 
 WAIT_S = 180

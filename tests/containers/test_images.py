@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.containers.conftest import SERVE, SOMEBODY, TRAIN, VERSION, digit
+from tests.containers.images import SERVE, SOMEBODY, TRAIN, VERSION, digit
 from tests.containers.podman import inspect, podman
 
 FORBIDDEN = ("torch", "scipy", "sklearn", "albumentations", "tensorboard", "onnx", "training")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from serving.settings import PREFIX, Settings
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from training.__main__ import VERBS
 from training.errors import EXIT_CODES
 

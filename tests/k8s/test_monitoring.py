@@ -19,7 +19,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import Metrics
-from tests.conftest import ROOT, free_port
+from tests.support.paths import ROOT
+from tests.support.server import free_port
 
 MONITORING = ROOT / "k8s" / "monitoring"
 ALERTS = ROOT / "tests" / "k8s" / "alerts.yaml"

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import httpx
 import numpy as np
 import pytest
@@ -18,26 +17,12 @@ import yaml
 
 from serving.api.routes import ROUTES
 from serving.contract.model import open_model
-from tests.conftest import ROOT, free_port, serving
-from tests.serving.contract.test_model import REFUSED, rewritten
-
-COLOURS = {"Red rash": (200, 40, 40), "blue": (40, 60, 200), "green leaf": (60, 180, 60)}
-
-
-def picture(label: str, side: int = 40) -> np.ndarray:
-    return np.full((side, side, 3), COLOURS[label], np.uint8)
-
-
-def error(reply: httpx.Response) -> str:
-    """The code in the one envelope of every error; its shape is checked on the way."""
-    assert reply.headers["content-type"] == "application/json"
-    body = reply.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message", "request_id"}
-    assert body["error"]["message"]
-    assert "/" not in body["error"]["request_id"]
-    assert str(ROOT) not in reply.text
-    return body["error"]["code"]
+from tests.support.forged_models import REFUSED, rewritten
+from tests.support.paths import ROOT
+from tests.support.pictures import COLOURS, picture
+from tests.support.refused_requests import BAD_REQUESTS, JPEG
+from tests.support.replies import error, metric
+from tests.support.server import free_port, serving
 
 
 def test_predict_takes_a_form_or_the_raw_body(server: str, png: Callable[..., bytes]) -> None:
@@ -76,59 +61,6 @@ def test_predict_batch_gives_a_result_or_an_error_for_each_in_order(server: str,
         assert results[0]["probabilities"][label] == pytest.approx(probability, abs=2e-6)
     reply = httpx.post(f"{server}/predict_batch", files=[good[0]] * 9)
     assert (reply.status_code, error(reply)) == (400, "too_many_files")
-
-
-JPEG = bytes(cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1])
-FORM = {"Content-Type": "multipart/form-data; boundary=x"}
-BAD_REQUESTS = {
-    "no file": ({"files": {"other": JPEG}}, 400, "missing_image"),
-    "an empty form": ({"content": b"--x--\r\n", "headers": FORM}, 400, "missing_image"),
-    "no body": ({"content": b"", "headers": {"Content-Type": "image/jpeg"}}, 400, "missing_image"),
-    "no content type": ({"content": JPEG}, 415, "unsupported_media_type"),
-    "an empty file": ({"files": {"image": b""}}, 400, "empty_image"),
-    "text named .jpg": ({"files": {"image": ("a.jpg", b"hello", "image/jpeg")}}, 415, "unsupported_image_format"),
-    "a truncated JPEG": ({"files": {"image": JPEG[: len(JPEG) // 2]}}, 422, "undecodable_image"),
-    "JSON": ({"json": {"image": "/etc/hostname"}}, 415, "unsupported_media_type"),
-    "a pickle": (
-        {"content": b"cos\nsystem\n", "headers": {"Content-Type": "application/vnd.bentoml+pickle"}},
-        415,
-        "unsupported_media_type",
-    ),
-    "a text field": ({"data": {"image": "http://127.0.0.1:1/x"}, "files": {"x": b""}}, 400, "unexpected_field"),
-    "only a text field": (
-        {
-            "content": b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nfile:///etc\r\n--x--\r\n',
-            "headers": FORM,
-        },
-        400,
-        "image_must_be_file",
-    ),
-    "two files": ({"files": [("image", JPEG), ("image", JPEG)]}, 400, "too_many_files"),
-    "an unexpected field": ({"files": {"image": JPEG, "mask": JPEG}}, 400, "unexpected_field"),
-    "no boundary": (
-        {"content": b"--x--", "headers": {"Content-Type": "multipart/form-data"}},
-        400,
-        "malformed_multipart",
-    ),
-    "another boundary": ({"content": b"--y\r\n\r\n--y--", "headers": FORM}, 400, "malformed_multipart"),
-    "a form cut off": (
-        {"content": b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nab', "headers": FORM},
-        400,
-        "malformed_multipart",
-    ),
-    "a part without name": (
-        {"content": b"--x\r\nContent-Disposition: form-data\r\n\r\nab\r\n--x--\r\n", "headers": FORM},
-        400,
-        "malformed_multipart",
-    ),
-    "too many bytes": ({"files": {"image": bytes(300_000)}}, 413, "payload_too_large"),
-    "one byte too many": (
-        {"content": JPEG + bytes(200_001 - len(JPEG)), "headers": {"Content-Type": "image/jpeg"}},
-        413,
-        "payload_too_large",
-    ),
-    "gzip": ({"content": JPEG, "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
-}
 
 
 @pytest.mark.parametrize(("request_", "status", "code"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
@@ -203,12 +135,6 @@ def test_many_at_once_each_get_their_own_answer(server: str, png: Callable[..., 
     with httpx.Client() as client, ThreadPoolExecutor(16) as pool:
         replies = pool.map(lambda label: client.post(f"{server}/predict", files={"image": png(picture(label))}), labels)
         assert [reply.json()["label"] for reply in replies] == labels
-
-
-def metric(text: str, metric_name: str, /, **labels: str) -> float:
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    lines = (line for line in text.splitlines() if line.startswith((f"{metric_name}{{", f"{metric_name} ")))
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(part in line for part in wanted))
 
 
 def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:

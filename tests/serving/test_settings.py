@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from serving.settings import PREFIX, Settings
-from tests.conftest import serving
+from tests.support.server import serving
 
 # What Kubernetes adds to a container for a Service named `twinlens` with one named port.
 KUBERNETES = {

@@ -5,34 +5,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 
-from tests.conftest import ROOT, _wait_until_ready, free_port
-
-
-@contextmanager
-def started(model: Path, home: Path, log: Path, **environment: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """A server that the test ends itself; its address, once it is ready."""
-    port = free_port()
-    home.mkdir(exist_ok=True)
-    variables = {"TWINLENS_MODEL": str(model), "BENTOML_HOME": str(home), "TMPDIR": str(home)} | environment
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    with (
-        log.open("w+b") as output,
-        subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stdout=output, stderr=output) as server,
-    ):
-        try:
-            _wait_until_ready(server, f"http://127.0.0.1:{port}/readyz", output)
-            yield server, f"http://127.0.0.1:{port}"
-        finally:
-            if server.poll() is None:
-                server.kill()
+from tests.support.paths import ROOT
+from tests.support.server import free_port, started
 
 
 def half_sent(address: str, body: bytes) -> socket.socket:

@@ -18,9 +18,9 @@ import pytest
 from serving.contract.card import TOLERANCE
 from serving.contract.image_header import ImageError
 from serving.contract.model import open_model
-from tests.serving.api.test_bad_inputs import Watched, watched
 from tests.support import forged
 from tests.support.bad_inputs import MIB
+from tests.support.watched_server import Watched, watched
 
 # Taken out of the environment, where the service would refuse it as a setting it does not know.
 SOAK_S = float(os.environ.pop("TWINLENS_SOAK_S", "60"))
@@ -162,7 +162,7 @@ def test_a_soak_of_mixed_load(run: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_planted_leak_is_noticed(run: Path, tmp_path: Path) -> None:
     """100 KB a request: twenty seconds are enough."""
-    with watched(run / "model.onnx", tmp_path, "tests.support.unguarded:Twinlens", UNGUARDED="leak") as server:
+    with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT="leak") as server:
         result = soak(server, run / "model.onnx", 20)
     assert result.wrong == []
     assert result.leaks()

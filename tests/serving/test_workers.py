@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.serving.test_shutdown import started
+from tests.support.server import started
 
 pytestmark = pytest.mark.slow
 RESPAWN_S = 30

@@ -1,6 +1,6 @@
 """A stock BentoML service with a file as parameter, as its documentation has it: what ours must not be.
 
-Started by `bentoml serve tests.stock:Stock`.
+Started by `bentoml serve tests.support.stock:Stock`.
 """
 
 from pathlib import Path

@@ -1,30 +1,14 @@
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import joblib
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.trainer import command
 from training.__main__ import main, options
 from training.config import TrainConfig, from_yaml
 from training.errors import ConfigError
-
-
-def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "training", *map(str, arguments)],
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(

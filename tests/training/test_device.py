@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from training.config import TrainConfig
 from training.device import find_device
 from training.errors import DeviceMissing

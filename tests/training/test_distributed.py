@@ -16,7 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT, free_port
+from tests.support.paths import ROOT
+from tests.support.server import free_port
 from training.__main__ import main
 from training.config import TrainConfig
 from training.data.loader import Batches

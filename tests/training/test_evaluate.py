@@ -10,8 +10,8 @@ import pytest
 
 from serving.contract.decode import as_channels
 from serving.contract.model import ModelRefused, open_model
-from tests.training.data.test_formats import manifest
-from tests.training.test_config import command
+from tests.support.datasets import manifest
+from tests.support.trainer import command
 from training import evaluate
 from training.__main__ import main
 from training.config import TrainConfig

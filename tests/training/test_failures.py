@@ -23,31 +23,18 @@ import torch
 from PIL import Image
 
 from serving.contract.model import open_model
-from tests.conftest import ROOT
 from tests.support import forged
-from tests.training.engine.test_checkpoint import Canary
-from tests.training.engine.test_runs import After, last, same, start
+from tests.support.checkpoints import last, same
+from tests.support.paths import ROOT
+from tests.support.pickles import Canary
+from tests.support.processes import PATIENCE_S, is_gone, wait_until, workers_of
+from tests.support.trainer import SMALL, After, arguments_for, run_of, start
 from training import failures, train
 from training.__main__ import main, options
 from training.config import TrainConfig
 from training.data import dataset
 from training.engine import checkpoint, history
 from training.errors import Interrupted
-
-SMALL = ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]
-PATIENCE_S = 60
-"""For a trainer that must end within 25 or 30 s of a quiet machine."""
-
-
-def told(photos: Path, out: Path, *more: str) -> list[str]:
-    return ["--data", str(photos), "--out", str(out), "--name", "x", "--epochs", "400", *SMALL, *more]
-
-
-def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.CompletedProcess[str]":
-    """A trainer to its end; `before` are words before its command."""
-    command = [*before, sys.executable, "-m", "training", *arguments]
-    options: dict = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240}
-    return subprocess.run(command, check=False, **(options | given))
 
 
 def goes_on(arguments: list[str]) -> None:
@@ -61,29 +48,6 @@ def goes_on(arguments: list[str]) -> None:
     assert after["history"][: len(before["history"])] == before["history"]
 
 
-def workers_of(trainer: "subprocess.Popen[str]") -> list[int]:
-    return children(trainer.pid)
-
-
-def children(parent: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def is_gone(pid: int) -> bool:
-    """Ended, though perhaps nobody has asked for its exit code yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
@@ -94,7 +58,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
 def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
     photos: Path, tmp_path: Path, sent: int, said: str
 ) -> None:
-    arguments = told(photos, tmp_path, "--workers", "2", "--worker-timeout", "5")
+    arguments = arguments_for(photos, tmp_path, "--workers", "2", "--worker-timeout", "5")
     trainer = start(arguments)
     workers = workers_of(trainer)
     assert len(workers) == 2
@@ -109,7 +73,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
 
 
 def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Path, tmp_path: Path) -> None:
-    arguments = told(photos, tmp_path, "--workers", "2")
+    arguments = arguments_for(photos, tmp_path, "--workers", "2")
     trainer = start(arguments, epochs=2)
     workers = workers_of(trainer)
     os.kill(workers[0], signal.SIGSTOP)  # it could not end by itself
@@ -122,8 +86,8 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Pa
 
 def test_a_run_that_is_killed_twice_and_resumed_ends_as_one_that_is_not(photos: Path, tmp_path: Path) -> None:
     levers = ["--epochs", "8", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
-    assert main(told(photos, tmp_path / "whole", "--workers", "0", *levers)) == 0
-    resumed = told(photos, tmp_path, "--workers", "0", *levers, "--resume", "auto")
+    assert main(arguments_for(photos, tmp_path / "whole", "--workers", "0", *levers)) == 0
+    resumed = arguments_for(photos, tmp_path, "--workers", "0", *levers, "--resume", "auto")
     for epochs in (1, 3):
         trainer = start(resumed, epochs)
         trainer.kill()
@@ -134,7 +98,7 @@ def test_a_run_that_is_killed_twice_and_resumed_ends_as_one_that_is_not(photos: 
 
 
 def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path: Path) -> None:
-    arguments = told(photos, tmp_path, "--workers", "0")
+    arguments = arguments_for(photos, tmp_path, "--workers", "0")
     arguments[arguments.index("--batch-size") + 1] = "2"
     script = "import sys; from training import __main__; from training.engine import checkpoint; "
     script += "checkpoint.SAVE_EVERY_S = 0; __main__.main(sys.argv[1:])"
@@ -149,7 +113,7 @@ def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path
 
 
 def test_a_run_that_never_came_to_a_checkpoint_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
-    arguments = told(photos, tmp_path, "--workers", "0")
+    arguments = arguments_for(photos, tmp_path, "--workers", "0")
     first = subprocess.Popen([sys.executable, "-m", "training", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_until((tmp_path / "x" / ".lock").exists)
     first.kill()
@@ -207,7 +171,7 @@ def test_values_that_are_not_finite_in_validation_alone_end_the_run(
 def test_a_loss_that_is_not_finite_names_images_of_its_step(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = told(photos, tmp_path, "--workers", "0", "--model", "mlp", "--hidden", "8", "--lr", "1e30")
+    arguments = arguments_for(photos, tmp_path, "--workers", "0", "--model", "mlp", "--hidden", "8", "--lr", "1e30")
     assert main(arguments) == 4
     said = capsys.readouterr().err
     assert "error: the loss is " in said
@@ -279,7 +243,7 @@ def _of_another_network(path: Path) -> None:
 def test_checkpoints_that_cannot_be_trusted_are_refused(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None], said: str
 ) -> None:
-    arguments = told(photos, tmp_path, "--workers", "0")
+    arguments = arguments_for(photos, tmp_path, "--workers", "0")
     with pytest.raises(Interrupted):
         train.train(options("train", arguments), After(3))
     kept = tmp_path / "x" / "checkpoints"
@@ -406,7 +370,7 @@ def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: P
 def test_a_disk_that_is_full_for_curves_or_report_costs_neither_result_nor_run(
     photos: Path, tmp_path: Path, place: str
 ) -> None:
-    arguments = told(photos, tmp_path, "--workers", "0", "--cache", f"{tmp_path}/cache")
+    arguments = arguments_for(photos, tmp_path, "--workers", "0", "--cache", f"{tmp_path}/cache")
     arguments[arguments.index("--epochs") + 1] = "3"
     with pytest.raises(Interrupted):
         train.train(options("train", arguments), After(9))
@@ -449,7 +413,7 @@ def _copy_as(number: int) -> Callable[[str, str], object]:
 def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_goes_on(
     many: Path, tmp_path: Path, moment: str
 ) -> None:
-    arguments = told(many, tmp_path, "--workers", "0", "--val-fraction", "0.6")
+    arguments = arguments_for(many, tmp_path, "--workers", "0", "--val-fraction", "0.6")
     arguments += {"save": ["--model", "mlp", "--hidden", "3000"], "validation": ["--width", "64"]}.get(moment, [])
     run = tmp_path / "x"
     sign = {"reading": ".lock", "validation": "checkpoints/last.pt", "save": "checkpoints/.last.pt.partial"}[moment]

@@ -1,64 +1,24 @@
 """Every row of the table of bad inputs, against the real server process; and with a guard removed the row fails."""
 
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from PIL import Image
 
-from tests.conftest import serving
-from tests.serving.test_service import metric
 from tests.support import bad_images, bad_requests  # noqa: F401 (each puts its rows into the table)
-from tests.support.bad_inputs import GOOD, MIB, ROWS, Reply, Row, Sent, Surroundings
+from tests.support.bad_inputs import GOOD, MIB, ROWS, Reply, Row, Sent
 from tests.support.forged import chunk, encoded, flat, png_with
+from tests.support.replies import metric
+from tests.support.watched_server import Watched, settles, watched
 from tests.support.wire import FORM, connect, exchange, form, part, request, upload
 
 SPARE = 1
 """The thread that watches the model file starts when it first looks."""
 PATHS_OF_ONES_OWN = {8, 10}
 """Rows of paths that anybody may make up: none becomes a metric series."""
-SETTLE_S = 5.0
-"""How long a thread or a file may take to go after the reply has been sent."""
-
-
-@dataclass
-class Watched:
-    """A server under attack, and what must be as before when a row is over."""
-
-    address: str
-    worker: psutil.Process
-    folders: tuple[Path, ...]
-    log: Path
-    surroundings: Surroundings
-    callers: list[tuple[socket.socket, object]]
-    golden: bytes
-    threads: int
-
-    def files(self) -> set[Path]:
-        return {path for folder in self.folders for path in folder.rglob("*")}
-
-    def metrics(self) -> str:
-        return exchange(self.address, request(method="GET", target="/metrics", length=None)).body.decode()
-
-    def cpu_s(self) -> float:
-        times = self.worker.cpu_times()
-        return times.user + times.system
-
-    def forget_peak(self) -> int:
-        """Resident bytes now, from which the peak is counted anew."""
-        Path(f"/proc/{self.worker.pid}/clear_refs").write_text("5")
-        return self.worker.memory_info().rss
-
-    def peak(self) -> int:
-        status = Path(f"/proc/{self.worker.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def failed_requests(metrics: str) -> list[str]:
@@ -67,58 +27,6 @@ def failed_requests(metrics: str) -> list[str]:
 
 def series(metrics: str) -> set[str]:
     return {line.rsplit(" ", 1)[0] for line in metrics.splitlines() if not line.startswith("#")}
-
-
-@contextmanager
-def watched(model: Path, home: Path, *arguments: str, **environment: str) -> Iterator[Watched]:
-    """A server with folders of its own, a canary and a listener beside it."""
-    folders = (home / "bentoml", home / "tmp")
-    for folder in folders:
-        folder.mkdir()
-    log = home / "log"
-    callers: list[tuple[socket.socket, object]] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as running:
-        threading.Thread(target=lambda: _accept(listener, callers), daemon=True).start()
-        calls = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        # Also the proxy of whatever the server fetches: BentoML itself fetches nothing from a loopback, but by a proxy.
-        environment |= {"BENTOML_HOME": str(folders[0]), "TMPDIR": str(folders[1]), "http_proxy": calls}
-        address = running.enter_context(serving(model, *arguments, log=log, **environment))
-        surroundings = Surroundings(home / "canary", f"{calls}/x")
-        with ThreadPoolExecutor(16) as pool:  # until every thread is there that the server ever has
-            replies = list(pool.map(lambda _: exchange(address, GOOD), range(64)))
-        assert {reply.status for reply in replies} <= {200, 429}
-        # Each answer of the service that a row may see for the first time, so that no row has to make its series.
-        for path, status in (("/readyz", 200), ("/nowhere", 404), ("/metrics", 200)):
-            assert exchange(address, request(method="GET", target=path, length=None)).status == status
-        yield Watched(
-            address,
-            _worker(address),
-            folders,
-            log,
-            surroundings,
-            callers,
-            exchange(address, GOOD).body,
-            _worker(address).num_threads(),
-        )
-
-
-def _accept(listener: socket.socket, callers: list[tuple[socket.socket, object]]) -> None:
-    try:
-        while True:
-            callers.append(listener.accept())
-    except OSError:  # closed: the test is over
-        return
-
-
-def _worker(address: str) -> psutil.Process:
-    """The process that answers: the youngest that listens on the port."""
-    port = int(address.rsplit(":", 1)[1])
-    pids = {
-        connection.pid
-        for connection in psutil.net_connections("tcp4")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid
-    }
-    return max((psutil.Process(pid) for pid in pids), key=lambda process: process.create_time())
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +65,7 @@ def check(server: Watched, row: Row) -> None:
     assert failed_requests(after) == failed_requests(metrics)
     if row.number in PATHS_OF_ONES_OWN:
         assert series(after) == series(metrics)
-    settled = wait_until(lambda: server.files() <= files and server.worker.num_threads() <= server.threads + SPARE)
+    settled = settles(lambda: server.files() <= files and server.worker.num_threads() <= server.threads + SPARE)
     assert settled, (server.files() - files, server.worker.num_threads(), server.threads)
 
 
@@ -172,15 +80,6 @@ def assert_plain(reply: Reply, what: str) -> None:
         assert word not in reply.body.decode("latin-1"), what
     assert not (hostname and f'"{hostname}' in reply.body.decode("latin-1")), what
     assert "x-injected" not in reply.headers, what
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + SETTLE_S
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.slow_sender], ids=str)
@@ -233,7 +132,7 @@ def test_eight_bombs_at_once_are_refused_and_stay_within_a_gibibyte(attacked: Wa
     ],
 )
 def test_without_its_guard_a_row_fails(run: Path, tmp_path: Path, guard: str, number: int) -> None:
-    with watched(run / "model.onnx", tmp_path, "tests.support.unguarded:Twinlens", UNGUARDED=guard) as server:
+    with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT=guard) as server:
         failures = []
         for row in (row for row in ROWS if row.number == number):
             try:
@@ -246,9 +145,12 @@ def test_without_its_guard_a_row_fails(run: Path, tmp_path: Path, guard: str, nu
 @pytest.mark.slow
 def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
     """So it would be seen if ours did: BentoML fetches what a text field in place of a file names."""
-    with watched(run / "model.onnx", tmp_path, "tests.stock:Stock") as server, connect(server.address) as connection:
+    with (
+        watched(run / "model.onnx", tmp_path, "tests.support.stock:Stock") as server,
+        connect(server.address) as connection,
+    ):
         connection.sendall(bad_requests.field(server.surroundings.listener))
-        assert wait_until(lambda: server.callers)
+        assert settles(lambda: server.callers)
         for caller, _ in server.callers:
             caller.close()
 
@@ -258,13 +160,13 @@ def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Pat
     """Row by row a client is told 504 after half a second by a model that needs three times that."""
     image = encoded(Image.new("RGB", (64, 64)), "PNG")
     black, two = upload(image), form(*[part(image, 'form-data; name="images"; filename="a.png"')] * 2)
-    environment = {"UNGUARDED": "slow", "TWINLENS_TIMEOUT_S": "0.5"}
-    with watched(run / "model.onnx", tmp_path, "tests.support.unguarded:Twinlens", **environment) as server:
+    environment = {"MUTANT": "slow", "TWINLENS_TIMEOUT_S": "0.5"}
+    with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", **environment) as server:
         ran = metric(server.metrics(), "twinlens_batch_size_sum")
         assert [exchange(server.address, black).code for _ in range(20)] == ["deadline_exceeded"] * 20
         batch = request(two, FORM, target="/predict_batch")
         assert exchange(server.address, batch).code == "deadline_exceeded"
-        assert wait_until(lambda: exchange(server.address, GOOD).body == server.golden)
+        assert settles(lambda: exchange(server.address, GOOD).body == server.golden)
         metrics = server.metrics()
         assert metric(metrics, "twinlens_batch_size_sum") - ran <= 10, "the model ran for clients that had gone"
         assert metric(metrics, "twinlens_images_in_flight") == 0
@@ -274,7 +176,7 @@ def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_decoder_that_crashes_takes_one_request_with_it(run: Path, tmp_path: Path) -> None:
     """Row 76: images are decoded in the worker, so it goes down; another answers within 30 s."""
-    with watched(run / "model.onnx", tmp_path, "tests.support.unguarded:Twinlens", UNGUARDED="crash") as server:
+    with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT="crash") as server:
         reply = exchange(server.address, upload(png_with(chunk(b"tEXt", b"a\0crash here"))))
         assert reply.status == 0
         until = time.monotonic() + 30

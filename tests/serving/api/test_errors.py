@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import psutil
 
-from tests.conftest import serving
+from tests.support.server import serving
 
 ROOM = 30 * 2**20
 

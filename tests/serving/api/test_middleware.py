@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from tests.conftest import serving
-from tests.serving.test_service import error, metric
+from tests.support.replies import error, metric
+from tests.support.server import serving
 
 
 def connection_to(address: str) -> socket.socket:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from serving.contract.model import open_model
-from tests.conftest import serving
-from tests.serving.test_service import COLOURS, picture
+from tests.support.pictures import COLOURS, picture
+from tests.support.server import serving
 
 MODEL = "/v2/models/twinlens"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import serving
+from tests.support.server import serving
 
 # A schema cannot say that bytes must be a picture, so that some requests it allows are rightly refused.
 EXCEPT = "positive_data_acceptance"

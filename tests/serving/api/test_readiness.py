@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.inference.predictor import FAILURES
-from tests.conftest import serving
-from tests.serving.contract.test_model import rewritten
-from tests.serving.test_service import error, metric
+from tests.support.forged_models import rewritten
+from tests.support.replies import error, metric
+from tests.support.server import serving
 
 
 def failing(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:

@@ -12,8 +12,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.conftest import ROOT, serving
-from tests.serving.test_service import COLOURS, picture
+from tests.support.paths import ROOT
+from tests.support.pictures import COLOURS, picture
+from tests.support.server import serving
 from training.config import TrainConfig
 from training.train import train
 

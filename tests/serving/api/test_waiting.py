@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from serving.api.errors import RequestError
 from serving.api.waiting import while_awaited
 from serving.inference.batching import Batcher
-from tests.serving.inference.test_batching import Gate, image, until
+from tests.support.gated_model import Gate, image, until
 
 
 def test_nobody_works_for_a_client_that_has_gone() -> None:

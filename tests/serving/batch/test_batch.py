@@ -27,7 +27,7 @@ from serving.batch.parts import Journal, encode
 from serving.batch.scoring import Scorer, find
 from serving.contract.model import open_model
 from serving.settings import Settings
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 WAIT_S = 60
 

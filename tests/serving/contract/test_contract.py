@@ -1,7 +1,6 @@
 import dataclasses
 import io
 import json
-import random
 import struct
 import subprocess
 import sys
@@ -19,14 +18,12 @@ from serving.contract.card import CardError, ModelCard
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Interpolation, decode, fit
 from serving.contract.image_header import ImageError
 from serving.contract.model import open_model
-from tests.conftest import ROOT
 from tests.support.forged import SIGNATURE, chunk, encoded
+from tests.support.mutated_images import FUZZED, JPEG, MUTANTS, PNG
+from tests.support.paths import ROOT
+from tests.support.pictures import RGB, RGBA, SMOOTH
 
-RNG = np.random.default_rng(0)
-SMOOTH = cv2.resize(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), (40, 30), interpolation=cv2.INTER_CUBIC)
-ALPHA = RNG.integers(0, 256, SMOOTH.shape[:2], dtype=np.uint8)
-RGB = Image.fromarray(SMOOTH)
-RGBA = Image.fromarray(np.dstack([SMOOTH, ALPHA]))
+RNG = np.random.default_rng(1)
 
 
 def on_white(image: Image.Image) -> np.ndarray:
@@ -92,7 +89,6 @@ def test_gray_is_one_channel_and_the_same_from_gray_or_colour_files() -> None:
 
 
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(3)]
-JPEG, PNG = encoded(RGB, "JPEG"), encoded(RGB, "PNG")
 BAD = {
     "nothing": (b"", "empty_image"),
     "text": (b"hello", "unsupported_image_format"),
@@ -252,93 +248,10 @@ def test_fit_twice_is_fit_once_and_one_colour_stays_that_colour(
     assert np.array_equal(fit(flat, *target, interpolation), np.full((*target, channels), seed % 256, np.uint8))
 
 
-FUZZED = {
-    "JPEG": JPEG,
-    "progressive JPEG": encoded(RGB, "JPEG", progressive=True, exif=Image.Exif()),
-    "JPEG of restarts": encoded(RGB, "JPEG", restart_marker_blocks=2),
-    "CMYK JPEG": encoded(RGB.convert("CMYK"), "JPEG"),
-    "PNG": PNG,
-    "palette PNG": encoded(RGB.quantize(16), "PNG", transparency=3),
-    "PNG of 16 bits": bytes(cv2.imencode(".png", np.dstack([SMOOTH, ALPHA]).astype(np.uint16) * 257)[1]),
-    "WebP": encoded(RGB, "WEBP"),
-    "lossless WebP": encoded(RGBA, "WEBP", lossless=True),
-    "WebP with alpha": encoded(RGBA, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"),
-    "BMP": encoded(RGB, "BMP"),
-    "palette BMP": encoded(RGB.quantize(16), "BMP"),
-}
-MUTANTS = 600
-"""Of each file: 7,200 in all."""
-
-
-def mutant(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Bits flipped, bytes set, a length or size exaggerated, a piece cut out, doubled, or of another file."""
-    changed = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 4, 16])):
-        at = rng.randrange(min(len(changed), 64) if rng.random() < 0.4 else len(changed))
-        length = rng.randrange(1, 200)
-        match rng.randrange(7):
-            case 0:
-                changed[at] ^= 1 << rng.randrange(8)
-            case 1:
-                changed[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF])
-            case 2:
-                changed[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\0\0\xff\xff"])
-            case 3:
-                del changed[at : at + length]
-            case 4:
-                changed[at:at] = changed[at : at + length]
-            case 5:
-                source = rng.randrange(len(other))
-                changed[at : at + length] = other[source : source + length]
-            case _:
-                changed = changed[: max(at, 12)]
-        if len(changed) < 4:
-            break
-    if data.startswith(PNG[:8]) and rng.random() < 0.7:
-        changed = bytearray(with_right_checksums(bytes(changed)))
-    return bytes(changed)
-
-
-def with_right_checksums(png: bytes) -> bytes:
-    """Without them every mutant of a PNG would be refused for its checksums alone."""
-    at, mended = 8, png[:8]
-    while at + 12 <= len(png):
-        length = int.from_bytes(png[at : at + 4])
-        if at + 12 + length > len(png):
-            break
-        mended += chunk(png[at + 4 : at + 8], png[at + 8 : at + 8 + length])
-        at += 12 + length
-    return mended + png[at:]
-
-
-FUZZ = """
-import json, random, resource, sys, time
-from serving import contract
-from tests import test_contract as t
-resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-others = list(t.FUZZED.values())
-for name, data in t.FUZZED.items():
-    rng = random.Random(name)
-    refused, slowest_s = 0, 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(t.MUTANTS):
-        changed = t.mutant(data, rng.choice(others), rng)
-        start = time.process_time()
-        try:
-            pixels = contract.decode(changed)
-            assert pixels.dtype == t.np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, pixels.shape
-        except contract.ImageError:
-            refused += 1
-        slowest_s = max(slowest_s, time.process_time() - start)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
-    print(json.dumps([name, refused, slowest_s, grown // 1024]))
-"""
-
-
 @pytest.mark.slow
 def test_no_mutant_of_an_image_does_more_than_be_refused() -> None:
     """In a process of its own, so that a signal is noticed; each decoded or refused within 2 s of CPU and 300 MiB."""
-    command = [sys.executable, "-c", FUZZ]
+    command = [sys.executable, "-m", "tests.support.mutated_images"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving.contract import drift
 from serving.contract.drift import FEATURES, Histogram, Window
 from serving.contract.model import open_model
-from tests.conftest import serving
+from tests.support.server import serving
 from training.config import TrainConfig
 from training.data import dataset as data
 from training.data.dataset import Dataset

@@ -24,8 +24,10 @@ from serving.inference.occlusion import GRID, Explainer, covered
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
-from tests.conftest import serving
-from tests.serving.test_service import BAD_REQUESTS, error, metric, picture
+from tests.support.pictures import picture
+from tests.support.refused_requests import BAD_REQUESTS
+from tests.support.replies import error, metric
+from tests.support.server import serving
 from training.config import TrainConfig
 from training.train import train
 

@@ -10,9 +10,10 @@ import pytest
 
 from serving.contract.model import Classifier, open_model
 from serving.inference.reload import Outcome, Reloader
-from tests.conftest import serving
-from tests.serving.contract.test_model import REFUSED, rewritten
-from tests.serving.test_service import COLOURS, error, metric, picture
+from tests.support.forged_models import REFUSED, rewritten
+from tests.support.pictures import COLOURS, picture
+from tests.support.replies import error, metric
+from tests.support.server import serving
 
 OTHER = {"Red rash": "redness", "blue": "blueness", "green leaf": "greenness"}
 WAIT_S = 30

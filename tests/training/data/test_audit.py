@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.training.data.test_formats import manifest, write
+from tests.support.datasets import manifest, write
 from training.config import Leaks
 from training.data import formats
 from training.data.audit import Audit, audit

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from tests.conftest import ROOT
-from tests.training.data.test_formats import manifest, write
+from tests.support.datasets import manifest, write
+from tests.support.paths import ROOT
 from training.config import TrainConfig
 from training.data import cache, dataset
 from training.data.cache import KEPT, Cache

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SHARED
 from tests.support import forged
-from tests.training.data.test_formats import counts, manifest, of, write
+from tests.support.datasets import counts, manifest, of, write
+from tests.support.paths import SHARED
 from training.data.splits import SPLITS
 from training.errors import DataError
 

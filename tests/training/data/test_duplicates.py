@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import as_channels, decode, pixel_digest
-from tests.conftest import SHARED
+from tests.support.paths import SHARED
 from training.data.duplicates import FINGERPRINT, LEAST_SIMILARITY, TURNS, Duplicates, find, fingerprint
 
 HAM7 = SHARED / "data" / "ham7"

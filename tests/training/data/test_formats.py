@@ -1,43 +1,14 @@
-import csv
 import os
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import cv2
 import numpy as np
 import pytest
 
 from serving.contract.decode import decode
-from training.config import TrainConfig
-from training.data.dataset import Dataset, load
+from tests.support.datasets import counts, manifest, of, write
 from training.data.splits import SPLITS
 from training.errors import DataError
-
-
-def write(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> Path:
-    """A picture of noise around `value`, its content unique to value and path."""
-    rng = np.random.default_rng([value, *"/".join(path.parts[-3:]).encode()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-    return path
-
-
-def manifest(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def of(data: Path | None, **options: object) -> Dataset:
-    with TemporaryDirectory() as out:
-        return load(TrainConfig(data=data, out=Path(out), **options))
-
-
-def counts(dataset: Dataset) -> dict[str, int]:
-    return {split: len(dataset.splits[split]) for split in SPLITS}
 
 
 def test_class_folders_with_awkward_names(photos: Path) -> None:

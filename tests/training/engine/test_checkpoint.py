@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
+from tests.support.pickles import Canary
 from training.engine import checkpoint
 from training.errors import CheckpointRefused
 from training.storage import write_atomically
@@ -36,14 +37,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         write_atomically(path, fail)
     assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
-
-
-class Canary:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
 
 
 def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:

@@ -2,64 +2,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.conftest import ROOT
+from tests.support.checkpoints import last, same
+from tests.support.trainer import STEPS_AN_EPOCH, After, config, start
 from training.__main__ import main, options
-from training.config import TrainConfig
-from training.engine import checkpoint
 from training.errors import CheckpointRefused, ConfigError, Interrupted
 from training.signals import Interruption
 from training.train import train
-
-STEPS_AN_EPOCH = 8
-
-
-class After(Interruption):
-    """Asked to stop, as by SIGTERM, once it was looked at so many times: after each step and at the end of a block."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self._looks = looks
-
-    @property
-    def number(self) -> int | None:
-        self._looks -= 1
-        return signal.SIGTERM if self._looks < 0 else None
-
-    @number.setter
-    def number(self, value: int | None) -> None:
-        pass
-
-
-def config(photos: Path, out: Path, **given: object) -> TrainConfig:
-    """Two epochs of eight steps, with everything on that draws at random."""
-    common: dict = {"width": 8, "image_size": 16, "epochs": 2, "batch_size": 8, "augment": "strong", "dropout": 0.3}
-    return TrainConfig(data=photos, out=out, **(common | {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9} | given))
-
-
-def last(run: Path) -> dict:
-    return checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
-
-
-def same(one: object, other: object) -> bool:
-    """Equal to the last bit, but for how long it took."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        assert isinstance(other, dict)
-        assert one.keys() == other.keys()
-        return all(same(one[key], other[key]) for key in one if key not in ("images_per_second", "seconds"))
-    if isinstance(one, (list, tuple)):
-        assert isinstance(other, (list, tuple))
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 @pytest.fixture(scope="module")
@@ -182,20 +135,6 @@ def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -
     finally:
         first.kill()
         first.communicate()
-
-
-def start(arguments: list[str], epochs: int = 1) -> "subprocess.Popen[str]":
-    """A trainer as a process of its own that has been through so many epochs."""
-    command = [sys.executable, "-m", "training", *arguments]
-    trainer = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert trainer.stdout is not None
-    for line in trainer.stdout:
-        epochs -= line.startswith("epoch")
-        if not epochs:
-            return trainer
-    raise AssertionError(trainer.communicate()[1])
 
 
 def test_sigterm_saves_and_exits_143_and_auto_goes_on(photos: Path, tmp_path: Path) -> None:

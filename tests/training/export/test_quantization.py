@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.contract.model import open_model
-from tests.conftest import serving
+from tests.support.server import serving
 from training.config import TrainConfig
 from training.data import dataset as data
 from training.data.dataset import Dataset

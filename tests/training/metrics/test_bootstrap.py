@@ -2,20 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
+from tests.support.rival_models import CLASSES, rivals, split
 from training.metrics import bootstrap
 from training.metrics.classification import score
-
-CLASSES = ("a", "b", "c")
-
-
-def split(seed: int, images: int, signal: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = rng.choice(3, images, p=[0.6, 0.3, 0.1])
-    logits = rng.normal(size=(images, 3)) + signal * np.eye(3)[labels]
-    return labels, softmax(logits, axis=1).astype(np.float32)
 
 
 def test_intervals_hold_the_scores_and_shrink_with_the_root_of_the_images() -> None:
@@ -96,13 +87,6 @@ def test_ten_thousand_images_take_seconds() -> None:
 
 
 NAMES = [field.name for field in dataclasses.fields(bootstrap.Differences)]
-
-
-def rivals(seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One model and another that sees the same signal and noise, but a little more of noise of its own."""
-    labels, first = split(seed, images)
-    noise = np.random.default_rng(10_000 + seed).normal(scale=0.7, size=first.shape)
-    return labels, first, softmax(np.log(first) + noise, axis=1).astype(np.float32)
 
 
 def test_a_model_does_not_differ_from_itself() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.training.metrics.test_bootstrap import CLASSES, rivals
+from tests.support.rival_models import CLASSES, rivals
 from training.metrics.classification import score
 from training.metrics.comparison import compare, mcnemar
 

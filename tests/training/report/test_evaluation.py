@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.contract.model import open_model
-from tests.training.report.test_run import References
+from tests.support.pages import References
 from training import evaluate
 from training.data.cache import Cache
 from training.data.formats import find

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.pages import References
+from tests.support.paths import ROOT
 from training.config import TrainConfig
 from training.report.run import summary
 from training.train import train
@@ -40,17 +40,6 @@ def test_risk_coverage_begins_with_the_accuracy_of_all_test_images(run: Path) ->
     assert found["curve"][0] == [0, test["accuracy"]]
     assert found["operating_points"][0]["accuracy"] == test["accuracy"]
     assert all(point["handed_over"] + point["kept"] == test["images"] for point in found["operating_points"])
-
-
-class References(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.found += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
 
 
 def test_the_page_opens_offline(run: Path) -> None:

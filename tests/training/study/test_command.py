@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from serving.contract.model import open_model
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from training.engine import checkpoint, history
 from training.errors import ConfigError
 from training.study import spec as grid

@@ -3,7 +3,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tests.training.study.test_measures import epochs
+from tests.support.histories import epochs
 from training.models.diagnostics import AtStart
 from training.study import report as study_report
 from training.study import spec as grid

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.study.test_measures import epochs
+from tests.support.histories import epochs
 from training.engine import history
 from training.engine.history import History
 from training.models.diagnostics import AtStart

@@ -1,6 +1,6 @@
-"""The service with a guard taken away or a fault planted, named by UNGUARDED: tests of it must then fail.
+"""The service with a guard taken away or a fault planted, named by MUTANT: tests of it must then fail.
 
-Started by `bentoml serve tests.support.unguarded:Twinlens`.
+Started by `bentoml serve tests.support.mutants:Twinlens`.
 """
 
 import ctypes
@@ -107,7 +107,7 @@ def crash() -> None:
 
 
 # Before the service is imported, so that it finds what is left of its parts.
-globals()[os.environ["UNGUARDED"]]()
+globals()[os.environ["MUTANT"]]()
 
 from serving.service import Twinlens  # noqa: E402
 

@@ -1,0 +1,59 @@
+"""Model files whose card does not fit their graph, each with the reason for which it is refused."""
+
+import json
+from pathlib import Path
+
+import onnx
+
+from serving.contract.card import METADATA_KEY
+
+
+def rewritten(source: Path, target: Path, change) -> Path:
+    """A copy of a model file, its graph and card changed by `change(graph, card as JSON value)`."""
+    graph = onnx.load(source)
+    card = json.loads({entry.key: entry.value for entry in graph.metadata_props}[METADATA_KEY])
+    changed = change(graph, card)
+    onnx.helper.set_model_props(graph, {} if changed is None else {METADATA_KEY: json.dumps(changed)})
+    onnx.save(graph, target)
+    return target
+
+
+def wider_batch(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    return card
+
+
+def renamed(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+    graph.graph.node.append(onnx.helper.make_node("Identity", ["probabilities"], ["scores"]))
+    graph.graph.output[0].name = "scores"
+    return card
+
+
+def golden(card: dict, **changes: object) -> dict:
+    first, *others = card["goldens"]
+    return card | {"goldens": [first | changes, *others]}
+
+
+REFUSED = {
+    "no card": (lambda graph, card: None, "contract_version"),
+    "unknown version": (lambda graph, card: card | {"contract_version": 2}, "version 2"),
+    "another class": (lambda graph, card: card | {"classes": [*card["classes"], "more"]}, "names 4 classes"),
+    "another size": (
+        lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"height": 32}},
+        r"card says \[32, 24, 3\]",
+    ),
+    "a fixed batch": (wider_batch, "must be dynamic"),
+    "no such output": (renamed, "no output 'probabilities'"),
+    "other pixels": (lambda graph, card: golden(card, pixels="0" * 64), "golden 0: decoding and resizing"),
+    "another interpolation": (
+        lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"interpolation": "linear"}},
+        "golden 0: decoding and resizing",
+    ),
+    "other probabilities": (
+        lambda graph, card: golden(card, probabilities=[0, 0, 1]),
+        "golden 0: a probability differs",
+    ),
+    "too few probabilities": (lambda graph, card: golden(card, probabilities=[1.0]), "golden 0: holds 1"),
+    "an undecodable golden": (lambda graph, card: golden(card, image="AAAA"), "golden 0: cannot be decoded"),
+    "no goldens": (lambda graph, card: card | {"goldens": []}, "no golden example"),
+}

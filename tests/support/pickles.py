@@ -1,0 +1,11 @@
+"""A pickle that does something when it is loaded."""
+
+from pathlib import Path
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))

@@ -1,0 +1,75 @@
+"""The trainer, as a process of its own or stopped after a number of steps."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.paths import ROOT
+from training.config import TrainConfig
+from training.signals import Interruption
+
+SMALL = ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]
+STEPS_AN_EPOCH = 8
+
+
+def arguments_for(photos: Path, out: Path, *more: str) -> list[str]:
+    return ["--data", str(photos), "--out", str(out), "--name", "x", "--epochs", "400", *SMALL, *more]
+
+
+def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.CompletedProcess[str]":
+    """A trainer to its end; `before` are words before its command."""
+    command = [*before, sys.executable, "-m", "training", *arguments]
+    options: dict = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240}
+    return subprocess.run(command, check=False, **(options | given))
+
+
+class After(Interruption):
+    """Asked to stop, as by SIGTERM, once it was looked at so many times: after each step and at the end of a block."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._looks = looks
+
+    @property
+    def number(self) -> int | None:
+        self._looks -= 1
+        return signal.SIGTERM if self._looks < 0 else None
+
+    @number.setter
+    def number(self, value: int | None) -> None:
+        pass
+
+
+def config(photos: Path, out: Path, **given: object) -> TrainConfig:
+    """Two epochs of eight steps, with everything on that draws at random."""
+    common: dict = {"width": 8, "image_size": 16, "epochs": 2, "batch_size": 8, "augment": "strong", "dropout": 0.3}
+    return TrainConfig(data=photos, out=out, **(common | {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9} | given))
+
+
+def start(arguments: list[str], epochs: int = 1) -> "subprocess.Popen[str]":
+    """A trainer as a process of its own that has been through so many epochs."""
+    command = [sys.executable, "-m", "training", *arguments]
+    trainer = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert trainer.stdout is not None
+    for line in trainer.stdout:
+        epochs -= line.startswith("epoch")
+        if not epochs:
+            return trainer
+    raise AssertionError(trainer.communicate()[1])
+
+
+def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "training", *map(str, arguments)],
+        cwd=cwd,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
