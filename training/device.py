@@ -3,9 +3,9 @@
 import joblib
 import torch
 
-from training.config import TrainConfig
 from training.distributed import ALONE, Group
 from training.errors import DeviceMissing
+from training.settled import SettledConfig
 
 
 def find_device(name: str, group: Group = ALONE) -> torch.device:
@@ -33,7 +33,7 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
     return found
 
 
-def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: SettledConfig, device: torch.device) -> bool:
     """Whether training computes in bfloat16: when asked to, or where the device has instructions for it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"

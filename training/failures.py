@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from training.config import TrainConfig, from_yaml
+from training.config import from_yaml
 from training.data.loader import SHARED_MEMORY
 from training.engine import runs
 from training.errors import CheckpointRefused, ConfigError, OutOfMemory, WorkerLost
@@ -39,7 +39,7 @@ WORKERS = {
 
 
 @contextmanager
-def told(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def told(run: Path, device: torch.device) -> Iterator[None]:
     """Say of an error what it means for the run, and how to go on, in notes to it.
 
     Want of memory becomes OutOfMemory, whatever the library that noticed it raises, and trouble with the data workers
@@ -48,13 +48,13 @@ def told(config: TrainConfig, device: torch.device) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        fault = _named(error, config, device)
+        fault = _named(error, run, device)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             fault.add_note("make room there; whatever was saved before is whole")
         if isinstance(error, OSError) and error.errno in NOT_OURS:
             fault.add_note("--out and --cache name folders that may be written to")
-        if runs.has_checkpoint(config.run) and not isinstance(error, (ConfigError, CheckpointRefused)):
-            fault.add_note(f"--resume {config.run} goes on from its last checkpoint")
+        if runs.has_checkpoint(run) and not isinstance(error, (ConfigError, CheckpointRefused)):
+            fault.add_note(f"--resume {run} goes on from its last checkpoint")
         if fault is error:
             raise
         raise fault from error
@@ -75,12 +75,12 @@ def is_short_of_memory(error: BaseException) -> bool:
     )
 
 
-def _named(error: Exception, config: TrainConfig, device: torch.device) -> Exception:
+def _named(error: Exception, run: Path, device: torch.device) -> Exception:
     first = str(error).strip().partition("\n")[0]
     if is_short_of_memory(error):
-        return OutOfMemory(f"out of memory on {device.type}, {_use(config.run, device)}: {first}")
+        return OutOfMemory(f"out of memory on {device.type}, {_use(run, device)}: {first}")
     if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:
-        return OSError(error.errno, error.strerror, str(config.run))  # whoever wrote there did not say where
+        return OSError(error.errno, error.strerror, str(run))  # whoever wrote there did not say where
     said = f"{error} {error.__cause__}"
     means = next((means for words, means in WORKERS.items() if words in said), None)
     of_workers = isinstance(error, RuntimeError) or getattr(error, "filename", None) == SHARED_MEMORY

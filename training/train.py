@@ -34,6 +34,7 @@ from training.models.initialization import initialize
 from training.report import audit as audit_report
 from training.report import run as report
 from training.report.run import Findings
+from training.settled import SettledConfig, settle
 from training.signals import Interruption
 from training.storage import digest, write_atomically
 
@@ -48,29 +49,30 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     is to call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss,
     OutOfMemory, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
     """
-    config = group.share(lambda: replace(config, name=config.name or default_name(config.model)))
+    name = group.share(lambda: config.name or default_name(config.model))
+    config, run = replace(config, name=name), config.out / name
     device = find_device(config.device, group)
-    folder = runs.opened(config.run, go_on=config.resume is not None) if group.first else nullcontext()
-    with failures.told(config, device), folder:
-        if group.share(lambda: runs.is_finished(config.run)):
-            print(f"{config.run} is finished: there is nothing to go on with")
+    folder = runs.opened(run, go_on=config.resume is not None) if group.first else nullcontext()
+    with failures.told(run, device), folder:
+        if group.share(lambda: runs.is_finished(run)):
+            print(f"{run} is finished: there is nothing to go on with")
         else:
-            make(config, device, group, interruption or Interruption())
-    return config.run
+            make(config, run, device, group, interruption or Interruption())
+    return run
 
 
-def make(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> None:
+def make(asked: TrainConfig, run: Path, device: torch.device, group: Group, interruption: Interruption) -> None:
     """Data, model and loop in every process; then, in the first, all that comes of the best epoch."""
-    is_new = group.share(lambda: not (config.run / runs.CONFIG).exists())
+    is_new = group.share(lambda: not (run / runs.CONFIG).exists())
     try:
-        dataset = data.load(config)
-        config = group.share(lambda: settle(config, dataset, group))
+        dataset = data.load(asked)
+        config = group.share(lambda: decide(asked, dataset, group))
         normalization = networks.normalization(config, dataset.images, dataset.splits["train"])
         settings = networks.settings(config, dataset.preprocessing, normalization, dataset.classes)
         model = start(config, settings, dataset, normalization)
     except BaseException:
         if is_new and group.first:
-            shutil.rmtree(config.run, ignore_errors=True)  # nothing has been done in it, and its name is free again
+            shutil.rmtree(run, ignore_errors=True)  # nothing has been done in it, and its name is free again
         raise
     audited = audit_report.facts(dataset.audit)
     if group.first:
@@ -102,7 +104,7 @@ def conclude(
     model: nn.Sequential,
     normalization: Normalization,
     dataset: Dataset,
-    config: TrainConfig,
+    config: SettledConfig,
     device: torch.device,
     group: Group,
     epochs: list[Epoch],
@@ -153,7 +155,7 @@ def conclude(
 
 
 def start(
-    config: TrainConfig, settings: dict[str, JsonValue], dataset: Dataset, normalization: Normalization
+    config: SettledConfig, settings: dict[str, JsonValue], dataset: Dataset, normalization: Normalization
 ) -> nn.Sequential:
     """The network before its first step. Raises CheckpointRefused."""
     torch.manual_seed(config.seed)
@@ -166,7 +168,7 @@ def start(
     return model
 
 
-def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Calibration:
+def calibrate(model: nn.Sequential, dataset: Dataset, config: SettledConfig) -> Calibration:
     """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
     val = dataset.splits["val"]
     calibrated = calibration.fit(
@@ -178,9 +180,10 @@ def calibrate(model: nn.Sequential, dataset: Dataset, config: TrainConfig) -> Ca
     return calibrated
 
 
-def settle(config: TrainConfig, dataset: Dataset, group: Group) -> TrainConfig:
+def decide(config: TrainConfig, dataset: Dataset, group: Group) -> SettledConfig:
     """Decide what was left open; raises ConfigError where that does not fit the data or the number of processes."""
-    settled = config.settled(
+    settled = settle(
+        config,
         image_size=dataset.preprocessing.height,
         training_images=len(dataset.splits["train"]),
         processes=group.size,
@@ -189,14 +192,13 @@ def settle(config: TrainConfig, dataset: Dataset, group: Group) -> TrainConfig:
     return keep_pipeline(settled)
 
 
-def keep_pipeline(config: TrainConfig) -> TrainConfig:
+def keep_pipeline(config: SettledConfig) -> SettledConfig:
     """Train by a copy of the --augment file in the run's folder, so that the run can be made again.
 
     Raises ConfigError when the pipeline does not fit the run's images.
     """
     if not isinstance(config.augment, Path):
         return config
-    assert config.image_size is not None
     augmentation.check(config.augment, config.image_size, config.channels)
     kept = config.run / f"augment{config.augment.suffix}"
     if config.augment != kept:  # it is when the run goes on
@@ -204,7 +206,7 @@ def keep_pipeline(config: TrainConfig) -> TrainConfig:
     return replace(config, augment=kept)
 
 
-def describe(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device, group: Group) -> str:
+def describe(config: SettledConfig, dataset: Dataset, model: nn.Module, device: torch.device, group: Group) -> str:
     """What is about to be trained on what, in three lines."""
     sizes = ", ".join(f"{split} {len(indices):,}" for split, indices in dataset.splits.items())
     made = dataset.preprocessing

@@ -9,6 +9,7 @@ from tests.support.trainer import command
 from training.__main__ import main, options
 from training.config import TrainConfig, from_yaml
 from training.errors import ConfigError
+from training.settled import settle
 
 
 @pytest.mark.parametrize(
@@ -111,17 +112,18 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 
 
 def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
-    small = TrainConfig().settled(image_size=64, training_images=300)
+    small = settle(TrainConfig(), image_size=64, training_images=300)
     assert (small.image_size, small.augment, small.batch_size, small.lr) == (64, "light", 16, 3e-3)
-    assert TrainConfig().settled(image_size=16, training_images=300).batch_size == 32
+    assert settle(TrainConfig(), image_size=16, training_images=300).batch_size == 32
     assert small.balance == "sampler"
-    assert TrainConfig(best_by="accuracy").settled(image_size=64, training_images=300).balance == "none"
-    assert TrainConfig(balance="none").settled(image_size=64, training_images=300).balance == "none"
-    large = TrainConfig(model="mlp").settled(image_size=28, training_images=55_000)
+    assert settle(TrainConfig(best_by="accuracy"), image_size=64, training_images=300).balance == "none"
+    assert settle(TrainConfig(balance="none"), image_size=64, training_images=300).balance == "none"
+    large = settle(TrainConfig(model="mlp"), image_size=28, training_images=55_000)
     assert (large.augment, large.batch_size, large.lr, large.workers) == ("none", 64, 1e-3, 0)
-    mirrored = TrainConfig(model="mlp", symmetry="mirror").settled(image_size=28, training_images=55_000)
+    mirrored = settle(TrainConfig(model="mlp", symmetry="mirror"), image_size=28, training_images=55_000)
     assert mirrored.workers == min(joblib.cpu_count() - 1, 8)
     given = TrainConfig(
+        name="x",
         augment="strong",
         balance="loss",
         batch_size=7,
@@ -131,18 +133,18 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         batch_norm=False,
         weight_decay=0.0,
     )
-    assert given.settled(image_size=32, training_images=1000) == given
+    assert dataclasses.asdict(settle(given, image_size=32, training_images=1000)) == dataclasses.asdict(given)
     by_optimizer = {
-        name: TrainConfig(optimizer=name).settled(image_size=16, training_images=9) for name in ("adamw", "adam", "sgd")
+        name: settle(TrainConfig(optimizer=name), image_size=16, training_images=9) for name in ("adamw", "adam", "sgd")
     }
     assert {name: (c.lr, c.weight_decay) for name, c in by_optimizer.items()} == {
         "adamw": (3e-3, 0.05),
         "adam": (3e-3, 0.0),
         "sgd": (0.05, 5e-4),
     }
-    assert TrainConfig(model="mlp", optimizer="sgd").settled(image_size=16, training_images=9).lr == 0.01
+    assert settle(TrainConfig(model="mlp", optimizer="sgd"), image_size=16, training_images=9).lr == 0.01
     for kind, batch_norm in (("cnn", True), ("mlp", False)):
-        assert TrainConfig(model=kind).settled(image_size=16, training_images=9).batch_norm == batch_norm
+        assert settle(TrainConfig(model=kind), image_size=16, training_images=9).batch_norm == batch_norm
 
 
 def test_help_shows_every_option_with_its_sentence() -> None:

@@ -23,6 +23,7 @@ from training.errors import DataError, ExportRefused, NonFiniteLoss
 from training.export import onnx as export
 from training.metrics import classification
 from training.models import networks
+from training.settled import settle
 from training.signals import Interruption
 
 
@@ -159,7 +160,7 @@ def one_epoch(**given: object) -> tuple[Learner, Progress]:
     """One epoch of a small MLP on 48 images of three classes, in float32, from the same start."""
     options: dict = {"model": "mlp", "hidden": (16,), "batch_size": 16, "precision": "float32", "schedule": "constant"}
     config = TrainConfig(**(options | {"augment": "none", "balance": "none", "warmup_epochs": 0.0} | given))
-    config = config.settled(image_size=12, training_images=48)
+    config = settle(config, image_size=12, training_images=48)
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
     model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(48)), 3)
@@ -193,7 +194,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     """48 images in batches of 12, three a step: 36, then 12, whose gradient is not a third of itself."""
     learner, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert learner.schedule.last_epoch == 2
-    config = TrainConfig(batch_size=12, augment="none", balance="none").settled(image_size=12, training_images=48)
+    config = settle(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
     batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from training.config import TrainConfig
 from training.data import augmentation, class_balance
 from training.distributed import ALONE, Group
+from training.settled import SettledConfig
 from training.signals import SIGNALS, end_with_parent
 from training.storage import release
 
@@ -29,7 +29,7 @@ Batch = tuple[Tensor, Tensor]
 class _Images(Dataset[Batch]):
     """All images; `__getitems__` hands out a whole batch at once, which spares a call and a copy an image."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, config: TrainConfig) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, config: SettledConfig) -> None:
         self.images = images
         self.labels = labels
         self.seed = config.seed
@@ -54,12 +54,10 @@ class _Order(Sampler[list[Key]]):
     Of each batch, the part of this process; where images are mixed, after the one before it, or the last.
     """
 
-    def __init__(
-        self, indices: np.ndarray, labels: np.ndarray, batch_size: int, config: TrainConfig, group: Group
-    ) -> None:
+    def __init__(self, indices: np.ndarray, labels: np.ndarray, config: SettledConfig, group: Group) -> None:
         self.indices = indices
         self.labels = labels[indices]
-        self.batch_size = min(batch_size, len(indices))
+        self.batch_size = min(config.batch_size, len(indices))
         part = group.part(self.batch_size)
         self.borrowed = int(group.size > 1 and config.mixes)
         self.part = range(part.start - self.borrowed, part.stop)
@@ -87,7 +85,7 @@ class _Order(Sampler[list[Key]]):
 class Batches:
     """Iterate one epoch: batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
-    Of the images `indices`, a batch at a time is copied. `config` is a settled one. The length is the number of the
+    Of the images `indices`, a batch at a time is copied. The length is the number of the
     optimizer's steps in an epoch. Order and augmentation are the same however many processes share the batches. With
     `with batches:` workers end when it does, not some time after.
     """
@@ -97,27 +95,24 @@ class Batches:
         images: np.ndarray,
         labels: np.ndarray,
         indices: np.ndarray,
-        config: TrainConfig,
+        config: SettledConfig,
         *,
         pin_memory: bool,
         group: Group = ALONE,
     ) -> None:
-        workers, batch_size = config.workers, config.batch_size
-        assert workers is not None
-        assert batch_size is not None
         self._accumulate = config.accumulate
         self._images = images
-        self._order = _Order(indices, labels, batch_size, config, group)
+        self._order = _Order(indices, labels, config, group)
         self._not_ours: set[BaseProcess] = set()
         self._loader: DataLoader[Batch] = DataLoader(
             _Images(images, labels, config),
             batch_sampler=self._order,
-            num_workers=workers,
+            num_workers=config.workers,
             collate_fn=lambda batch: batch,
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
-            timeout=config.worker_timeout if workers else 0,
-            persistent_workers=workers > 0,
+            timeout=config.worker_timeout if config.workers else 0,
+            persistent_workers=config.workers > 0,
             generator=torch.Generator(),  # so that it takes no draw from the one that dropout uses
         )
 

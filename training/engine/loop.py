@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.config import TrainConfig
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.loader import Batches
@@ -33,6 +32,7 @@ from training.errors import Interrupted, NonFiniteLoss
 from training.metrics import classification
 from training.metrics.classification import Probabilities, Scores
 from training.models import diagnostics, networks
+from training.settled import SettledConfig
 from training.signals import Interruption
 from training.storage import release
 
@@ -51,7 +51,7 @@ def fit(
     model: nn.Sequential,
     settings: dict[str, JsonValue],
     dataset: Dataset,
-    config: TrainConfig,
+    config: SettledConfig,
     device: torch.device,
     group: Group,
     writer: SummaryWriter | None,
@@ -126,7 +126,7 @@ def run_epoch(
     mix: Mixing,
     class_weights: Tensor,
     progress: Progress,
-    config: TrainConfig,
+    config: SettledConfig,
     device: torch.device,
     group: Group,
     interruption: Interruption,

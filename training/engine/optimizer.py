@@ -8,7 +8,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.config import ScheduleName, TrainConfig
+from training.config import ScheduleName
+from training.settled import SettledConfig
 
 MOMENTUM = 0.9
 
@@ -21,14 +22,12 @@ SHAPES: dict[ScheduleName, Callable[[int, int, int], float]] = {
 all of it, or a tenth and a hundredth in the last two quarters (as He et al. 2016)."""
 
 
-def make(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimizer of a settled configuration for whatever is not frozen; only weight matrices are decayed.
+def make(model: nn.Module, config: SettledConfig) -> Optimizer:
+    """The optimizer for all parameters that are not frozen; only weight matrices are decayed.
 
     AdamW (Loshchilov and Hutter 2019), Adam (Kingma and Ba 2015) or SGD with Nesterov's momentum (Sutskever et al.
     2013), each fused into one pass over the weights.
     """
-    assert config.lr is not None
-    assert config.weight_decay is not None
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": config.weight_decay},
@@ -47,7 +46,7 @@ def clip(model: nn.Module, most: float | None) -> Tensor:
     return norm
 
 
-def schedule(optimizer: Optimizer, config: TrainConfig, steps_an_epoch: int) -> LambdaLR:
+def schedule(optimizer: Optimizer, config: SettledConfig, steps_an_epoch: int) -> LambdaLR:
     """The learning rate by step: a linear rise over the warm-up, then the shape of --schedule."""
     total = config.epochs * steps_an_epoch
     warmup = min(round(config.warmup_epochs * steps_an_epoch), total // 2)

@@ -95,7 +95,7 @@ def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
         if field.name not in MAY_CHANGE and getattr(own, field.name) != getattr(asked, field.name)
     ]
     if differing:
-        raise CheckpointRefused(f"{own.run} cannot go on with other options: {', '.join(differing)}")
+        raise CheckpointRefused(f"{own.out / (own.name or '')} cannot go on with other options: {', '.join(differing)}")
 
 
 def publish(run: Path) -> None:

@@ -8,7 +8,6 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from training.config import TrainConfig
 from training.data.dataset import Dataset
 from training.data.splits import Split
 from training.engine.progress import Epoch
@@ -17,6 +16,7 @@ from training.metrics.classification import Probabilities, reliability, risk_cov
 from training.models import diagnostics
 from training.report import figures
 from training.report import run as report
+from training.settled import SettledConfig
 
 GALLERY = 24
 HISTOGRAMS_EVERY = 5
@@ -25,7 +25,7 @@ FIRST_COLUMNS = ("model", "augment", "epochs", "lr", "batch_size")
 """Hyperparameters shown before anybody ticks more: TensorBoard shows five, first those marked as differing."""
 
 
-def augmented(writer: SummaryWriter, config: TrainConfig, dataset: Dataset) -> None:
+def augmented(writer: SummaryWriter, config: SettledConfig, dataset: Dataset) -> None:
     """What augmentation does to training images, seen before the first step."""
     sheet = report.augmented(config, dataset)
     if sheet is not None:

@@ -7,10 +7,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.config import TrainConfig
 from training.distributed import ALONE, Group
 from training.engine import optimizer
 from training.engine.ema import Average
+from training.settled import SettledConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Learner:
     schedule: LambdaLR
 
     @classmethod
-    def start(cls, model: nn.Sequential, config: TrainConfig, steps_an_epoch: int, group: Group = ALONE) -> "Learner":
-        """A model about to be trained by a settled configuration."""
+    def start(cls, model: nn.Sequential, config: SettledConfig, steps_an_epoch: int, group: Group = ALONE) -> "Learner":
+        """A model about to be trained by a configuration."""
         parallel = group.parallel(model)
         stepper = optimizer.make(model, config)
         return cls(

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from serving.contract.card import Provenance
-from training.config import TrainConfig
 from training.data import augmentation
 from training.data.dataset import Dataset
+from training.settled import SettledConfig
 from training.storage import digest
 
 PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
@@ -23,7 +23,7 @@ REVISION = "TWINLENS_REVISION"
 """Environment variable by which an image, which holds no checkout, says what it was built from."""
 
 
-def collect(config: TrainConfig, dataset: Dataset, best: Path) -> Provenance:
+def collect(config: SettledConfig, dataset: Dataset, best: Path) -> Provenance:
     """Configuration, digests of data and weights, source revision, package versions and time (UTC).
 
     A file of --augment is in it with all that it holds.

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from serving.contract.card import TOLERANCE, ModelCard
-from training.config import TrainConfig
 from training.data import augmentation
 from training.data.dataset import Dataset, Labelled
 from training.data.metadata_baseline import LARGE_SHARE
@@ -36,6 +35,7 @@ from training.metrics.classification import (
 from training.report import audit as audit_report
 from training.report import figures
 from training.report import html as page
+from training.settled import SettledConfig
 
 MISTAKES = 24
 SHEET_ROWS, SHEET_COLUMNS = 6, 6
@@ -45,7 +45,7 @@ SHEET_ROWS, SHEET_COLUMNS = 6, 6
 class Findings:
     """All that a run found out, which the report puts into words and pictures; `uncalibrated` is of the test split."""
 
-    config: TrainConfig
+    config: SettledConfig
     card: ModelCard
     dataset: Dataset
     history: Sequence[Epoch]
@@ -284,7 +284,7 @@ def answers(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities)
     return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))
 
 
-def augmented(config: TrainConfig, dataset: Dataset) -> Figure | None:
+def augmented(config: SettledConfig, dataset: Dataset) -> Figure | None:
     """The first training image of each of six classes, and six times what augmentation may make of it; None: nothing.
 
     Mixing images, which happens to whole batches afterwards, is not in it.

@@ -11,6 +11,7 @@ import torch
 from training.config import TrainConfig
 from training.data import augmentation
 from training.data.loader import Batches
+from training.settled import settle
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
@@ -18,7 +19,7 @@ LABELS = np.arange(50)
 
 
 def settled(**options: object) -> TrainConfig:
-    return TrainConfig(**options).settled(image_size=16, training_images=len(IMAGES))
+    return settle(TrainConfig(**options), image_size=16, training_images=len(IMAGES))
 
 
 def drawn(epoch: int, labels: np.ndarray = LABELS, **options: object) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,10 +5,11 @@ from torch import nn
 
 from training.config import TrainConfig
 from training.engine import optimizer
+from training.settled import settle
 
 
 def config(**options: object) -> TrainConfig:
-    return TrainConfig(**options).settled(image_size=32, training_images=1000)
+    return settle(TrainConfig(**options), image_size=32, training_images=1000)
 
 
 def rates(steps_an_epoch: int, **options: object) -> np.ndarray:

@@ -6,10 +6,11 @@ from torch import nn
 from training.config import TrainConfig
 from training.engine import checkpoint
 from training.engine.train_state import Learner
+from training.settled import settle
 
 
 def learner(ema: float) -> Learner:
-    config = TrainConfig(ema=ema).settled(image_size=16, training_images=100)
+    config = settle(TrainConfig(ema=ema), image_size=16, training_images=100)
     return Learner.start(nn.Sequential(nn.Linear(100, 100)), config, steps_an_epoch=10)
 
 

@@ -1,0 +1,74 @@
+"""A configuration in which every option has a value: what a run trains by, and what its config.yaml holds."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from training.config import Balance, Policy, ScoreName, TrainConfig, default_name, require
+
+COUNT_CLASSES_ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
+"""Scores in which a rare class counts as much as a common one."""
+LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
+      ("sgd", "cnn"): 0.05, ("sgd", "mlp"): 0.01}  # fmt: skip
+WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 5e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledConfig(TrainConfig):
+    """The options of a run after the data is known; none is None that has a default depending on others."""
+
+    # `field()`, because a plain annotation would inherit the base class's default.
+    name: str = field()
+    image_size: int = field()
+    augment: Policy | Path = field()
+    balance: Balance = field()
+    batch_norm: bool = field()
+    batch_size: int = field()
+    lr: float = field()
+    weight_decay: float = field()
+    workers: int = field()
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.out / self.name
+
+
+def settle(
+    config: TrainConfig, *, image_size: int, training_images: int, processes: int = 1, on_this_machine: int = 1
+) -> SettledConfig:
+    """Decide the options that the user left open, by the other options, the data and the machine.
+
+    `processes` train together, `on_this_machine` of them share its cores. Raises ConfigError when a batch has too few
+    images for the processes to share.
+    """
+    cores = max(1, joblib.cpu_count() // on_this_machine)
+    augment = config.augment or ("light" if config.model == "cnn" else "none")
+    augmented = augment != "none" or config.symmetry != "none"
+    batch_size = config.batch_size or _batch_size(image_size, training_images)
+    shared = min(batch_size, training_images)
+    needed = processes * (2 if config.model == "mlp" and config.normalizes_batches else 1)
+    enough = processes == 1 or shared >= needed
+    require(enough, "batch_size", f"{needed} or more images for {processes} processes to share", shared)
+    decided: dict[str, Any] = {
+        "name": config.name or default_name(config.model),
+        "image_size": image_size,
+        "augment": augment,
+        "balance": config.balance or ("sampler" if config.best_by in COUNT_CLASSES_ALIKE else "none"),
+        "batch_norm": config.normalizes_batches,
+        "batch_size": batch_size,
+        "lr": config.lr or LR[config.optimizer, config.model],
+        "weight_decay": WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
+        "workers": config.workers if config.workers is not None else (min(cores - 1, 8) if augmented else 0),
+    }
+    return SettledConfig(**asdict(config) | decided)
+
+
+def _batch_size(image_size: int, training_images: int) -> int:
+    """A 64th of the training images as a power of two, within limits: a smaller batch is mostly overhead."""
+    sixty_fourth: int = 2 ** round(math.log2(max(training_images / 64, 1)))
+    least = 16 if image_size > 32 else 32
+    return min(max(sixty_fourth, least), 64)
