@@ -25,8 +25,10 @@ from training.engine.loop import answer, fit, score
 from training.engine.progress import Epoch
 from training.engine.transfer import transfer
 from training.errors import NonFiniteLoss
-from training.export import drift_reference, provenance, quantization
-from training.export import onnx as export
+from training.export import drift_reference, provenance
+from training.export.goldens import goldens
+from training.export.publication import export
+from training.export.quantization import quantize
 from training.metrics import calibration
 from training.metrics.bootstrap import bootstrap, card_scores
 from training.models import networks
@@ -127,15 +129,15 @@ def conclude(
         preprocessing=dataset.preprocessing,
         normalization=normalization,
         calibration=calibrated,
-        goldens=export.goldens(model, dataset),
+        goldens=goldens(model, dataset),
         scores=card_scores(scored["test"], intervals),
         reference=drift_reference.of_test_split(dataset, answers["test"]),
         provenance=provenance.collect(config, dataset, best),
     )
-    parity = export.export(model, card, dataset, config.run / "model.onnx")
+    parity = export(model, card, dataset, config.run / "model.onnx")
     quantized = None
     if config.quantize == "int8":
-        quantized = quantization.export(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
+        quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
     found = Findings(
         config=config,
         card=card,

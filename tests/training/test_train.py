@@ -20,7 +20,7 @@ from training.engine.mixup import Mixing
 from training.engine.progress import Progress
 from training.engine.train_state import Learner
 from training.errors import DataError, ExportRefused, NonFiniteLoss
-from training.export import onnx as export
+from training.export import parity
 from training.metrics import classification
 from training.models import networks
 from training.settled import settle
@@ -74,7 +74,7 @@ def test_latest_points_to_the_run(run: Path) -> None:
 def test_latest_moves_only_after_the_proof_held(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(data=photos, out=tmp_path, model="mlp", hidden=(8,), image_size=16, epochs=1, augment="none")
     first = train.train(_named(config, "first"))
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     with pytest.raises(ExportRefused):
         train.train(_named(config, "second"))
     assert (tmp_path / "latest").resolve() == first.resolve()

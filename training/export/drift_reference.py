@@ -6,20 +6,20 @@ from serving.contract.drift import Histogram, feature_row, histograms, image_fea
 from training.data.dataset import Dataset
 from training.metrics.classification import Probabilities
 
-MOST = 2_000
-"""The most images that are read, evenly spread over the split: ten bins need no more."""
+MAX_IMAGES = 2_000
+"""Images that are read, evenly spread over the split: ten bins need no more."""
 
 
-def of_test_split(dataset: Dataset, answers: Probabilities) -> dict[str, Histogram]:
-    """The histogram of each feature of the test split, whose images are read again; `answers` has a row for each.
+def of_test_split(dataset: Dataset, probabilities: Probabilities) -> dict[str, Histogram]:
+    """The histogram of each feature of the test split, whose original images are read again; empty for a small split.
 
-    Empty if the test split is small.
+    `probabilities` are the model's, a row for each test image.
     """
     test = dataset.splits["test"]
-    assert len(answers) == len(test)
-    chosen = np.linspace(0, len(test) - 1, min(len(test), MOST)).astype(int)
+    assert len(probabilities) == len(test)
+    chosen = np.linspace(0, len(test) - 1, min(len(test), MAX_IMAGES)).astype(int)
     rows = []
     for row in chosen:
-        image = image_features(dataset.original(int(test[row])), dataset.images[test[row]])
-        rows.append(feature_row(image, answers[row]))
+        features = image_features(dataset.original(int(test[row])), dataset.images[test[row]])
+        rows.append(feature_row(features, probabilities[row]))
     return histograms(np.array(rows, np.float64))

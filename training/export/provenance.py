@@ -1,4 +1,4 @@
-"""Where a model comes from: enough to make it again."""
+"""The provenance of a model: what is needed to train it again."""
 
 import os
 import platform
@@ -20,13 +20,13 @@ from training.storage import digest
 PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
 
 REVISION = "TWINLENS_REVISION"
-"""Environment variable by which an image, which holds no checkout, says what it was built from."""
+"""Environment variable with the source revision of a container image, which holds no checkout."""
 
 
 def collect(config: SettledConfig, dataset: Dataset, best: Path) -> Provenance:
     """Configuration, digests of data and weights, source revision, package versions and time (UTC).
 
-    A file of --augment is in it with all that it holds.
+    The content of an --augment file is included.
     """
     values = yaml.safe_load(config.to_yaml())
     if isinstance(config.augment, Path):
@@ -42,7 +42,7 @@ def collect(config: SettledConfig, dataset: Dataset, best: Path) -> Provenance:
 
 
 def environment(device: torch.device, processes: int) -> dict[str, str]:
-    """The machine, the interpreter and the number of processes that a run was made with."""
+    """Interpreter, system, processor, GPU and number of processes of a run."""
     gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "none used"
     return {
         "Python": platform.python_version(),
@@ -54,9 +54,9 @@ def environment(device: torch.device, processes: int) -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-    """The commit this code is at, with `-dirty` when it was changed since; None outside a checkout."""
+    """The commit of this code, with `-dirty` when files were changed since; None outside a checkout."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -65,7 +65,7 @@ def _git_revision() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return completed.stdout.strip()
 
 
 def _version(name: str) -> str:

@@ -25,7 +25,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STEM_OUTPUT_AT_MOST = 32
 """Largest side, in pixels, of the maps that the residual stages of the CNN work on."""
-BATCH = 256
+INFERENCE_BATCH = 256
+"""Images in a batch wherever nothing is learned."""
 EPSILON = 1e-4
 LARGEST = 20.0
 """What Albumentations adds to a divisor and where it clips in the modes that measure the image itself."""
@@ -251,5 +252,5 @@ def logits(model: nn.Module, images: Images, indices: Indices | None = None) -> 
 
 
 def _batches(images: Images, indices: Indices) -> Iterator[Images]:
-    for start in range(0, max(len(indices), 1), BATCH):  # of none, one batch of none
-        yield copied(images, indices[start : start + BATCH])
+    for start in range(0, max(len(indices), 1), INFERENCE_BATCH):  # of none, one batch of none
+        yield copied(images, indices[start : start + INFERENCE_BATCH])

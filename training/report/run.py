@@ -17,7 +17,7 @@ from training.data.dataset import Dataset, Labelled
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.splits import Split
 from training.engine.progress import Epoch
-from training.export.onnx import TIE, Parity
+from training.export.parity import TIE, Parity
 from training.export.quantization import AGREEMENT, Quantized
 from training.metrics.bootstrap import Interval, Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage
@@ -149,7 +149,7 @@ def _facts(found: Findings) -> dict[str, object]:
             "tolerance": TOLERANCE,
             "tie": TIE,
             "normalization": asdict(parity.normalization),
-            "comparisons": [asdict(comparison) for comparison in parity.comparisons],
+            "comparisons": [asdict(way) for way in parity.ways],
         },
         "quantized": _quantized(found.quantized),
         "history": [asdict(line) for line in found.history],

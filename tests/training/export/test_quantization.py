@@ -9,9 +9,8 @@ import pytest
 from serving.contract.model import open_model
 from tests.support.server import serving
 from training.config import TrainConfig
-from training.data import dataset as data
-from training.data.dataset import Dataset
-from training.export import quantization
+from training.data.dataset import Dataset, load
+from training.export.quantization import AGREEMENT, quantize
 from training.train import train
 
 OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24, "val_fraction": 0.2}
@@ -19,17 +18,17 @@ OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24, "val_fraction": 0.
 
 @pytest.fixture(scope="module")
 def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return data.load(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
+    return load(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
 
 
 @pytest.fixture(scope="module")
 def int8(run: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
-    assert quantization.export(run / "model.onnx", path, dataset).published
+    assert quantize(run / "model.onnx", path, dataset).published
     return path
 
 
-def test_the_file_is_smaller_and_says_of_itself_what_it_answers(run: Path, int8: Path, dataset: Dataset) -> None:
+def test_the_file_is_smaller_and_its_card_describes_its_own_output(run: Path, int8: Path, dataset: Dataset) -> None:
     fp32, quantized = open_model(run / "model.onnx"), open_model(int8)
     assert int8.stat().st_size < 0.7 * (run / "model.onnx").stat().st_size
     assert quantized.card.version == f"{fp32.card.version}-int8"
@@ -41,7 +40,7 @@ def test_the_file_is_smaller_and_says_of_itself_what_it_answers(run: Path, int8:
     assert quantized.card.scores["accuracy"].value == pytest.approx(accuracy)
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(int8: Path) -> None:
+def test_probabilities_do_not_depend_on_the_other_images_of_a_batch(int8: Path) -> None:
     classifier = open_model(int8)
     images = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
     images[1:] //= 20  # as dynamic quantisation would notice: another range
@@ -49,12 +48,12 @@ def test_an_answer_does_not_depend_on_its_neighbours(int8: Path) -> None:
     assert np.abs(classifier.predict(images) - alone).max() < 1e-6
 
 
-def test_a_file_that_answers_otherwise_is_not_published(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_file_whose_labels_disagree_is_not_published(run: Path, dataset: Dataset, tmp_path: Path) -> None:
     """Scales measured on images that are all the normalisation's mean fit nothing else."""
     images = np.array(dataset.images)
     images[dataset.splits["train"]] = (124, 116, 104)
-    quantized = quantization.export(run / "model.onnx", tmp_path / "model.int8.onnx", replace(dataset, images=images))
-    assert quantized.agreement < quantization.AGREEMENT
+    quantized = quantize(run / "model.onnx", tmp_path / "model.int8.onnx", replace(dataset, images=images))
+    assert quantized.agreement < AGREEMENT
     assert not quantized.published
     assert list(tmp_path.iterdir()) == []
 
@@ -70,7 +69,7 @@ def test_a_run_leaves_both_files_and_the_report_compares_them(photos: Path, tmp_
     assert low <= facts["scores"]["accuracy"] <= high
     assert facts["speed"] > 0
     classifier = open_model(run / "model.int8.onnx")
-    dataset = data.load(config)
+    dataset = load(config)
     val = dataset.splits["val"]
     sets = classifier.card.calibration.prediction_sets(classifier.predict(dataset.images[val]))
     assert sets[np.arange(len(val)), dataset.labels[val]].mean() >= 0.9, "the threshold was fitted on its own answers"

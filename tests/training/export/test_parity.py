@@ -1,0 +1,123 @@
+import copy
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serving.contract.model import open_model
+from training.config import TrainConfig
+from training.data import augmentation
+from training.data.dataset import Dataset
+from training.errors import ExportRefused
+from training.export.goldens import goldens
+from training.export.onnx import serialize
+from training.export.parity import check_way, prove
+from training.train import train
+
+
+@pytest.mark.parametrize("mode", ["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_every_mode_and_model_holds_in_both_runtimes(photos: Path, tmp_path: Path, kind: str, mode: str) -> None:
+    config = TrainConfig(
+        data=photos,
+        out=tmp_path,
+        name="x",
+        model=kind,
+        hidden=(16,),
+        width=8,
+        image_size=20,
+        epochs=1,
+        normalization=mode,
+        augment="none",
+    )
+    report = json.loads((train(config) / "report" / "report.json").read_text())["parity"]
+    assert report["held"]
+    normalization = report["normalization"]
+    assert normalization["equal_in_torch"] == normalization["equal_in_onnx"] == normalization["compared"]
+    if mode == "standard":
+        assert normalization["compared"] == 768
+    for comparison in report["comparisons"]:
+        assert comparison["pixels_equal"] == 1
+        assert comparison["labels_differ"] == 0
+        assert comparison["largest_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "gelu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_every_activation_passes_the_proof(photos: Path, tmp_path: Path, kind: str, activation: str) -> None:
+    """With batch normalisation in the MLP and without it in the CNN, which the others do not have."""
+    config = TrainConfig(
+        data=photos,
+        out=tmp_path,
+        name="x",
+        model=kind,
+        hidden=(16,),
+        width=8,
+        image_size=16,
+        epochs=1,
+        activation=activation,
+        batch_norm=kind == "mlp",
+        augment="none",
+    )
+    report = json.loads((train(config) / "report" / "report.json").read_text())["parity"]
+    assert all(comparison["largest_difference"] <= 1e-5 for comparison in report["comparisons"])
+
+
+@pytest.mark.parametrize("side", [28, 128, 224])
+def test_every_size_passes_the_proof(photos: Path, tmp_path: Path, side: int) -> None:
+    config = TrainConfig(
+        data=photos, out=tmp_path, name="x", width=8, image_size=side, epochs=1, augment="none", batch_size=16
+    )
+    run = train(config)
+    report = json.loads((run / "report" / "report.json").read_text())["parity"]
+    assert all(comparison["largest_difference"] <= 1e-5 for comparison in report["comparisons"])
+    assert open_model(run / "model.onnx").card.preprocessing.height == side
+
+
+def test_gray_is_768_divided_by_three(photos: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=photos, out=tmp_path, name="x", channels=1, width=8, image_size=20, epochs=1, augment="none"
+    )
+    run = train(config)
+    parity = json.loads((run / "report" / "report.json").read_text())["parity"]
+    assert parity["held"]
+    assert parity["normalization"]["equal_in_onnx"] == parity["normalization"]["compared"] == 256
+    assert open_model(run / "model.onnx").card.preprocessing.channels == 1
+
+
+def test_a_file_with_other_weights_is_refused(
+    run: Path, model: torch.nn.Sequential, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Its goldens are its own, so the service would take it; it is not what was evaluated."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[1][-1].bias[0] += 3
+    card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset))
+    (tmp_path / "model.onnx").write_bytes(serialize(other, card))
+    with pytest.raises(ExportRefused) as error:
+        prove(model, tmp_path / "model.onnx", dataset)
+    [line] = str(error.value).splitlines()
+    assert "service's loader" in line, "the other checks hold"
+    assert re.search(r"pixels equal in 100.0% of the images, \d+ labels differ, .* 0\.\d+ \(at most 0.0001\)", line)
+
+
+def test_a_label_may_differ_only_where_two_are_equally_probable() -> None:
+    evaluated = np.array([[0.4, 0.4 - 1e-6, 0.2], [0.5, 0.5 - 5e-5, 0.0], [0.2, 0.3, 0.5]], np.float32)
+    recomputed = evaluated[:, [1, 0, 2]]
+    tied = check_way("x", 1, evaluated[[0, 2]], np.stack([recomputed[0], evaluated[2]]))
+    assert (tied.labels_differ, tied.ties, tied.holds) == (0, 1, True)
+    apart = check_way("x", 1, evaluated[:2], recomputed[:2])
+    assert (apart.labels_differ, apart.ties, apart.holds) == (1, 1, False)
+    assert apart.largest_difference < 1e-4
+
+
+def test_the_reference_pipeline_is_albumentations_alone(dataset: Dataset, run: Path) -> None:
+    card = open_model(run / "model.onnx").card
+    names = [
+        type(step).__name__ for step in augmentation.reference(dataset.preprocessing, card.normalization).transforms
+    ]
+    assert names == ["Resize", "Normalize", "ToTensorV2"]

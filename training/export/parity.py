@@ -1,0 +1,249 @@
+"""The proof of an export: the file that will be served computes what was evaluated.
+
+Three ways compute the probabilities of every test image. Each of the last two replaces a part of the first by another
+implementation, and starts from the original image, read anew:
+
+    way          resize                        normalize         network
+    evaluated    contract, stored by the run   first layer       torch
+    witness      Albumentations                Albumentations    torch, the layers after the first
+    served       contract                      first layer       ONNX Runtime, in the service's own loader
+
+The proof holds when
+
+1. `witness` and `served` have the pixels of `evaluated`, equal to the last bit;
+2. no probability is further from `evaluated` than the contract's tolerance;
+3. no predicted label differs from `evaluated`, except between labels that are equally probable there (a tie);
+4. the first layer, in torch and inside the finished file, computes what `A.Normalize` computes.
+
+Pixels are compared exactly. Probabilities cannot be: torch and ONNX Runtime add in different orders.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from serving.contract.card import INPUT_NAME, TOLERANCE, ModelCard
+from serving.contract.decode import Preprocessing
+from serving.contract.model import Classifier, open_model
+from training.data import augmentation
+from training.data.dataset import Dataset
+from training.errors import ExportRefused
+from training.export.onnx import FIRST_LAYER
+from training.metrics.classification import Probabilities
+from training.models.networks import INFERENCE_BATCH, predict
+from training.storage import copied
+
+TIE = 1e-5
+"""Labels of an image whose evaluated probabilities are no further apart are tied. Which of them is predicted depends on
+the order of sums, so on the device and on the batch; among 10,000 images there may well be one."""
+NORMALIZED_IMAGES = 64
+"""Test images over which the first layer is compared where it measures each image; 64 of 224 px hold 9.6 M values."""
+NORMALIZATION_TOLERANCE = 1e-5
+NORMALIZED = "normalized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayCheck:
+    """One way of computing the probabilities of the test split, compared with the evaluated one."""
+
+    way: str
+    pixels_equal: float
+    """Share of the images whose resized pixels all equal the evaluated ones."""
+    largest_difference: float
+    """Of a probability."""
+    labels_differ: int
+    """Images with another predicted label, without ties."""
+    ties: int
+    """Images with another predicted label that is as probable as the evaluated one."""
+
+    @property
+    def holds(self) -> bool:
+        """All pixels equal, no label differs, no probability differs by more than the tolerance."""
+        return self.pixels_equal == 1 and self.labels_differ == 0 and self.largest_difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        """One line for the message of ExportRefused."""
+        return (
+            f"{self.way}: pixels equal in {self.pixels_equal:.1%} of the images, {self.labels_differ} labels differ, "
+            f"largest difference of a probability {self.largest_difference:.2g} (at most {TOLERANCE:g})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizationCheck:
+    """The first layer, in torch and in the finished file, compared with `A.Normalize`.
+
+    In mode `standard` a value depends on its byte and channel only. All 256 bytes of every channel are compared,
+    exactly, so equality is a proof. The other modes measure each image: there test images are compared, within 1e-5.
+    """
+
+    mode: str
+    compared: int
+    """Values compared."""
+    equal_in_torch: int
+    equal_in_onnx: int
+
+    @property
+    def holds(self) -> bool:
+        """Every value is equal in both."""
+        return self.equal_in_torch == self.equal_in_onnx == self.compared
+
+    def __str__(self) -> str:
+        """One line for the message of ExportRefused."""
+        return (
+            f"first layer against A.Normalize, mode {self.mode}: of {self.compared} values "
+            f"{self.equal_in_torch} equal in torch, {self.equal_in_onnx} in ONNX Runtime"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The result of the proof on a test split of `images` images."""
+
+    images: int
+    normalization: NormalizationCheck
+    ways: tuple[WayCheck, ...]
+    served: Probabilities
+    """What the service will answer, a row for each test image."""
+
+    @property
+    def faults(self) -> list[str]:
+        """A line for each check that does not hold; empty when the proof holds."""
+        checks: tuple[NormalizationCheck | WayCheck, ...] = (self.normalization, *self.ways)
+        return [str(check) for check in checks if not check.holds]
+
+
+def prove(model: nn.Sequential, path: Path, dataset: Dataset) -> Parity:
+    """Prove the finished file at `path` against the evaluated `model`, on the test split of `dataset`.
+
+    Raises ExportRefused with a line for each check that fails, and ModelRefused where the service would refuse the
+    file.
+    """
+    classifier = open_model(path, threads=0)
+    test = dataset.splits["test"]
+    evaluated = predict(model, dataset.images, test)
+    witness, served = _recompute(model, classifier, dataset)
+    some = copied(dataset.images, test[:NORMALIZED_IMAGES])
+    parity = Parity(
+        images=len(test),
+        normalization=check_normalization(model, path, classifier.card, some),
+        ways=(witness.check(evaluated), served.check(evaluated)),
+        served=served.probabilities,
+    )
+    if parity.faults:
+        raise ExportRefused("\n".join(parity.faults))
+    return parity
+
+
+def check_way(way: str, pixels_equal: float, evaluated: Probabilities, recomputed: Probabilities) -> WayCheck:
+    """Compare probabilities `[images, classes]`; a label that differs is a tie where the evaluated ones are close."""
+    [differing] = np.nonzero(recomputed.argmax(1) != evaluated.argmax(1))
+    lead = evaluated[differing].max(1) - evaluated[differing, recomputed[differing].argmax(1)]
+    return WayCheck(
+        way=way,
+        pixels_equal=pixels_equal,
+        largest_difference=float(np.abs(recomputed - evaluated).max()),
+        labels_differ=int((lead > TIE).sum()),
+        ties=int((lead <= TIE).sum()),
+    )
+
+
+def check_normalization(model: nn.Sequential, path: Path, card: ModelCard, images: np.ndarray) -> NormalizationCheck:
+    """Compare the first layer of `model` and of the file at `path` with `A.Normalize`.
+
+    `images`, uint8 `[images, height, width, channels]`, are what it is compared on unless the mode is `standard`.
+    """
+    standard = card.normalization.mode == "standard"
+    if standard:
+        images = _every_value(card.preprocessing)
+    witness = augmentation.reference(card.preprocessing, card.normalization)
+    expected = torch.stack([witness(image=image)["image"] for image in images]).float()
+    in_torch = copy.deepcopy(model[0]).cpu()(torch.from_numpy(images))
+    in_onnx = torch.from_numpy(_with_first_layer_as_output(path).run([NORMALIZED], {INPUT_NAME: images})[0])
+
+    def equal(computed: Tensor) -> Tensor:
+        """Which values are equal, `[channels, values]`."""
+        close = (computed - expected).abs() <= (0.0 if standard else NORMALIZATION_TOLERANCE)
+        by_channel = close.transpose(0, 1).flatten(1)
+        return by_channel[:, :256] if standard else by_channel  # later values repeat the first
+
+    return NormalizationCheck(
+        mode=card.normalization.mode,
+        compared=equal(expected).numel(),
+        equal_in_torch=int(equal(in_torch).sum()),
+        equal_in_onnx=int(equal(in_onnx).sum()),
+    )
+
+
+class _Recomputed:
+    """What one way computes, collected batch by batch."""
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+        self._pixels_equal: list[np.ndarray] = []
+        self._probabilities: list[Probabilities] = []
+
+    @property
+    def probabilities(self) -> Probabilities:
+        return np.concatenate(self._probabilities)
+
+    def add(self, pixels: np.ndarray, evaluated: np.ndarray, probabilities: Probabilities) -> None:
+        self._pixels_equal.append((pixels == evaluated).all((1, 2, 3)))
+        self._probabilities.append(probabilities)
+
+    def check(self, evaluated: Probabilities) -> WayCheck:
+        equal = float(np.concatenate(self._pixels_equal).mean())
+        return check_way(self.way, equal, evaluated, self.probabilities)
+
+
+def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -> tuple[_Recomputed, _Recomputed]:
+    """Both other ways over the test split: `witness` and `served`."""
+    reference = augmentation.reference(dataset.preprocessing, classifier.card.normalization)
+    resize = reference.transforms[0]
+    witness = _Recomputed("torch, pixels resized and normalised by Albumentations")
+    served = _Recomputed(f"model.onnx in the service's loader ({classifier.provider})")
+
+    def views(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        original = dataset.original(index)  # one at a time: a batch of original photographs may take gigabytes
+        resized = resize(image=original)["image"]
+        return dataset.preprocessing.fit(original), resized, reference(image=original)["image"]
+
+    test = dataset.splits["test"]
+    for start in range(0, len(test), INFERENCE_BATCH):
+        indices = test[start : start + INFERENCE_BATCH]
+        evaluated = copied(dataset.images, indices)
+        fitted, resized, normalized = zip(*(views(int(index)) for index in indices), strict=True)
+        witness.add(np.stack(resized), evaluated, _predict_normalized(model, torch.stack(normalized).float()))
+        served.add(pixels := np.stack(fitted), evaluated, classifier.predict(pixels))
+    return witness, served
+
+
+def _predict_normalized(model: nn.Sequential, images: Tensor) -> Probabilities:
+    """Probabilities of normalised images, float32 `[batch, channels, height, width]`: the first layer is left out."""
+    device = next(model.parameters()).device
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        probabilities: Probabilities = model[1:].eval()(images.to(device)).softmax(1).cpu().numpy()
+    return probabilities
+
+
+def _every_value(preprocessing: Preprocessing) -> np.ndarray:
+    """The fewest images that hold each of the 256 values in every channel; their first 256 pixels do, in order."""
+    pixels = preprocessing.height * preprocessing.width
+    values = np.arange(-(-256 // pixels) * pixels) % 256
+    images = values.astype(np.uint8).reshape(-1, preprocessing.height, preprocessing.width, 1)
+    return np.repeat(images, preprocessing.channels, axis=3)
+
+
+def _with_first_layer_as_output(path: Path) -> onnxruntime.InferenceSession:
+    """A session of the finished file that also gives what leaves its first layer, as `normalized`."""
+    graph = onnx.load(path)
+    last = [node for node in graph.graph.node if node.name.startswith(FIRST_LAYER)][-1]
+    graph.graph.node.append(onnx.helper.make_node("Identity", [last.output[0]], [NORMALIZED]))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(NORMALIZED, onnx.TensorProto.FLOAT, None))
+    return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
