@@ -1,10 +1,13 @@
 PYTHON ?= python3.11
 VENV ?= .venv
+DOCKER ?= docker
+# The one place of the version is pyproject.toml; a test compares the manifests with it.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test test-slow test-containers bench-serving sbom lint clean
+.PHONY: help train serve test test-slow test-containers bench-serving images sbom lint clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -31,6 +34,13 @@ test-containers: $(VENV)/installed ## Build both images and run them as the mani
 
 bench-serving: $(VENV)/installed ## Compare the service with its peers, half an hour on a quiet machine; needs wrk. ARGS="--help".
 	python -m tests.bench.serving $(ARGS)
+
+images: ## Build both images, tagged with the version. REGISTRY=, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve".
+	for kind in train serve; do \
+	    $(DOCKER) build --file Dockerfile.$$kind --build-arg VERSION=$(VERSION)$(SUFFIX) \
+	        --build-arg REVISION="$$(git rev-parse HEAD)" $(ARGS) \
+	        --tag $(if $(REGISTRY),$(REGISTRY)/)twinlens/$$kind:$(VERSION)$(SUFFIX) . || exit 1; \
+	done
 
 sbom: $(VENV)/installed ## Write build/sbom.json (CycloneDX) and build/licenses.md of all that is installed.
 	mkdir -p build

@@ -1,4 +1,8 @@
-"""The README is true because it is run: every command in it, in order, in a copy of the project."""
+"""Every page is true because it is run: each block of every page, in order, in one copy of the project.
+
+Blocks of `bash` and `python` are run. Blocks of `console` need docker, a cluster, several machines or half an hour:
+test_pages.py checks what they name. The pages share one copy, one service and the runs that the first page makes.
+"""
 
 import csv
 import json
@@ -10,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,32 +22,52 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from serving.settings import PREFIX, Settings
+from tests.support.markdown import PAGES, blocks
 from tests.support.paths import ROOT
 from tests.support.server import free_port
-from training.config import TrainConfig
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = [
-    text if kind == "bash" else f"python - <<'EOF'\n{text}EOF\n"
-    for kind, text in re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
-]
 SERVERS = {"make serve": "readyz", "tensorboard --logdir runs": ""}
 START_S = 60
+PRELUDE = 'set -e\ncurl() { command curl --fail-with-body --silent --show-error "$@"; }\n'
+"""So that an answer that refuses a request fails the block."""
+SLOW = ROOT / "training" / "study" / "QUESTIONS.md"
+"""Its studies take minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One block of a page, as bash runs it."""
+
+    page: Path
+    text: str
+
+
+def steps(page: Path) -> list[Step]:
+    """The blocks of a page that are run."""
+    found = []
+    for block in blocks(page):
+        if block.language == "bash":
+            found.append(Step(page=page, text=block.text))
+        elif block.language == "python":
+            found.append(Step(page=page, text=f"python - <<'EOF'\n{block.text}EOF\n"))
+    return found
+
+
+STEPS = [step for page in PAGES if page != SLOW for step in steps(page)]
+
+
+def tracked() -> list[str]:
+    """Files of the project: those that are committed, and new ones that git does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.splitlines() if (ROOT / name).exists()]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """A copy of the project with this virtual environment, and the data of a user that the README's commands name."""
+    """A copy of the project with this virtual environment, and the images of a user that the commands name."""
     copy = tmp_path_factory.mktemp("readme") / "twinlens"
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in tracked.stdout.splitlines():
+    for name in tracked():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, copy / name)
     (copy / ".venv").mkdir()
@@ -66,32 +91,33 @@ def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 
 class Shell:
-    """Runs the README's blocks as a person would, one after the other, on ports that are free."""
+    """Runs blocks as a person would, one after the other, on ports that are free."""
 
     def __init__(self, project: Path) -> None:
         self.project = project
         self.port, self.board_port = free_port(), free_port()
         self.servers: list[subprocess.Popen[bytes]] = []
 
-    def run(self, block: str) -> str:
-        command = block.split("#", maxsplit=1)[0].strip()
+    def run(self, step: Step) -> str:
+        """What the block printed; it must exit with 0."""
+        command = step.text.strip()
         if command in SERVERS:
             self.start(command)
             return ""
-        text = "set -e\n" + block.replace("localhost:3000", f"127.0.0.1:{self.port}")
         done = subprocess.run(
-            ["bash", "-c", text],
+            ["bash", "-c", PRELUDE + step.text.replace("localhost:3000", f"127.0.0.1:{self.port}")],
             cwd=self.project,
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, f"{step.page}\n{step.text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def start(self, command: str) -> None:
+        """Start a server and wait until it answers."""
         port = self.port if command == "make serve" else self.board_port
         text = command if command == "make serve" else f". .venv/bin/activate; exec {command} --port {port}"
         server = subprocess.Popen(
@@ -114,61 +140,80 @@ class Shell:
         raise AssertionError(f"{command} did not answer within {START_S} s")
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {"BENTOML_PORT": str(self.port), "BENTOML_HOME": str(self.project.parent / "home")}
+        """That of the test, with the copy's own places."""
+        return os.environ | {
+            "BENTOML_PORT": str(self.port),
+            "BENTOML_HOME": str(self.project.parent / "home"),
+            "PATH": f"{self.project / '.venv' / 'bin'}:{os.environ['PATH']}",
+        }
 
     def stop(self) -> None:
+        """End the servers."""
         for server in self.servers:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(START_S)
 
 
 @pytest.fixture(scope="module")
-def outputs(project: Path) -> Iterator[list[str]]:
-    """What each block printed."""
+def shell(project: Path) -> Iterator[Shell]:
+    """A shell in the copy."""
     shell = Shell(project)
     try:
-        yield [shell.run(block) for block in BLOCKS]
+        yield shell
     finally:
         shell.stop()
 
 
-@pytest.mark.timeout(420)
-def test_every_command_runs(outputs: list[str]) -> None:
-    assert len(outputs) == len(BLOCKS) >= 7
+@pytest.fixture(scope="module")
+def outputs(shell: Shell) -> list[str]:
+    """What each block printed."""
+    return [shell.run(step) for step in STEPS]
 
 
-def test_the_first_screen_is_what_one_sees(outputs: list[str]) -> None:
-    trained = outputs[BLOCKS.index(next(block for block in BLOCKS if block.startswith("make train")))]
+def printed_by(outputs: list[str], page: str, start: str) -> str:
+    """What the block of a page printed that begins with `start`."""
+    [output] = [
+        output
+        for step, output in zip(STEPS, outputs, strict=True)
+        if step.page == ROOT / page and step.text.startswith(start)
+    ]
+    return output
+
+
+@pytest.mark.timeout(900)
+def test_every_block_of_every_page_runs(outputs: list[str]) -> None:
+    assert len(outputs) == len(STEPS) >= 20
+
+
+def test_the_first_screen_is_what_a_user_sees(outputs: list[str]) -> None:
+    trained = printed_by(outputs, "README.md", "make train\n")
     assert "Parity held on all" in trained
     assert "bentoml serve" in trained
-    shown = json.loads(re.search(r"```json\n(.*?)```", README, flags=re.DOTALL)[1])
-    answer = json.loads(next(output for output in outputs if output.startswith('{"label"')))
+    [shown] = [json.loads(block.text) for block in blocks(ROOT / "README.md") if block.language == "json"]
+    answer = json.loads(printed_by(outputs, "README.md", "curl -F image"))
     assert answer.keys() == shown.keys()
     assert answer["label"] == shown["label"] == "8"
     assert len(answer["probabilities"]) == len(shown["probabilities"]) == 3
     assert answer["confidence"] > 0.9
 
 
-def test_the_client_gets_the_answer_that_curl_gets(outputs: list[str]) -> None:
-    """Of the model that was published last: by then others have been trained than that of the first screen."""
-    client = outputs[BLOCKS.index(next(block for block in BLOCKS if block.startswith("python - <<")))]
-    curl = outputs[BLOCKS.index(next(block for block in BLOCKS if "--data-binary @.github/digit.png" in block))]
-    assert client.strip() == json.JSONDecoder().raw_decode(curl)[0]["label"]
+def test_the_clients_get_the_answer_that_curl_gets(outputs: list[str]) -> None:
+    curl = printed_by(outputs, "serving/README.md", "curl -H 'Content-Type: image/png'")
+    label = json.JSONDecoder().raw_decode(curl)[0]["label"]
+    assert printed_by(outputs, "serving/README.md", "python - <<'EOF'\nimport json").strip() == label
+    triton = printed_by(outputs, "serving/README.md", "python - <<'EOF'\nfrom pathlib import Path")
+    assert re.findall(r"[\"'](.+)[\"']", triton) == [label]
 
 
-def test_the_tables_name_what_there_is() -> None:
-    rows = re.findall(r"^\| (`--.*?) \|", README, flags=re.MULTILINE)
-    options = {name for row in rows for name in re.findall(r"`--([a-z-]+)`", row)}
-    assert len(options) > 30
-    assert options - {"config"} <= {field.replace("_", "-") for field in TrainConfig.__dataclass_fields__}
-    for field in Settings.model_fields:
-        assert f"`{PREFIX}{field.upper()}`" in README, field
-    documented = set(re.findall(r"`(twinlens_\w+?)(?:_total)?(?:\{[^}]*\})?`", README))
-    code = (ROOT / "serving" / "metrics.py").read_text()
-    assert documented == set(re.findall(r'"(twinlens_\w+)"', code))
+def test_a_rolled_back_model_is_the_latest(shell: Shell, outputs: list[str]) -> None:
+    """k8s/README.md's command, on what has been published last by then."""
+    link = 'ln -sfn photos runs/.l && mv -T runs/.l runs/latest && basename "$(realpath runs/latest)"'
+    assert "ln -sfn photos runs/.l && mv -T runs/.l runs/latest" in {step.text.strip() for step in STEPS}
+    assert shell.run(Step(page=ROOT / "k8s" / "README.md", text=link)).strip() == "photos"
 
 
-def test_the_layout_names_every_package() -> None:
-    layout = re.search(r"## Layout\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
-    packages = {path.parent.name for side in ("serving", "training") for path in (ROOT / side).rglob("__init__.py")}
-    assert packages == set(re.findall(r"^ *(\w+)/", layout, flags=re.MULTILINE)) - {"k8s", "tests"}
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_studies_of_the_questions_run(shell: Shell) -> None:
+    for step in steps(SLOW):
+        assert "runs/studies/" in shell.run(step)

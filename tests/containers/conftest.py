@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.images import SERVE, SOMEBODY, TRAIN
+from tests.containers.images import SERVE, SOMEBODY, TRAIN, VERSION
 from tests.containers.podman import build, build_base, missing, podman
 
 
@@ -23,8 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     build_base(tmp_path_factory.mktemp("base"))
-    build("train", TRAIN, REVISION="0123456789")
-    build("serve", SERVE, EXTRAS="serve")
+    build("train", TRAIN, VERSION=VERSION, REVISION="0123456789")
+    build("serve", SERVE, VERSION=VERSION, EXTRAS="serve")
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
 """The names of the two images, the user they run as, and a picture to send."""
 
+import tomllib
+
 import cv2
 import numpy as np
-import yaml
 from sklearn.datasets import load_digits
 
 from tests.support.paths import ROOT
 
-VERSION = yaml.safe_load((ROOT / "k8s" / "Kustomization").read_text())["images"][0]["newTag"].removesuffix("-cpu")
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 TRAIN, SERVE = (f"localhost/twinlens/{kind}:{VERSION}" for kind in ("train", "serve"))
 SOMEBODY = 12345
 """A uid that no image knows."""
