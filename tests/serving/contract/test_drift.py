@@ -112,7 +112,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
         name="digits",
         model="mlp",
         hidden=(64,),
-        epochs=4,
+        epochs=8,
         val_fraction=0.35,
         test_fraction=0.3,
         quantize="int8",
