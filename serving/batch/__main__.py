@@ -8,61 +8,71 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from serving.batch.parts import Busy
-from serving.batch.scoring import score
+from serving.batch.predict import predict_images
 from serving.contract.model import ModelRefused
 from serving.cores import available_cores
+from serving.inference.prediction import InvalidOutput
 from serving.settings import Settings
 
-DONE, USAGE, SOME_FAILED, STORAGE, REFUSED = 0, 2, 3, 6, 7
+DONE, SOME_FAILED, STOPPED = 0, 3, 130
+EXIT_CODES: dict[type[Exception], int] = {
+    ModelRefused: 7,  # before ValueError, its base class
+    InvalidOutput: 4,
+    Busy: 2,
+    ValueError: 2,
+    BrokenProcessPool: 6,
+    OSError: 6,
+}
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m serving.batch",
-        description="Answer every image of a folder or of a manifest as the service would, into one table.",
-        epilog="Stopped or killed, the same command goes on where it was. Limits and the default model are the "
-        "service's settings (TWINLENS_...). Exit codes: 0 done; 2 usage; 3 done, but some files could not be answered, "
-        "and column `error` says why; 6 storage; 7 the model was refused; 130 stopped.",
+        description="Predict every image of a folder or of a manifest as the service does, and write one table.",
+        epilog="After a stop or a kill, the same command resumes. The limits and the default model are the settings of "
+        "the service (TWINLENS_...). Exit codes: 0 done; 2 usage; 3 done, but some images could not be predicted, and "
+        "column `error` gives the reason; 4 the model gave a value that is not a finite number; 6 storage, or a "
+        "process was killed; 7 the model was refused; 130 stopped.",
     )
-    parser.add_argument("source", type=Path, help="a folder, a CSV with a column path, or a text of a path a line")
+    parser.add_argument("source", type=Path, help="a folder, a CSV with a column path, or a text with a path a line")
     parser.add_argument("--out", type=Path, required=True, help="the table to write, .csv or .parquet")
     parser.add_argument("--model", type=Path, help="the model file (default: TWINLENS_MODEL, runs/latest/model.onnx)")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    given = parser.parse_args(arguments)
-    if given.out.suffix not in (".csv", ".parquet"):
-        parser.error(f"--out {given.out}: expected a name that ends in .csv or .parquet")
-    if given.out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        parser.error(f"--out {given.out}: Parquet takes pyarrow; pip install 'twinlens[parquet]'")
-    if given.out.exists():
-        parser.error(f"--out {given.out}: exists already; remove it or name another")
-    if not given.source.exists():
-        parser.error(f"{given.source}: there is no such file or folder")
-    if given.workers is not None and given.workers < 1:
-        parser.error(f"--workers: expected 1 or more, got {given.workers}")
-    return given
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    options = parser.parse_args(arguments)
+    if options.out.suffix not in (".csv", ".parquet"):
+        parser.error(f"--out {options.out}: expected a name that ends in .csv or .parquet")
+    if options.out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        parser.error(f"--out {options.out}: Parquet needs pyarrow; pip install 'twinlens[parquet]'")
+    if options.out.exists():
+        parser.error(f"--out {options.out}: exists already; remove it or use another name")
+    if not options.source.exists():
+        parser.error(f"{options.source}: there is no such file or folder")
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers: expected 1 or more, got {options.workers}")
+    return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit code."""
-    given = _arguments(arguments)
+    """Run the command. Returns its exit code."""
+    options = _arguments(arguments)
     try:
         settings = Settings.from_env()
-        settings = settings.model_copy(update={"model": given.model or settings.model})
-        failed = score(given.source, given.out, settings, given.workers or available_cores())
-    except (ModelRefused, OSError, Busy, BrokenProcessPool, ValueError) as error:
+        settings = settings.model_copy(update={"model": options.model or settings.model})
+        failed = predict_images(options.source, options.out, settings, options.workers or available_cores())
+    except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, InvalidOutput):
+            print(f"{settings.model} cannot be used; nothing was written to {options.out}", file=sys.stderr)
         if isinstance(error, BrokenProcessPool):
-            print("a process has been killed, perhaps for memory; the same command goes on", file=sys.stderr)
-        return (
-            REFUSED if isinstance(error, ModelRefused) else USAGE if isinstance(error, (ValueError, Busy)) else STORAGE
-        )
+            print("a process was killed, perhaps for its memory; the same command resumes", file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    print(given.out)
+        print("stopped; the same command resumes", file=sys.stderr)
+        return STOPPED
+    print(options.out)
     if failed:
         reasons = ", ".join(f"{count:,} {code}" for code, count in failed.most_common())
-        print(f"{failed.total():,} files could not be answered, see column error: {reasons}", file=sys.stderr)
+        print(f"{failed.total():,} images could not be predicted, see column error: {reasons}", file=sys.stderr)
     return SOME_FAILED if failed else DONE
 
 

@@ -29,6 +29,20 @@ def renamed(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object
     return card
 
 
+def nan_for_black(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+    """0 / 0 for an image whose pixels are all 0; for any other image the output stays as it is."""
+    nodes, make, make_tensor = graph.graph.node, onnx.helper.make_node, onnx.helper.make_tensor
+    for node in nodes:
+        node.output[:] = ["finite" if name == "probabilities" else name for name in node.output]
+    graph.graph.initializer.append(make_tensor("axis", onnx.TensorProto.INT64, [1], [1]))
+    nodes.append(make("Cast", ["images"], ["as float"], to=onnx.TensorProto.FLOAT))
+    nodes.append(make("ReduceMax", ["as float"], ["brightest"], axes=[1, 2, 3], keepdims=0))
+    nodes.append(make("Div", ["brightest", "brightest"], ["one or nan"]))
+    nodes.append(make("Unsqueeze", ["one or nan", "axis"], ["factor"]))
+    nodes.append(make("Mul", ["finite", "factor"], ["probabilities"]))
+    return card
+
+
 def golden(card: dict, **changes: object) -> dict:
     first, *others = card["goldens"]
     return card | {"goldens": [first | changes, *others]}

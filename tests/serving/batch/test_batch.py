@@ -21,15 +21,17 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from serving.batch import scoring
 from serving.batch.__main__ import main
-from serving.batch.parts import Journal, encode
-from serving.batch.scoring import Scorer, find
+from serving.batch.parts import Part, PartFiles, encode
+from serving.batch.predict import CHUNK, FilePredictor, table_columns
+from serving.batch.sources import image_paths
 from serving.contract.model import open_model
 from serving.settings import Settings
+from tests.support.forged_models import nan_for_black, rewritten
 from tests.support.paths import ROOT
 
 WAIT_S = 60
+NEWLINE = b"\n"
 
 
 def command(*arguments: object, **environment: str) -> tuple[list[str], dict[str, object]]:
@@ -105,18 +107,36 @@ def test_bad_files_are_listed_and_hurt_nobody(run: Path, mixed: Path, tmp_path: 
     assert "1 .txt" in done.stderr
 
 
+def test_a_model_that_gives_nan_ends_the_run(run: Path, photos: Path, tmp_path: Path) -> None:
+    """The image is good and the model is not, so no row blames the image."""
+    model = rewritten(run / "model.onnx", tmp_path / "model.onnx", nan_for_black)
+    black = tmp_path / "images" / "black.png"
+    black.parent.mkdir()
+    assert cv2.imwrite(str(black), np.zeros((24, 24, 3), np.uint8))
+    shutil.copy(next(photos.rglob("*.png")), black.parent)
+    out = tmp_path / "predictions.csv"
+    done = scored(black.parent, "--model", model, "--out", out, "--workers", 1)
+    assert done.returncode == 4, done.stderr
+    assert "error: the model gave a value that is not a number" in done.stderr
+    assert f"{model} cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    black.unlink()
+    assert scored(black.parent, "--model", model, "--out", out, "--workers", 1).returncode == 0
+
+
 def test_parquet_holds_the_same(run: Path, mixed: Path, tmp_path: Path) -> None:
     for name in ("p.csv", "p.parquet"):
-        scorer = Scorer(open_model(run / "model.onnx"), mixed, Settings())
-        header = scoring.columns(open_model(run / "model.onnx").card)
-        with Journal(tmp_path / "journal", header) as journal:
-            journal.append(scorer.score(sorted(find(mixed, Counter()))).rows)
-            journal.finish(tmp_path / name)
-    columns = parquet.read_table(tmp_path / "p.parquet")
+        predictor = FilePredictor(open_model(run / "model.onnx"), mixed, Settings())
+        columns = table_columns(open_model(run / "model.onnx").card)
+        with PartFiles(tmp_path / "parts", columns) as parts:
+            parts.append(predictor.predict(sorted(image_paths(mixed, Counter()))))
+            parts.merge(tmp_path / name)
+    typed = parquet.read_table(tmp_path / "p.parquet")
     rows = table(tmp_path / "p.csv")
     assert len(rows) == 9
-    assert columns.column_names == list(rows[0])
-    for theirs, ours in zip(columns.to_pylist(), rows, strict=True):
+    assert typed.column_names == list(rows[0])
+    for theirs, ours in zip(typed.to_pylist(), rows, strict=True):
         assert theirs["path"] == ours["path"].encode(errors="surrogateescape").decode(errors="replace")
         assert (theirs["label"] or "", theirs["error"] or "") == (ours["label"], ours["error"])
         assert theirs["p_blue"] == (pytest.approx(float(ours["p_blue"])) if ours["p_blue"] else None)
@@ -128,7 +148,7 @@ def test_prediction_sets_are_the_cards(run: Path, photos: Path) -> None:
     card = classifier.card
     object.__setattr__(card.calibration, "threshold", 1e-9)
     key = "blue/0.png"
-    [row] = list(csv.reader(Scorer(classifier, photos, Settings()).score([key]).rows.decode().splitlines()))
+    [row] = list(csv.reader(FilePredictor(classifier, photos, Settings()).predict([key]).rows.decode().splitlines()))
     pixels = card.preprocessing((photos / key).read_bytes())
     [members] = card.calibration.prediction_sets(classifier.predict(pixels[np.newaxis]))
     assert set(json.loads(row[3])) == {name for name, inside in zip(card.classes, members, strict=True) if inside}
@@ -190,6 +210,15 @@ def many(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def part_folders(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.parts"))
+
+
+def written(parts: Path) -> int:
+    """The number of complete parts."""
+    return sum(path.suffix == ".csv" for path in parts.iterdir())
+
+
 def children(process: int) -> list[str]:
     return Path(f"/proc/{process}/task/{process}/children").read_text().split()
 
@@ -201,18 +230,18 @@ def test_killed_it_goes_on_without_repeating_or_losing_a_row(
     out = tmp_path / "predictions.csv"
     words, options = command(many, "--model", run / "model.onnx", "--out", out, "--workers", 2)
     first = subprocess.Popen(words, **options, stderr=subprocess.DEVNULL, start_new_session=True)
-    partial = wait_for(lambda: next((p for p in tmp_path.glob(".*.partial") if p.stat().st_size > 20_000), None))
+    parts = wait_for(lambda: next((folder for folder in part_folders(tmp_path) if written(folder) >= 5), None))
     processes = children(first.pid)
     first.send_signal(number)
     assert first.wait(WAIT_S) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert wait_for(lambda: not any(Path("/proc", process, "exe").exists() for process in processes)), "orphans"
     assert not out.exists()
-    written = partial.read_bytes()
-    partial.write_bytes(written + b'0/1.png,"a row cut of')
+    before = b"".join((parts / f"{number}.csv").read_bytes() for number in range(written(parts)))
+    (parts / "part.tmp").write_bytes(b'0/1.png,"a row cut of')
     done = scored(many, "--model", run / "model.onnx", "--out", out, "--workers", 2)
     assert done.returncode == 0, done.stderr
-    assert "are done already; going on" in done.stderr
-    assert out.read_bytes().startswith(written), "what was written stays"
+    assert f"resuming after {before.count(NEWLINE):,} images" in done.stderr
+    assert out.read_bytes().split(NEWLINE, 1)[1].startswith(before), "what was written stays"
     counts = Counter(row["path"] for row in table(out))
     assert counts == Counter(str(path.relative_to(many)) for path in many.rglob("*.png"))
     assert list(tmp_path.iterdir()) == [out]
@@ -231,7 +260,7 @@ def test_two_at_once_do_not_write_to_one_table(run: Path, many: Path, tmp_path: 
     words, options = command(many, "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
     first = subprocess.Popen(words, **options, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob(".*.partial")))
+        wait_for(lambda: any(written(parts) for parts in part_folders(tmp_path)))
         second = scored(many, "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
         assert second.returncode == 2
         assert "another process writes to it" in second.stderr
@@ -242,25 +271,28 @@ def test_two_at_once_do_not_write_to_one_table(run: Path, many: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_rows_of_another_model_never_come_into_the_table(run: Path, many: Path, tmp_path: Path) -> None:
-    """The file under way is named by model and source, so one that is left of another is not taken up."""
-    header = ["path", "error"]
-    with Journal(tmp_path / ".x.csv.000000000000.partial", header) as journal:
-        journal.append(encode([["0/0.png", ""]]))
+    """The folder of the parts is named by model and source, so parts of another run are not used."""
+    with PartFiles(tmp_path / ".x.csv.000000000000.parts", ["path", "error"]) as parts:
+        parts.append(part([["0/0.png", ""]]))
     (tmp_path / "m.txt").write_text(str(next(many.rglob("*.png"))))
     done = scored(tmp_path / "m.txt", "--model", run / "model.onnx", "--out", tmp_path / "x.csv", "--workers", 1)
     assert done.returncode == 0
-    assert "going on" not in done.stderr
+    assert "resuming" not in done.stderr
+
+
+def part(rows: list[list[str]]) -> Part:
+    return Part(rows=encode(rows), images=len(rows), failed=Counter())
 
 
 def test_a_path_that_is_listed_twice_is_done_twice(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", ["path", "error"]) as journal:
-        journal.append(encode([["a", ""], ["b\n", "code: x"], ["a", ""]]))
-    with (tmp_path / "j").open("ab") as file:
-        file.write(b'"c\n,')
-    with Journal(tmp_path / "j", ["path", "error"]) as journal:
-        assert journal.rows == 3
-        assert journal.failed == {"code": 1}
-        assert [journal.is_done(key) for key in ("a", "a", "a", "b\n", "b\n", "c")] == [
+    with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
+        parts.append(part([["a", ""], ["b\n", "code: x"]]))
+        parts.append(part([["a", ""]]))
+    (tmp_path / "parts" / "part.tmp").write_bytes(b'"c\n,')
+    with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
+        assert parts.images == 3
+        assert parts.failed == {"code": 1}
+        assert [parts.is_done(key) for key in ("a", "a", "a", "b\n", "b\n", "c")] == [
             True,
             True,
             False,
@@ -270,6 +302,19 @@ def test_a_path_that_is_listed_twice_is_done_twice(tmp_path: Path) -> None:
         ]
 
 
+def test_a_part_that_is_missing_is_done_again(tmp_path: Path) -> None:
+    with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
+        for key in ("a", "b", "c"):
+            parts.append(part([[key, ""]]))
+    (tmp_path / "parts" / "1.csv").unlink()
+    with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
+        left = [key for key in ("a", "b", "c") if not parts.is_done(key)]
+        assert left == ["b", "c"]
+        parts.append(part([[key, ""] for key in left]))
+        parts.merge(tmp_path / "x.csv")
+    assert [row["path"] for row in table(tmp_path / "x.csv")] == ["a", "b", "c"]
+
+
 def test_paths_are_streamed(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         folder = tmp_path / str(count)
@@ -277,7 +322,7 @@ def test_paths_are_streamed(tmp_path: Path) -> None:
         for number in range(count):
             (folder / f"{number}.png").touch()
         tracemalloc.start()
-        assert sum(1 for _ in find(folder, Counter())) == count
+        assert sum(1 for _ in image_paths(folder, Counter())) == count
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -339,16 +384,15 @@ def test_it_is_nearly_as_fast_as_plain_batches_and_does_not_grow(run: Path, tmp_
         process = subprocess.Popen(words, **options, stderr=subprocess.DEVNULL)
         samples: list[tuple[float, int, int]] = []
         while process.poll() is None:
-            with contextlib.suppress(FileNotFoundError):  # between being seen and being asked it may get its name
-                rows = sum(partial.stat().st_size for partial in tmp_path.glob(".*.partial"))
+            with contextlib.suppress(FileNotFoundError):  # at the end the folder of the parts disappears
+                rows = sum(written(parts) * CHUNK for parts in part_folders(tmp_path))
                 samples.append((time.time(), rows, resident(process.pid)))
             time.sleep(0.02)
         assert process.returncode == 0
-        whole = out.stat().st_size
         out.unlink()
-        steady = [(at, size, memory) for at, size, memory in samples if 0.1 * whole < size < 0.9 * whole]
+        steady = [sample for sample in samples if 0.1 * BENCH_IMAGES < sample[1] < 0.9 * BENCH_IMAGES]
         (begun, least, before), (ended, most, after) = steady[0], steady[-1]
-        ratios.append(BENCH_IMAGES * (most - least) / whole / (ended - begun) / limit)
+        ratios.append((most - least) / (ended - begun) / limit)
         growths.append(after - before)
     print("of the limit", ratios, "growth in bytes", growths)
     assert np.median(ratios) >= 0.8

@@ -1,0 +1,196 @@
+"""Predict every image of a folder or of a manifest, without HTTP, and write one table.
+
+Decoding, model and predictions are those of the service. Each process of a pool predicts one chunk of paths at a time.
+Paths are read and rows are written one chunk after the other, so memory does not grow with their number. The same
+command resumes a run that was stopped or killed.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import connection
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from serving.batch.parts import Part, PartFiles, encode
+from serving.batch.sources import image_paths
+from serving.contract.card import ModelCard
+from serving.contract.decode import Pixels
+from serving.contract.image_header import ImageError
+from serving.contract.model import Classifier, open_model
+from serving.inference.prediction import DECIMALS, describe
+from serving.settings import Settings
+
+CHUNK = 64
+"""Images in a task. A process holds the pixels of one task."""
+TASKS_PER_PROCESS = 3
+"""Tasks that are queued or under way for each process, so that no process waits for the next one."""
+
+
+def table_columns(card: ModelCard) -> list[str]:
+    """The columns of the table. A row with an `error` has a path and no other value."""
+    probabilities = [f"p_{name}" for name in card.classes]
+    return ["path", "label", "confidence", "prediction_set", "model_version", "error", *probabilities]
+
+
+class FilePredictor:
+    """Reads image files below a folder and predicts them."""
+
+    def __init__(self, classifier: Classifier, root: Path, settings: Settings) -> None:
+        self._classifier = classifier
+        self._root = root
+        self._settings = settings
+
+    def predict(self, paths: Sequence[str]) -> Part:
+        """The rows of these files, in their order. An image that cannot be decoded gets a row with the reason.
+
+        Raises InvalidOutput if the model gives a value that is not a finite number.
+        """
+        images = [self._read(path) for path in paths]
+        outputs = self._infer([image for image in images if not isinstance(image, ImageError)])
+        rows, failed = [], Counter[str]()
+        for path, image in zip(paths, images, strict=True):
+            if isinstance(image, ImageError):
+                failed[image.code] += 1
+                rows.append(self._error_row(path, image))
+            else:
+                rows.append(self._row(path, next(outputs)))
+        return Part(rows=encode(rows), images=len(rows), failed=failed)
+
+    def _read(self, path: str) -> Pixels | ImageError:
+        settings = self._settings
+        try:
+            with open(os.path.join(self._root, path), "rb") as file:  # noqa: PTH118, PTH123 (half the time of a Path's)
+                # `read` allocates all that it is asked for: for the largest file, as long as decoding a small one.
+                data = file.read(min(os.fstat(file.fileno()).st_size, settings.max_bytes) + 1)
+            preprocessing = self._classifier.card.preprocessing
+            return preprocessing(data, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        except ImageError as error:
+            return error
+        except (OSError, ValueError) as error:  # ValueError: a path in a manifest may hold a NUL character
+            return ImageError("unreadable_file", getattr(error, "strerror", None) or str(error))
+
+    def _infer(self, images: Sequence[Pixels]) -> Iterator[np.ndarray]:
+        size = self._settings.max_batch
+        for start in range(0, len(images), size):
+            yield from self._classifier.predict(np.stack(images[start : start + size]))
+
+    def _row(self, path: str, output: np.ndarray) -> list[str]:
+        card = self._classifier.card
+        prediction = describe(output, card)
+        classes = prediction.prediction_set
+        prediction_set = "" if classes is None else json.dumps(classes, ensure_ascii=False)
+        probabilities = [f"{prediction.probabilities[name]:.{DECIMALS}f}" for name in card.classes]
+        confidence = f"{prediction.confidence:.{DECIMALS}f}"
+        return [path, prediction.label, confidence, prediction_set, card.version, "", *probabilities]
+
+    def _error_row(self, path: str, error: ImageError) -> list[str]:
+        return [path, "", "", "", "", f"{error.code}: {error}", *[""] * len(self._classifier.card.classes)]
+
+
+def predict_images(source: Path, out: Path, settings: Settings, workers: int) -> Counter[str]:
+    """Write a row for each image of `source` to `out`. Returns the number of failed images by error code.
+
+    Resumes an earlier call with the same source, output and model. Raises UsageError, ModelRefused, InvalidOutput,
+    Busy, OSError, and BrokenProcessPool if a process was killed.
+    """
+    classifier = open_model(settings.model, require_gpu=settings.require_gpu)
+    root = source if source.is_dir() else source.parent
+    # The name keeps the rows of another model or of another source out of the table.
+    identity = hashlib.sha256(f"{classifier.digest} {source.resolve()}".encode()).hexdigest()[:12]
+    skipped = Counter[str]()
+    with PartFiles(out.with_name(f".{out.name}.{identity}.parts"), table_columns(classifier.card)) as parts:
+        if parts.images:
+            print(f"resuming after {parts.images:,} images", file=sys.stderr)
+        failed = parts.failed
+        paths = (path for path in image_paths(source, skipped) if not parts.is_done(path))
+        progress = Progress()
+        context = multiprocessing.get_context("spawn")  # a fork copies the locks of threads, and CUDA forbids it
+        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(root, settings)) as pool:
+            try:
+                for part in _in_order(pool, paths, workers * TASKS_PER_PROCESS):
+                    parts.append(part)
+                    failed += part.failed
+                    progress.add(part)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        progress.end(skipped)
+        parts.merge(out)
+    return failed
+
+
+class Progress:
+    """Prints the number of images and the rate to standard error: each second on a terminal, otherwise each minute."""
+
+    def __init__(self) -> None:
+        self._begun = self._printed = time.monotonic()
+        self._interval_s = 1 if sys.stderr.isatty() else 60
+        self._images = self._failed = 0
+
+    def add(self, part: Part) -> None:
+        """Count a part."""
+        self._images += part.images
+        self._failed += part.failed.total()
+        if time.monotonic() - self._printed >= self._interval_s:
+            self._printed = time.monotonic()
+            print(self, file=sys.stderr, end="\r" if self._interval_s == 1 else "\n", flush=True)
+
+    def end(self, skipped: Counter[str]) -> None:
+        """Print the final numbers, and the extensions of the skipped files."""
+        print(self, file=sys.stderr)
+        if skipped:
+            extensions = ", ".join(f"{count:,} {extension or 'without'}" for extension, count in skipped.most_common(5))
+            print(f"skipped files without the extension of an image: {extensions}", file=sys.stderr)
+
+    def __str__(self) -> str:
+        rate = self._images / max(time.monotonic() - self._begun, 1e-9)
+        return f"{self._images:,} images, {self._failed:,} failed, {rate:,.0f} images/s "
+
+
+def _in_order(pool: ProcessPoolExecutor, paths: Iterable[str], most: int) -> Iterator[Part]:
+    """The parts of the paths, chunk after chunk in their order. At most `most` chunks are queued or under way."""
+    paths = iter(paths)
+    running: deque[Future[Part]] = deque()
+    while True:
+        while len(running) < most and (chunk := list(islice(paths, CHUNK))):
+            running.append(pool.submit(_predict, chunk))
+        if not running:
+            return
+        yield running.popleft().result()
+
+
+class _Process:
+    """The state of a process of the pool."""
+
+    predictor: FilePredictor
+
+
+def _begin(root: Path, settings: Settings) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    _Process.predictor = FilePredictor(open_model(settings.model, require_gpu=settings.require_gpu), root, settings)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends. Without it, the processes of a killed parent wait for tasks forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _predict(paths: list[str]) -> Part:
+    return _Process.predictor.predict(paths)

@@ -1,0 +1,47 @@
+"""The paths of the images to predict: those in a folder, or those that a manifest lists."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving.contract.image_header import IMAGE_EXTENSIONS
+
+
+class UsageError(ValueError):
+    """The manifest has no column of paths."""
+
+
+def image_paths(source: Path, skipped: Counter[str]) -> Iterator[str]:
+    """Paths relative to the folder `source`, or to the folder of the manifest `source`, one at a time.
+
+    A manifest is a CSV with a column `path`, or a text file with a path on each line. In a folder, the files with the
+    extension of an image are taken, at any depth. Hidden files and linked folders are left out. The other files are
+    counted in `skipped`, by extension. Raises UsageError, OSError.
+    """
+    if source.is_dir():
+        yield from _in_folder(source, "", skipped)
+    elif source.suffix.lower() == ".csv":
+        with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = csv.DictReader(file)
+            if "path" not in (lines.fieldnames or ()):
+                raise UsageError(f"{source}: no column path; there are {', '.join(lines.fieldnames or ['none'])}")
+            yield from (line["path"] for line in lines)
+    else:
+        with source.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from (line.rstrip("\n") for line in file if line.strip())
+
+
+def _in_folder(root: Path, below: str, skipped: Counter[str]) -> Iterator[str]:
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            path = f"{below}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _in_folder(root, f"{path}/", skipped)
+            elif not entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                skipped[Path(entry.name).suffix] += 1
+            elif entry.is_file() or entry.is_symlink():  # a broken link gets a row with an error
+                yield path
