@@ -7,7 +7,7 @@ that is worth.
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -22,17 +22,16 @@ from serving.contract.decode import Pixels, as_channels
 from serving.contract.model import Classifier, open_model
 from training.data import audit, dataset, inspection, splits
 from training.data.cache import Cache
-from training.data.dataset import Labelled
-from training.data.formats import NAMES_SHOWN, Source, find
-from training.data.splits import SPLITS, Division, Split
+from training.data.dataset import LabelledImages
+from training.data.formats import NAMES_SHOWN, SPLITS, Source, Split, find
+from training.data.inspection import ImageSet
+from training.data.splits import Division, SplitPolicy
 from training.errors import ConfigError, DataError
 from training.metrics.classification import Probabilities
 from training.report import evaluation
 from training.report.evaluation import Answered, Evaluation
 
 BATCH = 256
-DIVIDED_BY = ("leaks", "val_fraction", "test_fraction", "seed", "images_per_class")
-"""The options of a training by which its splits were made."""
 
 Wanted = Literal["train", "val", "test", "all"]
 Splits = dict[Split, np.ndarray]
@@ -96,51 +95,38 @@ def evaluate(config: EvaluateConfig) -> Path:
     return folder
 
 
-def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[Labelled, list[Splits | None]]:
-    """All readable images; and for each model the splits of its training, if it was trained on just these images.
+def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[LabelledImages, list[Splits | None]]:
+    """Return all readable images and, for each model, the splits of its training if this is its training data.
 
     Raises DataError, OSError.
     """
-    classes = cards[0].classes
-    # The duplicates are not known before everything is read, nor the split before they are; the chosen images are read
-    # again afterwards: to hold the pixels in between would take memory without bound.
-    found = audit.contents(source, cache)
-    kept, unreadable = found.positions, audit.reasons(source, found)
-    audit.check_readable(source, unreadable)
-    keys, names, groups = ([values[i] for i in kept] for values in (source.keys, source.labels, source.groups))
-    given, pictures = [source.splits[i] for i in kept], [file.digest for file in found.files]
-    labels = np.array([classes.index(name) for name in names], dtype=np.int64)
-    links = found.duplicates.links
-
-    def of_training(card: ModelCard) -> Division | None:
-        options = {name: card.provenance.config.get(name) for name in DIVIDED_BY}
-        try:
-            made = splits.divide(given, labels, groups, links, classes, **options)  # type: ignore[arg-type]
-        except DataError:  # nothing can have been trained on data of which splits cannot be made
-            return None
-        return made if dataset.digest(keys, names, made.splits, pictures) == card.provenance.data_digest else None
-
-    trained_on = [of_training(card) for card in cards]
-    division = trained_on[0] or splits.as_given(given, splits.components(groups, links))
-    images = Labelled(
-        name=source.name,
-        keys=keys,
-        labels=labels,
-        classes=classes,
-        splits=division.splits if trained_on[0] else _brought(given),
-        components=division.components,
-        digest=dataset.digest(keys, names, division.splits, pictures),
-        original=lambda i: inspection.to_rgb(source.read(kept[i])),
-        unreadable=unreadable,
-    )
-    return images, [division.splits if division else None for division in trained_on]
+    # The chosen images are read a second time. They are known only after all were read, since duplicates decide the
+    # splits, and the pixels of all images need not fit into memory.
+    images = inspection.image_set(source, inspection.inspect_files(source, cache), cards[0].classes)
+    audit.check_readable(images)
+    divisions = [training_division(images, card) for card in cards]
+    division = divisions[0] or splits.undivided(images)
+    digest = dataset.digest(images, division)
+    if divisions[0] is None:
+        division = replace(division, splits=_splits_of_source(images))
+    labelled = LabelledImages(image_set=images, division=division, digest=digest)
+    return labelled, [division.splits if division else None for division in divisions]
 
 
-def _brought(given: Sequence[Split | None]) -> Splits:
-    return {split: np.flatnonzero([name == split for name in given]) for split in SPLITS}
+def training_division(images: ImageSet, card: ModelCard) -> Division | None:
+    """Divide the images as the training of a model did; None if it was trained on other images."""
+    try:
+        division = splits.divide(images, SplitPolicy.of_card(card.provenance.config))
+    except ValueError:  # no training can have had such options, or such data (DataError)
+        return None
+    return division if dataset.digest(images, division) == card.provenance.data_digest else None
 
 
-def choose(asked: Wanted | None, images: Labelled, *, remade: bool) -> tuple[str, Int64[np.ndarray, " _"], str]:
+def _splits_of_source(images: ImageSet) -> Splits:
+    return {split: np.flatnonzero([name == split for name in images.source_splits]) for split in SPLITS}
+
+
+def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tuple[str, Int64[np.ndarray, " _"], str]:
     """Which images are scored, and why; `remade` says that the splits are those of the model's training.
 
     Raises ConfigError for a split that there is not.
@@ -158,7 +144,7 @@ def choose(asked: Wanted | None, images: Labelled, *, remade: bool) -> tuple[str
     return f"{wanted} split", images.splits[wanted], reason
 
 
-def answer(classifier: Classifier, images: Labelled, indices: Int64[np.ndarray, " _"]) -> Probabilities:
+def answer(classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"]) -> Probabilities:
     """What the service answers to the images `indices`, columns as `images.classes`; holds one batch at a time."""
     preprocessing = classifier.card.preprocessing
 
@@ -211,7 +197,7 @@ def _make_folder(config: EvaluateConfig) -> Path:
     return folder
 
 
-def _lacking(images: Labelled, indices: np.ndarray) -> list[str]:
+def _lacking(images: LabelledImages, indices: np.ndarray) -> list[str]:
     present = images.labels[indices]
     absent = [name for label, name in enumerate(images.classes) if label not in present]
     return [f"no image of {', '.join(absent)}: no scores for that, and averages are of the others"] if absent else []

@@ -16,7 +16,7 @@ from training.config import TrainConfig, default_name
 from training.data import augmentation
 from training.data import dataset as data
 from training.data.dataset import Dataset
-from training.data.splits import SPLITS
+from training.data.formats import SPLITS
 from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, runs

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from serving.contract.image_header import MIN_SIDE, ImageError, read_header
+from serving.contract.image_header import MIN_SIDE, Header, ImageError, read_header
 
 MAX_SIDE = 65_500  # what JPEG can say, and far below OpenCV's own limit
 MAX_BYTES = 10 * 2**20
@@ -68,6 +68,14 @@ def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, m
     Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
     image_too_small, image_too_large.
     """
+    pixels, _ = decode_with_header(data, channels, max_bytes=max_bytes, max_pixels=max_pixels)
+    return pixels
+
+
+def decode_with_header(
+    data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> tuple[Decoded, Header]:
+    """Return what `decode` returns, and the header that was read for it. Raises ImageError as `decode` does."""
     if not data:
         raise ImageError("empty_image", "the file is empty")
     if len(data) > max_bytes:
@@ -82,7 +90,7 @@ def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, m
     if header.transparent:
         pixels = _on_white(pixels, header.transparent_gray)
     turn = TURNS.get(header.orientation)
-    return as_channels(pixels if turn is None else turn(pixels), channels)
+    return as_channels(pixels if turn is None else turn(pixels), channels), header
 
 
 def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded:

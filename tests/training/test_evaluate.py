@@ -221,7 +221,7 @@ def test_two_models_on_the_same_images_each_with_its_own_pixels(
 def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path) -> None:
     classifier = open_model(run / "model.onnx")
     images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
-    turned = dataclasses.replace(images, classes=images.classes[::-1])
+    turned = dataclasses.replace(images, image_set=dataclasses.replace(images.image_set, classes=images.classes[::-1]))
     indices = np.arange(9)
     assert np.array_equal(
         evaluate.answer(classifier, turned, indices), evaluate.answer(classifier, images, indices)[:, ::-1]

@@ -1,7 +1,7 @@
-"""Find images and their labels; five kinds of data, told apart by what --data points to.
+"""List images and their labels. The path of --data decides which of five formats is read.
 
-Nothing (the handwritten digits inside scikit-learn), a folder of class folders, a folder with train/ val/ [test/] of
-class folders, a CSV manifest, an .npz in the MedMNIST layout. Nothing is decoded here.
+Without a path, the handwritten digits inside scikit-learn; a folder of class folders; a folder with train/ val/ [test/]
+of class folders; a CSV manifest; an .npz file in the MedMNIST layout. No image is decoded here.
 """
 
 import csv
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -19,10 +20,11 @@ from sklearn.datasets import load_digits
 
 from serving.contract.image_header import IMAGE_EXTENSIONS
 from training.data.cache import Cache
-from training.data.splits import SPLITS, Split
 from training.errors import DataError
 from training.storage import release
 
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
@@ -32,27 +34,29 @@ DIGITS_SCALE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Labelled images as they were found: nothing decoded, splits perhaps missing.
-
-    `read(i)` gives image i as encoded bytes or as uint8 pixels; `keys` name the images for people; `ignored` are files
-    in class folders whose names do not end as an accepted format's do.
-    """
+    """Labelled images before any is read. All lists have one entry for each image."""
 
     name: str
     identity: str
-    """Another one as soon as an image is written, replaced, added or removed; says nothing of labels and splits."""
+    """Digest of the images' state. It changes when an image is written, replaced, added or removed, not with labels
+    and splits."""
     keys: list[str]
+    """Name of each image, for people."""
     labels: list[str]
     groups: list[str]
+    """Images of one group must not be in two splits. An empty string is no group."""
     splits: list[Split | None]
+    """None: the source assigns no split."""
     read: Callable[[int], bytes | np.ndarray]
+    """Read image i: encoded bytes, or uint8 pixels."""
     ignored: list[str] = field(default_factory=list)
+    """Files in class folders whose names have no ending of an accepted format."""
     release: Callable[[], None] = lambda: None
-    """Lets go of what `read` has read so far, if that counts as this process's memory."""
+    """Release the memory of mapped images that were read."""
 
 
 def find(data: Path | None, cache: Cache) -> Source:
-    """Tell the five kinds of data apart and list what is there. Raises DataError, OSError."""
+    """Determine the format of the data and list its images. Raises DataError, OSError."""
     if data is None:
         return _digits()
     if not data.exists():
@@ -86,7 +90,7 @@ def _folders(root: Path) -> Source:
     splits = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in _subfolders(root)}
     if not {"train", "val"} <= set(splits.values()):
         splits = {root: None}
-    found = [
+    files = [
         (path, label, split)
         for folder, split in splits.items()
         if split or folder == root
@@ -94,7 +98,7 @@ def _folders(root: Path) -> Source:
     ]
     images = [
         (str(path.relative_to(root)), label, "", split)
-        for path, label, split in found
+        for path, label, split in files
         if path.suffix.lower() in IMAGE_EXTENSIONS
     ]
     if not images:
@@ -103,7 +107,7 @@ def _folders(root: Path) -> Source:
             f"expected {root.name}/<class>/<image>, {root.name}/train/<class>/<image> "
             "with val/ beside it, or a CSV manifest"
         )
-    ignored = [str(path.relative_to(root)) for path, _, _ in found if path.suffix.lower() not in IMAGE_EXTENSIONS]
+    ignored = [str(path.relative_to(root)) for path, _, _ in files if path.suffix.lower() not in IMAGE_EXTENSIONS]
     return _files(str(root), root, images, ignored)
 
 
@@ -125,18 +129,18 @@ def _manifest(path: Path) -> Source:
     _refuse(
         path, "paths that appear more than once", (p for p, n in Counter(row["path"] for row in rows).items() if n > 1)
     )
-    given = [(row.get("split") or "").strip().lower() for row in rows]
+    splits = [(row.get("split") or "").strip().lower() for row in rows]
     _refuse(
         path,
         f"splits other than {', '.join(SPLITS)}",
-        sorted({name for name in given if name not in SPLIT_NAMES} - {""}),
+        sorted({name for name in splits if name not in SPLIT_NAMES} - {""}),
     )
     return _files(
         str(path),
         path.parent,
         [
             (row["path"], row["label"], row.get("group") or "", SPLIT_NAMES.get(split))
-            for row, split in zip(rows, given, strict=True)
+            for row, split in zip(rows, splits, strict=True)
         ],
     )
 
@@ -154,7 +158,7 @@ def _npz(path: Path, cache: Cache) -> Source:
         if labels.size != len(images):
             raise DataError(f"{path}: {split}_labels holds {labels.size} labels for {len(images)} images")
 
-    def let_go() -> None:
+    def release_all() -> None:
         for array in arrays.values():
             release(array)
 
@@ -167,12 +171,12 @@ def _npz(path: Path, cache: Cache) -> Source:
         groups=[""] * len(order),
         splits=[split for split, _ in order],
         read=lambda i: arrays[f"{order[i][0]}_images"][order[i][1]],
-        release=let_go,
+        release=release_all,
     )
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Images and labels as .npy files, which is what an .npz holds, so that they need not be in memory."""
+    """Extract images and labels as .npy files, which can be mapped: they need not fit into memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -186,7 +190,7 @@ def _unpack(path: Path, folder: Path) -> None:
                     np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
     except (DataError, OSError):
         raise
-    except Exception as error:  # for damage, zipfile, zlib and numpy raise classes of their own
+    except Exception as error:  # zipfile, zlib and numpy raise their own classes for damage
         raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
 
 
@@ -208,12 +212,12 @@ def _files(
 
 
 def _is_utf8(name: str) -> bool:
-    """Bytes of a file's name that are not, Python keeps as surrogates, which no report can be written with."""
+    """Python keeps other bytes of a file name as surrogates, which cannot be written into a report."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _identity(root: Path, keys: Sequence[str]) -> str:
-    """A digest of where the files are, their sizes, when they were last changed, and whether they may be read."""
+    """A digest of the paths, the sizes, the times of the last change and whether the files may be read."""
     states = [(key, _state(root / key)) for key in keys]
     return hashlib.sha256(repr((root.resolve(), states)).encode()).hexdigest()
 
@@ -230,7 +234,7 @@ def _subfolders(root: Path) -> list[Path]:
 
 
 def _labelled(root: Path) -> list[tuple[Path, str]]:
-    """Every file below the class folders of `root`, however deep, in a fixed order; hidden ones are left out."""
+    """Every file below the class folders of `root`, at any depth and in a fixed order, without hidden files."""
     return [
         (Path(folder) / name, class_folder.name)
         for class_folder in _subfolders(root)
@@ -241,8 +245,8 @@ def _labelled(root: Path) -> list[tuple[Path, str]]:
     ]
 
 
-def _refuse(path: Path, what: str, found: Iterable[str]) -> None:
-    names = list(found)
+def _refuse(path: Path, what: str, offenders: Iterable[str]) -> None:
+    names = list(offenders)
     if names:
         shown = "".join(f"\n  {name}" for name in names[:NAMES_SHOWN])
         more = f"\n  and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""

@@ -1,7 +1,7 @@
-"""How well the labels can be told without looking at the picture: from the file and the mean colour alone.
+"""How well the labels can be predicted without the picture: from facts about the file and from the mean colour.
 
 A model may learn that one class was photographed with another camera, cropped by another program or stored in another
-format. What a baseline reaches from such facts is printed beside what the model reaches.
+format. The report shows the score of this baseline beside the score of the model.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ IMAGES_AT_MOST = 10_000
 TREES = 50
 LEAF = 3
 LARGE_SHARE = 0.5
-"""A baseline that reaches this share of what the model gains over chance is warned of."""
+"""The report warns when the baseline reaches this share of the model's gain over chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortcut:
-    """Cross-validated balanced accuracy of a random forest that sees facts about the files, never the pictures."""
+class MetadataBaseline:
+    """Cross-validated balanced accuracy of a random forest on facts about the files, without the pictures."""
 
     images: int
     folds: int
@@ -33,7 +33,7 @@ class Shortcut:
     from_file: float
     """From width, height, aspect, format and bytes."""
     from_file_and_colour: float
-    """From those and the mean colour."""
+    """From the same and the mean colour."""
 
     @property
     def best(self) -> float:
@@ -41,17 +41,17 @@ class Shortcut:
         return max(self.from_file, self.from_file_and_colour)
 
     def share(self, balanced_accuracy: float) -> float | None:
-        """The share of a model's gain over chance that the baseline reaches; None when the model gains nothing."""
+        """The baseline's gain over chance as a share of a model's; None when the model gains nothing."""
         gain = balanced_accuracy - self.chance
         return None if gain <= 0 else max(0.0, (self.best - self.chance) / gain)
 
 
-def baseline(
+def measure(
     files: Sequence[ImageFile], labels: Int64[np.ndarray, " images"], components: Int64[np.ndarray, " images"]
-) -> Shortcut | None:
-    """What the facts about the files alone tell; images of one component are never in two folds.
+) -> MetadataBaseline | None:
+    """Measure the baseline. The images of one component are in one fold.
 
-    Of more than 10,000 images a random 10,000 are taken. None where a class has not two components.
+    Of more than 10,000 images, a random sample of 10,000 is used. None where a class has fewer than two components.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:IMAGES_AT_MOST])
     labels, components = labels[chosen], components[chosen]
@@ -75,7 +75,7 @@ def baseline(
         predicted = cross_val_predict(forest, facts[:, :columns], labels, groups=components, cv=splitter)
         return float(balanced_accuracy_score(labels, predicted))
 
-    return Shortcut(
+    return MetadataBaseline(
         images=len(labels),
         folds=folds,
         chance=1 / len(classes),

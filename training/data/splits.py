@@ -1,134 +1,157 @@
-"""Which images train, which validate, which test: kept as the data brings them, made where it does not."""
+"""Divide images into training, validation and test: splits of the source are kept, missing ones are made."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Int64
+from pydantic import TypeAdapter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from training.config import Leaks
+from training.config import Leaks, TrainConfig
+from training.data.formats import SPLITS, Split
+from training.data.inspection import ImageSet
 from training.errors import DataError
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 CONTRADICTION = "one picture under two labels"
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitPolicy:
+    """The options that decide which image is in which split."""
+
+    leaks: Leaks
+    val_fraction: float
+    test_fraction: float
+    seed: int
+    images_per_class: int | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "SplitPolicy":
+        """The policy of a training."""
+        return cls(**{option.name: getattr(config, option.name) for option in fields(cls)})
+
+    @classmethod
+    def of_card(cls, options: Mapping[str, object]) -> "SplitPolicy":
+        """The policy of a training whose options a model card holds. Raises ValueError where one is missing."""
+        values = {option.name: options.get(option.name) for option in fields(cls)}
+        return TypeAdapter(cls).validate_python(values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Division:
-    """Which image is in which split, after what would make the scores lie was taken out."""
+    """Which image is in which split."""
 
-    found_in: list[Split]
-    """The split of each image before anything was taken out."""
+    assigned: list[Split]
+    """The split of each image before any image was removed."""
     splits: dict[Split, Int64[np.ndarray, " _"]]
+    """Indices of the images of each split, ascending."""
     components: Int64[np.ndarray, " images"]
-    """Images with one number share a group or show one picture: one draw for intervals."""
+    """Images of one number share a group or show one picture. Bootstrap intervals draw them together."""
     removed: dict[int, str]
-    """Images that were taken out of the splits, and why; not those that are more than was asked for."""
+    """Images that leaks or contradictions removed from the splits, and the reason; not those that exceed
+    --images-per-class."""
 
 
-def divide(
-    given: Sequence[Split | None],
-    labels: Int64[np.ndarray, " images"],
-    groups: Sequence[str],
-    pairs: Int64[np.ndarray, "pairs 2"],
-    classes: Sequence[str],
-    *,
-    leaks: Leaks,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    images_per_class: int | None = None,
-) -> Division:
-    """Keep the splits that the data brings, make those that it does not, and part no group and no picture.
+def divide(images: ImageSet, policy: SplitPolicy) -> Division:
+    """Keep the splits of the source and make the missing ones, without parting a group or the copies of a picture.
 
-    `pairs` show one picture. With `leaks` of `drop`, a component that reaches into the test split leaves training and
-    validation, one that reaches into validation leaves training, and a picture with two labels leaves all; else all
-    stay where they are. Then all but `images_per_class` images of each class leave training. Raises DataError.
+    With `leaks` of `drop`: a component with images in the test split leaves training and validation; one with images in
+    the validation split leaves training; a picture with two labels leaves all splits. Otherwise nothing is removed.
+    Then training keeps at most `images_per_class` images of each class. Raises DataError.
     """
-    alone = [""] * len(labels)
-    removed: dict[int, str] = {}
-    if leaks == "drop":
-        contradictory = _mixed(components(alone, pairs), labels)
-        removed = {int(i): CONTRADICTION for i in np.flatnonzero(contradictory)}
-    kept = np.array([i for i in range(len(labels)) if i not in removed], np.int64)
-    together = components(groups, pairs)
+    drop = policy.leaks == "drop"
+    contradictory = contradictions(images) if drop else np.zeros(len(images.labels), bool)
+    usable = np.flatnonzero(~contradictory)
+    component = components(images.groups, images.duplicates.links)
     made = complete(
-        [given[i] for i in kept],
-        labels[kept],
-        together[kept],
-        classes,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
+        [images.source_splits[i] for i in usable], images.labels[usable], component[usable], images.classes, policy
     )
-    owner = np.array([split or "train" for split in given], dtype=object)
+    assigned = np.array([split or "train" for split in images.source_splits], dtype=object)
     for split, members in made.items():
-        owner[kept[members]] = split
-    if leaks == "drop":
-        for split, losing in (("test", ("train", "val")), ("val", ("train",))):
-            held = together[kept[made[split]]]
-            for i in np.flatnonzero(np.isin(together, held) & np.isin(owner, losing)):
-                removed.setdefault(int(i), f"also in the {split} split")
-    stays = np.array([i not in removed for i in range(len(labels))])
-    divided = {split: np.flatnonzero((owner == split) & stays) for split in SPLITS}
-    if images_per_class is not None:
-        divided["train"] = fewer(divided["train"], labels, images_per_class, seed)
-    _check(divided, labels, classes)
-    return Division(found_in=list(owner), splits=divided, components=together, removed=dict(sorted(removed.items())))
+        assigned[usable[members]] = split
+    removed = {int(i): CONTRADICTION for i in np.flatnonzero(contradictory)}
+    if drop:
+        removed = leaking(assigned, component, contradictory) | removed
+    remains = ~np.isin(np.arange(len(assigned)), list(removed))
+    splits = {split: np.flatnonzero((assigned == split) & remains) for split in SPLITS}
+    if policy.images_per_class is not None:
+        splits["train"] = at_most(policy.images_per_class, splits["train"], images.labels, policy.seed)
+    _check(splits, images.labels, images.classes)
+    return Division(assigned=list(assigned), splits=splits, components=component, removed=dict(sorted(removed.items())))
 
 
-def fewer(indices: np.ndarray, labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most so many of the images `indices` of each class, at random; one seed's 5 are among its 20."""
+def undivided(images: ImageSet) -> Division:
+    """The splits of the source; images without one are in training, and nothing is removed."""
+    assigned: list[Split] = [split or "train" for split in images.source_splits]
+    return Division(
+        assigned=assigned,
+        splits={split: np.flatnonzero([name == split for name in assigned]) for split in SPLITS},
+        components=components(images.groups, images.duplicates.links),
+        removed={},
+    )
+
+
+def contradictions(images: ImageSet) -> Bool[np.ndarray, " images"]:
+    """Which images show a picture that also has another label."""
+    picture = components([""] * len(images.labels), images.duplicates.links)
+    labelled = np.unique(np.stack([picture, images.labels], axis=1), axis=0)
+    pictures, labels = np.unique(labelled[:, 0], return_counts=True)
+    contradictory: np.ndarray = np.isin(picture, pictures[labels > 1])
+    return contradictory
+
+
+def leaking(assigned: np.ndarray, components: np.ndarray, contradictory: np.ndarray) -> dict[int, str]:
+    """Images of training and validation whose component is also in an evaluation split, and the reason to remove them.
+
+    An image that is `contradictory` is in no split, so that it makes no other one leak.
+    """
+    removed: dict[int, str] = {}
+    for split, losing in (("test", ("train", "val")), ("val", ("train",))):
+        held_out = components[(assigned == split) & ~contradictory]
+        for i in np.flatnonzero(np.isin(components, held_out) & np.isin(assigned, losing)):
+            removed.setdefault(int(i), f"also in the {split} split")
+    return removed
+
+
+def at_most(images_per_class: int, indices: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Draw at most this many of the images `indices` of each class. The draw of 5 is part of the same seed's of 20."""
     drawn = np.random.default_rng(seed).permutation(indices)
-    chosen = [drawn[labels[drawn] == label][:most] for label in np.unique(labels[indices])]
+    chosen = [drawn[labels[drawn] == label][:images_per_class] for label in np.unique(labels[indices])]
     return np.sort(np.concatenate(chosen))
 
 
-def as_given(given: Sequence[Split | None], together: Int64[np.ndarray, " images"]) -> Division:
-    """The splits as the data brings them, the rest for training, nothing taken out."""
-    owner: list[Split] = [split or "train" for split in given]
-    found = {split: np.flatnonzero([mine == split for mine in owner]) for split in SPLITS}
-    return Division(found_in=owner, splits=found, components=together, removed={})
-
-
 def components(groups: Sequence[str], pairs: Int64[np.ndarray, "pairs 2"]) -> Int64[np.ndarray, " images"]:
-    """Number the sets of images that must not be parted: those linked by a common group or by a pair.
+    """Number the sets of images that must be in one split: a common group or a pair links two images.
 
-    An empty group means none.
+    An empty string is no group.
     """
     first: dict[str, int] = {}
     by_group = [(first.setdefault(group, i), i) for i, group in enumerate(groups) if group]
     links = np.concatenate([np.array(by_group, np.int64).reshape(-1, 2), pairs])
     graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(groups), len(groups)))
     _, component = connected_components(graph, directed=False)
-    together: np.ndarray = component.astype(np.int64)
-    return together
+    numbers: np.ndarray = component.astype(np.int64)
+    return numbers
 
 
 def complete(
-    given: Sequence[Split | None],
+    source_splits: Sequence[Split | None],
     labels: np.ndarray,
     components: np.ndarray,
     classes: Sequence[str],
-    *,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
+    policy: SplitPolicy,
 ) -> dict[Split, np.ndarray]:
-    """Indices of each split; those that the data does not bring are made of its training images.
+    """Return the indices of each split. A split that the source lacks is drawn from its training images.
 
-    Stratified by label, seeded, and no component (`components`) is ever parted. Raises DataError.
+    The draw is stratified by label and seeded, and keeps each component together. Raises DataError.
     """
-    splits = np.array([split or "train" for split in given])
-    shares: dict[Split, float] = {"test": test_fraction, "val": val_fraction}
-    missing = {split: share for split, share in shares.items() if split not in splits}
-    rng = np.random.default_rng(seed)
-    # A component that reaches into a split the data brought stays where it is.
+    splits = np.array([split or "train" for split in source_splits])
+    fractions: dict[Split, float] = {"test": policy.test_fraction, "val": policy.val_fraction}
+    missing = {split: fraction for split, fraction in fractions.items() if split not in splits}
+    rng = np.random.default_rng(policy.seed)
+    # A component with images in a split of the source stays where it is.
     settled = np.zeros(components.max() + 1, bool)
     settled[components[splits != "train"]] = True
     rarest_first = np.argsort(np.bincount(labels), kind="stable")
@@ -138,26 +161,18 @@ def complete(
         if len(members) < 2:
             raise DataError(f"class {classes[label]}: its {sizes.sum()} images are one group, which cannot be split")
         drawn = rng.permutation(np.flatnonzero(~settled[members]))
-        trains = settled[components[mine]] & (splits[mine] == "train")
-        stays = int(not trains.any())  # one of them at least remains for training
+        in_training = settled[components[mine]] & (splits[mine] == "train")
+        reserved = int(not in_training.any())  # at least one component remains for training
         available = (splits[mine] == "train").sum()
-        for split, share in missing.items():
+        for split, fraction in missing.items():
             there = (splits[mine] == split).sum()
-            within = np.searchsorted(np.cumsum(sizes[drawn]), share * available - there, side="right")
-            taken, drawn = np.split(drawn, [min(max(within, int(there == 0)), max(len(drawn) - stays, 0))])
+            within = np.searchsorted(np.cumsum(sizes[drawn]), fraction * available - there, side="right")
+            taken, drawn = np.split(drawn, [min(max(within, int(there == 0)), max(len(drawn) - reserved, 0))])
             splits[np.isin(components, members[taken])] = split
         settled[members] = True
     made = {split: np.flatnonzero(splits == split) for split in SPLITS}
     _check(made, labels, classes)
     return made
-
-
-def _mixed(components: np.ndarray, labels: np.ndarray) -> Bool[np.ndarray, " images"]:
-    """Which images belong to a component that has more than one label."""
-    pairs = np.unique(np.stack([components, labels], axis=1), axis=0)
-    numbers, counts = np.unique(pairs[:, 0], return_counts=True)
-    mixed: np.ndarray = np.isin(components, numbers[counts > 1])
-    return mixed
 
 
 def _check(splits: dict[Split, np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> None:

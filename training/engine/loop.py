@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from training.data import class_balance
 from training.data.dataset import Dataset
+from training.data.formats import Split
 from training.data.loader import Batches
-from training.data.splits import Split
 from training.device import uses_bfloat16
 from training.distributed import ALONE, Group, exchanging
 from training.engine import history

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from training.data.dataset import Dataset
-from training.data.splits import Split
+from training.data.formats import Split
 from training.engine.progress import Epoch
 from training.engine.train_state import Learner
 from training.metrics.classification import Probabilities, reliability, risk_coverage

@@ -14,12 +14,13 @@ from scipy.stats import binomtest
 from serving.contract.decode import Decoded
 from serving.contract.image_header import UPRIGHT
 from training.config import Leaks
-from training.data import inspection
-from training.data.audit import Audit, audit
+from training.data import formats, inspection
+from training.data.audit import Audit
 from training.data.cache import Cache
+from training.data.dataset import divide_and_audit
 from training.data.duplicates import Pair
-from training.data.formats import NAMES_SHOWN, find
-from training.data.splits import CONTRADICTION
+from training.data.formats import NAMES_SHOWN
+from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
 from training.report import html as page
 
@@ -50,28 +51,25 @@ class AuditConfig:
     out: Path | None = None
     """Folder for audit.json and audit.html. None: runs/audits/ and the time."""
 
+    @property
+    def split_policy(self) -> SplitPolicy:
+        """The policy by which a training with these options divides the images."""
+        return SplitPolicy(
+            leaks=self.leaks, val_fraction=self.val_fraction, test_fraction=self.test_fraction, seed=self.seed
+        )
+
 
 def run(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cache = Cache(config.cache)
-    source = find(config.data, cache)
-    audited = audit(
-        source,
-        cache,
-        leaks=config.leaks,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-    )
-
-    def original(index: int) -> Decoded:
-        return inspection.to_rgb(source.read(audited.positions[index]))
-
-    found = facts(audited)
+    source = formats.find(config.data, cache)
+    images = inspection.image_set(source, inspection.inspect_files(source, cache))
+    audited = divide_and_audit(images, config.split_policy, cache)
+    values = facts(audited)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "audit.json").write_text(to_json(found), encoding="utf-8")
-    shown = {"audit": found, "pairs": examples(audited, original), "sheets": sheets(audited, original)}
+    (out / "audit.json").write_text(to_json(values), encoding="utf-8")
+    shown = {"audit": values, "pairs": examples(audited, images.read), "sheets": sheets(audited, images.read)}
     (out / "audit.html").write_text(page.render("audit.html.jinja", **shown), encoding="utf-8")
     if audited.fault is not None:
         print(summary(out))
@@ -113,7 +111,7 @@ def console(found: dict[str, Any]) -> str:
 
 def warnings(audited: Audit) -> Iterator[str]:
     """What a person must know before trusting a score, in plain sentences."""
-    unreadable, reasons = len(audited.unreadable), Counter(audited.division.removed.values())
+    unreadable, reasons = len(audited.images.unreadable), Counter(audited.division.removed.values())
     contradictory = reasons.pop(CONTRADICTION, 0)
     removed = reasons.total()
     if unreadable:
@@ -145,8 +143,9 @@ def warnings(audited: Audit) -> Iterator[str]:
 
 def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
     """Pairs as a page shows them: those under two labels, those in two splits, then some of the rest."""
+    images = audited.images
     of_each = [audited.contradictions, audited.leaks]
-    of_each += [[pair for pair in audited.duplicates.pairs if pair.kind == kind] for kind in ("near", "exact")]
+    of_each += [[pair for pair in images.duplicates.pairs if pair.kind == kind] for kind in ("near", "exact")]
     chosen: dict[Pair, None] = {}
     for pairs in of_each:
         chosen |= dict.fromkeys([pair for pair in pairs if pair not in chosen][:EXAMPLES_OF_EACH])
@@ -157,9 +156,9 @@ def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[st
             "images": [
                 {
                     "picture": page.thumbnail(original(i)),
-                    "key": audited.keys[i],
-                    "label": audited.classes[audited.labels[i]],
-                    "split": audited.division.found_in[i],
+                    "key": images.keys[i],
+                    "label": images.classes[images.labels[i]],
+                    "split": audited.division.assigned[i],
                     "removed": audited.division.removed.get(i),
                 }
                 for i in (pair.first, pair.second)
@@ -171,12 +170,12 @@ def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[st
 
 def sheets(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
     """Eight training images of each of the first 24 classes, evenly over what there is."""
-    train = audited.division.splits["train"]
+    images, train = audited.images, audited.division.splits["train"]
     shown = []
-    for label, name in enumerate(audited.classes[:CLASSES_SHOWN]):
-        mine = train[audited.labels[train] == label]
+    for label, name in enumerate(images.classes[:CLASSES_SHOWN]):
+        mine = train[images.labels[train] == label]
         some = mine[np.arange(min(SHEET, len(mine))) * len(mine) // max(min(SHEET, len(mine)), 1)]
-        pictures = [{"picture": page.thumbnail(original(int(i))), "key": audited.keys[i]} for i in some]
+        pictures = [{"picture": page.thumbnail(original(int(i))), "key": images.keys[i]} for i in some]
         shown.append({"name": name, "images": pictures})
     return shown
 
@@ -194,20 +193,20 @@ def recall_interval(support: int) -> tuple[float, float]:
 
 def facts(audited: Audit) -> dict[str, Any]:
     """What audit.json holds."""
-    read, keys, found_in = audited.files, audited.keys, audited.division.found_in
-    sides = {name: np.array([getattr(file, name) for file in read]) for name in ("width", "height", "bytes")}
+    images, keys, assigned = audited.images, audited.images.keys, audited.division.assigned
+    sides = {name: np.array([getattr(file, name) for file in images.files]) for name in ("width", "height", "bytes")}
     return {
-        "data": audited.name,
+        "data": images.name,
         "fault": audited.fault,
         "warnings": list(warnings(audited)),
-        "images": len(keys) + len(audited.unreadable),
+        "images": len(keys) + len(images.unreadable),
         "files": {
-            "unreadable": audited.unreadable,
+            "unreadable": images.unreadable,
             "misnamed": audited.misnamed,
-            "ignored": audited.ignored,
-            "formats": Counter(file.format for file in read),
-            "modes": Counter(file.mode for file in read),
-            "not_upright": sum(file.orientation != UPRIGHT for file in read),
+            "ignored": images.ignored,
+            "formats": Counter(file.format for file in images.files),
+            "modes": Counter(file.mode for file in images.files),
+            "not_upright": sum(file.orientation != UPRIGHT for file in images.files),
             **{name: _spread(values) for name, values in sides.items()},
         },
         "classes": [
@@ -215,28 +214,28 @@ def facts(audited: Audit) -> dict[str, Any]:
             for name, found in audited.counts.items()
         ],
         "duplicates": {
-            "least_similarity": audited.duplicates.least_similarity,
+            "least_similarity": images.duplicates.least_similarity,
             "pairs": [
                 {
                     "images": [keys[i] for i in (pair.first, pair.second)],
-                    "splits": [found_in[i] for i in (pair.first, pair.second)],
-                    "labels": [audited.classes[audited.labels[i]] for i in (pair.first, pair.second)],
+                    "splits": [assigned[i] for i in (pair.first, pair.second)],
+                    "labels": [images.classes[images.labels[i]] for i in (pair.first, pair.second)],
                     "kind": pair.kind,
                     "change": pair.change,
                     "similarity": round(pair.similarity, 4),
                 }
-                for pair in audited.duplicates.pairs
+                for pair in images.duplicates.pairs
             ],
-            "exact": sum(pair.kind == "exact" for pair in audited.duplicates.pairs),
-            "near": sum(pair.kind == "near" for pair in audited.duplicates.pairs),
+            "exact": sum(pair.kind == "exact" for pair in images.duplicates.pairs),
+            "near": sum(pair.kind == "near" for pair in images.duplicates.pairs),
             "in_two_splits": len(audited.leaks),
             "under_two_labels": len(audited.contradictions),
         },
         "groups_in_two_splits": audited.parted_groups,
         "removed": [
-            {"image": keys[i], "split": found_in[i], "why": why} for i, why in audited.division.removed.items()
+            {"image": keys[i], "split": assigned[i], "why": why} for i, why in audited.division.removed.items()
         ],
-        "shortcut": audited.shortcut and asdict(audited.shortcut),
+        "shortcut": audited.baseline and asdict(audited.baseline),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from serving.contract.model import Classifier
-from training.data.dataset import Labelled
+from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage
 from training.metrics.classification import TITLES, Probabilities, Scores, reliability, score
@@ -32,7 +32,7 @@ class Answered:
 class Evaluation:
     """The answers of one model, or of two to compare, to the images `indices`."""
 
-    images: Labelled
+    images: LabelledImages
     split: str
     reason: str
     """Why these images."""

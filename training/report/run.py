@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from serving.contract.card import TOLERANCE, ModelCard
 from training.data import augmentation
-from training.data.dataset import Dataset, Labelled
+from training.data.dataset import Dataset, LabelledImages
+from training.data.formats import Split
 from training.data.metadata_baseline import LARGE_SHARE
-from training.data.splits import Split
 from training.engine.progress import Epoch
 from training.export.parity import TIE, Parity
 from training.export.quantization import AGREEMENT, Quantized
@@ -163,13 +163,13 @@ def _quantized(quantized: Quantized | None) -> dict[str, object] | None:
 
 
 def _shortcut(found: Findings) -> dict[str, object] | None:
-    baseline, model = found.dataset.audit.shortcut, found.scores["test"].balanced_accuracy
+    baseline, model = found.dataset.audit.baseline, found.scores["test"].balanced_accuracy
     return asdict(baseline) | {"model": model, "share": baseline.share(model)} if baseline else None
 
 
 def _warnings(found: Findings) -> Iterator[str]:
     """What a person must know before trusting the model, in plain sentences."""
-    scores, calibration, shortcut = found.scores["test"], found.card.calibration, found.dataset.audit.shortcut
+    scores, calibration, shortcut = found.scores["test"], found.card.calibration, found.dataset.audit.baseline
     yield from audit_report.warnings(found.dataset.audit)
     share = shortcut and shortcut.share(scores.balanced_accuracy)
     if shortcut and share and share >= LARGE_SHARE:
@@ -302,7 +302,7 @@ def augmented(config: SettledConfig, dataset: Dataset) -> Figure | None:
     return figures.sheet(np.array(rows), "original")
 
 
-def mistakes(dataset: Labelled, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+def mistakes(dataset: LabelledImages, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
     """The images `indices` as a page shows them: picture, key, labels; one row of probabilities an image."""
     return [
         {
@@ -316,7 +316,7 @@ def mistakes(dataset: Labelled, indices: np.ndarray, probabilities: Probabilitie
     ]
 
 
-def write_predictions(path: Path, dataset: Labelled, indices: np.ndarray, probabilities: Probabilities) -> None:
+def write_predictions(path: Path, dataset: LabelledImages, indices: np.ndarray, probabilities: Probabilities) -> None:
     """A line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

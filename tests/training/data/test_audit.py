@@ -6,14 +6,19 @@ import pytest
 
 from tests.support.datasets import manifest, write
 from training.config import Leaks
-from training.data import formats
-from training.data.audit import Audit, audit
+from training.data import formats, inspection
+from training.data.audit import Audit
 from training.data.cache import Cache
+from training.data.dataset import divide_and_audit
+from training.data.splits import SplitPolicy
 from training.report.audit import console, facts, recall_interval, warnings
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
-    return audit(formats.find(data, Cache()), Cache(), leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
+    source = formats.find(data, Cache())
+    images = inspection.image_set(source, inspection.inspect_files(source, Cache()))
+    policy = SplitPolicy(leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
+    return divide_and_audit(images, policy, Cache())
 
 
 def picture(path: Path, seed: int, ending: str = "") -> Path:
@@ -41,7 +46,7 @@ def brought(tmp_path: Path) -> Path:
 def test_what_leaks_is_found_named_and_taken_out(brought: Path) -> None:
     found = audited(brought)
     assert found.fault is None
-    removed = {found.keys[i]: why for i, why in found.division.removed.items()}
+    removed = {found.images.keys[i]: why for i, why in found.division.removed.items()}
     assert removed == {
         "train/a/leak.jpg": "also in the test split",
         "train/b/leak.png": "also in the val split",
@@ -51,7 +56,7 @@ def test_what_leaks_is_found_named_and_taken_out(brought: Path) -> None:
     assert len(found.leaks) == 2
     assert len(found.contradictions) == 1
     assert found.misnamed == {"test/b/misnamed.png": "JPEG"}
-    assert found.ignored == ["train/a/notes.txt"]
+    assert found.images.ignored == ["train/a/notes.txt"]
     assert found.counts == {"a": {"train": 9, "val": 5, "test": 5}, "b": {"train": 10, "val": 5, "test": 6}}
     said = " ".join(warnings(found))
     assert "2 pairs of images show one picture in two splits. 2 images were taken out" in said
@@ -83,7 +88,7 @@ def test_a_group_in_two_splits_is_named(tmp_path: Path) -> None:
         rows.append({"path": path.name, "label": "ab"[number // 15], "split": split, "group": group})
     found = audited(manifest(tmp_path / "m.csv", rows))
     assert found.parted_groups == {"patient 7": {"train": 1, "val": 1}}
-    assert [found.keys[i] for i in found.division.removed] == ["3.png"]
+    assert [found.images.keys[i] for i in found.division.removed] == ["3.png"]
     assert "1 group had images in two splits. 1 image was taken out" in " ".join(warnings(found))
 
 
@@ -92,7 +97,7 @@ def test_splits_that_are_made_part_no_picture_so_nothing_leaks(tmp_path: Path) -
         picture(tmp_path / "ab"[number % 2] / f"{number}.png", number)
         picture(tmp_path / "ab"[number % 2] / f"{number} again.jpg", number)
     found = audited(tmp_path, "error")
-    assert len(found.duplicates.pairs) == 40
+    assert len(found.images.duplicates.pairs) == 40
     assert not found.leaks
     assert found.fault is None
     assert not list(warnings(found))[1:], "only that there are few test images"
@@ -106,7 +111,7 @@ def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
     found = audited(tmp_path)
     assert found.fault is not None
     assert found.fault.startswith(f"{tmp_path}: 2 of 12 images cannot be read")
-    assert found.unreadable["a/empty.png"] == "the file is empty"
+    assert found.images.unreadable["a/empty.png"] == "the file is empty"
     assert "left out a/link.png" in console(facts(found))
     assert facts(found)["fault"] == found.fault
 

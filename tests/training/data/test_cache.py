@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from tests.support.datasets import manifest, write
 from tests.support.paths import ROOT
 from training.config import TrainConfig
-from training.data import cache, dataset
-from training.data.cache import KEPT, Cache
+from training.data import dataset
+from training.data.cache import ENTRIES_OF_A_KIND, Cache, code_digest
 from training.data.dataset import Dataset
 from training.errors import DataError
 from training.evaluate import EvaluateConfig, evaluate
@@ -69,8 +69,8 @@ def assert_same(one: Dataset, other: Dataset) -> None:
     for name in ("images", "labels", "components"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
     assert all(np.array_equal(one.splits[split], other.splits[split]) for split in one.splits)
-    assert one.audit.files == other.audit.files
-    assert one.audit.shortcut == other.audit.shortcut
+    assert one.image_set.files == other.image_set.files
+    assert one.audit.baseline == other.audit.baseline
     assert audit_report.facts(one.audit) == audit_report.facts(other.audit)
 
 
@@ -183,20 +183,36 @@ def test_every_damage_is_noticed(
     assert capsys.readouterr().out == ""
 
 
-def test_other_code_or_another_library_makes_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_makes_another_entry(tmp_path: Path) -> None:
     numbers = iter(range(3))
 
-    def value() -> int:
-        cache._made_by.cache_clear()
-        return Cache(tmp_path).value("x", "same", INT, lambda: next(numbers))
+    def value(code: str) -> int:
+        return Cache(tmp_path, code).value("x", "same", INT, lambda: next(numbers))
 
-    assert (value(), value()) == (0, 0)
-    monkeypatch.setattr("cv2.__version__", "0")
-    assert value() == 1
-    monkeypatch.setattr(cache, "MADE_BY", (*cache.MADE_BY, "README.md"))
-    assert value() == 2
-    monkeypatch.undo()
-    assert value() == 0
+    assert [value(code) for code in ("a", "a", "b", "a")] == [0, 0, 1, 0]
+    assert Cache(tmp_path).code == code_digest()
+
+
+def test_the_digest_of_the_code_holds_every_file_and_every_library(tmp_path: Path) -> None:
+    package, libraries = tmp_path / "data", tmp_path / "libraries"
+    shutil.copytree(ROOT / "training" / "data", package)
+    (libraries / "numpy-2.4.6.dist-info").mkdir(parents=True)
+
+    def digest() -> str:
+        code_digest.cache_clear()
+        return code_digest((package,), (str(libraries),))
+
+    digests = [digest()]
+    assert digest() == digests[0]
+    (package / "duplicates.py").write_text("")
+    digests.append(digest())
+    (package / "new.py").touch()
+    digests.append(digest())
+    (libraries / "numpy-2.4.6.dist-info").rename(libraries / "numpy-2.5.0.dist-info")
+    digests.append(digest())
+    (package / "duplicates.py").unlink()
+    digests.append(digest())
+    assert len(set(digests)) == 5
 
 
 def test_the_entries_used_last_are_kept(tmp_path: Path) -> None:
@@ -210,11 +226,11 @@ def test_the_entries_used_last_are_kept(tmp_path: Path) -> None:
         assert Cache(tmp_path).value(kind, number, INT, make) == number
 
     use(99, "other")
-    for number in range(KEPT):
+    for number in range(ENTRIES_OF_A_KIND):
         use(number)
     use(0)
-    use(KEPT)
-    assert len(entries(tmp_path, "x")) == KEPT
+    use(ENTRIES_OF_A_KIND)
+    assert len(entries(tmp_path, "x")) == ENTRIES_OF_A_KIND
     assert len(entries(tmp_path, "other")) == 1
     made.clear()
     use(0)

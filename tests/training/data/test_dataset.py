@@ -8,7 +8,7 @@ import pytest
 from tests.support import forged
 from tests.support.datasets import counts, manifest, of, write
 from tests.support.paths import SHARED
-from training.data.splits import SPLITS
+from training.data.formats import SPLITS
 from training.errors import DataError
 
 
@@ -61,7 +61,7 @@ def test_a_few_unreadable_images_are_named_and_skipped_and_many_are_an_error(tmp
     broken = tmp_path / "a" / "broken.jpg"
     broken.write_bytes(b"not an image")
     dataset = of(tmp_path)
-    assert dataset.audit.unreadable.keys() == {"a/broken.jpg"}
+    assert dataset.unreadable.keys() == {"a/broken.jpg"}
     assert len(dataset.keys) == len(dataset.images) == 120
     assert np.array_equal(dataset.images[77], dataset.preprocessing.fit(dataset.original(77)))
     (tmp_path / "a" / "empty.jpg").touch()
@@ -73,7 +73,7 @@ def test_an_image_that_claims_to_be_enormous_is_left_out_by_its_header(tmp_path:
     for number in range(120):
         write(tmp_path / "ab"[number % 2] / f"{number}.png", number)
     (tmp_path / "a" / "bomb.png").write_bytes(forged.png_that_claims(50_000, 50_000))
-    [(key, reason)] = of(tmp_path).audit.unreadable.items()
+    [(key, reason)] = of(tmp_path).unreadable.items()
     assert key == "a/bomb.png"
     assert reason == "the image is 50000 x 50000 px; at most 40 megapixels are accepted"
 

@@ -1,13 +1,40 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.config import Leaks
-from training.data.splits import SPLITS, Division, Split, complete, components, divide, fewer
+from training.config import Leaks, TrainConfig
+from training.data.duplicates import Duplicates, Pair
+from training.data.formats import SPLITS, Split
+from training.data.inspection import ImageSet
+from training.data.splits import Division, SplitPolicy, at_most, complete, components, divide
 from training.errors import DataError
 
-FRACTIONS = {"val_fraction": 0.15, "test_fraction": 0.15}
+POLICY = SplitPolicy(leaks="drop", val_fraction=0.15, test_fraction=0.15, seed=0)
+
+
+def image_set(
+    splits: list[Split | None],
+    labels: np.ndarray,
+    groups: list[str] | None = None,
+    pairs: list[tuple[int, int]] | None = None,
+) -> ImageSet:
+    """Images that were not read: all that a division depends on."""
+    near = [Pair(first=a, second=b, kind="near", change="", similarity=0.9) for a, b in pairs or []]
+    return ImageSet(
+        name="data",
+        identity="",
+        keys=[str(i) for i in range(len(labels))],
+        labels=labels,
+        classes=tuple("ab"),
+        groups=groups or [""] * len(labels),
+        source_splits=splits,
+        files=[],
+        duplicates=Duplicates(pairs=tuple(near), least_similarity=0.75),
+        read=lambda i: np.zeros((8, 8, 3), np.uint8),
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -32,7 +59,7 @@ def test_whatever_the_data_no_component_is_parted_and_every_image_is_somewhere(
                 assert component[i] == component[j]
     names = [str(label) for label in range(num_classes)]
     try:
-        made = complete([None] * count, labels, component, names, **FRACTIONS, seed=seed)
+        made = complete([None] * count, labels, component, names, replace(POLICY, seed=seed))
     except DataError:
         return
     assert sorted(np.concatenate(list(made.values())).tolist()) == list(range(count))
@@ -47,7 +74,7 @@ def test_whatever_the_data_no_component_is_parted_and_every_image_is_somewhere(
 def test_without_groups_the_splits_are_stratified(seed: int) -> None:
     labels = np.repeat([0, 1, 2], [1000, 100, 20])
     component = np.arange(len(labels))
-    made = complete([None] * len(labels), labels, component, "abc", **FRACTIONS, seed=seed)
+    made = complete([None] * len(labels), labels, component, "abc", replace(POLICY, seed=seed))
     assert np.bincount(labels[made["test"]]).tolist() == [150, 15, 3]
     assert np.bincount(labels[made["val"]]).tolist() == [150, 15, 3]
 
@@ -56,7 +83,7 @@ def test_what_the_data_brings_is_kept_and_its_copies_are_left_alone() -> None:
     labels = np.arange(40) % 2
     given_splits = ["val" if i < 10 else None for i in range(40)]
     also_in_validation = np.array([[0, 20]])
-    made = complete(given_splits, labels, components([""] * 40, also_in_validation), "ab", **FRACTIONS, seed=0)
+    made = complete(given_splits, labels, components([""] * 40, also_in_validation), "ab", POLICY)
     assert made["val"].tolist() == list(range(10))
     assert 20 in made["train"]
 
@@ -64,19 +91,18 @@ def test_what_the_data_brings_is_kept_and_its_copies_are_left_alone() -> None:
 def test_two_images_of_a_class_train_and_test() -> None:
     labels = np.array([0] * 20 + [1] * 2)
     component = np.arange(22)
-    made = complete([None] * 22, labels, component, "ab", **FRACTIONS, seed=0)
+    made = complete([None] * 22, labels, component, "ab", POLICY)
     assert np.bincount(labels[made["train"]])[1] == np.bincount(labels[made["test"]])[1] == 1
 
 
-GIVEN: list[Split] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+ASSIGNED: list[Split] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
 LABELS = np.arange(24) % 2
-NOTHING_TAKEN = {"train": [*range(12)], "val": [*range(12, 18)], "test": [*range(18, 24)]}
+ALL = {"train": [*range(12)], "val": [*range(12, 18)], "test": [*range(18, 24)]}
 
 
 def divided(pairs: list[tuple[int, int]], leaks: Leaks = "drop", groups: dict[int, str] | None = None) -> Division:
     named = [(groups or {}).get(i, "") for i in range(24)]
-    links = np.array(pairs, np.int64).reshape(-1, 2)
-    return divide(GIVEN, LABELS, named, links, "ab", leaks=leaks, **FRACTIONS, seed=0)
+    return divide(image_set(ASSIGNED, LABELS, named, pairs), replace(POLICY, leaks=leaks))
 
 
 def lists(division: Division) -> dict[str, list[int]]:
@@ -84,7 +110,7 @@ def lists(division: Division) -> dict[str, list[int]]:
 
 
 def without(*taken: int) -> dict[str, list[int]]:
-    return {split: [i for i in indices if i not in taken] for split, indices in NOTHING_TAKEN.items()}
+    return {split: [i for i in indices if i not in taken] for split, indices in ALL.items()}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +134,7 @@ def test_what_is_in_an_evaluation_split_leaves_training_and_two_labels_leave_bot
     division = divided(pairs)
     assert lists(division) == without(*taken)
     assert tuple(division.removed) == taken
-    assert division.found_in == GIVEN
+    assert division.assigned == ASSIGNED
 
 
 def test_a_group_in_two_splits_leaves_training() -> None:
@@ -120,7 +146,7 @@ def test_a_group_in_two_splits_leaves_training() -> None:
 
 @pytest.mark.parametrize("leaks", ["warn", "error"])
 def test_nothing_is_taken_out_unless_asked_to(leaks: Leaks) -> None:
-    assert lists(divided([(0, 18), (1, 2)], leaks)) == NOTHING_TAKEN
+    assert lists(divided([(0, 18), (1, 2)], leaks)) == ALL
 
 
 def test_a_class_that_loses_all_its_training_images_is_refused() -> None:
@@ -132,21 +158,34 @@ def test_a_class_that_loses_all_its_training_images_is_refused() -> None:
 def test_fewer_images_are_drawn_of_each_class_those_of_five_among_those_of_twenty() -> None:
     labels = np.repeat([0, 1, 2], [300, 40, 8])
     indices = np.arange(0, 348, 2)
-    few, more = (fewer(indices, labels, most, 7) for most in (5, 20))
+    few, more = (at_most(most, indices, labels, 7) for most in (5, 20))
     assert np.bincount(labels[few]).tolist() == [5, 5, 4]
     assert np.bincount(labels[more]).tolist() == [20, 20, 4]
     assert set(few) <= set(more) <= set(indices)
-    assert not np.array_equal(fewer(indices, labels, 5, 8), few)
-    assert np.array_equal(fewer(indices, labels, 1000, 7), indices)
+    assert not np.array_equal(at_most(5, indices, labels, 8), few)
+    assert np.array_equal(at_most(1000, indices, labels, 7), indices)
 
 
 def test_only_training_has_fewer_images() -> None:
-    labels, options = np.arange(200) % 2, {"leaks": "drop", "seed": 0, **FRACTIONS}
-    alone, no_pairs = [""] * 200, np.zeros((0, 2), np.int64)
-    whole, thinned = (
-        divide([None] * 200, labels, alone, no_pairs, "ab", **options, images_per_class=most) for most in (None, 6)
-    )
+    labels = np.arange(200) % 2
+    images = image_set([None] * 200, labels)
+    whole, thinned = (divide(images, replace(POLICY, images_per_class=most)) for most in (None, 6))
     assert np.bincount(labels[thinned.splits["train"]]).tolist() == [6, 6]
     assert thinned.removed == {}
     for split in ("val", "test"):
         assert np.array_equal(whole.splits[split], thinned.splits[split])
+
+
+def test_a_contradictory_picture_makes_no_other_image_leak() -> None:
+    groups = {4: "patient", 18: "patient"}
+    division = divided([(18, 19)], groups=groups)
+    assert lists(division) == without(18, 19)
+    assert 4 in division.splits["train"]
+
+
+def test_the_policy_of_a_card_is_that_of_its_training() -> None:
+    config = TrainConfig(leaks="warn", val_fraction=0.2, seed=7, images_per_class=9)
+    options = {"leaks": "warn", "val_fraction": 0.2, "test_fraction": 0.15, "seed": 7, "images_per_class": 9, "lr": 1}
+    assert SplitPolicy.of(config) == SplitPolicy.of_card(options)
+    with pytest.raises(ValueError, match="val_fraction"):
+        SplitPolicy.of_card(options | {"val_fraction": None})
