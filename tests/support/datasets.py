@@ -9,7 +9,7 @@ import numpy as np
 
 from training.config import TrainConfig
 from training.data.dataset import Dataset, load
-from training.data.splits import SPLITS
+from training.data.formats import SPLITS
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> Path:
