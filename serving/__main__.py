@@ -1,4 +1,4 @@
-"""The container's command: `python -m serving [options of bentoml serve]`; with `serve` first, by SageMaker's contract.
+"""The container's command: `python -m serving [options of bentoml serve]`; with `serve` first, as SageMaker calls it.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
 """
@@ -7,12 +7,12 @@ import os
 import sys
 
 SERVICE = "serving.service:Twinlens"
-CONTAINER = {"BENTOML_HOST": "0.0.0.0"}  # noqa: S104 (who may reach it is the network's to say)
+CONTAINER = {"BENTOML_HOST": "0.0.0.0"}  # noqa: S104 (the network decides which clients reach it)
 SAGEMAKER = {"BENTOML_PORT": "8080", "TWINLENS_MODEL": "/opt/ml/model/model.onnx"}
 
 
 def main(arguments: list[str]) -> None:
-    """Become `bentoml serve`: the same process, so that signals arrive."""
+    """Replace this process by `bentoml serve`, so that signals reach it."""
     defaults = CONTAINER
     if arguments[:1] == ["serve"]:
         defaults, arguments = CONTAINER | SAGEMAKER, arguments[1:]

@@ -1,10 +1,10 @@
-"""The Prometheus metrics: what was answered, what was refused, where time went."""
+"""The Prometheus metrics: requests answered and refused, predictions, times, and the state of the model."""
 
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.metrics_core import Metric
@@ -13,29 +13,67 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from serving.contract.model import Classifier
-from serving.inference.reload import Outcome
 
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
+ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed"]
 
-class Metrics:
-    """The process's only set of metrics; it outlives models.
 
-    Make it once, and only where PROMETHEUS_MULTIPROC_DIR is set: inside a worker.
-    """
+class RequestMetrics:
+    """Requests and inputs: how many were answered or rejected, how long they took, how many images are in flight."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            # A worker never forks, so the system need not be asked for its number ten times a request.
-            pid = os.getpid()
-            values.ValueClass = values.MultiProcessValue(lambda: pid)  # type: ignore[no-untyped-call]
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rejected = Counter(
+            "twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"], registry=registry
+        )
+        self._requests = Counter(
+            "twinlens_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "twinlens_request_seconds",
+            "Seconds from a request's headers to the end of its answer, by route.",
+            ["route"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "twinlens_images_in_flight",
+            "Images that have come in and are not answered yet.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        # Children are kept here: the library's look-up by labels costs more than the increment.
+        self._requests_by_route: dict[tuple[str, int], Counter] = {}
+        self._seconds_by_route: dict[str, Histogram] = {}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answered request; `route` is a name from the route table, so that no caller can add series."""
+        counter = self._requests_by_route.get((route, status))
+        if counter is None:
+            counter = self._requests_by_route[route, status] = self._requests.labels(route, str(status))
+            self._seconds_by_route[route] = self._seconds.labels(route)
+        counter.inc()
+        self._seconds_by_route[route].observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """Count an input that was refused with this error code."""
+        self._rejected.labels(reason).inc()
+
+    def set_images_in_flight(self, images: int) -> None:
+        """Set the number of images that have come in and are not answered yet."""
+        self._in_flight.set(images)
+
+
+class InferenceMetrics:
+    """Predictions and explanations: their labels, their confidence, and the time of each stage."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._predictions = Counter(
             "twinlens_predictions", "Images answered, by predicted label.", ["label"], registry=registry
         )
-        # Children made once: looking one up by its labels costs more than the increment.
-        self._predictions_of: dict[str, Counter] = {}
+        self._predictions_by_label: dict[str, Counter] = {}
         self._confidence = Histogram(
             "twinlens_confidence", "Probability of the predicted label.", buckets=CONFIDENCE_BUCKETS, registry=registry
         )
@@ -43,9 +81,6 @@ class Metrics:
             "twinlens_abstentions",
             "Images answered with too little confidence: for a person to decide.",
             registry=registry,
-        )
-        self._rejected = Counter(
-            "twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"], registry=registry
         )
         self._explanations = Counter("twinlens_explanations", "Images explained.", registry=registry)
         stage = Histogram(
@@ -59,24 +94,39 @@ class Metrics:
         self._batch = Histogram(
             "twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS, registry=registry
         )
-        self._requests = Counter(
-            "twinlens_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
-        )
-        self._requests_of: dict[tuple[str, int], Counter] = {}
-        self._seconds = Histogram(
-            "twinlens_request_seconds",
-            "Seconds from a request's headers to the end of its answer, by route.",
-            ["route"],
-            buckets=SECONDS_BUCKETS,
-            registry=registry,
-        )
-        self._seconds_of: dict[str, Histogram] = {}
-        self._in_flight = Gauge(
-            "twinlens_images_in_flight",
-            "Images that have come in and are not answered yet.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
+
+    def expect(self, labels: Sequence[str]) -> None:
+        """Export a count, at first 0, for each label that the model can predict."""
+        for label in labels:
+            self._predictions_by_label.setdefault(label, self._predictions.labels(label))
+
+    def decoded(self, seconds: float) -> None:
+        """Record the time in which an image was decoded and resized."""
+        self._decode.observe(seconds)
+
+    def ran(self, waited: Sequence[float], took: float, images: int) -> None:
+        """Record a batch: the seconds that each prediction waited, the seconds of the model, the number of images."""
+        self._batch.observe(images)
+        self._infer.observe(took)
+        for seconds in waited:
+            self._queue.observe(seconds)
+
+    def predicted(self, label: str, confidence: float, *, abstained: bool) -> None:
+        """Count a prediction; `abstained` when a person should decide. `expect` has had the label before."""
+        self._predictions_by_label[label].inc()
+        self._confidence.observe(confidence)
+        if abstained:
+            self._abstentions.inc()
+
+    def explained(self) -> None:
+        """Count an explained image."""
+        self._explanations.inc()
+
+
+class ModelMetrics:
+    """The model: which one answers, since when, how far its images drifted, how reloads ended."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._info = Gauge(
             "twinlens_model_info",
             "1 for the model that answers; the labels say which and on what.",
@@ -84,7 +134,7 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
-        self._serving: Gauge | None = None
+        self._current: Gauge | None = None
         self._loaded = Gauge(
             "twinlens_model_loaded_timestamp_seconds",
             "When the model that answers was loaded, in seconds since 1970; of the worker that was the first.",
@@ -98,87 +148,67 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
-        self._drift_of: dict[str, Gauge] = {}
+        self._drift_by_feature: dict[str, Gauge] = {}
         reloads = Counter(
             "twinlens_reloads",
             "Attempts to load a changed model file, by how they ended.",
             ["outcome"],
             registry=registry,
         )
-        self._reloads = {outcome: reloads.labels(outcome) for outcome in get_args(Outcome)}
+        self._reloads = {outcome: reloads.labels(outcome) for outcome in get_args(ReloadOutcome)}
 
-    def serves(self, classifier: Classifier) -> None:
-        """From now on this model answers; the one before it, if any, does not."""
+    def replace(self, classifier: Classifier) -> None:
+        """Export this model as the one that answers, in place of the one before it."""
+        if self._current is not None:
+            self._current.set(0)
         card = classifier.card
-        for label in card.classes:
-            self._predictions_of.setdefault(label, self._predictions.labels(label))
-        if self._serving is not None:
-            self._serving.set(0)
-        self._serving = self._info.labels(card.name, card.version, classifier.digest, classifier.provider)
-        self._serving.set(1)
+        self._current = self._info.labels(card.name, card.version, classifier.digest, classifier.provider)
+        self._current.set(1)
         self._loaded.set_to_current_time()
-        for gauge in self._drift_of.values():
-            gauge.set(math.nan)  # what it said was of another model's images; a series cannot be taken back
+        for gauge in self._drift_by_feature.values():
+            gauge.set(math.nan)  # the value was measured on another model's images, and a series cannot be removed
 
     def drifted(self, stability: Mapping[str, float]) -> None:
-        """How far each of these features is from the reference now."""
+        """Set the distance of each of these features from the reference."""
         for feature, value in stability.items():
-            # Made when there is something to say: until then the feature is absent.
-            self._drift_of.setdefault(feature, self._drift.labels(feature)).set(value)
+            # A child is made with its first value: until then the feature is absent.
+            self._drift_by_feature.setdefault(feature, self._drift.labels(feature)).set(value)
 
-    def reloaded(self, outcome: Outcome) -> None:
-        """The model file had changed, and an attempt to load it has ended."""
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """Count an attempt to load a changed model file."""
         self._reloads[outcome].inc()
 
-    def inside(self, images: int) -> None:
-        """So many images have come in and are not answered yet."""
-        self._in_flight.set(images)
 
-    def decoded(self, seconds: float) -> None:
-        """An image has been decoded and resized."""
-        self._decode.observe(seconds)
+class Metrics:
+    """The process's only set of metrics; it outlives models.
 
-    def ran(self, waited: Sequence[float], took: float, images: int) -> None:
-        """A batch of so many images has been answered: the seconds each prediction waited, and those the model took."""
-        self._batch.observe(images)
-        self._infer.observe(took)
-        for seconds in waited:
-            self._queue.observe(seconds)
+    Make it once, and only where PROMETHEUS_MULTIPROC_DIR is set: inside a worker.
+    """
 
-    def predicted(self, label: str, confidence: float, *, abstained: bool) -> None:
-        """An answer has been given; `abstained` when it is one for a person to decide."""
-        self._predictions_of[label].inc()
-        self._confidence.observe(confidence)
-        if abstained:
-            self._abstentions.inc()
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            # A worker never forks, so its process id is read once instead of ten times a request.
+            pid = os.getpid()
+            values.ValueClass = values.MultiProcessValue(lambda: pid)  # type: ignore[no-untyped-call]
+        self.requests = RequestMetrics(registry)
+        self.inference = InferenceMetrics(registry)
+        self.model = ModelMetrics(registry)
 
-    def explained(self) -> None:
-        """An image has been explained."""
-        self._explanations.inc()
-
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request has been answered; `route` is one of the service's own, so that nobody can make up series."""
-        counter = self._requests_of.get((route, status))
-        if counter is None:
-            counter = self._requests_of[route, status] = self._requests.labels(route, str(status))
-            self._seconds_of[route] = self._seconds.labels(route)
-        counter.inc()
-        self._seconds_of[route].observe(seconds)
-
-    def rejected(self, reason: str) -> None:
-        """An input has been refused with this error code."""
-        self._rejected.labels(reason).inc()
+    def serves(self, classifier: Classifier) -> None:
+        """Record that this model answers from now on, in place of the one before it."""
+        self.inference.expect(classifier.card.classes)
+        self.model.replace(classifier)
 
 
 def exposition() -> bytes:
-    """The metrics of all workers in Prometheus's text format; a model that has been replaced is left out."""
+    """The metrics of all workers in Prometheus's text format, without models that have been replaced."""
     registry = CollectorRegistry()
     registry.register(_Workers())
     return generate_latest(registry)
 
 
 def forget_dead_workers() -> None:
-    """Gauges of workers that have ended without saying so are no longer true."""
+    """Remove the gauges of workers that were killed: such a worker could not remove its own."""
     for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
         pid = path.stem.rsplit("_", 1)[1]
         if not Path("/proc", pid).exists():
@@ -186,7 +216,7 @@ def forget_dead_workers() -> None:
 
 
 def remove_files() -> None:
-    """Leave nothing of this process behind; only at the end of the service, since its counts go with its files."""
+    """Delete this process's files, and with them its counts: call it only when the service ends."""
     for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"*_{os.getpid()}.db"):
         path.unlink()
 
@@ -197,12 +227,12 @@ class _Workers(Collector):
             if family.name == "twinlens_model_info":
                 family.samples = [sample for sample in family.samples if sample.value]
             if family.type == "histogram":
-                family.samples.sort(key=_as_the_format_asks)
+                family.samples.sort(key=_by_labels_and_bucket)
             yield family
 
 
-def _as_the_format_asks(sample: Sample) -> tuple[list[tuple[str, str]], bool, float]:
-    """Buckets of one histogram together, in ascending order, before its count and sum."""
+def _by_labels_and_bucket(sample: Sample) -> tuple[list[tuple[str, str]], bool, float]:
+    """The order that the text format asks for: one histogram's buckets, ascending, before its count and sum."""
     labels = dict(sample.labels)
     bucket = labels.pop("le", None)
     return sorted(labels.items()), bucket is None, float(bucket or 0)

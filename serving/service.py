@@ -1,4 +1,4 @@
-"""The BentoML service: its processes, its life and what it holds. `bentoml serve` in the project's root starts it."""
+"""The BentoML service: its processes, their start and their end. `bentoml serve` in the project's root starts it."""
 
 import asyncio
 import gc
@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving import logs
 from serving.api.admission import Admission
 from serving.api.bearer import BearerTokens
-from serving.api.dispatch import Dispatch
-from serving.api.middleware import Gate
-from serving.api.routes import ROUTES
+from serving.api.middleware import Middleware
+from serving.api.readiness import Readiness
+from serving.api.state import ServiceState
 from serving.api.ui import Page
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.inference.occlusion import Explainer
@@ -32,21 +32,19 @@ log = logging.getLogger("bentoml.twinlens")
 
 
 settings = Settings.from_env()
-app = Dispatch(ROUTES)
 
 
-def serve(classifier: Classifier) -> None:
-    """Answer with this model from the next request on; requests under way are finished by the one before it."""
-    predictor = Predictor(classifier, settings, app.state.metrics)
-    app.state.metrics.serves(classifier)
-    app.state.predictor = predictor
+class _Worker:
+    """The application of this worker process, set when BentoML makes the service's instance."""
+
+    application: ASGIApp
 
 
 class DirectService(bentoml.Service[object]):  # type: ignore[misc]
-    """A BentoML service whose requests go straight to `app`.
+    """A BentoML service whose requests go straight to the worker's application.
 
-    BentoML's own way there (tracing, metrics by path, a timer a request) costs more than decoding and classifying a
-    small image together. Its processes, sockets, configuration and life cycle are used as they are.
+    BentoML's own layers (tracing, metrics by path, a timer for each request) cost more than decoding and classifying
+    a small image. Its processes, sockets, configuration and life cycle are used unchanged.
     """
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
@@ -54,61 +52,69 @@ class DirectService(bentoml.Service[object]):  # type: ignore[misc]
         life_cycle = super().to_asgi(is_main)
 
         async def direct(scope: Scope, receive: Receive, send: Send) -> None:
-            await (life_cycle if scope["type"] == "lifespan" else app.state.gate)(scope, receive, send)
+            await (life_cycle if scope["type"] == "lifespan" else _Worker.application)(scope, receive, send)
 
         return direct
 
 
 @bentoml.service(name="twinlens", workers=settings.workers, service_class=DirectService)
 class Twinlens:
-    """An image classifier that proves, before it is ready, that it answers as it did when it was evaluated."""
+    """An image classifier that checks, before it is ready, that it predicts as it did when it was evaluated."""
 
     def __init__(self) -> None:
         logs.write_json()
         cv2.setNumThreads(1)
         forget_dead_workers()
-        app.state.settings = settings
-        app.state.metrics = Metrics()
-        app.state.admission = Admission(
-            max_images=settings.max_queue,
-            max_bytes=settings.max_bytes,
-            observe=app.state.metrics.inside,
+        metrics = Metrics()
+        self._state = ServiceState(
+            settings=settings,
+            metrics=metrics,
+            admission=Admission(
+                max_images=settings.max_queue,
+                max_bytes=settings.max_bytes,
+                observe=metrics.requests.set_images_in_flight,
+            ),
+            readiness=Readiness(),
+            explainer=Explainer(settings, metrics),
+            page=Page.load(),
+            openapi=yaml.safe_load(files("serving.api").joinpath("static/openapi.yaml").read_text()),
         )
-        app.state.explainer = Explainer(settings, app.state.metrics)
-        app.state.page = Page.load()
-        app.state.openapi = yaml.safe_load(files("serving.api").joinpath("static/openapi.yaml").read_text())
-        app.state.predictor = None
-        self._reloader = Reloader(settings.model, _open, serve, app.state.metrics.reloaded)
+        self._reloader = Reloader(settings.model, _open, self._serve, metrics.model.reloaded)
         self._reloader.start()
-        paths = {route.endpoint: route.path for route in ROUTES}
-        app.state.gate = Gate(app, paths, app.state.admission, app.state.metrics, settings)
-        # What lives as long as the process need not be looked at by every garbage collection.
+        self._middleware = _Worker.application = Middleware(self._state)
+        # Objects that live as long as the process are left out of garbage collection.
         gc.collect()
         gc.freeze()
 
+    def _serve(self, classifier: Classifier) -> None:
+        """Answer new requests with this model; the previous model finishes the running ones."""
+        predictor = Predictor(classifier, settings, self._state.metrics)
+        self._state.metrics.serves(classifier)
+        self._state.readiness.predictor = predictor
+
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def watch(self) -> None:
-        """From now on, follow the model file, and drain when a signal asks to end."""
-        app.state.gate.drain_on_signals(settings.grace_s)
+        """Watch the model file, and drain when a signal asks the process to end."""
+        self._middleware.drain_on_signals(settings.grace_s)
         if settings.reload_s:
             self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def leave_nothing(self) -> None:
-        """The last thing that a worker does."""
+        """Runs last in a worker."""
         remove_files()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Once, before any worker starts: a model that is refused ends the start with the reason; none is waited for.
+        """Runs once, before any worker: a refused model ends the start with the reason; a missing one is waited for.
 
-        In a child process, so that the supervisor keeps neither the model's memory nor a CUDA context.
+        It checks in a child process, so that the supervisor holds neither the model's memory nor a CUDA context.
         """
         logs.write_json()
         if settings.workers > 1:
-            # In a container BentoML replaces no worker that dies. With the only one the container ends and restarts;
-            # of several the others would go on alone, and nobody would notice.
+            # In a container BentoML does not replace a worker that dies. A single worker's death ends the container,
+            # which restarts; of several workers, the others would continue with less capacity, unnoticed.
             os.environ.pop("BENTOML_CONTAINERIZED", None)
         child = multiprocessing.get_context("fork").Process(target=_check_model)
         child.start()
@@ -131,7 +137,7 @@ def _check_model() -> None:
         missing = f"{settings.model}: no model yet; `python -m training` makes one"
         if not settings.reload_s:
             raise SystemExit(missing)
-        log.warning("%s, and it is served as soon as it is there", missing)
+        log.warning("%s, and it is served as soon as it exists", missing)
         return
     try:
         _open(settings.model)

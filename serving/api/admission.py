@@ -1,24 +1,22 @@
-"""Who may come in: an image for which there is no place or no memory is refused at once."""
+"""Admission control: a request for whose images or bytes there is no room is refused at once."""
 
 from collections.abc import Callable
 from types import TracebackType
 
+from serving.inference.batching import Overloaded
+
 MAX_BODIES = 16
 
 
-class Overloaded(RuntimeError):
-    """There is no room for this request now; trying again shortly is worth while."""
-
-
 class Admission:
-    """Counts what is inside, from the end of a body to its answer, and says no in time.
+    """Counts images and bytes from the end of a request's body to its answer, and refuses what exceeds the limits.
 
-    `max_images` may be inside, which bounds the wait: so many times the time an image takes in full batches. A request
-    of any number of images is let in when nobody else is there. Bodies take no more than 16 times `max_bytes` together.
-    `observe` is told how many images are inside.
+    At most `max_images` are admitted at a time. This bounds the wait: `max_images` times an image's share of a full
+    batch. A request with more images than that is admitted when no other is. All bodies together take at most 16 times
+    `max_bytes`. `observe` gets the number of admitted images after each change.
 
-    Fewer under a lasting overload would keep answers as fast as lone ones, but batches small, and so the overload going
-    when there is none any more.
+    A smaller limit during an overload would keep answers fast, but make batches small: the overload would last longer
+    than the load that caused it.
     """
 
     def __init__(
@@ -31,52 +29,52 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Whether no image more would be let in: then a request need not even be read."""
+        """Whether no further image would be admitted; a request then need not be read."""
         return self._images >= self._max_images
 
-    def place(self) -> "Place":
-        """What one request takes, to be given back at its end: use it in a `with`."""
-        return Place(self)
+    def reserve(self) -> "Reservation":
+        """One request's share, for a `with` statement: at its end all is released."""
+        return Reservation(self)
 
-    def _enter(self, images: int) -> None:
+    def _add_images(self, images: int) -> None:
         if self._images and self._images + images > self._max_images:
-            raise Overloaded(f"{self._images} images are inside, at most {self._max_images} are let in")
+            raise Overloaded(f"{self._images} images are admitted, at most {self._max_images} may be")
         self._images += images
         self._observe(self._images)
 
-    def _hold(self, size: int) -> None:
+    def _add_bytes(self, size: int) -> None:
         if self._bytes + size > self._max_bytes:
             raise Overloaded(f"bodies of {self._bytes:,} bytes are in memory")
         self._bytes += size
 
-    def _leave(self, images: int, size: int) -> None:
+    def _release(self, images: int, size: int) -> None:
         self._bytes -= size
         if images:
             self._images -= images
             self._observe(self._images)
 
 
-class Place:
-    """One request's share of what is inside."""
+class Reservation:
+    """The images and bytes that one request has been admitted with."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._images = self._bytes = 0
 
-    def hold(self, size: int) -> None:
-        """`size` more bytes of this request's body are in memory. Raises Overloaded."""
-        self._admission._hold(size)
+    def add_bytes(self, size: int) -> None:
+        """Reserve memory for `size` more bytes of the request's body. Raises Overloaded."""
+        self._admission._add_bytes(size)
         self._bytes += size
 
-    def enter(self, images: int) -> None:
-        """Work begins on this request's images. Raises Overloaded."""
-        self._admission._enter(images)
-        self._images = images
+    def add_images(self, images: int) -> None:
+        """Admit the request's images; called once, when its body is complete. Raises Overloaded."""
+        self._admission._add_images(images)
+        self._images += images
 
-    def __enter__(self) -> "Place":
+    def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission._leave(self._images, self._bytes)
+        self._admission._release(self._images, self._bytes)

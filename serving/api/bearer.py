@@ -1,4 +1,4 @@
-"""The optional bearer token (RFC 6750): a file of accepted tokens, one a line, so that an old may overlap a new one."""
+"""The optional bearer token (RFC 6750): a file of accepted tokens, one a line, so that old and new ones can overlap."""
 
 import hashlib
 import hmac
@@ -9,7 +9,7 @@ log = logging.getLogger("bentoml.twinlens")
 
 
 class BearerTokens:
-    """The tokens in a file; a changed file counts from the next request on."""
+    """The tokens in a file; it is read again when it changes, at the next request."""
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError naming the file when it cannot be read or holds no token."""
@@ -18,7 +18,7 @@ class BearerTokens:
         self._digests = _read(path)
 
     def accept(self, authorization: str | None) -> bool:
-        """Whether an Authorization header carries one of the tokens; a wrong one takes as long as a right one."""
+        """Whether an Authorization header holds one of the tokens; the comparison takes the same time for any token."""
         self._refresh()
         scheme, _, token = (authorization or "").partition(" ")
         digest = hashlib.sha256(token.strip().encode()).digest()
@@ -33,7 +33,7 @@ class BearerTokens:
         try:
             self._digests = _read(self._path)
         except ValueError as error:
-            log.error("%s; the tokens read before stay valid", error)
+            log.error("%s; the previous tokens stay valid", error)
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
         try:

@@ -1,30 +1,31 @@
-"""What a request may count on: a process that is alive, and a model that answers."""
-
-from starlette.requests import Request
+"""Whether a worker can answer requests: the process is healthy, a model answers, and no shutdown has begun."""
 
 from serving.api.errors import RequestError
 from serving.inference.predictor import Predictor
 
 
-def current_predictor(request: Request) -> Predictor:
-    """What answers now. Raises RequestError (503) before there is a model."""
-    predictor: Predictor | None = request.app.state.predictor
-    if predictor is None:
-        waiting = "there is no model yet; the service answers as soon as one is published"
-        raise RequestError(503, "no_model", waiting, {"Retry-After": "5"})
-    return predictor
+class Readiness:
+    """The state behind the probes; `predictor` changes with each reload, `draining` once, when a shutdown begins."""
 
+    def __init__(self) -> None:
+        self.predictor: Predictor | None = None
+        self.draining = False
 
-def check_alive(request: Request) -> None:
-    """Not alive is what only a restart mends: a model that fails again and again. Raises RequestError (503)."""
-    predictor: Predictor | None = request.app.state.predictor
-    if predictor is not None and not predictor.alive:
-        raise RequestError(503, "model_lost", "the model has failed several times in a row")
+    def current_predictor(self) -> Predictor:
+        """The predictor that answers now. Raises RequestError (503) before there is a model."""
+        if self.predictor is None:
+            waiting = "there is no model yet; the service answers as soon as one is published"
+            raise RequestError(503, "no_model", waiting, {"Retry-After": "5"})
+        return self.predictor
 
+    def check_alive(self) -> None:
+        """Raises RequestError (503) when only a restart helps: the model failed several times in a row."""
+        if self.predictor is not None and not self.predictor.alive:
+            raise RequestError(503, "model_lost", "the model has failed several times in a row")
 
-def check_ready(request: Request) -> None:
-    """Raises RequestError (503) while new requests are better sent elsewhere."""
-    if request.app.state.gate.draining:
-        raise RequestError(503, "shutting_down", "the service is ending")
-    current_predictor(request)
-    check_alive(request)
+    def check_ready(self) -> None:
+        """Raises RequestError (503) while another replica should get new requests."""
+        if self.draining:
+            raise RequestError(503, "shutting_down", "the service is shutting down")
+        self.current_predictor()
+        self.check_alive()

@@ -1,114 +1,107 @@
-"""What each route does: HTTP in, a plain call, HTTP out."""
+"""Every route of the service: the endpoints, one table of their paths, and how an error becomes a response."""
 
 import asyncio
 import dataclasses
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
+import orjson
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import compile_path
+from starlette.types import Scope
 
 from serving.api import open_inference
-from serving.api.admission import Admission, Place
-from serving.api.errors import RequestError, describe, envelope
-from serving.api.json_response import JSONResponse
-from serving.api.readiness import check_alive, check_ready, current_predictor
-from serving.api.ui import Page
+from serving.api.errors import RequestError, as_request_error, error_body, log_error
+from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_files
-from serving.api.waiting import while_awaited
+from serving.api.waiting import await_for_client
 from serving.contract.card import ModelCard
 from serving.inference.heatmap import as_json, as_png, overlay
-from serving.inference.occlusion import Explainer, Explanation
+from serving.inference.occlusion import Explanation
 from serving.inference.prediction import Prediction
 from serving.metrics import exposition
-from serving.settings import Settings
-
-# A batch may carry this many times the bytes of one file; its number of files is bounded by TWINLENS_MAX_BATCH.
-BATCH_BODY_FILES = 4
 
 
-async def predict(request: Request) -> Response:
+class JSONResponse(Response):
+    """As Starlette's of the same name, but written by orjson: nine probabilities take 0.4 us instead of 4.6."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return orjson.dumps(content)
+
+
+async def predict(request: Request, state: ServiceState) -> Response:
     top_k = _top_k(request)
-    predictor = current_predictor(request)
-    with _admission(request).place() as place:
-        [data] = await _files(request, "image", place)
-        place.enter(1)
-        prediction = await while_awaited(request, predictor.predict(data, top_k), _settings(request).timeout_s)
+    predictor = state.readiness.current_predictor()
+    with state.admission.reserve() as reservation:
+        [data] = await read_files(request, "image", Limits.of_one(state.settings), reservation)
+        request.state.images = [data]
+        reservation.add_images(1)
+        prediction = await await_for_client(request, predictor.predict(data, top_k), state.settings.timeout_s)
     request.state.fields = {"label": prediction.label, "confidence": prediction.confidence}
     return JSONResponse(vars(prediction))
 
 
-async def predict_batch(request: Request) -> Response:
+async def predict_batch(request: Request, state: ServiceState) -> Response:
     top_k = _top_k(request)
-    predictor = current_predictor(request)
-    with _admission(request).place() as place:
-        data = await _files(request, "images", place, most=_settings(request).max_batch)
-        place.enter(len(data))
-        answering = asyncio.gather(*(predictor.predict(image, top_k) for image in data), return_exceptions=True)
-        answers = await while_awaited(request, answering, _settings(request).timeout_s)
-    return JSONResponse({"results": [_batch_element(request, answer) for answer in answers]})
+    predictor = state.readiness.current_predictor()
+    with state.admission.reserve() as reservation:
+        images = await read_files(request, "images", Limits.of_batch(state.settings), reservation)
+        request.state.images = images
+        reservation.add_images(len(images))
+        predicting = asyncio.gather(*(predictor.predict(image, top_k) for image in images), return_exceptions=True)
+        results = await await_for_client(request, predicting, state.settings.timeout_s)
+    return JSONResponse({"results": [_batch_element(request, result, state) for result in results]})
 
 
-async def explain(request: Request) -> Response:
-    predictor = current_predictor(request)
+async def explain(request: Request, state: ServiceState) -> Response:
+    predictor = state.readiness.current_predictor()
     label = _label(request, predictor.card.classes)
     draw = _explanation_as_png if _wants_png(request) else _explanation_as_json
-    explainer: Explainer = request.app.state.explainer
-    with _admission(request).place() as place:
-        [data] = await _files(request, "image", place)
-        explaining = explainer.explain(predictor, data, label, draw)
-        return await while_awaited(request, explaining, _settings(request).timeout_s)
+    with state.admission.reserve() as reservation:
+        [data] = await read_files(request, "image", Limits.of_one(state.settings), reservation)
+        request.state.images = [data]
+        explaining = state.explainer.explain(predictor, data, label, draw)
+        return await await_for_client(request, explaining, state.settings.timeout_s)
 
 
-async def model_card(request: Request) -> Response:
-    predictor = current_predictor(request)
+async def model_card(request: Request, state: ServiceState) -> Response:
+    predictor = state.readiness.current_predictor()
     card: ModelCard = dataclasses.replace(predictor.card, goldens=())
     return Response(card.to_json(), 200, {"ETag": f'"{predictor.classifier.digest}"'}, "application/json")
 
 
-async def page(request: Request) -> Response:
-    document: Page = request.app.state.page
-    return HTMLResponse(document.html, headers=document.headers)
+async def ui(request: Request, state: ServiceState) -> Response:
+    return HTMLResponse(state.page.html, headers=state.page.headers)
 
 
-async def livez(request: Request) -> Response:
-    check_alive(request)
+async def livez(request: Request, state: ServiceState) -> Response:
+    state.readiness.check_alive()
     return Response("\n", media_type="text/plain")
 
 
-async def readyz(request: Request) -> Response:
-    check_ready(request)
+async def readyz(request: Request, state: ServiceState) -> Response:
+    state.readiness.check_ready()
     return Response("\n", media_type="text/plain")
 
 
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, state: ServiceState) -> Response:
     return Response(await asyncio.to_thread(exposition), media_type="text/plain; version=0.0.4")
 
 
-async def docs(request: Request) -> Response:
-    return JSONResponse(request.app.state.openapi)
+async def docs(request: Request, state: ServiceState) -> Response:
+    return JSONResponse(state.openapi)
 
 
-async def home(request: Request) -> Response:
+async def home(request: Request, state: ServiceState) -> Response:
     return RedirectResponse("ui")
-
-
-def _settings(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
-
-
-def _admission(request: Request) -> Admission:
-    admission: Admission = request.app.state.admission
-    return admission
-
-
-async def _files(request: Request, field: str, place: Place, *, most: int = 1) -> list[bytes]:
-    settings = _settings(request)
-    size = settings.max_bytes * (1 if most == 1 else BATCH_BODY_FILES)
-    limits = Limits(files=most, bytes=size, seconds=settings.timeout_s, idle_s=settings.idle_s)
-    data = await read_files(request, field, limits, place)
-    request.state.images = data
-    return data
 
 
 def _top_k(request: Request) -> int | None:
@@ -132,11 +125,11 @@ def _label(request: Request, classes: tuple[str, ...]) -> str | None:
 
 
 def _wants_png(request: Request) -> bool:
-    given = request.query_params.get("format")
-    if given not in (None, "png", "json"):
-        raise RequestError(400, "invalid_format", f"format must be png or json, not {given[:40]!r}")
+    wanted = request.query_params.get("format")
+    if wanted not in (None, "png", "json"):
+        raise RequestError(400, "invalid_format", f"format must be png or json, not {wanted[:40]!r}")
     accepted = request.headers.get("accept", "")
-    return given == "png" or (given is None and "image/png" in accepted and "json" not in accepted)
+    return wanted == "png" or (wanted is None and "image/png" in accepted and "json" not in accepted)
 
 
 def _explanation_as_png(explanation: Explanation) -> Response:
@@ -147,29 +140,118 @@ def _explanation_as_json(explanation: Explanation) -> Response:
     return JSONResponse(as_json(explanation))
 
 
-def _batch_element(request: Request, answer: Prediction | BaseException) -> dict[str, object]:
-    if isinstance(answer, Prediction):
-        return vars(answer)
-    if not isinstance(answer, Exception):
-        raise answer
-    error = describe(answer)
-    request.app.state.metrics.rejected(error.code)
-    return envelope(error, request.state.request_id)
+def _batch_element(request: Request, result: Prediction | BaseException, state: ServiceState) -> dict[str, object]:
+    if isinstance(result, Prediction):
+        return vars(result)
+    if not isinstance(result, Exception):
+        raise result
+    error = as_request_error(result)
+    state.metrics.requests.rejected(error.code)
+    return error_body(error, request.state.request_id)
 
 
-ROUTES = [
-    # SageMaker's names of two routes; before the others, so that metrics know both by the others' names.
-    Route("/invocations", predict, methods=["POST"]),
-    Route("/ping", readyz),
-    Route("/predict", predict, methods=["POST"]),
-    Route("/predict_batch", predict_batch, methods=["POST"]),
-    Route("/explain", explain, methods=["POST"]),
+class Kind(Enum):
+    """What the middleware asks of a request to a route."""
+
+    API = "the token; refused during a shutdown or while no image more is admitted"
+    METRICS = "the token if the settings say so; answered during a shutdown"
+    PAGE = "no token: a browser has none before the page is loaded, and the page holds nothing of the model"
+    PROBE = "no token, and no line in the log"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path, its endpoint, and all that other parts of the service need to know about it."""
+
+    path: str
+    """In braces: parameters, each one segment of the path."""
+    endpoint: Callable[[Request, ServiceState], Awaitable[Response]]
+    method: str = "GET"
+    kind: Kind = Kind.API
+    alias_of: str = ""
+    """The path under which the metrics count this route, if not its own."""
+
+    @property
+    def name(self) -> str:
+        """The route's name in the metrics."""
+        return self.alias_of or self.path
+
+
+OPEN_INFERENCE = "/v2"
+"""Below this path, errors have the form of the Open Inference Protocol."""
+MODEL = f"{OPEN_INFERENCE}/models/{{name}}"
+VERSION = f"{MODEL}/versions/{{version}}"
+MODEL_READY = f"{MODEL}/ready"
+
+ROUTES = (
+    Route("/predict", predict, "POST"),
+    Route("/predict_batch", predict_batch, "POST"),
+    Route("/explain", explain, "POST"),
     Route("/model", model_card),
-    Route("/ui", page),
-    Route("/livez", livez),
-    Route("/readyz", readyz),
-    Route("/metrics", metrics),
+    Route("/ui", ui, kind=Kind.PAGE),
+    Route("/livez", livez, kind=Kind.PROBE),
+    Route("/readyz", readyz, kind=Kind.PROBE),
+    Route("/metrics", metrics, kind=Kind.METRICS),
     Route("/docs.json", docs),
-    Route("/", home),
-    *open_inference.ROUTES,
-]
+    Route("/", home, kind=Kind.PAGE),
+    # SageMaker's names.
+    Route("/invocations", predict, "POST", alias_of="/predict"),
+    Route("/ping", readyz, kind=Kind.PROBE, alias_of="/readyz"),
+    Route(OPEN_INFERENCE, open_inference.server),
+    Route(f"{OPEN_INFERENCE}/health/live", open_inference.live, kind=Kind.PROBE),
+    Route(f"{OPEN_INFERENCE}/health/ready", open_inference.ready, kind=Kind.PROBE, alias_of=MODEL_READY),
+    Route(MODEL, open_inference.metadata),
+    Route(MODEL_READY, open_inference.ready),
+    Route(f"{MODEL}/infer", open_inference.infer, "POST"),
+    Route(VERSION, open_inference.metadata, alias_of=MODEL),
+    Route(f"{VERSION}/ready", open_inference.ready, alias_of=MODEL_READY),
+    Route(f"{VERSION}/infer", open_inference.infer, "POST", alias_of=f"{MODEL}/infer"),
+    # Without a token for this model only: for another name the answer would tell which model there is.
+    Route(MODEL_READY.format(name=open_inference.NAME), open_inference.ready, kind=Kind.PROBE, alias_of=MODEL_READY),
+)
+
+
+class RouteTable:
+    """Finds the route of a path: one look-up, or for paths with parameters one regular expression after the other.
+
+    Starlette's router searches through patterns for every path and handles exceptions in three layers: 18 us of the
+    300 us that a small image takes.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._fixed = {route.path: route for route in routes if "{" not in route.path}
+        self._patterns: list[tuple[re.Pattern[str], Route]] = [
+            (compile_path(route.path)[0], route) for route in routes if "{" in route.path
+        ]
+
+    def find(self, path: str) -> tuple[Route | None, dict[str, str]]:
+        """The route and its path parameters; None where there is no such path."""
+        if route := self._fixed.get(path):
+            return route, {}
+        for pattern, route in self._patterns:
+            if match := pattern.match(path):
+                return route, match.groupdict()
+        return None, {}
+
+
+async def respond(request: Request, route: Route | None, state: ServiceState) -> Response:
+    """What the route's endpoint returns, or the response to what it raises."""
+    try:
+        if route is None:
+            raise HTTPException(404)
+        method = request.scope["method"]
+        if method != route.method and not (method == "HEAD" and route.method == "GET"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD" if route.method == "GET" else route.method})
+        return await route.endpoint(request, state)
+    except Exception as error:  # refusal() logs those that are a fault of the service
+        return refusal(error, request.scope)
+
+
+def refusal(error: Exception, scope: Scope) -> Response:
+    """The response to a request that ended in `error`; faults of the service are logged."""
+    public, request_id = as_request_error(error), scope["state"]["request_id"]
+    scope["state"]["code"] = public.code
+    log_error(error, public, request_id)
+    in_protocol = scope["path"].startswith(OPEN_INFERENCE)
+    body = open_inference.error_body(public) if in_protocol else error_body(public, request_id)
+    return JSONResponse(body, public.status, dict(public.headers))

@@ -1,4 +1,4 @@
-"""The page at /ui: one document with its style and script inside, and headers that let it load nothing else."""
+"""The page at /ui: one document that includes its style and script, with headers that forbid to load anything else."""
 
 import base64
 import hashlib
@@ -8,14 +8,14 @@ from importlib.resources import files
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """An HTML document and the headers it is sent with."""
+    """An HTML document and the headers of its response."""
 
     html: str
     headers: dict[str, str]
 
     @classmethod
     def load(cls) -> "Page":
-        """Put page.css and page.js into page.html; its Content-Security-Policy names the two by their hashes."""
+        """Insert page.css and page.js into page.html; its Content-Security-Policy allows only the hashes of the two."""
         html, style, script = (
             files("serving.api").joinpath(f"static/page.{kind}").read_text() for kind in ("html", "css", "js")
         )

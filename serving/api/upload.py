@@ -1,4 +1,4 @@
-"""Files out of an HTTP request: a raw body or multipart, read with a limit, kept in memory, never fetched."""
+"""Files of an HTTP request: a raw body or multipart, read up to a limit and kept in memory; no URL is fetched."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from serving.api.admission import Place
+from serving.api.admission import Reservation
 from serving.api.errors import RequestError
-from serving.api.waiting import unless
+from serving.api.waiting import await_unless
+from serving.settings import Settings
 
-# Room for boundaries and part headers around the files themselves.
 MULTIPART_OVERHEAD = 64 * 1024
+"""Bytes for boundaries and part headers around the files."""
+BATCH_BODY_FILES = 4
+"""A body of several images may have the bytes of this many largest files; MAX_BATCH bounds the number of files."""
 HOW_TO_SEND = (
     "send the image as multipart field {field!r}, or as the raw body with Content-Type image/jpeg, image/png, ..."
 )
@@ -19,18 +22,30 @@ HOW_TO_SEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one upload may take: files, bytes of body, seconds in all, and seconds without a byte."""
+    """Limits of one upload: files, bytes of body, seconds in total, and seconds without a byte."""
 
     files: int
     bytes: int
     seconds: float
     idle_s: float
 
+    @classmethod
+    def of_one(cls, settings: Settings) -> "Limits":
+        """For a body that holds one image."""
+        return cls(files=1, bytes=settings.max_bytes, seconds=settings.timeout_s, idle_s=settings.idle_s)
 
-async def read_files(request: Request, field: str, limits: Limits, place: Place) -> list[bytes]:
-    """The files a request carries: its raw body, or the file parts named `field` of a multipart form, at least one.
+    @classmethod
+    def of_batch(cls, settings: Settings) -> "Limits":
+        """For a body that holds several images."""
+        size = settings.max_bytes * BATCH_BODY_FILES
+        return cls(files=settings.max_batch, bytes=size, seconds=settings.timeout_s, idle_s=settings.idle_s)
 
-    What is read is held in `place`. Raises RequestError, Overloaded, and ClientDisconnect when the client goes away.
+
+async def read_files(request: Request, field: str, limits: Limits, reservation: Reservation) -> list[bytes]:
+    """The files of a request, at least one: its raw body, or the file parts named `field` of a multipart form.
+
+    `reservation` counts the bytes that are read. Raises RequestError, Overloaded, and ClientDisconnect when the client
+    disconnects.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError(415, "content_encoding_not_supported", "send the image as it is, without Content-Encoding")
@@ -40,16 +55,16 @@ async def read_files(request: Request, field: str, limits: Limits, place: Place)
     if is_form and "boundary" not in options:
         raise RequestError(400, "malformed_multipart", "the Content-Type names no multipart boundary")
     if not (is_form or kind.startswith("image/") or kind == "application/octet-stream"):
-        given = kind or "no Content-Type"
-        raise RequestError(415, "unsupported_media_type", f"{given} is not accepted; {how_to_send}")
-    body = await read_body(request, limits.bytes + is_form * MULTIPART_OVERHEAD, limits, place)
+        media_type = kind or "no Content-Type"
+        raise RequestError(415, "unsupported_media_type", f"{media_type} is not accepted; {how_to_send}")
+    body = await read_body(request, limits.bytes + is_form * MULTIPART_OVERHEAD, limits, reservation)
     if not body:
         raise RequestError(400, "missing_image", f"the body is empty; {how_to_send}")
     return _files(body, options["boundary"], field, limits.files, how_to_send) if is_form else [body]
 
 
-async def read_body(request: Request, most: int, limits: Limits, place: Place) -> bytes:
-    """The body as it comes, at most `most` bytes of it. Raises RequestError, Overloaded, ClientDisconnect."""
+async def read_body(request: Request, most: int, limits: Limits, reservation: Reservation) -> bytes:
+    """The body, at most `most` bytes. Raises RequestError, Overloaded, ClientDisconnect."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
@@ -69,7 +84,7 @@ async def read_body(request: Request, most: int, limits: Limits, place: Place) -
             size += len(chunk)
             if size > most:
                 raise _too_large(most)
-            place.hold(len(chunk))
+            reservation.add_bytes(len(chunk))
             body.append(chunk)
             if not message.get("more_body", False):
                 return body[0] if len(body) == 1 else b"".join(body)
@@ -80,7 +95,7 @@ async def read_body(request: Request, most: int, limits: Limits, place: Place) -
         late = f"the body did not arrive within {limits.seconds:g} s, or nothing of it for {limits.idle_s:g} s"
         return RequestError(408, "upload_timeout", late, {"Connection": "close"})
 
-    return await unless(read(), stalled, within=min(limits.seconds, limits.idle_s))
+    return await await_unless(read(), stalled, within=min(limits.seconds, limits.idle_s))
 
 
 def _too_large(most: int) -> RequestError:
@@ -107,7 +122,7 @@ def _files(body: bytes, boundary: str, field: str, max_files: int, how_to_send: 
 
 
 def _parts(body: bytes, boundary: str, most: int) -> list[tuple[MultipartSegment, bytes]]:
-    """Each part's head and its bytes, which come in one piece as the body does. Raises MultipartError, RequestError."""
+    """Each part's header and bytes, one piece a part because the body is one. Raises MultipartError, RequestError."""
     parts: list[tuple[MultipartSegment, bytes]] = []
     with PushMultipartParser(boundary, strict=True) as parser:
         data = b""

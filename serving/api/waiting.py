@@ -1,4 +1,4 @@
-"""Waiting for what is mostly there soon: whatever may end the wait is only watched for when it is not."""
+"""Await a result that is usually quick; watch for a disconnect or a deadline only when it is not there soon."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,32 +10,32 @@ from serving.api.errors import RequestError
 
 T = TypeVar("T")
 
-PATIENCE_S = 0.05
+WATCH_AFTER_S = 0.05
 
 
-async def unless(awaited: Awaitable[T], ended: Callable[[], Awaitable[Exception]], within: float) -> T:
+async def await_unless(awaited: Awaitable[T], ended: Callable[[], Awaitable[Exception]], within: float) -> T:
     """Await, unless `ended` returns first: then `awaited` is cancelled and what `ended` returned is raised.
 
-    `ended` is called after PATIENCE_S, or `within` seconds where that is sooner; nearly always there is nothing left to
-    wait for by then. A timer that has not gone off costs 0.7 us, asyncio.timeout 3, a task and its end 6.
+    `ended` is called after WATCH_AFTER_S, or after `within` seconds if that is sooner; most results are there by then.
+    A timer that does not fire costs 0.7 us, asyncio.timeout 3, a task and its end 6.
     """
-    loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
-    assert waiting is not None
+    loop, current = asyncio.get_running_loop(), asyncio.current_task()
+    assert current is not None
     reason: Exception | None = None
 
     async def watch() -> None:
         nonlocal reason
         reason = await ended()
-        waiting.cancel()
+        current.cancel()
 
     watching: list[asyncio.Task[None]] = []
-    timer = loop.call_later(min(PATIENCE_S, within), lambda: watching.append(loop.create_task(watch())))
+    timer = loop.call_later(min(WATCH_AFTER_S, within), lambda: watching.append(loop.create_task(watch())))
     try:
         return await awaited
     except asyncio.CancelledError:
         if reason is None:
             raise
-        waiting.uncancel()
+        current.uncancel()
         raise reason from None
     finally:
         timer.cancel()
@@ -43,14 +43,14 @@ async def unless(awaited: Awaitable[T], ended: Callable[[], Awaitable[Exception]
             task.cancel()
 
 
-async def while_awaited(request: Request, answer: Awaitable[T], seconds: float) -> T:
-    """Await `answer` as long as its client does, at most so many seconds; after that the work is cancelled.
+async def await_for_client(request: Request, result: Awaitable[T], seconds: float) -> T:
+    """Await `result` while the client is connected, for at most `seconds`; after that the work is cancelled.
 
     Raises ClientDisconnect, and RequestError (504) when it took too long.
     """
     end = asyncio.get_running_loop().time() + seconds
 
-    async def nobody_waits() -> Exception:
+    async def disconnected_or_late() -> Exception:
         try:
             async with asyncio.timeout_at(end):
                 while (await request.receive())["type"] != "http.disconnect":
@@ -59,4 +59,4 @@ async def while_awaited(request: Request, answer: Awaitable[T], seconds: float) 
             return RequestError(504, "deadline_exceeded", f"no answer within {seconds:g} s")
         return ClientDisconnect()
 
-    return await unless(answer, nobody_waits, within=seconds)
+    return await await_unless(result, disconnected_or_late, within=seconds)

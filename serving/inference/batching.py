@@ -1,10 +1,10 @@
 """An event-driven micro-batcher: a request waits only while a batch is running.
 
-Whatever has queued up by the time the model is free goes in together, at most `max_batch` images. There is no timer
-and no polling: an idle server does nothing, and a lone request is never held back to see whether another comes.
+The images that are queued when the model becomes free form the next batch, at most `max_batch` of them. There is no
+timer and no polling: an idle server does nothing, and a single request never waits for another one.
 
-Images in the background run a few at a time while nobody else waits, and in small number beside others: they get on
-under any load that leaves room, and hardly hold anybody up.
+Background images run a few at a time while no other image waits, and a few beside others in a batch. They progress
+under any load that leaves room, and delay other images little.
 """
 
 import asyncio
@@ -19,9 +19,13 @@ import numpy as np
 from serving.contract.decode import Pixels
 
 BACKGROUND_ALONE = 2
-"""Images in the background a run, when nobody else waits: whoever comes meanwhile waits for no more than these."""
+"""Background images in a batch of their own: an image that arrives meanwhile waits for no more than these."""
 BACKGROUND_BESIDE = 4
-"""In a run with others there is one image in the background for so many of them."""
+"""In a batch with other images there is one background image for this number of them."""
+
+
+class Overloaded(RuntimeError):
+    """There is no room for this request now; the client may retry shortly."""
 
 
 @dataclass(eq=False)
@@ -35,11 +39,11 @@ class _Waiting:
 class Batcher:
     """Collect single images into batches for `predict`, which runs in one thread of its own.
 
-    `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. `observe` is told
-    the seconds each image of a batch has waited (those in the background left out), the seconds the batch took, and
-    how many images it had. `inline` lets the event loop itself run the model on a lone image. Before every batch
-    the event loop makes `turns` turns, in which it decodes what has come in and sends what has been answered: worth
-    it where the model would only take the core away from that.
+    `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. After each batch
+    `observe` gets the seconds that each image has waited (background images left out), the seconds that the batch
+    took, and its number of images. With `inline`, the event loop itself runs the model on a single image. Before
+    every batch the event loop makes `turns` turns, in which it decodes arrived images and sends answers: useful
+    where the model and the event loop share one core.
     """
 
     def __init__(
@@ -61,13 +65,13 @@ class Batcher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._running: asyncio.Task[None] | None = None
         self.failures = 0
-        """Runs of the model that failed since one did not."""
+        """Consecutive failed runs of the model; 0 after a run that succeeds."""
 
     async def submit(self, pixels: Pixels, *, background: bool = False) -> np.ndarray:
-        """Probabilities float32 `[classes]` of one image; in the background it waits behind those that are not.
+        """Probabilities float32 `[classes]` of one image; a background image waits behind the others.
 
-        Who submits images bounds their number. Cancelling the call takes the image out: nobody works for a client
-        that has gone.
+        The caller bounds the number of images. Cancelling the call takes the image out of the queue. Raises what
+        `predict` raises.
         """
         queue = self._background if background else self._queue
         waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), background)
@@ -82,12 +86,12 @@ class Batcher:
             raise
 
     async def _run(self) -> None:
-        """Answer batch after batch until nobody waits."""
+        """Answer batch after batch until no image waits."""
         try:
             while self._queue or self._background:
                 for _ in range(self._turns):
                     await asyncio.sleep(0)
-                if batch := self._next_batch():  # those who waited may have gone meanwhile
+                if batch := self._next_batch():  # empty when every waiting call was cancelled meanwhile
                     await self._answer(batch)
         finally:
             self._running = None
@@ -103,7 +107,7 @@ class Batcher:
         try:
             images = np.stack([waiting.pixels for waiting in batch])
             rows = await self._run_model(images)
-        except Exception as error:  # whatever the model raises belongs to those who asked, not to the batcher
+        except Exception as error:  # what the model raises belongs to the callers, not to the batcher
             self.failures += 1
             for waiting in batch:
                 if not waiting.answer.done():

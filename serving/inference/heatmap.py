@@ -1,4 +1,4 @@
-"""An explanation as a picture: teal where a region speaks for the label, magenta where it speaks against it."""
+"""An explanation as a picture: teal where a region supports the label, magenta where it opposes the label."""
 
 import base64
 
@@ -13,11 +13,11 @@ FOR = (0, 200, 170)
 AGAINST = (220, 0, 140)
 """RGB; skin, blood and stained tissue have neither colour, and the two differ in brightness, not in hue alone."""
 STRONGEST = 0.7
-"""Opacity of the strongest region: the picture stays visible below it."""
+"""Opacity of the strongest region: the picture below stays visible."""
 LEAST_SCALE = 0.05
-"""Drops are shown relative to the largest one, but to no less than this: what changes nothing must not look strong."""
-HEAT_SIDE = 128
-"""Pixels of a heat map along each side; it is smooth, so more would only be more bytes."""
+"""Drops are shown relative to the largest drop, but at least to this, so that tiny drops do not look strong."""
+HEATMAP_SIDE = 128
+"""Pixels of a heat map along each side; it is smooth, so more pixels would only add bytes."""
 LONGER_SIDE = 256
 """Pixels of an overlay along its longer side, at least."""
 
@@ -25,8 +25,8 @@ RGBA = UInt8[np.ndarray, "height width 4"]
 RGB = UInt8[np.ndarray, "height width 3"]
 
 
-def heat(drops: Drops, height: int = HEAT_SIDE, width: int = HEAT_SIDE) -> RGBA:
-    """The drops as colours `[height, width, 4]` to lay over the image: the stronger, the more opaque."""
+def heatmap(drops: Drops, height: int = HEATMAP_SIDE, width: int = HEATMAP_SIDE) -> RGBA:
+    """The drops as colours `[height, width, 4]` to lay over the image; a larger drop is more opaque."""
     smooth = cv2.resize(drops, (width, height), interpolation=cv2.INTER_CUBIC)
     strength = np.clip(np.abs(smooth) / max(float(np.abs(drops).max()), LEAST_SCALE), 0, 1)
     colours = np.where(smooth[..., np.newaxis] > 0, np.array(FOR, np.uint8), np.array(AGAINST, np.uint8))
@@ -34,11 +34,11 @@ def heat(drops: Drops, height: int = HEAT_SIDE, width: int = HEAT_SIDE) -> RGBA:
 
 
 def overlay(explanation: Explanation) -> RGB:
-    """The upright original, enlarged if it is tiny, under its heat map."""
+    """The upright original, enlarged if it is tiny, below its heat map."""
     pixels = as_channels(explanation.original, 3)
     enlarge = max(1, round(LONGER_SIDE / max(pixels.shape[:2])))
     pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    colours = heat(explanation.drops, *pixels.shape[:2])
+    colours = heatmap(explanation.drops, *pixels.shape[:2])
     opacity = colours[..., 3:].astype(np.float32) / 255
     return np.rint(pixels * (1 - opacity) + colours[..., :3] * opacity).astype(np.uint8)
 
@@ -52,12 +52,12 @@ def as_png(pixels: UInt8[np.ndarray, "height width channels"]) -> bytes:
 
 
 def as_json(explanation: Explanation) -> dict[str, object]:
-    """The numbers, and as base64 of a PNG what the model saw and a heat map to lay over the original."""
+    """The numbers, and as PNG in base64 the model's input and a heat map to lay over the original."""
     return {
         "label": explanation.label,
         "confidence": explanation.confidence,
         "drops": [[round(float(drop), 6) for drop in row] for row in explanation.drops],
         "fitted_png": base64.b64encode(as_png(explanation.fitted)).decode(),
-        "heat_png": base64.b64encode(as_png(heat(explanation.drops))).decode(),
+        "heat_png": base64.b64encode(as_png(heatmap(explanation.drops))).decode(),
         "model_version": explanation.model_version,
     }

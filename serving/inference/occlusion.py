@@ -1,7 +1,7 @@
-"""Which regions carried an answer: cover one after the other and see how far the probability falls.
+"""Which regions of an image a prediction depends on: cover each in turn and measure how far the probability falls.
 
 Occlusion maps as in Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014), section 4.2. They
-need nothing but answers, so they hold for every model. Knows nothing of HTTP.
+need only the model's output, so they work for every model. Nothing here knows HTTP.
 """
 
 import asyncio
@@ -15,20 +15,19 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from serving.api.admission import Overloaded
 from serving.contract.decode import Decoded, Pixels, decode
-from serving.inference.batching import BACKGROUND_ALONE
+from serving.inference.batching import BACKGROUND_ALONE, Overloaded
 from serving.inference.prediction import check_output
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
 
 GRID = 8
-"""Regions along each side. An explanation costs GRID * GRID + 1 images of the model, whatever was sent."""
+"""Regions along each side. An explanation runs the model on GRID * GRID + 1 images, whatever is sent."""
 MARGIN = 0.5
-"""How far a cover reaches over its region, in regions: neighbours overlap by half, so a map has no seams."""
+"""How far a cover extends beyond its region, in regions: neighbours overlap by half, so a map has no seams."""
 LONGEST_SIDE = 1024
-"""Of the original no more pixels than this are kept: enough to look at."""
+"""Pixels of the original along its longer side, at most: enough for display."""
 
 Drawn = TypeVar("Drawn")
 Drops = Float32[np.ndarray, "rows columns"]
@@ -36,10 +35,10 @@ Drops = Float32[np.ndarray, "rows columns"]
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why one image was given `confidence` in `label`.
+    """How far each region of one image supports `label`, which the model gives the probability `confidence`.
 
     `drops[row, column]` is how far that probability falls, in [-1, 1], when the region is covered: above 0 the region
-    speaks for the label, below 0 against it. `original` is the upright image, `fitted` what the model saw of it.
+    supports the label, below 0 it opposes it. `original` is the upright image, `fitted` the model's input.
     """
 
     label: str
@@ -51,34 +50,34 @@ class Explanation:
 
 
 class Explainer:
-    """Explains a few images at a time, behind the predictions that wait for the same model."""
+    """Explains a few images at a time; predictions that wait for the same model come first."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._under_way = 0
-        # One thread: decoding and drawing for an explanation never take the threads that predictions decode in.
+        self._running = 0
+        # One thread: an explanation is decoded and drawn in it, never in the threads that decode for predictions.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
     async def explain(
         self, predictor: Predictor, data: bytes, label: str | None, draw: Callable[[Explanation], Drawn]
     ) -> Drawn:
-        """Explain an encoded image's `label` (None: the predicted one); gives what `draw` makes of the explanation.
+        """Explain an encoded image's `label` (None: the predicted one); returns what `draw` makes of the explanation.
 
-        Raises Overloaded when as many as the settings allow are under way, ImageError, InvalidOutput.
+        Raises Overloaded when as many as the settings allow are running, ImageError, InvalidOutput.
         """
-        if self._under_way >= self._settings.max_explanations:
-            raise Overloaded(f"{self._under_way} explanations are under way already")
-        self._under_way += 1
+        if self._running >= self._settings.max_explanations:
+            raise Overloaded(f"{self._running} explanations are running already")
+        self._running += 1
         try:
             loop = asyncio.get_running_loop()
             original, fitted = await loop.run_in_executor(self._thread, self._decode, predictor, data)
             explanation = await _explain(predictor, original, fitted, label)
             drawn = await loop.run_in_executor(self._thread, draw, explanation)
-            self._metrics.explained()
+            self._metrics.inference.explained()
             return drawn
         finally:
-            self._under_way -= 1
+            self._running -= 1
 
     def _decode(self, predictor: Predictor, data: bytes) -> tuple[Decoded, Pixels]:
         limits = {"max_bytes": self._settings.max_bytes, "max_pixels": self._settings.max_pixels}
@@ -89,8 +88,8 @@ class Explainer:
 def covered(pixels: Pixels) -> UInt8[np.ndarray, "regions height width channels"]:
     """The image once for each region, row by row, with that region in the image's mean colour.
 
-    The mean of the image itself takes a region out with the least that is new to the model: the grey that
-    normalisation maps to 0 is an object of its own on most images.
+    The image's own mean removes a region and adds little that is new to the model. The grey that normalisation maps
+    to 0 would be a visible object on most images.
     """
     height, width, _ = pixels.shape
     mean = np.rint(pixels.mean((0, 1))).astype(np.uint8)
@@ -112,7 +111,7 @@ def _covers(side: int) -> list[slice]:
 async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, label: str | None) -> Explanation:
     images = [fitted, *covered(fitted)]
     rows: list[np.ndarray] = []
-    # A run's worth at a time: all at once would keep the event loop from the predictions.
+    # One background batch at a time: all images at once would keep the event loop from predictions.
     for start in range(0, len(images), BACKGROUND_ALONE):
         portion = images[start : start + BACKGROUND_ALONE]
         rows += await asyncio.gather(*(predictor.batcher.submit(image, background=True) for image in portion))

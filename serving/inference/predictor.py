@@ -1,7 +1,6 @@
-"""From the bytes of an image to an answer: decode, wait for the model, name the class. Knows nothing of HTTP."""
+"""From the bytes of an image to a prediction: decode, run the model, name the class. Nothing here knows HTTP."""
 
 import asyncio
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
@@ -22,22 +21,22 @@ from serving.settings import Settings
 Probabilities = Float32[np.ndarray, " classes"]
 
 DECODERS = 2
-# Up to here decoding takes about as long as handing it to a thread, and can never take long: the loop does it itself.
+# Up to this size, decoding takes about as long as handing it to a thread, and never long: the event loop decodes.
 INLINE_BYTES = 8 * 1024
 INLINE_PIXELS = 2**15
 INLINE_S = 0.001
-"""A model that answers one image in less does so in the event loop, if nobody else waits; a slower one would keep the
-loop from refusing, and then let in whoever has waited longest."""
+"""A model that takes less for one image runs in the event loop while no other image waits. A slower model would block
+the loop, which then could not refuse requests in time."""
 TURNS = 4
-"""On a single core: to send the last answers, to hear what their clients ask next, to read and to decode it."""
+"""Of the event loop before each batch, on a single core: send the last answers, accept, read and decode requests."""
 FAILURES = 3
-"""Runs of the model that fail in a row before it counts as lost."""
+"""Consecutive failed runs after which the model counts as lost."""
 
 
 class Predictor:
     """One opened model and its batcher, replaceable as a whole.
 
-    Whoever holds one keeps being answered by its model; its threads end when nobody does.
+    A request that holds a predictor is answered by its model. Its threads end when no request holds it.
     """
 
     def __init__(self, classifier: Classifier, settings: Settings, metrics: Metrics) -> None:
@@ -46,20 +45,19 @@ class Predictor:
         self._metrics = metrics
         self._settings = settings
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        _start_threads(self._decoders)
-        lone_s = self._warm_up()
+        one_image_s = self._warm_up()
         self.batcher = Batcher(
             classifier.predict,
             max_batch=settings.max_batch,
-            observe=metrics.ran,
-            inline=lone_s < INLINE_S,
+            observe=metrics.inference.ran,
+            inline=one_image_s < INLINE_S,
             turns=TURNS if available_cores() == 1 else 0,
         )
-        self._window = drift.Window(self.card.reference, settings.drift_window, metrics.drifted)
+        self._window = drift.Window(self.card.reference, settings.drift_window, metrics.model.drifted)
 
     @property
     def alive(self) -> bool:
-        """Whether the model still runs: a GPU that is lost fails every run."""
+        """Whether the model still runs: a lost GPU fails every run."""
         return self.batcher.failures < FAILURES
 
     async def infer(self, image: bytes | Pixels) -> Probabilities:
@@ -72,19 +70,19 @@ class Predictor:
             probabilities = await self.batcher.submit(image)
             check_output(probabilities)
             return probabilities
-        pixels, measured = await self._pixels(image)
+        pixels, features = await self._pixels(image)
         probabilities = await self.batcher.submit(pixels)
         check_output(probabilities)
-        self._window.append(measured, probabilities)
+        self._window.append(features, probabilities)
         return probabilities
 
     def describe(self, probabilities: Probabilities, top_k: int | None = None) -> Prediction:
-        """The prediction that `infer`'s output means, with its `top_k` most likely classes (all when None).
+        """The prediction of `infer`'s output, with its `top_k` most likely classes (all when None).
 
-        It is counted in the metrics. Raises InvalidOutput.
+        The metrics count it. Raises InvalidOutput.
         """
         prediction = describe(probabilities, self.card, top_k=top_k, abstain_below=self._settings.abstain_below)
-        self._metrics.predicted(prediction.label, prediction.confidence, abstained=prediction.abstained)
+        self._metrics.inference.predicted(prediction.label, prediction.confidence, abstained=prediction.abstained)
         return prediction
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
@@ -93,7 +91,8 @@ class Predictor:
 
     async def _pixels(self, data: bytes) -> tuple[Pixels, ImageFeatures]:
         if len(data) <= INLINE_BYTES:
-            # Whoever else is there is read first: 32 that are decoded one after the other cost 15 us less each.
+            # Requests that have arrived are read before any image is decoded: 32 images decoded in sequence cost
+            # 15 us less each.
             await asyncio.sleep(0)
             try:
                 return self._decode(data, min(INLINE_PIXELS, self._settings.max_pixels))
@@ -104,7 +103,7 @@ class Predictor:
         return await loop.run_in_executor(self._decoders, self._decode, data, self._settings.max_pixels)
 
     def _warm_up(self) -> float:
-        """Run the smallest and the largest batch, so that no request pays for the memory they need."""
+        """Run the largest and the smallest batch, so that no request waits for their memory; seconds for one image."""
         size = self.card.preprocessing
         images = np.zeros((self._settings.max_batch, size.height, size.width, size.channels), np.uint8)
         self.classifier.predict(images)
@@ -119,13 +118,5 @@ class Predictor:
         decoded = decode(data, preprocessing.channels, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
         pixels = preprocessing.fit(decoded)
         features = drift.image_features(decoded, pixels)
-        self._metrics.decoded(perf_counter() - start)
+        self._metrics.inference.decoded(perf_counter() - start)
         return pixels, features
-
-
-def _start_threads(pool: ThreadPoolExecutor) -> None:
-    """Have every decoder from the beginning: the number of threads then says whether work is left behind."""
-    meeting = threading.Barrier(DECODERS + 1)
-    for _ in range(DECODERS):
-        pool.submit(meeting.wait)
-    meeting.wait()

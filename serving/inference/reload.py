@@ -1,7 +1,7 @@
-"""Another model as soon as its file changes: opened and proved beside the one that answers, then put in its place.
+"""Reload the model when its file changes: the new model is opened and checked beside the old one, then replaces it.
 
-The file is looked at, not listened for: inotify says nothing of a changed symlink further up the path, which is how
-`runs/latest` and the volumes of Kubernetes change, nor of writes by another machine on a shared volume.
+The file is polled. inotify does not report a changed symlink further up the path, which is how `runs/latest` and the
+volumes of Kubernetes change, nor writes by another machine on a shared volume.
 """
 
 import asyncio
@@ -9,18 +9,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from serving.contract.model import Classifier, ModelRefused
+from serving.metrics import ReloadOutcome
 
 log = logging.getLogger("bentoml.twinlens")
-
-Outcome = Literal["swapped", "unchanged", "refused", "failed"]
 
 
 @dataclass(frozen=True)
 class FileState:
-    """Another one as soon as the path leads to another file, or the file is written to."""
+    """Identifies a version of a file: it differs when the path leads to another file or the file is written to."""
 
     device: int
     inode: int
@@ -29,7 +27,7 @@ class FileState:
 
     @classmethod
     def of(cls, path: Path) -> "FileState | None":
-        """Follows symlinks; None where there is no file that can be reached."""
+        """The state of the file at `path`, symlinks followed; None when no file can be reached."""
         try:
             status = path.stat()
         except OSError:
@@ -38,11 +36,11 @@ class FileState:
 
 
 class Reloader:
-    """Keeps the model that answers in step with the file at `path`.
+    """Serves the model in the file at `path`, and each new version of it.
 
-    `open_model` opens and proves a file or raises ModelRefused; `serve` lets a model answer from then on; `observe` is
-    told how each attempt ended. Whatever goes wrong, the model that answers goes on, and a file that was refused is
-    not tried again until it changes.
+    `open_model` opens and checks a file, or raises ModelRefused. `serve` makes a model answer requests. `observe` gets
+    the outcome of each attempt. When an attempt fails, the old model continues to answer, and the refused file is not
+    tried again until it changes.
     """
 
     def __init__(
@@ -50,57 +48,57 @@ class Reloader:
         path: Path,
         open_model: Callable[[Path], Classifier],
         serve: Callable[[Classifier], None],
-        observe: Callable[[Outcome], None] = lambda outcome: None,
+        observe: Callable[[ReloadOutcome], None] = lambda outcome: None,
     ) -> None:
         self._path = path
         self._open = open_model
         self._serve = serve
         self._observe = observe
         self._tried: FileState | None = None
-        self._seen: FileState | None = None
+        self._last_state: FileState | None = None
         self._digest: str | None = None
 
     def start(self) -> None:
-        """Serve the file that is there, if there is one. Raises ModelRefused."""
-        self._tried = self._seen = FileState.of(self._path)
+        """Serve the file if it exists. Raises ModelRefused."""
+        self._tried = self._last_state = FileState.of(self._path)
         if self._tried is not None:
             self._swap(self._open(self._path))
 
     async def watch(self, every_s: float) -> None:
-        """Look at the file every so many seconds, for ever; the event loop is never held up by it."""
+        """Check the file every `every_s` seconds, without end, in a thread."""
         while True:
             await asyncio.sleep(every_s)
-            await asyncio.to_thread(self.look)
+            await asyncio.to_thread(self.check)
 
-    def look(self) -> None:
-        """Try the file if it is another one than at the last attempt, and the same as at the last look.
+    def check(self) -> None:
+        """Load the file if it differs from the last attempt's and is the same as at the last check.
 
-        So a file that is being written is left alone until the writing pauses.
+        A file that is being written is therefore not opened until the writing pauses.
         """
-        found, before = FileState.of(self._path), self._seen
-        self._seen = found
-        if found is None:
+        state, before = FileState.of(self._path), self._last_state
+        self._last_state = state
+        if state is None:
             if before is not None:
-                log.warning("%s is no longer there; the model loaded from it goes on answering", self._path)
+                log.warning("%s no longer exists; the model loaded from it still answers", self._path)
             return
-        if found != before or found == self._tried:
+        if state != before or state == self._tried:
             return
-        self._tried = found
-        outcome = self._try(found)
+        self._tried = state
+        outcome = self._try(state)
         if outcome is not None:
             self._observe(outcome)
 
-    def _try(self, found: FileState) -> Outcome | None:
-        """How the attempt ended; None when the file changed under it, so that it will be tried again."""
+    def _try(self, state: FileState) -> ReloadOutcome | None:
+        """The outcome; None when the file changed during the attempt, so that it will be tried again."""
         try:
             classifier = self._open(self._path)
         except ModelRefused as error:
             log.error("the new model is refused, %s: %s", self._still, error)
             return "refused"
-        except Exception:  # whatever it is, it must end neither the watch nor the service
+        except Exception:  # no error may end the watch or the service
             log.exception("the new model could not be opened, %s", self._still)
             return "failed"
-        if FileState.of(self._path) != found:
+        if FileState.of(self._path) != state:
             return None
         if classifier.digest == self._digest:
             return "unchanged"
@@ -109,7 +107,7 @@ class Reloader:
 
     @property
     def _still(self) -> str:
-        return "no model answers yet" if self._digest is None else "the one before it goes on answering"
+        return "no model answers yet" if self._digest is None else "the previous model still answers"
 
     def _swap(self, classifier: Classifier) -> None:
         self._serve(classifier)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from PIL import Image
 
+from serving.inference.predictor import INLINE_BYTES
 from tests.support.bad_inputs import GOOD, Surroundings
+from tests.support.forged import encoded
 from tests.support.server import serving
-from tests.support.wire import exchange, request
+from tests.support.wire import exchange, request, upload
 
 SETTLE_S = 5.0
 """How long a thread or a file may take to go after the reply has been sent."""
@@ -67,8 +70,11 @@ def watched(model: Path, home: Path, *arguments: str, **environment: str) -> Ite
         environment |= {"BENTOML_HOME": str(folders[0]), "TMPDIR": str(folders[1]), "http_proxy": calls}
         address = running.enter_context(serving(model, *arguments, log=log, **environment))
         surroundings = Surroundings(home / "canary", f"{calls}/x")
-        with ThreadPoolExecutor(16) as pool:  # until every thread is there that the server ever has
-            replies = list(pool.map(lambda _: exchange(address, GOOD), range(64)))
+        # Small images, and large ones, which threads decode: the server then has every thread that it ever starts.
+        noise = encoded(Image.effect_noise((128, 128), 100), "PNG")
+        assert len(noise) > INLINE_BYTES
+        with ThreadPoolExecutor(16) as pool:
+            replies = list(pool.map(lambda sent: exchange(address, sent), [GOOD, upload(noise)] * 32))
         assert {reply.status for reply in replies} <= {200, 429}
         # Each answer of the service that a row may see for the first time, so that no row has to make its series.
         for path, status in (("/readyz", 200), ("/nowhere", 404), ("/metrics", 200)):

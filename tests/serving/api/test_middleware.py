@@ -2,15 +2,18 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import pytest
 
 from tests.support.replies import error, metric
 from tests.support.server import serving
+from serving.settings import Settings
 
 
 def connection_to(address: str) -> socket.socket:
@@ -46,45 +49,83 @@ def test_an_oversized_body_is_refused_before_it_is_sent(server: str) -> None:
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413")
 
 
-def test_token_deadline_and_log(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
-    tokens, log = tmp_path / "tokens", tmp_path / "log"
+@dataclass(frozen=True)
+class Guarded:
+    """A server with a token file, a log of every request, and a short idle limit."""
+
+    address: str
+    tokens: Path
+    log: Path
+
+    def get(self, path: str, token: str | None = None) -> httpx.Response:
+        return httpx.get(f"{self.address}{path}", headers={"Authorization": token} if token else {})
+
+    def post(self, image: bytes, token: str | None) -> httpx.Response:
+        headers = {"X-Request-ID": "its-id"} | ({"Authorization": token} if token else {})
+        return httpx.post(f"{self.address}/predict", files={"image": ("secret name.png", image)}, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def image(png: Callable[..., bytes]) -> bytes:
+    return png(np.full((40, 40, 3), 90, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def guarded(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    tokens, log = folder / "tokens", folder / "log"
     tokens.write_text("first\n")
-    image = png(np.full((40, 40, 3), 90, np.uint8))
     settings = {"TOKEN_FILE": str(tokens), "PROTECT_METRICS": "1", "LOG_REQUESTS": "1", "IDLE_S": "1"}
     environment = {f"TWINLENS_{name}": value for name, value in settings.items()}
-    with serving(run / "model.onnx", log=log, BENTOML_HOME=str(tmp_path / "home"), **environment) as address:
+    with serving(run / "model.onnx", log=log, BENTOML_HOME=str(folder / "home"), **environment) as address:
+        yield Guarded(address, tokens, log)
 
-        def status(token: str | None, path: str = "/predict") -> int:
-            headers = {"X-Request-ID": "its-id"} | ({"Authorization": token} if token else {})
-            files = {"image": ("secret name.png", image)} if path == "/predict" else None
-            reply = httpx.request("POST" if files else "GET", f"{address}{path}", files=files, headers=headers)
-            if reply.status_code == 401:
-                assert error(reply) == "unauthorized"
-                assert reply.headers["www-authenticate"] == "Bearer"
-            return reply.status_code
 
-        assert [status(token) for token in (None, "Bearer second", "Basic first", "Bearer", "Bearer first")] == [
-            *[401] * 4,
-            200,
-        ]
-        assert [status(None, path) for path in ("/livez", "/readyz", "/metrics", "/model")] == [200, 200, 401, 401]
-        counted = httpx.get(f"{address}/metrics", headers={"Authorization": "Bearer first"}).text
-        assert metric(counted, "twinlens_requests_total", route="/predict", status="401") == 4
-        tokens.write_text("first\nsecond\n")
-        assert status("Bearer second") == status("bearer first") == 200
-        tokens.write_text("")
-        assert status("Bearer second") == 200, "an empty file takes nobody's token away"
-        tokens.write_text("third\n")
-        assert (status("Bearer second"), status("Bearer third")) == (401, 200)
-        with connection_to(address) as stalled:
-            stalled.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer third\r\n"
-                b"Content-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
-            )
-            start = time.monotonic()
-            assert stalled.recv(65_536).startswith(b"HTTP/1.1 408")
-            assert time.monotonic() - start < 4
-    text = log.read_text()
+@pytest.fixture(autouse=True)
+def _first_token(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "guarded" in request.fixturenames:
+        request.getfixturevalue("guarded").tokens.write_text("first\n")
+
+
+def test_a_request_needs_a_token_and_a_probe_does_not(guarded: Guarded, image: bytes) -> None:
+    before = metric(guarded.get("/metrics", "Bearer first").text, "twinlens_requests_total", status="401")
+    for token in (None, "Bearer second", "Basic first", "Bearer"):
+        reply = guarded.post(image, token)
+        assert (reply.status_code, error(reply)) == (401, "unauthorized")
+        assert reply.headers["www-authenticate"] == "Bearer"
+    assert guarded.post(image, "Bearer first").status_code == 200
+    statuses = {path: guarded.get(path).status_code for path in ("/livez", "/readyz", "/ui", "/metrics", "/model")}
+    assert statuses == {"/livez": 200, "/readyz": 200, "/ui": 200, "/metrics": 401, "/model": 401}
+    after = guarded.get("/metrics", "Bearer first").text
+    assert metric(after, "twinlens_requests_total", status="401") == before + 6
+
+
+def test_a_changed_token_file_is_read_at_the_next_request(guarded: Guarded, image: bytes) -> None:
+    guarded.tokens.write_text("first\nsecond\n")
+    assert guarded.post(image, "Bearer second").status_code == guarded.post(image, "bearer first").status_code == 200
+    guarded.tokens.write_text("")
+    assert guarded.post(image, "Bearer second").status_code == 200, "with an empty file the previous tokens stay valid"
+    guarded.tokens.write_text("third\n")
+    assert guarded.post(image, "Bearer second").status_code == 401
+    assert guarded.post(image, "Bearer third").status_code == 200
+
+
+def test_an_upload_that_stalls_ends_with_408(guarded: Guarded) -> None:
+    with connection_to(guarded.address) as stalled:
+        stalled.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\n"
+            b"Content-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
+        )
+        start = time.monotonic()
+        assert stalled.recv(65_536).startswith(b"HTTP/1.1 408")
+        assert 1 <= time.monotonic() - start < Settings().timeout_s, "after TWINLENS_IDLE_S, long before TIMEOUT_S"
+
+
+def test_a_log_line_describes_the_request_without_its_file_name(guarded: Guarded, image: bytes) -> None:
+    guarded.post(image, None)
+    guarded.post(image, "Bearer first")
+    text = guarded.log.read_text()
     assert "secret name" not in text
     lines = [json.loads(line) for line in text.splitlines()]
     answered = next(line for line in lines if line.get("route") == "/predict" and line["status"] == 200)
@@ -93,4 +134,16 @@ def test_token_deadline_and_log(run: Path, tmp_path: Path, png: Callable[..., by
     assert 0 < answered["confidence"] <= 1
     assert answered["label"]
     assert answered["seconds"] > 0
-    assert {line["code"] for line in lines if "code" in line} >= {"unauthorized", "upload_timeout"}
+    refused = next(line for line in lines if line.get("route") == "/predict" and line["status"] == 401)
+    assert refused["code"] == "unauthorized"
+
+
+def test_metrics_count_an_alias_under_its_route(server: str, image: bytes) -> None:
+    """A method that is not allowed and a refusal are counted under the route's name, too."""
+    names = {"/ping": "/readyz", "/invocations": "/predict", "/v2/models/twinlens/ready": "/v2/models/{name}/ready"}
+    for path, name in names.items():
+        before = metric(httpx.get(f"{server}/metrics").text, "twinlens_requests_total", route=name)
+        httpx.get(f"{server}{path}")
+        text = httpx.get(f"{server}/metrics").text
+        assert metric(text, "twinlens_requests_total", route=name) == before + 1
+        assert f'route="{path}"' not in text

@@ -5,30 +5,30 @@ import numpy as np
 import pytest
 
 from serving.inference.batching import Batcher
-from tests.support.gated_model import Gate, image, until
+from tests.support.paused_model import PausedModel, image, until
 
 
-def test_what_queues_up_while_a_batch_runs_goes_in_together_and_each_gets_its_own_answer() -> None:
+def test_images_queued_during_a_batch_form_the_next_one() -> None:
     async def scenario() -> None:
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=8)
+        model = PausedModel()
+        batcher = Batcher(model, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: gate.batches)
+        await until(lambda: model.batches)
         others = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 21)]
         await asyncio.sleep(0.01)
-        gate.open.set()
+        model.resume.set()
         answers = await asyncio.gather(first, *others)
         assert [int(answer[0]) for answer in answers] == list(range(21))
-        assert gate.batches == [1, 8, 8, 4]
+        assert model.batches == [1, 8, 8, 4]
 
     asyncio.run(scenario())
 
 
-def test_what_the_event_loop_can_still_do_goes_into_the_batch_first_and_who_goes_meanwhile_is_not_missed() -> None:
+def test_the_event_loop_turns_before_each_batch() -> None:
     async def scenario() -> None:
-        gate = Gate()
-        gate.open.set()
-        batcher = Batcher(gate, max_batch=8, turns=3)
+        model = PausedModel()
+        model.resume.set()
+        batcher = Batcher(model, max_batch=8, turns=3)
 
         async def comes(value: int) -> int:
             for _ in range(value):
@@ -36,54 +36,70 @@ def test_what_the_event_loop_can_still_do_goes_into_the_batch_first_and_who_goes
             return int((await batcher.submit(image(value)))[0])
 
         assert await asyncio.gather(*map(comes, range(4))) == [0, 1, 2, 3]
-        assert gate.batches == [4]
+        assert model.batches == [4]
         gone = asyncio.create_task(batcher.submit(image(4)))
         await asyncio.sleep(0)
         gone.cancel()
         assert await comes(5) == 5
         assert gone.cancelled()
-        assert gate.batches == [4, 1]
+        assert model.batches == [4, 1]
 
     asyncio.run(scenario())
 
 
-def test_a_lone_image_is_not_held_back() -> None:
-    async def scenario() -> float:
-        batcher = Batcher(lambda images: np.zeros((len(images), 2), np.float32), max_batch=8)
-        await batcher.submit(image(0))
-        start = time.perf_counter()
+class TimerCount(asyncio.SelectorEventLoop):
+    """An event loop that counts the timers that are set."""
+
+    timers = 0
+
+    def call_at(self, *arguments, **options) -> asyncio.TimerHandle:
+        self.timers += 1
+        return super().call_at(*arguments, **options)
+
+
+def test_a_single_image_waits_for_no_timer() -> None:
+    batches: list[int] = []
+
+    def model(images: np.ndarray) -> np.ndarray:
+        batches.append(len(images))
+        return np.zeros((len(images), 2), np.float32)
+
+    async def scenario() -> None:
+        batcher = Batcher(model, max_batch=8)
         for _ in range(100):
             await batcher.submit(image(0))
-        return (time.perf_counter() - start) / 100
 
-    assert asyncio.run(scenario()) < 0.005
+    with asyncio.Runner(loop_factory=TimerCount) as runner:
+        runner.run(scenario())
+        assert runner.get_loop().timers == 0
+    assert batches == [1] * 100
 
 
-def test_whoever_goes_away_leaves_the_queue() -> None:
+def test_a_cancelled_image_leaves_the_queue() -> None:
     async def scenario() -> None:
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=8)
+        model = PausedModel()
+        batcher = Batcher(model, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: gate.batches)
+        await until(lambda: model.batches)
         others = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 6)]
         await asyncio.sleep(0)
         for gone in others[:4]:
             gone.cancel()
         await asyncio.sleep(0)
-        gate.open.set()
+        model.resume.set()
         assert int((await others[4])[0]) == 5
         await first
-        assert gate.batches == [1, 1]
+        assert model.batches == [1, 1]
 
     asyncio.run(scenario())
 
 
-def test_what_is_in_the_background_runs_beside_and_after_the_others_a_few_at_a_time() -> None:
+def test_background_images_run_beside_and_after_the_others() -> None:
     async def scenario() -> None:
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=8)
+        model = PausedModel()
+        batcher = Batcher(model, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: gate.batches)
+        await until(lambda: model.batches)
         behind = [asyncio.create_task(batcher.submit(image(value), background=True)) for value in range(100, 120)]
         await asyncio.sleep(0)
         before = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 15)]
@@ -94,22 +110,24 @@ def test_what_is_in_the_background_runs_beside_and_after_the_others_a_few_at_a_t
         finished: list[int] = []
         for task in [*behind[:10], *before]:
             task.add_done_callback(lambda done: finished.append(int(done.result()[0])))
-        gate.open.set()
+        model.resume.set()
         await asyncio.gather(first, *behind[:10], *before)
-        assert gate.batches == [1, 8, 6 + 1, 2, 2, 2, 2, 1]
-        assert finished == [*range(1, 15), *range(100, 110)], "no prediction waits for what came before it"
+        assert model.batches == [1, 8, 6 + 1, 2, 2, 2, 2, 1]
+        assert finished == [*range(1, 15), *range(100, 110)], (
+            "no prediction waits for background images that came earlier"
+        )
 
     asyncio.run(scenario())
 
 
 def test_a_model_that_raises_fails_its_own_batch_and_no_other() -> None:
-    def moody(images: np.ndarray) -> np.ndarray:
+    def fails_if_bright(images: np.ndarray) -> np.ndarray:
         if images.max() > 100:
             raise RuntimeError("too bright")
         return images[:, 0, 0].astype(np.float32)
 
     async def scenario() -> None:
-        batcher = Batcher(moody, max_batch=1)
+        batcher = Batcher(fails_if_bright, max_batch=1)
         with pytest.raises(RuntimeError, match="too bright"):
             await batcher.submit(image(200))
         assert (await batcher.submit(image(7)))[0] == 7
@@ -129,6 +147,6 @@ def test_waiting_and_running_times_are_observed() -> None:
         await asyncio.gather(*(batcher.submit(image(0), background=number == 3) for number in range(4)))
 
     asyncio.run(scenario())
-    assert sum(waited for waited, _, _ in observed) == 3, "of what waits in the background the times are not kept"
+    assert sum(waited for waited, _, _ in observed) == 3, "waiting times of background images are left out"
     assert sum(images for _, _, images in observed) == 4
     assert all(took >= 0.02 for _, took, _ in observed)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from serving.inference.heatmap import AGAINST, FOR, HEAT_SIDE, STRONGEST, heat, overlay
+from serving.inference.heatmap import AGAINST, FOR, HEATMAP_SIDE, STRONGEST, heatmap, overlay
 from serving.inference.occlusion import GRID, LONGEST_SIDE, Explanation
 
 
@@ -17,17 +17,17 @@ def one_region(row: int, column: int, drop: float) -> np.ndarray:
 
 def test_a_region_is_coloured_by_its_sign_where_it_is() -> None:
     for drop, colour in ((0.4, FOR), (-0.4, AGAINST)):
-        colours = heat(one_region(1, 6, drop))
-        assert colours.shape == (HEAT_SIDE, HEAT_SIDE, 4)
-        row, column = divmod(int(colours[..., 3].argmax()), HEAT_SIDE)
-        assert (row * GRID // HEAT_SIDE, column * GRID // HEAT_SIDE) == (1, 6)
+        colours = heatmap(one_region(1, 6, drop))
+        assert colours.shape == (HEATMAP_SIDE, HEATMAP_SIDE, 4)
+        row, column = divmod(int(colours[..., 3].argmax()), HEATMAP_SIDE)
+        assert (row * GRID // HEATMAP_SIDE, column * GRID // HEATMAP_SIDE) == (1, 6)
         assert tuple(colours[row, column, :3]) == colour
         assert colours[..., 3].max() <= round(STRONGEST * 255)
-        assert (colours[HEAT_SIDE // 2 :, :, 3] == 0).all()
+        assert (colours[HEATMAP_SIDE // 2 :, :, 3] == 0).all()
 
 
 def test_what_changes_hardly_anything_does_not_look_strong() -> None:
-    strong, weak, none = (heat(one_region(3, 3, drop))[..., 3].max() for drop in (0.3, 0.001, 0.0))
+    strong, weak, none = (heatmap(one_region(3, 3, drop))[..., 3].max() for drop in (0.3, 0.001, 0.0))
     assert strong > 0.9 * STRONGEST * 255
     assert weak < 10
     assert none == 0

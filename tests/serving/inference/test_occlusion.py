@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.api.admission import Overloaded
 from serving.contract.decode import decode
 from serving.contract.image_header import ImageError
 from serving.contract.model import open_model
+from serving.inference.batching import Overloaded
 from serving.inference.occlusion import GRID, Explainer, covered
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics

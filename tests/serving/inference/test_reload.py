@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from serving.contract.model import Classifier, open_model
-from serving.inference.reload import Outcome, Reloader
+from serving.inference.reload import Reloader
+from serving.metrics import ReloadOutcome
 from tests.support.forged_models import REFUSED, rewritten
 from tests.support.pictures import COLOURS, picture
 from tests.support.replies import error, metric
@@ -49,7 +50,7 @@ class Watched:
 
     def __init__(self, path: Path) -> None:
         self.serving: Classifier | None = None
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[ReloadOutcome] = []
         self.opened = 0
         self.reloader = Reloader(path, self.open, self.serve, self.outcomes.append)
 
@@ -71,14 +72,14 @@ def test_a_moved_symlink_swaps_the_model(models: dict[str, Path], tmp_path: Path
     watched.reloader.start()
     first = watched.version
     publish(models["other"], tmp_path / "latest")
-    watched.reloader.look()
-    assert watched.version == first, "a file is left alone until it was the same at two looks"
+    watched.reloader.check()
+    assert watched.version == first, "a file is left alone until it was the same at two checks"
     for _ in range(3):
-        watched.reloader.look()
+        watched.reloader.check()
     assert (watched.version, watched.outcomes, watched.opened) == ("other", ["swapped"], 2)
     publish(models["other"], tmp_path / "latest")
     for _ in range(3):
-        watched.reloader.look()
+        watched.reloader.check()
     assert (watched.version, watched.outcomes, watched.opened) == ("other", ["swapped", "unchanged"], 3)
 
 
@@ -93,13 +94,13 @@ def test_a_refused_file_is_tried_once_and_the_log_says_why(
     shutil.copy(models["refused"], path)
     with caplog.at_level(logging.INFO, "bentoml.twinlens"):
         for _ in range(5):
-            watched.reloader.look()
+            watched.reloader.check()
     assert (watched.version, watched.outcomes, watched.opened) == (first, ["refused"], 2)
     assert f"{path}: golden 0: decoding and resizing give other pixels" in caplog.text
-    assert "the one before it goes on answering" in caplog.text
+    assert "the previous model still answers" in caplog.text
     shutil.copy(models["other"], path)
     for _ in range(2):
-        watched.reloader.look()
+        watched.reloader.check()
     assert (watched.version, watched.outcomes) == ("other", ["refused", "swapped"])
 
 
@@ -112,10 +113,10 @@ def test_a_half_written_file_does_no_harm(models: dict[str, Path], tmp_path: Pat
         for start in range(0, len(data), len(data) // 4):
             file.write(data[start : start + len(data) // 4])
             file.flush()
-            watched.reloader.look()
+            watched.reloader.check()
     assert watched.opened == 1, "while it grows it is not even opened"
     for _ in range(2):
-        watched.reloader.look()
+        watched.reloader.check()
     assert (watched.version, watched.outcomes) == ("other", ["swapped"])
 
 
@@ -126,12 +127,12 @@ def test_a_file_that_goes_and_one_that_comes_late(models: dict[str, Path], tmp_p
     assert watched.version is None
     shutil.copy(models["first"], path)
     for _ in range(2):
-        watched.reloader.look()
+        watched.reloader.check()
     first = watched.version
     assert first is not None
     path.unlink()
     for _ in range(2):
-        watched.reloader.look()
+        watched.reloader.check()
     assert (watched.version, watched.outcomes) == (first, ["swapped"])
 
 
@@ -139,7 +140,7 @@ def test_a_fault_that_is_no_refusal_ends_nothing(models: dict[str, Path], tmp_pa
     """Here a file whose opening needs more memory than there is."""
     path = tmp_path / "model.onnx"
     shutil.copy(models["first"], path)
-    outcomes: list[Outcome] = []
+    outcomes: list[ReloadOutcome] = []
 
     def out_of_memory(path: Path) -> Classifier:
         raise MemoryError
@@ -149,7 +150,7 @@ def test_a_fault_that_is_no_refusal_ends_nothing(models: dict[str, Path], tmp_pa
     reloader.start()
     shutil.copy(models["first"], path)
     for _ in range(3):
-        reloader.look()
+        reloader.check()
     assert outcomes == ["failed"]
 
 

@@ -1,4 +1,4 @@
-"""A model that answers only once a test lets it, and images that name themselves."""
+"""A model that runs only when a test says so, and images that each have a value of their own."""
 
 import asyncio
 import threading
@@ -10,16 +10,16 @@ def image(value: int) -> np.ndarray:
     return np.full((8, 8, 3), value, np.uint8)
 
 
-class Gate:
-    """A model that runs when it is let; it answers each image with its own value and keeps the sizes of its batches."""
+class PausedModel:
+    """Runs once `resume` is set; answers each image with the image's own value and records the sizes of its batches."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
+        self.resume = threading.Event()
         self.batches: list[int] = []
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         self.batches.append(len(images))
-        assert self.open.wait(10)
+        assert self.resume.wait(10)
         return images[:, 0, 0, :1].astype(np.float32)
 
 
