@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from serving.settings import Settings
 from tests.support.replies import error, metric
 from tests.support.server import serving
-from serving.settings import Settings
 
 
 def connection_to(address: str) -> socket.socket:
