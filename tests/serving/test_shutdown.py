@@ -24,7 +24,7 @@ def half_sent(address: str, body: bytes) -> socket.socket:
     return connection
 
 
-def test_what_is_under_way_is_answered_what_is_new_is_refused_and_nothing_is_left(
+def test_a_shutdown_answers_running_requests_and_refuses_new_ones(
     run: Path, tmp_path: Path, png: Callable[..., bytes]
 ) -> None:
     body = png(np.full((40, 40, 3), 90, np.uint8))
@@ -50,7 +50,7 @@ def test_what_is_under_way_is_answered_what_is_new_is_refused_and_nothing_is_lef
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
 
 
-def test_what_takes_longer_than_the_grace_is_cut_off(run: Path, tmp_path: Path) -> None:
+def test_a_request_longer_than_the_grace_period_is_cut_off(run: Path, tmp_path: Path) -> None:
     with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", TWINLENS_GRACE_S="1") as (server, address):
         under_way = half_sent(address, bytes(100))
         time.sleep(0.5)

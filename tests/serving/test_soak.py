@@ -160,7 +160,7 @@ def test_a_soak_of_mixed_load(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_planted_leak_is_noticed(run: Path, tmp_path: Path) -> None:
+def test_a_planted_leak_is_detected(run: Path, tmp_path: Path) -> None:
     """100 KB a request: twenty seconds are enough."""
     with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT="leak") as server:
         result = soak(server, run / "model.onnx", 20)

@@ -1,4 +1,4 @@
-"""What becomes of a service of which a worker is killed, in a container: never fewer workers that nobody notices."""
+"""A worker is killed, in a container: it is replaced, or the container ends; the service never continues with fewer."""
 
 import subprocess
 import time

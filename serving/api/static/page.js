@@ -7,10 +7,10 @@ const TITLES = { 0: "No connection", 401: "No access", 403: "No access", 429: "T
 
 const $ = (id) => document.getElementById(id);
 const show = (id, visible) => { $(id).hidden = !visible; };
-let card = null; // what /model said last
-let predicting = new AbortController(); // ends what is asked about the image before,
-let explaining = new AbortController(); // and about the class before
-let again = loadCard; // what to do once a token is given
+let card = null; // the last reply of /model
+let predicting = new AbortController(); // aborts the request for the previous image,
+let explaining = new AbortController(); // and for the previous class
+let again = loadCard; // what to repeat when a token has been entered
 
 class Refused extends Error {
   constructor(status, message) {
@@ -125,7 +125,7 @@ function showAnswer(answer, file) {
   const level = card ? `${Math.round(card.calibration.level * 100)} %` : "most";
   $("set").textContent = answer.prediction_set?.join(", ") ?? "";
   $("set-hint").textContent = answer.prediction_set === null
-    ? "This model gives none: it was validated on too few images."
+    ? "This model has none: it was validated on too few images."
     : `In ${level} of images like those it was validated on, the true class is in this set.`;
   // Sorted again: an object gives its names that are whole numbers first, in their order.
   const shares = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);

@@ -37,7 +37,7 @@ def attacked(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
 
 @pytest.fixture(scope="module")
 def hasty(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A server that waits a second, so that nobody has to wait for it to have waited."""
+    """A server with limits of one second, so that the tests of slow senders are quick."""
     with watched(run / "model.onnx", tmp_path_factory.mktemp("hasty"), TWINLENS_TIMEOUT_S="1") as server:
         yield server
 
@@ -98,7 +98,7 @@ def test_every_row_of_the_list_is_here() -> None:
 
 
 def test_fifty_at_once_are_all_answered(attacked: Watched) -> None:
-    """Every image is answered or told to come again; nobody is dropped, nobody gets another's answer."""
+    """Every request gets its own answer or a 429; none is dropped."""
     with ThreadPoolExecutor(50) as pool:
         replies = list(pool.map(lambda _: exchange(attacked.address, GOOD), range(50)))
     assert {reply.status for reply in replies} <= {200, 429}
@@ -144,7 +144,7 @@ def test_without_its_guard_a_row_fails(run: Path, tmp_path: Path, guard: str, nu
 
 @pytest.mark.slow
 def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
-    """So it would be seen if ours did: BentoML fetches what a text field in place of a file names."""
+    """Proof that the listener detects a fetch: BentoML fetches the URL in a text field in place of a file."""
     with (
         watched(run / "model.onnx", tmp_path, "tests.support.stock:Stock") as server,
         connect(server.address) as connection,
@@ -157,7 +157,7 @@ def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Path) -> None:
-    """Row by row a client is told 504 after half a second by a model that needs three times that."""
+    """The model takes 1.5 s and the deadline is 0.5 s, so each request gets a 504."""
     image = encoded(Image.new("RGB", (64, 64)), "PNG")
     black, two = upload(image), form(*[part(image, 'form-data; name="images"; filename="a.png"')] * 2)
     environment = {"MUTANT": "slow", "TWINLENS_TIMEOUT_S": "0.5"}

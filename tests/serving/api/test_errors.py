@@ -16,9 +16,7 @@ def post(address: str, image: bytes) -> httpx.Response:
     return httpx.post(f"{address}/predict", content=image, headers=headers, timeout=30)
 
 
-def test_want_of_memory_is_no_fault_of_the_image_and_passes(
-    run: Path, tmp_path: Path, png: Callable[..., bytes]
-) -> None:
+def test_lack_of_memory_is_503_and_temporary(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
     small, large = (png(np.full((height, width), 128, np.uint8)) for height, width in ((40, 40), (5000, 8000)))
     with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path)) as address:
         expected = post(address, small).json()

@@ -20,7 +20,7 @@ def connection_to(address: str) -> socket.socket:
     return socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=30)
 
 
-def test_paths_that_anybody_makes_up_make_no_series(server: str) -> None:
+def test_unknown_paths_add_no_series(server: str) -> None:
     httpx.get(f"{server}/nope")
     before = httpx.get(f"{server}/metrics").text
     with httpx.Client() as client:

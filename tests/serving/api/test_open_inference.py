@@ -131,7 +131,7 @@ def test_other_paths_have_the_protocols_shape(server: str) -> None:
         assert isinstance(reply.json()["error"], str)
 
 
-def test_another_method_is_told_which_one_there_is(server: str) -> None:
+def test_a_wrong_method_gets_the_allowed_ones(server: str) -> None:
     for path, method, allowed in (
         (f"{MODEL}/infer", "GET", "POST"),
         (f"{MODEL}/versions/0/infer", "DELETE", "POST"),

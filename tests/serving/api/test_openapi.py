@@ -1,4 +1,4 @@
-"""What /docs.json says is what the service does, as schemathesis sees it: whatever routes there are."""
+"""Schemathesis compares the service with its own /docs.json, on every route."""
 
 import re
 import subprocess

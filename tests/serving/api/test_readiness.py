@@ -1,4 +1,4 @@
-"""What probes say of a model that fails, of a real file that does so on request."""
+"""The probes and a model that fails: a real file whose output is bad for certain images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +36,7 @@ def failing(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object
     return card
 
 
-def test_a_model_that_fails_is_told_to_callers_and_to_the_probes(
-    run: Path, tmp_path: Path, png: Callable[..., bytes]
-) -> None:
+def test_callers_and_probes_see_a_model_that_fails(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
     black, gray, white = (png(np.full((40, 40, 3), value, np.uint8)) for value in (0, 100, 255))
     model = rewritten(run / "model.onnx", tmp_path / "model.onnx", failing)
     with serving(model, BENTOML_HOME=str(tmp_path / "home")) as address:

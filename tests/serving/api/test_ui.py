@@ -84,7 +84,7 @@ def images(tmp_path: Path, png: Callable[..., bytes]) -> dict[str, Path]:
 
 
 def is_answered(page: Page, server: str, image: Path) -> None:
-    """The page says what /predict says of the image, and explains it."""
+    """The page shows the prediction of /predict for the image, and explains it."""
     answer = httpx.post(f"{server}/predict", files={"image": image.read_bytes()}).json()
     expect(page.locator("#label")).to_have_text(answer["label"])
     expect(page.locator("#confidence")).to_have_text(shown(answer["confidence"]))
@@ -178,7 +178,7 @@ def test_an_image_is_dropped(page: Page, server: str, images: dict[str, Path]) -
     expect(page.locator("#dropping")).to_be_hidden()
 
 
-def test_a_refusal_is_told_in_the_services_words(page: Page, server: str, images: dict[str, Path]) -> None:
+def test_a_refusal_shows_the_services_message(page: Page, server: str, images: dict[str, Path]) -> None:
     refused = httpx.post(f"{server}/predict", files={"image": images["text"].read_bytes()}).json()["error"]
     page.set_input_files("#file", images["text"])
     expect(page.get_by_role("alert")).to_be_visible()
@@ -264,7 +264,9 @@ def test_nothing_that_is_not_the_pages_own_may_run(browser: Browser, server: str
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_everybody_can_use_it(browser: Browser, server: str, images: dict[str, Path], width: int, scheme: str) -> None:
+def test_the_page_is_accessible(
+    browser: Browser, server: str, images: dict[str, Path], width: int, scheme: str
+) -> None:
     with opened(browser, server, color_scheme=scheme, reduced_motion="reduce", has_touch=width == 390) as page:
         page.set_viewport_size({"width": width, "height": 844})
         expect(page.locator("#card")).to_be_visible()
@@ -281,7 +283,7 @@ def test_everybody_can_use_it(browser: Browser, server: str, images: dict[str, P
         page.evaluate(
             "document.querySelector('label[for=token]').remove(); document.getElementById('access').hidden = false"
         )
-        assert Axe().run(page).violations_count > 0, "a field without a name is found"
+        assert Axe().run(page).violations_count > 0, "axe-core detects a field without a name"
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
         assert (sum(ground) > 600) == (scheme == "light")
 
@@ -327,7 +329,7 @@ def test_the_page_is_one_document_that_names_no_host() -> None:
         assert "https://" not in text
 
 
-def test_where_a_token_is_needed_the_page_asks_for_it_and_keeps_it_in_the_tab(
+def test_the_page_asks_for_a_token_and_stores_it_in_the_tab(
     browser: Browser, run: Path, tmp_path: Path, images: dict[str, Path]
 ) -> None:
     (tmp_path / "tokens").write_text("right\n")

@@ -26,7 +26,7 @@ def test_a_region_is_coloured_by_its_sign_where_it_is() -> None:
         assert (colours[HEATMAP_SIDE // 2 :, :, 3] == 0).all()
 
 
-def test_what_changes_hardly_anything_does_not_look_strong() -> None:
+def test_a_tiny_drop_does_not_look_strong() -> None:
     strong, weak, none = (heatmap(one_region(3, 3, drop))[..., 3].max() for drop in (0.3, 0.001, 0.0))
     assert strong > 0.9 * STRONGEST * 255
     assert weak < 10

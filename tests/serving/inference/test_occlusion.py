@@ -127,7 +127,7 @@ def test_the_numbers_are_the_services_own(server: str, run: Path, png: Callable[
         assert np.array(answer["drops"]).ravel() == pytest.approx(answer["confidence"] - rows, abs=1e-5)
 
 
-def test_a_picture_for_who_asks_for_one_else_numbers(server: str, png: Callable[..., bytes]) -> None:
+def test_the_format_is_a_picture_on_request_else_numbers(server: str, png: Callable[..., bytes]) -> None:
     files = {"image": png(picture("blue", 100)[:60])}
     wants_png = [({"format": "png"}, "*/*"), ({}, "image/png"), ({"format": "png"}, "application/json")]
     for params, accept in wants_png:
@@ -164,7 +164,7 @@ def test_an_explanation_costs_its_stated_images_whatever_is_sent(server: str, pn
         assert np.subtract(counts(), before).tolist() == [65, 1, 0]
 
 
-def test_no_more_than_the_setting_are_under_way(run: Path, png: Callable[..., bytes]) -> None:
+def test_the_setting_bounds_running_explanations(run: Path, png: Callable[..., bytes]) -> None:
     settings, metrics = Settings(max_explanations=2), Metrics(CollectorRegistry())
     classifier = open_model(run / "model.onnx")
     metrics.serves(classifier)
@@ -193,7 +193,7 @@ def test_no_more_than_the_setting_are_under_way(run: Path, png: Callable[..., by
 
 
 def p95(address: str, data: bytes, requests: int = 150) -> float:
-    """Seconds that 95 % of so many predictions, one after the other, took at most."""
+    """The 95th percentile of the seconds that each of `requests` predictions takes, one after the other."""
     seconds = []
     with closing(http.client.HTTPConnection(urlsplit(address).netloc)) as connection:
         for _ in range(requests):

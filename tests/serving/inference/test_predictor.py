@@ -13,8 +13,8 @@ from serving.metrics import Metrics
 from serving.settings import Settings
 
 
-def test_requests_under_way_are_finished_by_the_model_they_began_with(run: Path, png: Callable[..., bytes]) -> None:
-    """One name is bound to a new model amid a load: each answer is one model's, and the old threads end."""
+def test_running_requests_are_finished_by_their_model(run: Path, png: Callable[..., bytes]) -> None:
+    """A new model replaces the old one under load: each answer comes from one model, and the old threads end."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 

@@ -46,7 +46,7 @@ def publish(model: Path, link: Path) -> None:
 
 
 class Watched:
-    """A reloader on a real file, and what it has done."""
+    """A reloader on a real file; records the outcomes and the served model."""
 
     def __init__(self, path: Path) -> None:
         self.serving: Classifier | None = None
@@ -136,7 +136,7 @@ def test_a_file_that_goes_and_one_that_comes_late(models: dict[str, Path], tmp_p
     assert (watched.version, watched.outcomes) == (first, ["swapped"])
 
 
-def test_a_fault_that_is_no_refusal_ends_nothing(models: dict[str, Path], tmp_path: Path) -> None:
+def test_an_unexpected_error_does_not_end_the_watch(models: dict[str, Path], tmp_path: Path) -> None:
     """Here a file whose opening needs more memory than there is."""
     path = tmp_path / "model.onnx"
     shutil.copy(models["first"], path)
