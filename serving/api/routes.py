@@ -214,8 +214,8 @@ ROUTES = (
 class RouteTable:
     """Finds the route of a path: one look-up, or for paths with parameters one regular expression after the other.
 
-    Starlette's router searches through patterns for every path and handles exceptions in three layers: 18 us of the
-    300 us that a small image takes.
+    Starlette's application tries one pattern after the other and handles exceptions in three layers. It takes 11 us
+    more for /predict and 35 us more for the Open Inference Protocol, of the 300 us that a small image takes.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
