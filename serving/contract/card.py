@@ -1,6 +1,7 @@
-"""What a model file says about itself, and both sides must agree on: one frozen dataclass, one JSON value.
+"""The model card: one JSON value in the metadata of the ONNX file.
 
-The trainer writes it, the service reads it. What is neither in this package nor in the ONNX file is not agreed on.
+The trainer writes it and the service reads it. It holds all that the service must know about a model, so that a model
+file needs no other file beside it.
 """
 
 import json
@@ -20,14 +21,14 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
 
 TOLERANCE = 1e-4
-"""The largest difference of a probability between two ways of computing it that still counts as the same."""
+"""Two probabilities are equal if they differ by at most this. Two processors do not compute equal float32 values."""
 
 NormalizationMode = Literal["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """The arithmetic of `A.Normalize`, done by the graph's first layer."""
+    """The options of Albumentations' `A.Normalize`, whose arithmetic is the first layer of the graph."""
 
     mode: NormalizationMode
     mean: tuple[float, ...]
@@ -37,11 +38,13 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the validation split says of the model's confidence.
+    """How the validation split corrects the confidence of the model.
 
-    The graph's logits are divided by `temperature` before the softmax. A class belongs to the prediction set when its
-    probability reaches `threshold`; None when the validation split was too small to say. The sets hold the true class
-    with probability `level` for images exchangeable with the validation split.
+    The graph divides the logits by `temperature` before the softmax (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    A class is in the prediction set of an image if its probability is at least `threshold`. The set contains the true
+    class with probability `level`, for images exchangeable with those of the validation split (split conformal
+    prediction, Angelopoulos and Bates 2021, https://arxiv.org/abs/2107.07511). If the validation split is too small,
+    `threshold` is None.
     """
 
     temperature: float
@@ -49,7 +52,10 @@ class Calibration:
     threshold: float | None
 
     def prediction_sets(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Bool[np.ndarray, "batch classes"]:
-        """Which classes are in each image's set; the most likely one always is. Only with a threshold."""
+        """Whether each class is in the prediction set of each image. The most likely class always is.
+
+        Call it only if there is a `threshold`.
+        """
         assert self.threshold is not None
         sets = probabilities >= np.float32(self.threshold)
         sets[np.arange(len(sets)), probabilities.argmax(1)] = True
@@ -58,7 +64,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score on the held-out test split and its 95 % interval; None where it is undefined or has no interval."""
+    """A score on the test split and its 95 % confidence interval. None means undefined."""
 
     value: float | None
     interval: tuple[float, float] | None
@@ -66,18 +72,22 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """An image with its known answer; the service replays it before it says it is ready."""
+    """A golden example: an image with the result of each step. The service repeats the steps before it is ready."""
 
     image: bytes
+    """An encoded image."""
     pixels: Digest
+    """Digest of the decoded and resized pixels."""
     probabilities: tuple[float, ...]
+    """Output of the model, by class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the model comes from, enough to make it again."""
+    """What is needed to train the model again."""
 
     created: str
+    """Time in UTC, as in ISO 8601."""
     config: dict[str, JsonValue]
     data_digest: Digest
     checkpoint_digest: Digest
@@ -87,7 +97,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model file says about itself: one JSON value in the `metadata_props` of the ONNX file."""
+    """All that the service must know about a model: the entry METADATA_KEY of the ONNX file's `metadata_props`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -101,16 +111,16 @@ class ModelCard:
     goldens: tuple[Golden, ...]
     scores: dict[str, Score]
     reference: dict[str, Histogram]
-    """By feature, what the test split was like: today's images are compared with it. Empty where it was too small."""
+    """The histogram of each feature in the test split, for the measure of drift. Empty if the split is too small."""
     provenance: Provenance
 
     def to_json(self) -> str:
-        """One JSON value, the only form in which a card is stored."""
+        """The card as text, in the form in which it is stored."""
         return _CARD.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """Read a card. Raises CardError naming the unknown version, or each missing, unknown or ill-typed field."""
+        """Read a card. Raises CardError, which names an unknown version, or each missing, unknown or wrong field."""
         try:
             version = json.loads(text)["contract_version"]
         except (ValueError, KeyError, TypeError) as error:
@@ -121,11 +131,11 @@ class ModelCard:
             return _CARD.validate_json(text)
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise CardError(f"the card does not hold what the contract asks for: {faults}") from error
+            raise CardError(f"the card does not fit the contract: {faults}") from error
 
 
 _CARD = TypeAdapter(ModelCard)
 
 
 class CardError(ValueError):
-    """A card that this side cannot trust."""
+    """The text is not a card of this contract version."""

@@ -1,6 +1,7 @@
-"""How the bytes of an image become the pixels that the model takes: one function for training, proof and service.
+"""From an encoded image to the pixels that the model takes.
 
-Pixels are uint8 until they are inside the model.
+Training, the proof of an exported file and the service use the same function, so that they see the same pixels. Pixels
+are uint8 up to the input of the model.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 
 from serving.contract.image_header import MIN_SIDE, Header, ImageError, read_header
 
-MAX_SIDE = 65_500  # what JPEG can say, and far below OpenCV's own limit
+MAX_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the limit of OpenCV is far above it
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 40_000_000
 STRIP_PIXELS = 1 << 16
@@ -24,7 +25,7 @@ Interpolation = Literal["area", "linear"]
 Digest = NewType("Digest", str)
 
 INTERPOLATION_FLAGS: dict[Interpolation, int] = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
-# By EXIF value (TIFF 6.0, tag 274): how the stored pixels must be turned to stand upright.
+# By EXIF orientation (TIFF 6.0, tag 274): the operation that makes the stored pixels upright. 1 needs none.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
@@ -41,7 +42,7 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the graph's input."""
+    """The input of the graph: its size in pixels, its channels, and the interpolation of the resizing."""
 
     height: int
     width: int
@@ -49,21 +50,21 @@ class Preprocessing:
     interpolation: Interpolation
 
     def __call__(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
-        """Encoded image -> uint8 `[height, width, channels]`, what the graph takes. Raises ImageError."""
+        """Decode and resize an encoded image to uint8 `[height, width, channels]`. Raises what `decode` raises."""
         return self.fit(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
 
     def fit(self, pixels: Decoded) -> Pixels:
-        """Decoded uint8 pixels -> uint8 `[height, width, channels]`."""
+        """Resize decoded pixels to uint8 `[height, width, channels]`."""
         return fit(pixels, self.height, self.width, self.interpolation)
 
 
 def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Turn an encoded image into upright uint8 pixels `[height, width, channels]`, RGB or gray.
+    """Decode an image to upright uint8 pixels `[height, width, channels]`, RGB (3 channels) or luma (1 channel).
 
-    The format is told by the bytes, never by a name. EXIF orientation is applied, alpha is composited on white,
-    16 bits are scaled to 8, CMYK is converted; ICC profiles are ignored; of a JPEG with several pictures the first is
-    taken. Size and frames are read from the header before anything is decoded, so a small file that claims a huge
-    image costs nothing.
+    The bytes decide the format, not the name of a file. EXIF orientation is applied. Alpha is composited on white. 16
+    bits are scaled to 8. CMYK is converted to RGB. ICC profiles are ignored. A JPEG with several pictures gives the
+    first one. The limits are checked with the header, before the pixels are decoded, so a small file that claims a huge
+    image takes no memory.
 
     Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
     image_too_small, image_too_large.
@@ -82,7 +83,7 @@ def decode_with_header(
         raise ImageError("payload_too_large", f"the file has {len(data):,} bytes; at most {max_bytes:,} are accepted")
     header = read_header(data)
     if header.frames > 1:
-        raise ImageError("animated_image", "the file has several frames; send the one picture that is meant")
+        raise ImageError("animated_image", "the file is an animation; send one picture")
     _check_size(header.width, header.height, max_pixels)
     pixels = _decode_with(data, cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR_RGB)
     if pixels.shape[:2] != (header.height, header.width):
@@ -94,7 +95,7 @@ def decode_with_header(
 
 
 def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded:
-    """Give uint8 pixels `[height, width]` or `[height, width, 1 or 3]` the channels asked for: RGB (3) or luma (1)."""
+    """Convert uint8 pixels `[height, width]` or `[height, width, 1 or 3]` to RGB (3 channels) or luma (1 channel)."""
     pixels = np.atleast_3d(pixels)
     if pixels.shape[2] == channels:
         return pixels
@@ -104,7 +105,7 @@ def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded
 
 
 def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) -> Pixels:
-    """Stretch uint8 pixels `[h, w, channels]` to `[height, width, channels]`, exactly as `A.Resize` does."""
+    """Resize uint8 pixels to `[height, width, channels]`, without keeping the proportions, exactly as `A.Resize`."""
     if pixels.shape[:2] == (height, width):
         return pixels
     resized = cv2.resize(pixels, (width, height), interpolation=INTERPOLATION_FLAGS[interpolation])
@@ -112,7 +113,7 @@ def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) 
 
 
 def pixel_digest(pixels: Pixels) -> Digest:
-    """SHA-256 of shape and values: two images with one digest are the same to the last pixel."""
+    """SHA-256 of shape and values. Images with equal digests have equal pixels."""
     return Digest(hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest())
 
 
@@ -129,7 +130,7 @@ def _decode_with(data: bytes, flags: int) -> np.ndarray:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(str(error)) from error  # the file is not to blame
+            raise MemoryError(str(error)) from error  # not a fault of the file
         raise ImageError("undecodable_image", "the file is damaged: its pixels cannot be decoded") from error
     if pixels is None:
         raise ImageError("undecodable_image", "the file is damaged or cut off: its pixels cannot be decoded")
@@ -137,9 +138,9 @@ def _decode_with(data: bytes, flags: int) -> np.ndarray:
 
 
 def _on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
-    """Composite what OpenCV decoded unchanged (gray, BGR or BGRA, 8 or 16 bits) on white; give RGB, 8 bits.
+    """Composite the unchanged output of OpenCV (gray, BGR or BGRA, 8 or 16 bits) on white. Returns RGB with 8 bits.
 
-    In strips: the 16 bits that the arithmetic needs would take a large image several times over.
+    The arithmetic needs 16 bits. It is done in strips, because for the whole image it takes several times its memory.
     """
     height, width = pixels.shape[:2]
     rgb = np.empty((height, width, 3), np.uint8)

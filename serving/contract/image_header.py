@@ -1,9 +1,9 @@
-"""What an image file says of itself, read from its bytes before anything is decoded: format, size, frames, orientation.
+"""Read the header of an image file: format, size, number of frames, orientation. No pixel is decoded.
 
-Written out here because a library's header reader walks in Python through whatever a file brings: JPEG and PNG files
-of 10 MB, all of tiny segments, kept Pillow busy for 1.4 to 2.4 s, holding the interpreter and up to 440 MB. This one
-takes at most MAX_SEGMENTS steps. Sources: ITU-T T.81 annex B (JPEG), the PNG specification, RFC 9649 (WebP), the
-BITMAPINFOHEADER family (BMP), TIFF 6.0 and Exif 2.32 (orientation).
+No library is used, because its time and memory have no limit. For JPEG and PNG files of 10 MB that consist of tiny
+segments, Pillow took 1.4 to 2.4 s, with the interpreter locked, and up to 440 MB. This reader stops after MAX_SEGMENTS
+segments. Sources: ITU-T T.81 annex B (JPEG), the PNG specification, RFC 9649 (WebP), the BITMAPINFOHEADER family
+(BMP), TIFF 6.0 and Exif 2.32 (orientation).
 """
 
 import re
@@ -17,9 +17,9 @@ FILE_EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp"
 """The usual extensions of a file's name, in lower case, by `Header.format`."""
 IMAGE_EXTENSIONS = tuple(extension for extensions in FILE_EXTENSIONS.values() for extension in extensions)
 MAX_SEGMENTS = 10_000
-"""Segments or chunks of a file: a photograph of 10 MB in chunks of 4 KB has 2,600."""
+"""The most segments or chunks of a file. A photograph of 10 MB in chunks of 4 KB has 2,600."""
 MAX_SCANS = 100
-"""Encoders write about ten; each costs a pass over the whole image, however few bytes it has."""
+"""The most scans of a JPEG. Encoders write about ten. Even a scan of few bytes costs a pass over the whole image."""
 
 UPRIGHT = 1
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -29,7 +29,7 @@ _EXIF_INTEGERS = {1: "B", 3: "H", 4: "I"}
 _DHT, _JPG, _DAC, _EOI, _SOS, _APP1 = 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xE1
 _SOF = {*range(0xC0, 0xD0)} - {_DHT, _JPG, _DAC}
 _WITH_LENGTH = _SOF | {_DHT, _DAC, _SOS, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
-# Within a scan 0xFF is followed by zero or is a restart marker; what follows else ends the scan.
+# In a scan, 0xFF is followed by zero or by the code of a restart marker. Any other marker ends the scan.
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
@@ -37,7 +37,7 @@ _WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
 
 
 class ImageError(ValueError):
-    """An image this system refuses, with a `code` that programs read and a sentence that people read."""
+    """A refused image. `code` is for programs, the message is for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -46,32 +46,32 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What an image file says of itself; sizes are in pixels, before EXIF orientation."""
+    """What the header of an image file states. Sizes are in pixels, of the image as stored, before EXIF orientation."""
 
     format: str
     """JPEG, PNG, WEBP or BMP."""
     height: int
     width: int
     mode: str
-    """L, LA, P, RGB, RGBA or CMYK, whatever the depth."""
+    """L, LA, P, RGB, RGBA or CMYK, as Pillow names them, for every bit depth."""
     orientation: int = UPRIGHT
-    """EXIF value, 1 to 8; anything else means upright, too."""
+    """The EXIF value, 1 to 8. Any other value means upright, like 1."""
     frames: int = 1
-    """Of an animation; 1 for any other image, also for a JPEG that brings more pictures after the first."""
+    """The number of frames of an animation; 1 for any other image, even for a JPEG with several pictures."""
     transparent: bool = False
-    """Whether there is an alpha channel or a transparent colour."""
+    """Whether the image has an alpha channel or a transparent colour."""
     transparent_gray: int | None = None
-    """The gray value, in the 8 or 16 bits of decoded pixels, that a PNG without alpha declares transparent."""
+    """The transparent gray value of a PNG without alpha, in the 8 or 16 bits of the decoded pixels."""
 
 
 def read_header(data: bytes) -> Header:
-    """Read what the file says of itself. Raises ImageError: unsupported_image_format, undecodable_image."""
+    """Read the header of a file. Raises ImageError: unsupported_image_format, undecodable_image."""
     for magic, read in _READERS.items():
         if data.startswith(magic) and (magic != b"RIFF" or data[8:12] == b"WEBP"):
             try:
                 return read(data)
             except (struct.error, IndexError, KeyError) as error:
-                raise _damaged("it ends, or says something impossible, before its pixels begin") from error
+                raise _damaged("its header is cut off or impossible") from error
     raise ImageError("unsupported_image_format", f"the bytes are not an image of an accepted format ({FORMATS})")
 
 
@@ -86,7 +86,7 @@ def _too_many_segments() -> ImageError:
 def _jpeg(data: bytes) -> Header:
     frame: tuple[int, int, int] | None = None
     orientation = UPRIGHT
-    coded = False  # whether the tables that a scan is decoded with have come
+    coded = False  # whether the tables that decode a scan were defined
     scans = 0
     for marker, at, length in _segments(data):
         if marker in _SOF:
@@ -109,7 +109,7 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Each segment of the first picture in a JPEG file: its marker, where its content begins and how long that is."""
+    """Each segment of the first picture in a JPEG file: its marker, and the start and the length of its content."""
     at = 2
     for _ in range(MAX_SEGMENTS):
         marker = data[at + 1]
@@ -120,7 +120,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         [length] = struct.unpack_from(">H", data, at + 2)
         if data[at] != 0xFF or marker not in _WITH_LENGTH or length < 2:
-            raise _damaged("something that is no segment stands between its segments")
+            raise _damaged("it has bytes between its segments")
         yield marker, at + 4, length - 2
         at += 2 + length
         if marker == _SOS:
@@ -149,7 +149,7 @@ def _png(data: bytes) -> Header:
             transparent = True
             if mode == "L":
                 [gray] = struct.unpack_from(">H", data, at)
-                # OpenCV knows no colour key for gray; depths below 8 are scaled up in decoding.
+                # OpenCV ignores the transparent gray value. In decoding, it scales depths below 8 up to 8.
                 transparent_gray = gray if depth >= 8 else gray * 255 // (2**depth - 1)
     return Header(
         format="PNG",
@@ -164,9 +164,9 @@ def _png(data: bytes) -> Header:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Each chunk of a PNG up to its end: its kind, where its content begins and how long that is.
+    """Each chunk of a PNG up to IEND: its type, and the start and the length of its content.
 
-    All of them, because OpenCV takes the memory that a chunk claims, up to 2 GB, before it looks whether it is there.
+    All chunks are checked, because OpenCV allocates the length that a chunk claims, up to 2 GB, before it reads.
     """
     at = len(_PNG_SIGNATURE)
     for _ in range(MAX_SEGMENTS):
@@ -233,14 +233,14 @@ def _bmp(data: bytes) -> Header:
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
     else:
-        width, height, _, bits = struct.unpack_from("<iiHH", data, 18)  # a negative height: first row first
+        width, height, _, bits = struct.unpack_from("<iiHH", data, 18)  # a negative height: the top row is stored first
     if width < 0:
         raise _damaged("a BMP of negative width")
     return Header(format="BMP", height=abs(height), width=width, mode="P" if bits <= 8 else "RGB")
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """The orientation in the first directory of an EXIF block; a broken block says nothing, so the image is upright."""
+    """The orientation in the first directory of an EXIF block. With a damaged block, the image counts as upright."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return UPRIGHT

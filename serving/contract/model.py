@@ -1,7 +1,6 @@
-"""Open a model file, check it against its own card, replay its goldens, predict.
+"""Open a model file, check it, and predict.
 
-Nothing here knows HTTP. The trainer's parity gate opens the finished file through `open_model` too, so what it
-proves is what the service does.
+The trainer checks an exported file with the same `open_model`, so that its proof holds for the service.
 """
 
 import ctypes
@@ -21,17 +20,20 @@ from serving.contract.image_header import ImageError
 Images = UInt8[np.ndarray, "batch height width channels"]
 Probabilities = Float32[np.ndarray, "batch classes"]
 
-# TF32 would cost three digits of the fraction, more than the tolerance of the goldens.
+# With TF32, the rounding error is larger than the tolerance of the golden examples.
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
 CPU = "CPUExecutionProvider"
 
 
 class ModelRefused(ValueError):
-    """A model file that must not answer anyone; the message names the file and the check that failed."""
+    """A model file that must not be used. The message names the file and the failed check."""
 
 
 class Classifier:
-    """An opened model file: its card and its graph, known to fit each other."""
+    """A model file that passed all checks: its card and its graph.
+
+    `digest` is the SHA-256 of the file, `provider` the execution provider of ONNX Runtime that runs the graph.
+    """
 
     def __init__(self, path: Path, session: onnxruntime.InferenceSession, card: ModelCard, digest: Digest) -> None:
         self.path = path
@@ -41,16 +43,16 @@ class Classifier:
         self._session = session
 
     def predict(self, images: Images) -> Probabilities:
-        """Probabilities float32 `[batch, classes]`, rows summing to 1, for uint8 images `[batch, h, w, channels]`."""
+        """Uint8 images `[batch, height, width, channels]` to float32 probabilities `[batch, classes]`."""
         probabilities: Probabilities = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
         return probabilities
 
 
 def open_model(path: Path, *, require_gpu: bool = False, threads: int = 1) -> Classifier:
-    """Open a model file and let it prove itself: card against graph, then every golden replayed.
+    """Open a model file and check it: the card must fit the graph, and each golden example must give its result.
 
-    `threads` is the number of cores one prediction may use. A CUDA device is used when there is one;
-    `require_gpu` makes its absence an error. Raises ModelRefused.
+    A prediction uses `threads` cores. The graph runs on a CUDA device if there is one; with `require_gpu`, it must be
+    there. Raises ModelRefused.
     """
     data = _read(path)
     session = _session(path, data, threads)
@@ -78,18 +80,18 @@ def _session(path: Path, data: bytes, threads: int) -> onnxruntime.InferenceSess
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Spinning threads would take the cores away from decoding, and an idle server would not be idle.
+    # Threads that wait in a loop take cores from decoding, also when the server is idle.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        # From memory: a graph with external data cannot reach for other files.
+        # The session reads bytes, not a path, so that a graph with external data cannot read other files.
         return onnxruntime.InferenceSession(data, options, providers=[CUDA, CPU] if _has_cuda() else [CPU])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ModelRefused(f"{path}: not a graph that onnxruntime can run ({error})") from error
 
 
 def _has_cuda() -> bool:
-    """Ask the driver before onnxruntime tries: without one it logs an alarming error and falls back silently."""
+    """Whether the driver has a device. Without a driver, ONNX Runtime logs an error and uses the CPU."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False
     try:
@@ -104,7 +106,7 @@ def _has_cuda() -> bool:
 
 
 def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Iterator[str]:
-    """Each way in which the graph is not what its card says."""
+    """Each difference between the graph and its card."""
     expected = card.preprocessing
     images = {node.name: node for node in session.get_inputs()}.get(INPUT_NAME)
     probabilities = {node.name: node for node in session.get_outputs()}.get(OUTPUT_NAME)
@@ -123,9 +125,9 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
 
 
 def _golden_faults(classifier: Classifier) -> Iterator[str]:
-    """Each golden whose pixels or probabilities are not what they were when the model was evaluated."""
+    """Each golden example whose pixels or probabilities differ from those of the evaluation."""
     if not classifier.card.goldens:
-        yield "the card holds no golden example, so nothing can be replayed"
+        yield "the card has no golden example, so the model cannot be checked"
     for number, golden in enumerate(classifier.card.goldens):
         try:
             pixels = classifier.card.preprocessing(golden.image)
@@ -133,7 +135,7 @@ def _golden_faults(classifier: Classifier) -> Iterator[str]:
             yield f"golden {number}: cannot be decoded here ({error})"
             continue
         if pixel_digest(pixels) != golden.pixels:
-            yield f"golden {number}: decoding and resizing give other pixels than in training"
+            yield f"golden {number}: decoding and resizing do not give the pixels of the training side"
             continue
         probabilities = classifier.predict(pixels[np.newaxis])[0]
         if len(golden.probabilities) != len(probabilities):

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,8 @@ from training.data.dataset import Dataset
 from training.settled import SettledConfig
 from training.storage import digest
 
-PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", "onnxruntime-gpu", "scikit-learn")
+RUNTIME = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
+PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", RUNTIME, "scikit-learn")
 
 REVISION = "TWINLENS_REVISION"
 """Environment variable with the source revision of a container image, which holds no checkout."""
