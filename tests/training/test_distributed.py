@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 from tests.support.server import free_port
 from training.__main__ import main
 from training.config import TrainConfig
-from training.data.loader import Batches
+from training.data.loader import Batches, TrainingSet
 from training.distributed import Group
 from training.engine import checkpoint
 from training.engine.mixup import Mixing
@@ -45,7 +45,12 @@ def test_parts_are_all_places_once_and_alike_in_length(size: int) -> None:
 def batches(size: int, rank: int, **given: object) -> Batches:
     options: dict = {"batch_size": 12, "augment": "strong", "workers": 0, "seed": 7}
     config = settle(TrainConfig(**(options | given)), image_size=16, training_images=60)
-    return Batches(IMAGES, LABELS, np.arange(2, 62), config, pin_memory=False, group=Group(rank=rank, size=size))
+    return Batches(
+        TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(2, 62)),
+        config,
+        pin_memory=False,
+        group=Group(rank=rank, size=size),
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])

@@ -13,7 +13,7 @@ from training.__main__ import options
 from training.config import TrainConfig, from_yaml
 from training.data import class_balance
 from training.data import dataset as data
-from training.data.loader import Batches
+from training.data.loader import Batches, TrainingSet
 from training.distributed import ALONE
 from training.engine import checkpoint, loop
 from training.engine.mixup import Mixing
@@ -164,7 +164,7 @@ def one_epoch(**given: object) -> tuple[Learner, Progress]:
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
     model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(48)), 3)
-    batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
+    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
     learner = Learner.start(model, config, len(batches))
     mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
     weights = torch.tensor(class_balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
@@ -195,7 +195,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     learner, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert learner.schedule.last_epoch == 2
     config = settle(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
-    batches = Batches(IMAGES, LABELS, np.arange(48), config, pin_memory=False)
+    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
     momentum = 0

@@ -1,15 +1,20 @@
-"""Batches of training images: drawn by (seed, epoch), augmented by (seed, epoch, place), whoever prepares them."""
+"""Batches of training images. Seed and epoch determine the order; seed, epoch and place determine the augmentation.
+
+So batches do not depend on the number of processes that prepare them.
+"""
 
 import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
 
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
@@ -20,18 +25,27 @@ from training.signals import SIGNALS, end_with_parent
 from training.storage import release
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
-"""Where batches are handed over; a mount, not a place for temporary files."""
+"""Where workers leave batches for the training process, on Linux; a mount, not a place for temporary files."""
 
 Key = tuple[int, int, int]  # epoch, place in the epoch's order, image
 Batch = tuple[Tensor, Tensor]
 
 
-class _Images(Dataset[Batch]):
-    """All images; `__getitems__` hands out a whole batch at once, which spares a call and a copy an image."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """The images of a dataset, of which those at `indices` are trained on."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, config: SettledConfig) -> None:
-        self.images = images
-        self.labels = labels
+    images: UInt8[np.ndarray, "images height width channels"]
+    labels: Int64[np.ndarray, " images"]
+    indices: Int64[np.ndarray, " _"]
+
+
+class _Images(Dataset[Batch]):
+    """The images; `__getitems__` returns a whole batch, which saves a call and a copy for each image."""
+
+    def __init__(self, training_set: TrainingSet, config: SettledConfig) -> None:
+        self.images = training_set.images
+        self.labels = training_set.labels
         self.seed = config.seed
         self.transform = augmentation.policy(config)
 
@@ -43,21 +57,22 @@ class _Images(Dataset[Batch]):
                 images[row] = augmentation.apply(self.transform, images[row], self.seed, epoch, place)
         batch = torch.from_numpy(images), torch.from_numpy(self.labels[indices])
         if get_worker_info() is not None:
-            for part in batch:  # where a lack of room is an error; on the way through the queue it would be a silence
+            for part in batch:  # raises where memory is short; the queue would do it later, in a thread, unnoticed
                 part.share_memory_()  # type: ignore[no-untyped-call]
         return batch
 
 
 class _Order(Sampler[list[Key]]):
-    """The order of one epoch after another; a last batch that is not full is left out, unless it is the only one.
+    """The keys of each batch of an epoch. An incomplete last batch is left out, unless it is the only one.
 
-    Of each batch, the part of this process; where images are mixed, after the one before it, or the last.
+    Of each batch, a process draws its own part. Where images are mixed across processes, the image before its part
+    (for the first part: the last image of the batch) comes first.
     """
 
-    def __init__(self, indices: np.ndarray, labels: np.ndarray, config: SettledConfig, group: Group) -> None:
-        self.indices = indices
-        self.labels = labels[indices]
-        self.batch_size = min(config.batch_size, len(indices))
+    def __init__(self, training_set: TrainingSet, config: SettledConfig, group: Group) -> None:
+        self.indices = training_set.indices
+        self.labels = training_set.labels[self.indices]
+        self.batch_size = min(config.batch_size, len(self.indices))
         part = group.part(self.batch_size)
         self.borrowed = int(group.size > 1 and config.mixes)
         self.part = range(part.start - self.borrowed, part.stop)
@@ -83,29 +98,22 @@ class _Order(Sampler[list[Key]]):
 
 
 class Batches:
-    """Iterate one epoch: batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
+    """Batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
-    Of the images `indices`, a batch at a time is copied. The length is the number of the
-    optimizer's steps in an epoch. Order and augmentation are the same however many processes share the batches. With
-    `with batches:` workers end when it does, not some time after.
+    One batch at a time is copied from the mapped images. The length is the number of optimizer steps in an epoch. Order
+    and augmentation do not depend on the number of processes that share the batches. At the end of `with batches:` all
+    workers have ended.
     """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        indices: np.ndarray,
-        config: SettledConfig,
-        *,
-        pin_memory: bool,
-        group: Group = ALONE,
+        self, training_set: TrainingSet, config: SettledConfig, *, pin_memory: bool, group: Group = ALONE
     ) -> None:
         self._accumulate = config.accumulate
-        self._images = images
-        self._order = _Order(indices, labels, config, group)
-        self._not_ours: set[BaseProcess] = set()
+        self._images = training_set.images
+        self._order = _Order(training_set, config, group)
+        self._other_children: set[BaseProcess] = set()
         self._loader: DataLoader[Batch] = DataLoader(
-            _Images(images, labels, config),
+            _Images(training_set, config),
             batch_sampler=self._order,
             num_workers=config.workers,
             collate_fn=lambda batch: batch,
@@ -113,59 +121,60 @@ class Batches:
             worker_init_fn=_begin_worker,
             timeout=config.worker_timeout if config.workers else 0,
             persistent_workers=config.workers > 0,
-            generator=torch.Generator(),  # so that it takes no draw from the one that dropout uses
+            generator=torch.Generator(),  # the default one would change the draws of dropout
         )
 
     def __enter__(self) -> None:
-        self._not_ours = set(multiprocessing.active_children())
+        self._other_children = set(multiprocessing.active_children())
 
     def __exit__(self, *_: object) -> None:
-        """Kill the workers: nothing is lost with them, one that was stopped takes no other signal, and waiting until
-        they end by themselves would take of the seconds that SIGTERM leaves.
+        """Kill the workers. They hold nothing that has to be saved.
+
+        A stopped worker reacts to SIGKILL alone, and an orderly end would take time that SIGTERM does not leave.
         """
-        of_torch = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it would make an error of a worker that is killed
-        workers = [child for child in multiprocessing.active_children() if child not in self._not_ours]
+        torch_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for a killed worker
+        workers = [child for child in multiprocessing.active_children() if child not in self._other_children]
         for worker in workers:
             worker.kill()
         for worker in workers:
             worker.join()
-        signal.signal(signal.SIGCHLD, of_torch)
+        signal.signal(signal.SIGCHLD, torch_handler)
 
     def __len__(self) -> int:
         return math.ceil(len(self._order) / self._accumulate)
 
     @property
     def size(self) -> int:
-        """Images a batch, of all processes together."""
+        """Images in a batch of all processes together."""
         return self._order.batch_size
 
     @property
     def borrowed(self) -> int:
-        """Images at the head of each part that belong to another one, here to be mixed with their neighbour."""
+        """Images at the start of each part that belong to another part; they serve the mixing of their neighbour."""
         return self._order.borrowed
 
     def images(self, epoch: int, step: int) -> list[int]:
-        """Which images a step sees, those of all processes together."""
+        """The images of a step, for all processes together."""
         size = self._accumulate * self.size
         return [int(image) for image in self._order.images(epoch)[step * size : (step + 1) * size]]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """The batches of epoch `epoch` from a step on, in lists of --accumulate; the last list may be shorter.
+        """Yield the batches of an epoch from step `first_step` on, in lists of --accumulate; the last may be shorter.
 
-        The same ones however often and with however many workers it is asked for.
+        A second call with any number of workers yields the same.
         """
         self._order.epoch, self._order.first = epoch, first_step * self._accumulate
         try:
             batches = iter(self._loader)
-        except OSError as error:  # of the locks that workers share
+        except OSError as error:  # raised for the locks that workers share
             raise OSError(error.errno, error.strerror, SHARED_MEMORY) from error
         while step := list(islice(batches, self._accumulate)):
             yield step
-        release(self._images)  # in the end, all of them would count as this process's memory
+        release(self._images)  # else, in the end, all images would count as memory of this process
 
 
 def _begin_worker(worker: int) -> None:
-    """Whoever stops the whole group leaves the last step to the trainer; once that one ends, so does its worker."""
+    """A signal to the whole process group leaves the last step to the trainer. When the trainer ends, so do workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.formats import Split
-from training.data.loader import Batches
+from training.data.loader import Batches, TrainingSet
 from training.device import uses_bfloat16
 from training.distributed import ALONE, Group, exchanging
 from training.engine import history
@@ -64,7 +64,8 @@ def fit(
     """
     split = dataset.splits["train"]
     labels, classes = dataset.labels[split], len(dataset.classes)
-    batches = Batches(dataset.images, dataset.labels, split, config, pin_memory=device.type == "cuda", group=group)
+    training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=split)
+    batches = Batches(training_set, config, pin_memory=device.type == "cuda", group=group)
     mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix, borrowed=batches.borrowed)
     weights = class_balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
     class_weights = torch.tensor(weights, dtype=torch.float32, device=device)

@@ -2,6 +2,7 @@ import itertools
 import multiprocessing
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 
 from training.config import TrainConfig
 from training.data import augmentation
-from training.data.loader import Batches
+from training.data.loader import Batches, TrainingSet
 from training.settled import settle
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
 LABELS = np.arange(50)
+ALL = TrainingSet(images=IMAGES, labels=LABELS, indices=LABELS)
 
 
 def settled(**options: object) -> TrainConfig:
@@ -24,7 +26,7 @@ def settled(**options: object) -> TrainConfig:
 
 def drawn(epoch: int, labels: np.ndarray = LABELS, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     config = settled(batch_size=8, **options)
-    batches = Batches(IMAGES, labels, np.arange(50), config, pin_memory=False)
+    batches = Batches(replace(ALL, labels=labels), config, pin_memory=False)
     images, drawn_labels = zip(*(batch for step in batches.epoch(epoch) for batch in step), strict=True)
     return torch.cat(images), torch.cat(drawn_labels)
 
@@ -74,7 +76,8 @@ def test_only_what_is_drawn_is_copied(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.repeat(IMAGES, 500, axis=0))
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
     chosen = np.arange(0, len(images), 2)
-    batches = Batches(images, np.arange(len(images)), chosen, settled(batch_size=64, augment="none"), pin_memory=False)
+    training_set = TrainingSet(images=images, labels=np.arange(len(images)), indices=chosen)
+    batches = Batches(training_set, settled(batch_size=64, augment="none"), pin_memory=False)
     tracemalloc.start()
     for [(drawn_images, labels)] in batches.epoch(0):
         assert np.array_equal(drawn_images, images[labels])
@@ -87,7 +90,7 @@ def test_only_what_is_drawn_is_copied(tmp_path: Path) -> None:
 def test_workers_end_with_the_batches_and_no_other_process_does() -> None:
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     other.start()
-    batches = Batches(IMAGES, LABELS, np.arange(50), settled(batch_size=8, workers=2), pin_memory=False)
+    batches = Batches(ALL, settled(batch_size=8, workers=2), pin_memory=False)
     with batches:
         next(batches.epoch(0))
         workers = set(multiprocessing.active_children()) - {other}
@@ -100,14 +103,14 @@ def test_workers_end_with_the_batches_and_no_other_process_does() -> None:
 
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
     config = settled(batch_size=64, augment="none")
-    [[(images, _)]] = Batches(IMAGES, LABELS, np.arange(50), config, pin_memory=False).epoch(0)
+    [[(images, _)]] = Batches(ALL, config, pin_memory=False).epoch(0)
     assert len(images) == 50
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 9])
 def test_batches_come_in_steps_and_the_last_step_may_be_shorter(accumulate: int) -> None:
     config = settled(batch_size=8, accumulate=accumulate, augment="none")
-    batches = Batches(IMAGES, LABELS, np.arange(50), config, pin_memory=False)
+    batches = Batches(ALL, config, pin_memory=False)
     steps = list(batches.epoch(0))
     assert len(steps) == len(batches)
     assert [len(step) for step in steps] == {1: [1] * 6, 2: [2, 2, 2], 4: [4, 2], 9: [6]}[accumulate]
