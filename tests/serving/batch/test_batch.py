@@ -87,7 +87,7 @@ def mixed(photos: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_bad_files_are_listed_and_hurt_nobody(run: Path, mixed: Path, tmp_path: Path) -> None:
+def test_bad_files_are_listed_beside_the_good_ones(run: Path, mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions.csv"
     done = scored(mixed, "--model", run / "model.onnx", "--out", out, "--workers", 1, TWINLENS_MAX_BYTES="50000")
     assert done.returncode == 3
@@ -224,7 +224,7 @@ def children(process: int) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_killed_it_goes_on_without_repeating_or_losing_a_row(
+def test_a_killed_run_resumes_without_repeating_or_losing_a_row(
     run: Path, many: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "predictions.csv"
@@ -247,9 +247,9 @@ def test_killed_it_goes_on_without_repeating_or_losing_a_row(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def wait_for(found: Callable[[], object]) -> Any:
+def wait_for(condition: Callable[[], object]) -> Any:
     until = time.monotonic() + WAIT_S
-    while not (result := found()) and time.monotonic() < until:
+    while not (result := condition()) and time.monotonic() < until:
         time.sleep(0.02)
     assert result
     return result

@@ -30,7 +30,7 @@ SAME = {"1": "L", "I;16": "L"}
     orientation=st.none() | st.integers(0, 9),
     lossless=st.booleans(),
 )
-def test_a_header_says_what_pillow_says(
+def test_a_header_is_that_of_pillow(
     kind_and_mode: tuple[str, str], size: tuple[int, int], orientation: int | None, lossless: bool
 ) -> None:
     kind, mode = kind_and_mode
@@ -55,7 +55,7 @@ def test_a_header_says_what_pillow_says(
     gap=st.integers(0, 30),
     orientation=st.integers(0, 200),
 )
-def test_orientation_is_found_in_any_directory_that_tiff_allows(
+def test_orientation_is_read_from_any_directory_that_tiff_allows(
     order: str, kind_and_form: tuple[int, str], before: int, gap: int, orientation: int
 ) -> None:
     kind, form = kind_and_form
@@ -134,7 +134,7 @@ def test_frames_are_counted_before_any_is_decoded() -> None:
     assert read_header(encoded(forged.PHOTO, "MPO", save_all=True, append_images=[forged.PHOTO])).frames == 1
 
 
-def test_a_transparent_gray_is_told_in_the_values_of_decoded_pixels() -> None:
+def test_a_transparent_gray_has_the_scale_of_decoded_pixels() -> None:
     for depth, key, value in ((1, 1, 255), (2, 1, 85), (4, 15, 255), (8, 100, 100), (16, 40_000, 40_000)):
         rows = zlib.compress((b"\0" + bytes(8 * depth // 8)) * 8)
         data = forged.SIGNATURE + chunk(b"IHDR", forged.ihdr(8, 8, depth, 0)) + chunk(b"tRNS", struct.pack(">H", key))
