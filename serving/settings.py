@@ -34,7 +34,7 @@ _SERVICE_URL = re.compile(rf"{PREFIX}(\w+_)?PORT=(tcp|udp|sctp)://.*")  # withou
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable TWINLENS_<FIELD>. The table in the README describes each of them.
+    """Each field is the environment variable TWINLENS_<FIELD>. The table in serving/README.md describes each.
 
     A keyword argument replaces the variable. Use `from_env` for messages that name the variable.
     """

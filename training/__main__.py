@@ -57,7 +57,7 @@ HINTS: dict[type[BaseException], str] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command, `train` if none is named; the exit code says what went wrong (README, exit codes)."""
+    """Run one command, `train` if none is named; the exit code says what went wrong: training/README.md."""
     interruption = Interruption()
     interruption.install()
     verb, told = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)

@@ -1,4 +1,4 @@
-"""What can go wrong in a command, and the exit code of each; README, exit codes."""
+"""What can go wrong in a command, and the exit code of each; training/README.md lists them."""
 
 import signal
 from collections.abc import Sequence

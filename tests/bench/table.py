@@ -1,4 +1,4 @@
-"""The results as the Markdown that goes into the README: figures, then the ratios with what they should be."""
+"""The results as the Markdown of tests/bench/README.md: figures, then the ratios with what they should be."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ SIDE, LESION = 64, 16
 COLOURS = {"red": (200, 40, 40), "blue": (40, 60, 200), "green": (60, 180, 60)}
 REGION = SIDE // GRID
 BESIDE_FACTOR = 5
-"""What the README promises of /predict's p95 beside explanations."""
+"""What serving/README.md promises of /predict's p95 beside explanations."""
 
 
 def with_lesion(rng: np.random.Generator, label: str) -> tuple[np.ndarray, tuple[slice, slice]]:
