@@ -9,6 +9,13 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # Two tests run side by side: threads that wait for one another on the same two cores would triple the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from jaxtyping import install_import_hook
+
+import tests.support.shapes
+
+install_import_hook("serving", "beartype.beartype")
+install_import_hook("training", "tests.support.shapes.checked")
+
 import cv2
 import numpy as np
 import pytest

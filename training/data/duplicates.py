@@ -160,7 +160,7 @@ def _compare(
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # OpenCV releases the lock
         for part in (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)):
             turns = _best_turns(spectra[part[:, 0]], spectra[part[:, 1]])
-            compared += pool.map(compare, zip(part, turns, strict=True))
+            compared += pool.map(compare, zip(part, turns.tolist(), strict=True))
     return compared
 
 
