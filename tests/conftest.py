@@ -9,20 +9,17 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # Two tests run side by side: threads that wait for one another on the same two cores would triple the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from jaxtyping import install_import_hook
-
-import tests.support.shapes
-
-install_import_hook("serving", "beartype.beartype")
-install_import_hook("training", "tests.support.shapes.checked")
-
 import cv2
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
+import tests.support.shapes
 from tests.support.server import serving
-from training.config import TrainConfig
-from training.train import train
+
+# Before either is imported: types and shapes of annotated calls are checked, in tests only.
+install_import_hook("serving", "beartype.beartype")
+install_import_hook("training", f"{tests.support.shapes.__name__}.checked")
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +41,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run on `photos`."""
+    from training.config import TrainConfig
+    from training.train import train
+
     out = tmp_path_factory.mktemp("runs")
     return train(
         TrainConfig(

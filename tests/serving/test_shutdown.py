@@ -69,4 +69,4 @@ def test_a_signal_during_the_start_ends_it(run: Path, tmp_path: Path) -> None:
         ) as server:
             time.sleep(wait_s)
             server.send_signal(signal.SIGTERM)
-            server.wait(timeout=5)
+            server.wait(timeout=30)

@@ -100,7 +100,7 @@ def test_a_flood_of_segments_is_refused_in_no_time(flood: Callable[[], bytes]) -
     start = time.process_time()
     with pytest.raises(ImageError, match=rf"more than ({MAX_SEGMENTS:,}|{MAX_SCANS}) s"):
         read_header(data)
-    assert time.process_time() - start < 0.2
+    assert time.process_time() - start < 1
 
 
 def test_as_many_segments_as_are_allowed_are_read() -> None:
