@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -65,7 +66,7 @@ def test_predict_batch_gives_a_result_or_an_error_for_each_in_order(server: str,
 
 @pytest.mark.parametrize(("request_", "status", "code"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
 def test_a_bad_request_gets_its_code(
-    server: str, png: Callable[..., bytes], request_: dict[str, object], status: int, code: str
+    server: str, png: Callable[..., bytes], request_: dict[str, Any], status: int, code: str
 ) -> None:
     good = {"image": png(picture("green leaf"))}
     before = httpx.post(f"{server}/predict", files=good)

@@ -1,6 +1,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -128,7 +129,7 @@ def test_the_variables_of_a_kubernetes_service_are_no_settings(environment: pyte
 
 
 def test_the_service_starts_beside_a_kubernetes_service_of_its_name(run: Path, tmp_path: Path) -> None:
-    environment = KUBERNETES | {"BENTOML_HOME": str(tmp_path)}
+    environment: dict[str, Any] = KUBERNETES | {"BENTOML_HOME": str(tmp_path)}
     with serving(run / "model.onnx", **environment) as address:
         assert httpx.get(f"{address}/readyz").status_code == 200
 

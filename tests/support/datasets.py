@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ def manifest(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def of(data: Path | None, **options: object) -> Dataset:
+def of(data: Path | None, **options: Any) -> Dataset:
     with TemporaryDirectory() as out:
         return load(TrainConfig(data=data, out=Path(out), **options))
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import time
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def content_type() -> None:
     """A body of any kind is taken, and a pickle is what BentoML's own deserialiser makes of it."""
     files = upload.read_files
 
-    async def read_files(request: upload.Request, *more: object, **limits: object) -> list[bytes]:
+    async def read_files(request: upload.Request, *more: object, **limits: Any) -> list[bytes]:
         if "pickle" in request.headers.get("content-type", ""):
             return [str(pickle.loads(await request.body())).encode()]
         return await files(request, *more, **limits)
@@ -62,7 +63,7 @@ def segments() -> None:
 def image_errors() -> None:
     """What the decoder raises comes through as itself."""
 
-    def decode(data: bytes, *more: object, **limits: object) -> Decoded:
+    def decode(data: bytes, *more: object, **limits: Any) -> Decoded:
         try:
             return original(data, *more, **limits)
         except ImageError as error:
@@ -75,7 +76,7 @@ def image_errors() -> None:
 def leak() -> None:
     predict = predictor.Predictor.predict
 
-    async def leaking(self: predictor.Predictor, *more: object, **options: object) -> object:
+    async def leaking(self: predictor.Predictor, *more: object, **options: Any) -> object:
         LEAKED.append(os.urandom(100_000))
         return await predict(self, *more, **options)
 
@@ -98,7 +99,7 @@ def crash() -> None:
     """A decoder that ends the process when it sees MARK."""
     original = predictor.decode
 
-    def decode(data: bytes, *more: object, **limits: object) -> Decoded:
+    def decode(data: bytes, *more: object, **limits: Any) -> Decoded:
         if MARK in data:
             ctypes.string_at(0)
         return original(data, *more, **limits)

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import joblib
 import pytest
@@ -39,7 +40,7 @@ from training.settled import settle
         ({"model": "mlp", "batch_norm": True, "batch_size": 1}, "--batch-size: expected 2 or more with --batch-norm"),
     ],
 )
-def test_a_value_that_cannot_be_followed_is_refused_by_name(options: dict[str, object], expected: str) -> None:
+def test_a_value_that_cannot_be_followed_is_refused_by_name(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         TrainConfig(**options)
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = load_digits().target[:1000]
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
     bounds = {"train": slice(0, 701), "val": slice(701, 851), "test": slice(851, 1000)}
-    parts = {f"{split}_{name}": array[rows] for split, rows in bounds.items()
+    parts: dict[str, Any] = {f"{split}_{name}": array[rows] for split, rows in bounds.items()
              for name, array in (("images", images), ("labels", labels))}  # fmt: skip
     np.savez(path, **parts)
     return path

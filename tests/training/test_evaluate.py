@@ -3,7 +3,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def gray(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def evaluated(run: Path, data: Path | None, out: Path, **options: object) -> dict:
+def evaluated(run: Path, data: Path | None, out: Path, **options: Any) -> dict:
     """What evaluation.json says; it must not hold a NaN."""
 
     def refuse(constant: str) -> NoReturn:

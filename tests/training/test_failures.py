@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -149,7 +150,14 @@ def test_values_that_are_not_finite_in_validation_alone_end_the_run(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Running variances that overflowed: batch normalisation goes by them in validation, not in training."""
-    common = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "batch_size": 16, "epochs": 1}
+    common: dict[str, Any] = {
+        "data": photos,
+        "out": tmp_path,
+        "width": 8,
+        "image_size": 16,
+        "batch_size": 16,
+        "epochs": 1,
+    }
     origin = train.train(TrainConfig(**common, name="origin"))
     state = checkpoint.load(origin / "checkpoints" / "best.pt", torch.device("cpu"))
     for name, tensor in state["model"].items():
@@ -345,7 +353,14 @@ def test_shared_memory_too_small_for_the_workers_is_said_at_once(photos: Path, t
 @pytest.mark.slow
 def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: Path, tmp_path: Path) -> None:
     """A checkpoint takes 1.9 MB; there is room for three, and the fourth is what replaces the oldest."""
-    common = {"model": "mlp", "hidden": "200", "image-size": "16", "workers": "0", "augment": "none", "epochs": "4"}
+    common: dict[str, Any] = {
+        "model": "mlp",
+        "hidden": "200",
+        "image-size": "16",
+        "workers": "0",
+        "augment": "none",
+        "epochs": "4",
+    }
     arguments = ["--data", str(photos), "--cache", f"{tmp_path}/cache", "--out", f"{tmp_path}/out", "--name", "x"]
     arguments += [word for name, value in common.items() for word in (f"--{name}", value)]
     (tmp_path / "out").mkdir()

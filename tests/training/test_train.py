@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,9 +116,16 @@ LEVERS = {
 
 @pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
 def test_the_same_seed_gives_the_same_weights_for_any_number_of_workers(
-    photos: Path, tmp_path: Path, levers: dict[str, object]
+    photos: Path, tmp_path: Path, levers: dict[str, Any]
 ) -> None:
-    common = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "epochs": 2, "batch_size": 8}
+    common: dict[str, Any] = {
+        "data": photos,
+        "out": tmp_path,
+        "width": 8,
+        "image_size": 16,
+        "epochs": 2,
+        "batch_size": 8,
+    }
     first = train.train(TrainConfig(**common, **levers, name="a", workers=0))
     again = train.train(TrainConfig(**common, **levers, name="b", workers=2))
     other = train.train(TrainConfig(**common, **levers, name="c", workers=0, seed=1))
@@ -158,7 +166,13 @@ LABELS = np.arange(48) % 3
 
 def one_epoch(**given: object) -> tuple[Learner, Progress]:
     """One epoch of a small MLP on 48 images of three classes, in float32, from the same start."""
-    options: dict = {"model": "mlp", "hidden": (16,), "batch_size": 16, "precision": "float32", "schedule": "constant"}
+    options: dict[str, Any] = {
+        "model": "mlp",
+        "hidden": (16,),
+        "batch_size": 16,
+        "precision": "float32",
+        "schedule": "constant",
+    }
     config = TrainConfig(**(options | {"augment": "none", "balance": "none", "warmup_epochs": 0.0} | given))
     config = settle(config, image_size=12, training_images=48)
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
@@ -212,7 +226,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
 
 def test_clipping_bounds_the_step_and_the_norm_before_it_is_what_is_told() -> None:
     """SGD's first step with Nesterov is 1.9 times the gradient; a batch of 48 is the only step."""
-    common = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "batch_size": 48}
+    common: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "batch_size": 48}
     start = flat(one_epoch(**(common | {"lr": 1e-30}))[0].model)
     free, of_free = one_epoch(**common)
     norm = of_free.norm_max
@@ -335,7 +349,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     )
     real, calls = loop.cross_entropy, []
 
-    def poisoned(*arguments: object, **options: object) -> torch.Tensor:
+    def poisoned(*arguments: object, **options: Any) -> torch.Tensor:
         calls.append(1)
         return real(*arguments, **options) * (float("nan") if len(calls) == 4 else 1)
 

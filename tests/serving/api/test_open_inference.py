@@ -2,6 +2,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -144,7 +145,10 @@ def test_a_wrong_method_gets_the_allowed_ones(server: str) -> None:
 
 def test_probes_need_no_token(run: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("a-token")
-    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens")}
+    environment: dict[str, Any] = {
+        "BENTOML_HOME": str(tmp_path / "home"),
+        "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens"),
+    }
     with serving(run / "model.onnx", **environment) as address:
         for path in ("/v2/health/live", "/v2/health/ready", f"{MODEL}/ready"):
             assert httpx.get(f"{address}{path}").status_code == 200

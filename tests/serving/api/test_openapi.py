@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,10 @@ EXCEPT = "positive_data_acceptance"
 def test_schemathesis_finds_nothing(run: Path, tmp_path: Path) -> None:
     """Valid and invalid requests from the document itself: no 5xx, no undocumented status, type or shape of answer."""
     (tmp_path / "tokens").write_text("a-token")
-    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens")}
+    environment: dict[str, Any] = {
+        "BENTOML_HOME": str(tmp_path / "home"),
+        "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens"),
+    }
     with serving(run / "model.onnx", **environment) as address:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/docs.json", "--checks", "all"]
         command += ["--header", "Authorization: Bearer a-token"]

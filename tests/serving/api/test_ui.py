@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -49,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, **options: object) -> Iterator[Page]:
+def opened(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
     """A new page at /ui; at the end nothing was asked of another host and nothing went wrong in the console."""
     context: BrowserContext = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
     page = context.new_page()
@@ -299,7 +300,7 @@ def test_before_there_is_a_model_the_page_waits_and_then_answers(
     browser: Browser, run: Path, tmp_path: Path, images: dict[str, Path]
 ) -> None:
     model = tmp_path / "model.onnx"
-    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_ABSTAIN_BELOW": "0.999999"}
+    environment: dict[str, Any] = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_ABSTAIN_BELOW": "0.999999"}
     with serving(model, until="livez", **environment) as address, opened(browser, address) as page:
         expect(page.locator("#alert")).to_contain_text("not ready")
         expect(page.locator("#alert")).to_contain_text("no model yet")
@@ -333,7 +334,10 @@ def test_the_page_asks_for_a_token_and_stores_it_in_the_tab(
     browser: Browser, run: Path, tmp_path: Path, images: dict[str, Path]
 ) -> None:
     (tmp_path / "tokens").write_text("right\n")
-    environment = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens")}
+    environment: dict[str, Any] = {
+        "BENTOML_HOME": str(tmp_path / "home"),
+        "TWINLENS_TOKEN_FILE": str(tmp_path / "tokens"),
+    }
     with serving(run / "model.onnx", **environment) as address, opened(browser, address) as page:
         expect(page.locator("#access")).to_be_visible()
         expect(page.locator("#card")).to_be_hidden()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import cv2
@@ -146,7 +147,7 @@ def test_the_format_is_a_picture_on_request_else_numbers(server: str, png: Calla
 
 @pytest.mark.parametrize(("request_", "status", "code"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
 def test_a_bad_request_gets_the_error_that_predict_gives(
-    server: str, request_: dict[str, object], status: int, code: str
+    server: str, request_: dict[str, Any], status: int, code: str
 ) -> None:
     reply = httpx.post(f"{server}/explain", **request_)
     assert (reply.status_code, error(reply)) == (status, code)

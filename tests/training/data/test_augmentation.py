@@ -2,6 +2,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -42,7 +43,7 @@ def test_a_file_of_the_librarys_own_draws_what_the_pipeline_draws(tmp_path: Path
         assert not np.array_equal(changed, IMAGE)
 
 
-def drawn(image: np.ndarray, count: int, **options: object) -> np.ndarray:
+def drawn(image: np.ndarray, count: int, **options: Any) -> np.ndarray:
     transform = augmentation.policy(TrainConfig(**options))
     return np.array([augmentation.apply(transform, image, 0, 0, place) for place in range(count)])
 
@@ -138,7 +139,14 @@ def test_channels_must_stay_too(tmp_path: Path) -> None:
 
 def test_a_run_keeps_the_file_and_the_card_holds_its_content(photos: Path, tmp_path: Path) -> None:
     path = saved(OWN, tmp_path / "own.yaml")
-    options = {"data": photos, "out": tmp_path, "model": "mlp", "hidden": (8,), "image_size": 32, "epochs": 1}
+    options: dict[str, Any] = {
+        "data": photos,
+        "out": tmp_path,
+        "model": "mlp",
+        "hidden": (8,),
+        "image_size": 32,
+        "epochs": 1,
+    }
     config = TrainConfig(**options, augment=path, name="first")
     first = train.train(config)
     assert (first / "augment.yaml").read_text() == path.read_text()

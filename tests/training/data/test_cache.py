@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def archive(root: Path) -> Path:
     return root / "x.npz"
 
 
-def load(source: Path, kept: Path, **options: object) -> Dataset:
+def load(source: Path, kept: Path, **options: Any) -> Dataset:
     return dataset.load(TrainConfig(data=source, cache=kept, **options))
 
 

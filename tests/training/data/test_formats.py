@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_manifest_with_splits_and_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (40, 28, 3)])
 def test_npz_gray_or_rgb_of_any_size(tmp_path: Path, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, count in {"train": 40, "val": 10, "test": 12}.items():
         arrays[f"{split}_images"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(count) % 2).reshape(-1, 1)

@@ -4,6 +4,7 @@ import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ LABELS = np.arange(50)
 ALL = TrainingSet(images=IMAGES, labels=LABELS, indices=LABELS)
 
 
-def settled(**options: object) -> TrainConfig:
+def settled(**options: Any) -> TrainConfig:
     return settle(TrainConfig(**options), image_size=16, training_images=len(IMAGES))
 
 
-def drawn(epoch: int, labels: np.ndarray = LABELS, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(epoch: int, labels: np.ndarray = LABELS, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     config = settled(batch_size=8, **options)
     batches = Batches(replace(ALL, labels=labels), config, pin_memory=False)
     images, drawn_labels = zip(*(batch for step in batches.epoch(epoch) for batch in step), strict=True)

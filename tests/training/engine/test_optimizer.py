@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,11 @@ from training.engine import optimizer
 from training.settled import settle
 
 
-def config(**options: object) -> TrainConfig:
+def config(**options: Any) -> TrainConfig:
     return settle(TrainConfig(**options), image_size=32, training_images=1000)
 
 
-def rates(steps_an_epoch: int, **options: object) -> np.ndarray:
+def rates(steps_an_epoch: int, **options: Any) -> np.ndarray:
     """The learning rate of every step of a run as a share of --lr, as the optimizer saw it, and one step beyond."""
     settled = config(lr=1.0, **options)
     stepper = optimizer.make(nn.Linear(2, 2), settled)
@@ -51,7 +53,7 @@ def gradients(steps: int) -> list[torch.Tensor]:
     return list(torch.randn((steps, 4, 3), generator=torch.Generator().manual_seed(1)))
 
 
-def trained(steps: int, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(steps: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     layer = nn.Linear(3, 4, bias=False)
     start = layer.weight.detach().clone()

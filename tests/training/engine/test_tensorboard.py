@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,8 +54,14 @@ def one_class_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on noise, of which it can learn nothing; its validation split is of one class and so has no ROC AUC."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
-    noise = {f"{split}_images": rng.integers(0, 256, (40, 16, 16, 3), np.uint8) for split in ("train", "val", "test")}
-    labels = {"train_labels": np.arange(40) % 3, "val_labels": np.ones(40, int), "test_labels": np.arange(40) % 3}
+    noise: dict[str, Any] = {
+        f"{split}_images": rng.integers(0, 256, (40, 16, 16, 3), np.uint8) for split in ("train", "val", "test")
+    }
+    labels: dict[str, Any] = {
+        "train_labels": np.arange(40) % 3,
+        "val_labels": np.ones(40, int),
+        "test_labels": np.arange(40) % 3,
+    }
     np.savez(folder / "noise.npz", **noise, **labels)
     return train(
         TrainConfig(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from training.errors import CheckpointRefused
 from training.models import networks
 
 CPU = torch.device("cpu")
-OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24}
+OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24}
 CLASSES = ("Red rash", "blue", "green leaf")
 
 
-def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: object) -> tuple[torch.nn.Sequential, dict]:
+def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: Any) -> tuple[torch.nn.Sequential, dict]:
     config = TrainConfig(**(OPTIONS | options))
     side, channels = config.image_size, config.channels
     preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation=config.interpolation)
@@ -65,7 +66,7 @@ def test_other_classes_get_a_new_last_layer(run: Path) -> None:
         ({"normalization": "image"}, "normalization is standard there and image here"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[str, object], expected: str) -> None:
+def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[str, Any], expected: str) -> None:
     model, settings = fresh(**options)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointRefused, match=expected):
@@ -82,7 +83,7 @@ def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[
         ({"interpolation": "linear"}, "image interpolation is area there and linear here$"),
     ],
 )
-def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, object], expected: str) -> None:
+def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
     origin, theirs = fresh(model="cnn", width=8)
     checkpoint.save({"model": origin.state_dict(), "settings": theirs}, tmp_path / "cnn.pt")
     model, settings = fresh(**({"model": "cnn", "width": 8} | options))
@@ -105,7 +106,7 @@ def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
 def test_fine_tuning_starts_where_the_other_run_ended_and_freezing_moves_the_head_alone(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "batch_size": 16}
+    common: dict[str, Any] = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "batch_size": 16}
     origin = train.train(TrainConfig(**common, name="origin", epochs=2))
     for freeze in (False, True):
         config = TrainConfig(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from training.data.dataset import Dataset, load
 from training.engine import checkpoint
 from training.models import networks
 
-OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24}
+OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24}
 
 
 @pytest.fixture(scope="package")

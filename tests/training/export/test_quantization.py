@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,7 +14,7 @@ from training.data.dataset import Dataset, load
 from training.export.quantization import AGREEMENT, quantize
 from training.train import train
 
-OPTIONS = {"model": "mlp", "hidden": (32,), "image_size": 24, "val_fraction": 0.2}
+OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24, "val_fraction": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_file_whose_labels_disagree_is_not_published(run: Path, dataset: Datas
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_a_run_leaves_both_files_and_the_report_compares_them(photos: Path, tmp_path: Path, kind: str) -> None:
-    options = OPTIONS | {"model": kind, "width": 8, "epochs": 3, "augment": "none", "val_fraction": 0.4}
+    options: dict[str, Any] = OPTIONS | {"model": kind, "width": 8, "epochs": 3, "augment": "none", "val_fraction": 0.4}
     config = TrainConfig(data=photos, out=tmp_path, name="x", quantize="int8", **options)
     run = train(config)
     facts = json.loads((run / "report" / "report.json").read_text())["quantized"]

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ SPEC = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixe
 PREPROCESSING = Preprocessing(height=32, width=32, channels=3, interpolation="area")
 
 
-def fresh(**options: object) -> nn.Sequential:
+def fresh(**options: Any) -> nn.Sequential:
     torch.manual_seed(0)
     return build(TrainConfig(**options), PREPROCESSING, SPEC, 10)
 

@@ -1,5 +1,6 @@
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -143,7 +144,7 @@ class _ToFloat(torch.nn.Module):
         return images.float() / 255
 
 
-def network(**options: object) -> torch.nn.Sequential:
+def network(**options: Any) -> torch.nn.Sequential:
     torch.manual_seed(0)
     config = TrainConfig(**options)
     size = Preprocessing(height=16, width=16, channels=3, interpolation="area")

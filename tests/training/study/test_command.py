@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Pa
         ({"study": "regularisation", "shard": "half"}, "--shard: expected i/n, such as 1/4, got half"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(given: dict[str, object], expected: str, tmp_path: Path) -> None:
+def test_what_cannot_be_followed_is_refused(given: dict[str, Any], expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=expected):
         study(StudyConfig(**given, out=tmp_path))
     for name in ("epochs", "seeds", "trials", "jobs", "threads"):

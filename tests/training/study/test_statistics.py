@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def result(level: str, seed: int, value: float | None, measure: str = "val_score
     )
 
 
-def asked(results: list[Result], **question: object) -> Answer:
+def asked(results: list[Result], **question: Any) -> Answer:
     found = answer(Question(**{"ask": "?", "measure": "val_score", "axis": "axis", "where": {}} | question), results)
     assert found is not None
     return found
