@@ -210,8 +210,8 @@ def test_images_of_every_kind_are_learned_from_as_the_service_sees_them(tmp_path
     assert parity["held"]
     assert [way["pixels_equal"] for way in parity["comparisons"]] == [1, 1]
     seen, served = dataset.load(config), open_model(run / "model.onnx").card.preprocessing
-    assert {file.mode for file in seen.audit.files} >= {"CMYK", "RGBA"}
-    assert {file.orientation for file in seen.audit.files} == {1, 6}
+    assert {file.mode for file in seen.audit.images.files} >= {"CMYK", "RGBA"}
+    assert {file.orientation for file in seen.audit.images.files} == {1, 6}
     for key, image in zip(seen.keys, seen.images, strict=True):
         assert np.array_equal(image, served((tmp_path / "data" / key).read_bytes())), key
 
