@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Before anything imports tqdm: of the processes that train together, the first shows its progress.
+# Before tqdm is imported: of the processes that train together, only the first shows its progress.
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"
 
@@ -40,7 +40,7 @@ from training.study import command as study
 from training.study.command import StudyConfig
 from training.train import train
 
-# What a verb is told, what it does, and what it says at the end of the folder that it leaves.
+# The options of each command, what it does, and what it prints at the end about the folder with its results.
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
     "train": (TrainConfig, train, report.summary),
     "audit": (AuditConfig, audit_report.run, audit_report.summary),
@@ -51,48 +51,57 @@ HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",
     OutOfMemory: "a smaller --batch-size or --image-size or fewer --workers need less; the first two make another run",
     torch.AcceleratorError: "the GPU or its driver failed; the system's log says more",
-    ProcessLost: "the run goes on from its last checkpoint with --resume and its folder, or --resume auto",
+    ProcessLost: "the run continues from its last checkpoint with --resume and its folder, or --resume auto",
     ExportRefused: "no model was published and `latest` was left as it is",
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run one command, `train` if none is named; the exit code says what went wrong: training/README.md."""
+def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
+    """Run one command, `train` if none is named, and return its exit code; training/README.md lists the codes.
+
+    `opt_ml` is the folder in which SageMaker, if it started this process, has put the options and the images.
+    """
     interruption = Interruption()
     interruption.install()
-    verb, told = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
-    _, act, summary = VERBS[verb]
-    by_sagemaker = sagemaker.asks(arguments)
+    verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("train", arguments)
+    by_sagemaker = sagemaker.started(arguments, opt_ml)
     group = Group.from_environment()
     try:
         with group:
-            config = group.share(lambda: options(verb, sagemaker.options() if by_sagemaker else told))
-            if isinstance(config, TrainConfig):
-                folder = train(config, interruption, group)
-            elif group.size > 1:
-                raise ConfigError(f"{verb} is done by one process, not by {group.size} together: leave torchrun away")
-            else:
-                folder = act(config)
-            if group.first:
-                print(summary(folder))
+            config = group.share(lambda: options(verb, sagemaker.options(opt_ml) if by_sagemaker else rest))
+            folder = run_command(verb, config, interruption, group)
         if by_sagemaker:
-            sagemaker.finished(folder)
+            sagemaker.finish(folder, opt_ml)
     except tuple(EXIT_CODES) as error:
-        interruption.leave()
+        interruption.stop_deferring()
         cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
         hints = ([HINTS[cause]] if cause in HINTS else []) + getattr(error, "__notes__", [])
         reason = "\n".join([f"error: {error}", *hints])
         if by_sagemaker:
-            sagemaker.failed(reason)
+            sagemaker.fail(reason, opt_ml)
         return group.fail(EXIT_CODES[cause], reason)
     except Interrupted as stop:
-        interruption.leave()
-        return group.fail(stop.exit_code, f"{stop}; a run goes on with --resume and its folder, or --resume auto")
+        interruption.stop_deferring()
+        return group.fail(stop.exit_code, f"{stop}; a run continues with --resume and its folder, or --resume auto")
     return 0
 
 
+def run_command(verb: str, config: Any, interruption: Interruption, group: Group) -> Path:
+    """Run a command, print its summary in the first process, and return the folder with its results."""
+    _, command, summary = VERBS[verb]
+    if isinstance(config, TrainConfig):
+        folder = train(config, interruption, group)
+    elif group.size > 1:
+        raise ConfigError(f"{verb} runs in one process, not in {group.size} together: start it without torchrun")
+    else:
+        folder = command(config)
+    if group.first:
+        print(summary(folder))
+    return folder
+
+
 def options(verb: str, arguments: list[str]) -> Any:
-    """What the command line says; to `train`, over what the file of --config says, or the run of --resume.
+    """The options of a command: those of the command line, over those of --config's file or of the run to resume.
 
     Raises ConfigError, CheckpointRefused.
     """
@@ -115,7 +124,7 @@ def options(verb: str, arguments: list[str]) -> Any:
 if __name__ == "__main__":
     threading.excepthook = failures.of_thread
     code = main(sys.argv[1:])
-    # All that counts is on the disk, and to take the interpreter down takes of the seconds that SIGTERM leaves.
+    # All results are on the disk, and shutting the interpreter down would take some of the seconds after SIGTERM.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()

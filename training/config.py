@@ -63,11 +63,11 @@ class TrainConfig:
     name: str | None = None
     """Name of this run, its folder in --out. None: date, time and model."""
     resume: str | None = None
-    """Go on with a run that was stopped: its folder, or auto for the run of --name, or without a name the newest in
-    --out that is not finished; auto begins a new run where there is none. The run's own options hold."""
+    """Continue a run that was stopped: its folder, or auto for the run of --name, or without a name the newest in
+    --out that is not finished; auto begins a new run if there is none. The run keeps its own options."""
     cache: Path | None = None
-    """Folder in which decoded images and what was found in them are kept, for all runs that are told of it. It may be
-    removed at any time. None: .cache in --out."""
+    """Folder for decoded images and the results of their audit, shared by all runs that name it. It may be removed at
+    any time. None: .cache in --out."""
 
     image_size: Annotated[int, Side] | None = None
     """Side in pixels to which images are stretched. None: the images' own size when all share one of at most 64 px,

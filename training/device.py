@@ -1,4 +1,4 @@
-"""Where a run computes, and in what arithmetic."""
+"""The device of a run and the precision of its arithmetic."""
 
 import joblib
 import torch
@@ -9,28 +9,28 @@ from training.settled import SettledConfig
 
 
 def find_device(name: str, group: Group = ALONE) -> torch.device:
-    """The device of --device; of the processes of a machine, each has a GPU of its own. Raises DeviceMissing.
+    """The device that --device names; each process of a machine has a GPU of its own. Raises DeviceMissing.
 
-    From now on torch computes with no more threads than there are cores for this process.
+    Limits PyTorch's threads to the cores of this process: PyTorch does not know a container's quota.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))  # torch does not know a container's quota
+    torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing("--device cuda: torch sees no GPU; --device cpu trains without one")
-    found = torch.device("cpu")
+    device = torch.device("cpu")
     if name != "cpu" and torch.cuda.is_available():
         if group.local_rank >= (count := torch.cuda.device_count()):
             raise DeviceMissing(
                 f"--device {name}: each process needs a GPU of its own; this machine has {group.local_size} processes "
                 f"and {count} GPU(s); --device cpu trains without"
             )
-        found = torch.device("cuda", group.local_rank)
-        torch.cuda.set_device(found)
-    [with_gpu] = group.sum(found.type == "cuda")
+        device = torch.device("cuda", group.local_rank)
+        torch.cuda.set_device(device)
+    [with_gpu] = group.sum(device.type == "cuda")
     if 0 < with_gpu < group.size:
         raise DeviceMissing(
             f"--device {name}: {with_gpu:.0f} of {group.size} processes have a GPU; --device cpu trains without"
         )
-    return found
+    return device
 
 
 def uses_bfloat16(config: SettledConfig, device: torch.device) -> bool:

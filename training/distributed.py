@@ -1,14 +1,14 @@
 """The processes that train one model together, as torchrun starts them; a process alone is a group of one.
 
-Each takes its part of every batch, gradients are averaged (DistributedDataParallel), and the first one alone writes
-and speaks. Counts and decisions travel by gloo between the CPUs, gradients of GPUs by NCCL.
+Each takes its part of every batch, and only the first one writes and prints. Counts and decisions travel by gloo
+between the CPUs, gradients of GPUs by NCCL.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,30 +18,28 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import ConfigError, ProcessLost
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)
-"""Who dies is noticed at once, by its connections; who prepares data or exports for long is not thought dead."""
+"""Closed connections reveal a crash at once; this only has to exceed the longest phase of the first process alone."""
 MEETING = timedelta(minutes=30)
-"""Machines may start one after the other."""
+"""Time for all processes to connect: machines may start one after the other."""
 POLL_S = 0.05
 STAY_S = 2.0
-"""For processes that fail together; one that was killed is waited for in vain."""
+"""The longest wait for other processes that fail; a killed one never reports."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Group:
     """`size` processes, of which this one is number `rank`; on its machine, number `local_rank` of `local_size`.
 
-    `with group:` meets the others and leaves with them; in it the methods raise ProcessLost when one is gone. Alone,
-    nothing is waited for and every method is its own trivial case.
+    `with group:` connects the processes and disconnects them; in it the methods raise ProcessLost when one has ended.
+    In a group of one nothing waits, and every method is its own trivial case.
     """
 
     rank: int = 0
@@ -53,7 +51,7 @@ class Group:
 
     @classmethod
     def from_environment(cls) -> "Group":
-        """What torchrun says, or whoever else sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; else alone."""
+        """The group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe, as torchrun sets them; else alone."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         return cls(
@@ -65,7 +63,7 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def __enter__(self) -> None:
@@ -99,11 +97,11 @@ class Group:
         return ProcessLost(f"process {self.rank} lost another of the {self.size} that train together")
 
     def part(self, count: int) -> range:
-        """The places, of `count`, that are this process's: one run of them, its length equal to the others' to one."""
+        """The contiguous part of `count` items for this process; the parts' lengths differ by at most one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def share(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the first process, in every process; what it raises there is raised in all."""
+        """The value of `make` in the first process, in every process; an exception there is raised in all."""
         if self.size == 1:
             return make()
         made: list[tuple[T | None, BaseException | None]] = [(None, None)]
@@ -134,7 +132,7 @@ class Group:
         return np.concatenate(parts)
 
     def meet(self) -> None:
-        """Wait until every process is here, ready to be interrupted meanwhile."""
+        """Wait until every process is here; a signal may interrupt the wait."""
         if self.size == 1:
             return
         waiting = dist.all_reduce(torch.zeros(1), async_op=True)
@@ -142,69 +140,36 @@ class Group:
             time.sleep(POLL_S)
         waiting.wait()
 
-    def parallel(self, model: nn.Sequential) -> nn.Module:
-        """The model as all train it together: every step leaves the mean of all processes' gradients in it.
+    def any(self, holds: bool) -> bool:
+        """Whether it holds in any process; the same in every process."""
+        return self.sum(holds)[0] > 0
 
-        It begins with the first process's weights. On GPUs its batch normalisation is made to measure whole batches
-        (SyncBatchNorm, which there is for GPUs alone).
-        """
-        if self.size == 1:
-            return model
-        device = next(model.parameters()).device
-        if device.type != "cuda":
-            return DistributedDataParallel(model, forward_sync_buffers=False)
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place
-        return DistributedDataParallel(model, device_ids=[device.index], forward_sync_buffers=False)
-
-    def average_statistics(self, model: nn.Module) -> None:
-        """Give batch normalisation that measures parts of batches, on CPUs, the mean of what all processes measured.
-
-        A mean of unbiased variances is one. What is frozen is left alone.
-        """
-        measured = [
-            statistic
-            for layer in model.modules()
-            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.training
-            for statistic in (layer.running_mean, layer.running_var)
-            if statistic is not None
-        ]
-        if self.size == 1 or not measured:
-            return
-        flat = torch.cat(measured)
-        dist.all_reduce(flat)
-        means = torch.split(flat / self.size, [len(statistic) for statistic in measured])
-        for statistic, mean in zip(measured, means, strict=True):
-            statistic.copy_(mean)
-
-    def fail(self, code: int, why: str) -> int:
-        """The exit code of a group that fails: of the process that failed first, which alone says why."""
-        told = False
-        if self._store is not None:
-            try:
-                if self._store.add("failed", 1) > 1:
-                    self._store.wait(["code"], timedelta(seconds=10))
-                    code, told = int(self._store.get("code")), True
-                else:
-                    self._store.set("code", str(code))
-            except dist.DistError:  # whoever kept the store is gone
-                pass
-        if not told:
-            print(why, file=sys.stderr, flush=True)
+    def fail(self, code: int, reason: str) -> int:
+        """The exit code of the group: that of the process that failed first, which alone prints its reason."""
+        first_code = self._code_of_the_first_to_fail(code)
+        if first_code is None:
+            print(reason, file=sys.stderr, flush=True)
         if self._store is not None and self.first:
-            self._stay(self._store)
-        return code
+            self._wait_for_others(self._store)
+        return code if first_code is None else first_code
 
-    def _stay(self, store: dist.Store) -> None:
-        """The first process keeps the store: it lets those that fail with it ask there what it has said already."""
+    def _code_of_the_first_to_fail(self, code: int) -> int | None:
+        """Another process's exit code, if it failed before this one; otherwise share this one's with the others."""
+        if self._store is None:
+            return None
+        with suppress(dist.DistError):  # the process that hosts the store has ended
+            if self._store.add("failed", 1) > 1:
+                self._store.wait(["code"], timedelta(seconds=10))
+                return int(self._store.get("code"))
+            self._store.set("code", str(code))
+        return None
+
+    def _wait_for_others(self, store: dist.Store) -> None:
+        """The first process hosts the store: it stays until the other failing processes have read the exit code."""
         until = time.monotonic() + STAY_S
-        with suppress(dist.DistError):  # torchrun keeps it, and is gone
+        with suppress(dist.DistError):  # torchrun hosts it, and has ended
             while store.add("failed", 0) < self.size and time.monotonic() < until:
                 time.sleep(POLL_S)
 
 
 ALONE = Group()
-
-
-def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """In it a batch goes forward and backward: of the batches of one step, the last exchanges all their gradients."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()

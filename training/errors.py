@@ -13,7 +13,7 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """Data that no model can be trained on; the message says what was found and what is expected."""
+    """Data that no model can be trained on; the message says what is expected and what is there."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -32,7 +32,7 @@ class OutOfMemory(RuntimeError):
 
 
 class WorkerLost(RuntimeError):
-    """A process that prepares batches died, hangs, or has no room to hand them over."""
+    """A process that prepares batches died, hangs, or has no shared memory for them."""
 
 
 class CheckpointRefused(RuntimeError):
@@ -40,11 +40,11 @@ class CheckpointRefused(RuntimeError):
 
 
 class ExportRefused(RuntimeError):
-    """The file does not answer as the evaluated model does; it is not published."""
+    """The exported file does not predict what the evaluated model predicts; it is not published."""
 
 
 class DeviceMissing(RuntimeError):
-    """The device asked for is not there; training never falls back silently."""
+    """The requested device does not exist; training never falls back to another one silently."""
 
 
 class ProcessLost(RuntimeError):
@@ -52,9 +52,9 @@ class ProcessLost(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """The process was asked to stop; `exit_code` is what a shell says of the signal.
+    """The process was asked to stop; `exit_code` is the shell's for the signal.
 
-    Not an Exception, so that nobody catches it who catches those.
+    Not an Exception, so that `except Exception` does not catch it.
     """
 
     def __init__(self, number: int) -> None:

@@ -13,28 +13,28 @@ import yaml
 from training.errors import ConfigError
 
 ROOT = Path("/opt/ml")
-LEFT = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predictions.csv", "report")
-"""What of a run becomes model.tar.gz; checkpoints stay where SageMaker keeps those."""
+RESULTS = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predictions.csv", "report")
+"""The parts of a run that become model.tar.gz; SageMaker keeps checkpoints in another place."""
 
 
-def asks(arguments: list[str], root: Path = ROOT) -> bool:
-    """Whether this process was started by SageMaker: as `train`, with nothing but files to tell it what to do."""
+def started(arguments: list[str], root: Path) -> bool:
+    """Whether SageMaker started this process: as `train` without options, which are in files below `root`."""
     return arguments == ["train"] and (root / "input" / "config").is_dir()
 
 
-def options(root: Path = ROOT) -> list[str]:
-    """The command line that hyperparameters.json and the channels stand for. Raises ConfigError, OSError.
+def options(root: Path) -> list[str]:
+    """The command line that hyperparameters.json and the channels describe. Raises ConfigError, OSError.
 
     Hyperparameters are options by name, their values text as in YAML ("30", "[512, 128]", "true"). One channel holds
     the images, or one file that lists or holds them; several channels are the splits train, validation and test.
-    Stopped and started again, as on spot instances, it goes on from /opt/ml/checkpoints.
+    A job that is stopped and started again, as on spot instances, resumes from /opt/ml/checkpoints.
     """
-    given = root / "input" / "config" / "hyperparameters.json"
+    file = root / "input" / "config" / "hyperparameters.json"
     try:
-        values = json.loads(given.read_bytes()) if given.exists() else {}
+        values = json.loads(file.read_bytes()) if file.exists() else {}
         named = {name.replace("-", "_"): yaml.safe_load(str(value)) for name, value in values.items()}
     except (ValueError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{given}: expected options by name ({error})") from error
+        raise ConfigError(f"{file}: expected options by name ({error})") from error
     checkpoints = root / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     config = checkpoints / ".hyperparameters.yaml"
@@ -44,19 +44,19 @@ def options(root: Path = ROOT) -> list[str]:
     return ["--config", str(config), *data, "--out", str(checkpoints), "--name", name, "--resume", "auto"]
 
 
-def finished(run: Path, root: Path = ROOT) -> None:
-    """Leave what a model is made of where SageMaker takes it from."""
+def finish(run: Path, root: Path) -> None:
+    """Copy the results of a run to the folder that SageMaker makes model.tar.gz of."""
     model = root / "model"
     model.mkdir(parents=True, exist_ok=True)
-    for name in LEFT:
+    for name in RESULTS:
         if (run / name).is_dir():
             shutil.copytree(run / name, model / name, dirs_exist_ok=True)
         elif (run / name).exists():
             shutil.copyfile(run / name, model / name)
 
 
-def failed(reason: str, root: Path = ROOT) -> None:
-    """Say why, where SageMaker shows the first 1,024 characters of it."""
+def fail(reason: str, root: Path) -> None:
+    """Write the reason to the file of which SageMaker shows the first 1,024 characters."""
     (root / "output").mkdir(parents=True, exist_ok=True)
     (root / "output" / "failure").write_text(reason)
 

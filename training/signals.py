@@ -1,4 +1,4 @@
-"""Stop when asked to: while a run can save itself, after the step and the save; else, or when asked again, at once."""
+"""SIGTERM and SIGINT: a run saves itself first and then stops; a second signal stops it at once."""
 
 import ctypes
 import os
@@ -9,18 +9,18 @@ from training.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2)."""
+"""The option of prctl(2) that sets the signal."""
 
 
 class Interruption:
-    """Takes SIGTERM and SIGINT; inside `with interruption:` the first is only noted, and raised at the end of it."""
+    """The handler of SIGTERM and SIGINT, which raises Interrupted: inside `with interruption:` only at its end."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._deferred = False
 
     def install(self) -> None:
-        """From now on, in the main thread; the first process of a container has no default action for them."""
+        """Install the handler, in the main thread: the first process of a container has no default action."""
         for number in SIGNALS:
             signal.signal(number, self._take)
 
@@ -32,7 +32,7 @@ class Interruption:
         if kind is None and self.number is not None:
             raise Interrupted(self.number)
 
-    def leave(self) -> None:
+    def stop_deferring(self) -> None:
         """From now on a signal ends the process at once: nothing is left to be saved."""
         self.number = self.number or signal.SIGTERM
 
@@ -45,5 +45,9 @@ class Interruption:
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent has died, however that happened."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    """Have the kernel send this process a signal when its parent has ended, also when that was killed.
+
+    Only Linux has that call; elsewhere this does nothing, and PyTorch's workers notice within seconds by themselves.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, number)

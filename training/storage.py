@@ -1,4 +1,4 @@
-"""What is written outlives a power failure, and what is mapped does not stay in this process."""
+"""Files that survive a power failure, and memory-mapped arrays that do not stay in this process."""
 
 import hashlib
 import mmap
@@ -13,7 +13,7 @@ from serving.contract.decode import Digest
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Whoever opens `path` sees the old content or all of the new one, even if the power fails in between.
+    """Replace the content of `path` in one step, also if the power fails: a reader sees all of the old or the new.
 
     Raises OSError that names `path`.
     """
@@ -49,8 +49,8 @@ def digest(path: Path) -> Digest:
 
 
 def release(array: np.ndarray) -> None:
-    """Take what was read of a mapped array out of this process; the system keeps it in memory while it has room."""
-    if isinstance(array.base, mmap.mmap):
+    """Take the pages of a mapped array out of this process; the system keeps them in memory while it has room."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         array.base.madvise(mmap.MADV_DONTNEED)
 
 

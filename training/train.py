@@ -1,27 +1,27 @@
-"""The main job: data, model, loop; then scores, export with its proof, report. Read it from top to bottom."""
+"""The main job: data, model, loop; then evaluation, export with its proof, report. Read it from top to bottom."""
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from serving.contract.card import CONTRACT_VERSION, Calibration, ModelCard, Normalization
+from serving.contract.card import CONTRACT_VERSION, Calibration, ModelCard
 from training import failures
 from training.config import TrainConfig, default_name
 from training.data import augmentation
 from training.data import dataset as data
 from training.data.dataset import Dataset
-from training.data.formats import SPLITS
+from training.data.formats import SPLITS, Split
 from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, runs
-from training.engine import tensorboard as board
-from training.engine.loop import answer, fit, score
+from training.engine.context import RunContext
+from training.engine.evaluation import predict, score
+from training.engine.loop import fit
 from training.engine.progress import Epoch
 from training.engine.transfer import transfer
 from training.errors import NonFiniteLoss
@@ -30,160 +30,79 @@ from training.export.goldens import goldens
 from training.export.publication import export
 from training.export.quantization import quantize
 from training.metrics import calibration
-from training.metrics.bootstrap import bootstrap, card_scores
+from training.metrics.bootstrap import Intervals, bootstrap, card_scores
+from training.metrics.classification import Probabilities, Scores
 from training.models import networks
 from training.models.initialization import initialize
 from training.report import audit as audit_report
 from training.report import run as report
+from training.report import tensorboard
 from training.report.run import Findings
 from training.settled import SettledConfig, settle
 from training.signals import Interruption
 from training.storage import digest, write_atomically
 
 IMAGES_NAMED = 5
-"""Of the step whose loss is not finite."""
+"""Number of images that are named of the step whose loss is not finite."""
 
 
 def train(config: TrainConfig, interruption: Interruption | None = None, group: Group = ALONE) -> Path:
-    """Run the main job and return the run's folder; `runs/latest` points to it only once the export proved itself.
+    """Run the main job and return the run's folder; `runs/latest` points to it only after the export's proof.
 
-    With --resume it goes on where the run stopped, and does nothing for one that is finished. Every process of a group
-    is to call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing, NonFiniteLoss,
-    OutOfMemory, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
+    With --resume it continues where the run stopped, and does nothing when the run is finished. Every process of a
+    group must call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing,
+    NonFiniteLoss, OutOfMemory, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
     """
     name = group.share(lambda: config.name or default_name(config.model))
     config, run = replace(config, name=name), config.out / name
     device = find_device(config.device, group)
-    folder = runs.opened(run, go_on=config.resume is not None) if group.first else nullcontext()
-    with failures.told(run, device), folder:
+    folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
+    with failures.explain_errors(run, device), folder:
         if group.share(lambda: runs.is_finished(run)):
-            print(f"{run} is finished: there is nothing to go on with")
-        else:
-            make(config, run, device, group, interruption or Interruption())
+            print(f"{run} is finished: there is nothing to resume")
+            return run
+        is_new = group.share(lambda: not (run / runs.CONFIG).exists())
+        try:
+            context = load(config, device, group, interruption or Interruption())
+            model = start(context)
+        except BaseException:
+            if is_new and group.first:
+                shutil.rmtree(run, ignore_errors=True)  # the run has no result yet, and its name is free again
+            raise
+        announce(context, model)
+        with SummaryWriter(run / "tensorboard") if group.first else nullcontext() as writer:
+            if writer is not None and is_new:
+                tensorboard.write_augmented(writer, context.config, context.dataset)
+            try:
+                epochs = fit(model, context, writer)
+                if writer is not None:
+                    conclude(model, context, epochs, writer)
+            except NonFiniteLoss as error:
+                record_divergence(error, context)
+                raise
+        group.meet()
     return run
 
 
-def make(asked: TrainConfig, run: Path, device: torch.device, group: Group, interruption: Interruption) -> None:
-    """Data, model and loop in every process; then, in the first, all that comes of the best epoch."""
-    is_new = group.share(lambda: not (run / runs.CONFIG).exists())
-    try:
-        dataset = data.load(asked)
-        config = group.share(lambda: decide(asked, dataset, group))
-        normalization = networks.normalization(config, dataset.images, dataset.splits["train"])
-        settings = networks.settings(config, dataset.preprocessing, normalization, dataset.classes)
-        model = start(config, settings, dataset, normalization)
-    except BaseException:
-        if is_new and group.first:
-            shutil.rmtree(run, ignore_errors=True)  # nothing has been done in it, and its name is free again
-        raise
-    audited = audit_report.facts(dataset.audit)
-    if group.first:
-        if is_new:
-            write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
-        (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    print(describe(config, dataset, model, device, group))
-    print(audit_report.console(audited))
-
-    with SummaryWriter(config.run / "tensorboard") if group.first else nullcontext() as writer:
-        if writer is not None and is_new:
-            board.augmented(writer, config, dataset)
-        try:
-            epochs = fit(model, settings, dataset, config, device, group, writer, interruption)
-            if writer is not None:
-                conclude(model, normalization, dataset, config, device, group, epochs, writer)
-        except NonFiniteLoss as error:
-            if error.images:
-                named = ", ".join(dataset.keys[image] for image in error.images[:IMAGES_NAMED])
-                error.add_note(f"of that step's {len(error.images)} images the first are {named}")
-            if group.first:
-                history.diverged(config.run, str(error))
-            raise
-    group.meet()
-
-
-def conclude(
-    model: nn.Sequential,
-    normalization: Normalization,
-    dataset: Dataset,
-    config: SettledConfig,
-    device: torch.device,
-    group: Group,
-    epochs: list[Epoch],
-    writer: SummaryWriter,
-) -> None:
-    """Scores of the best epoch, export with its proof, report; then `latest` points to the run."""
-    best = config.run / "checkpoints" / "best.pt"
-    model.load_state_dict(checkpoint.load(best, device)["model"])
-    uncalibrated = score(dataset, "test", answer(model, dataset, "test"))
-    calibrated = calibrate(model, dataset, config)
-    answers = {split: answer(model, dataset, split) for split in SPLITS}
-    scored = {split: score(dataset, split, answers[split]) for split in SPLITS}
-    test = dataset.splits["test"]
-    intervals = bootstrap(dataset.labels[test], answers["test"], dataset.components[test], dataset.classes)
-    card = ModelCard(
-        contract_version=CONTRACT_VERSION,
-        name=config.run.name,
-        version=digest(best)[:12],
-        classes=dataset.classes,
-        preprocessing=dataset.preprocessing,
-        normalization=normalization,
-        calibration=calibrated,
-        goldens=goldens(model, dataset),
-        scores=card_scores(scored["test"], intervals),
-        reference=drift_reference.of_test_split(dataset, answers["test"]),
-        provenance=provenance.collect(config, dataset, best),
-    )
-    parity = export(model, card, dataset, config.run / "model.onnx")
-    quantized = None
-    if config.quantize == "int8":
-        quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
-    found = Findings(
-        config=config,
-        card=card,
+def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
+    """Read the data, and decide by it the options that were left open. Raises ConfigError, DataError."""
+    dataset = data.load(config)
+    settled = group.share(lambda: decide(config, dataset, group))
+    return RunContext(
+        config=settled,
         dataset=dataset,
-        history=epochs,
-        scores=scored,
-        intervals=intervals,
-        uncalibrated=uncalibrated,
-        parity=parity,
-        quantized=quantized,
-        environment=provenance.environment(device, group.size),
+        normalization=networks.normalization(settled, dataset.images, dataset.splits["train"]),
+        device=device,
+        group=group,
+        interruption=interruption,
     )
-    board.results(writer, found, answers["val"])
-    writer.flush()
-    report.write(found)  # last, because a run that has one is finished
-    runs.publish(config.run)
-
-
-def start(
-    config: SettledConfig, settings: dict[str, JsonValue], dataset: Dataset, normalization: Normalization
-) -> nn.Sequential:
-    """The network before its first step. Raises CheckpointRefused."""
-    torch.manual_seed(config.seed)
-    model = networks.build(config, dataset.preprocessing, normalization, len(dataset.classes))
-    initialize(model, config.init, scale=config.init_scale, zero_biases=config.zero_biases)
-    if config.init_from is not None:
-        print(transfer(model, settings, config.init_from))
-    if config.freeze:
-        networks.freeze(model)
-    return model
-
-
-def calibrate(model: nn.Sequential, dataset: Dataset, config: SettledConfig) -> Calibration:
-    """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
-    val = dataset.splits["val"]
-    calibrated = calibration.fit(
-        dataset.labels[val], networks.logits(model, dataset.images, val), config.confidence_level
-    )
-    if calibrated.threshold is None:
-        print(f"warning: {len(val)} validation images are too few for prediction sets at {config.confidence_level:.0%}")
-    model.append(networks.Temperature(calibrated.temperature).to(next(model.parameters()).device))
-    return calibrated
 
 
 def decide(config: TrainConfig, dataset: Dataset, group: Group) -> SettledConfig:
-    """Decide what was left open; raises ConfigError where that does not fit the data or the number of processes."""
+    """The settled options; a file of --augment is copied into the run's folder, so that the run can be repeated.
+
+    Raises ConfigError where an option does not fit the data or the number of processes.
+    """
     settled = settle(
         config,
         image_size=dataset.preprocessing.height,
@@ -191,25 +110,43 @@ def decide(config: TrainConfig, dataset: Dataset, group: Group) -> SettledConfig
         processes=group.size,
         on_this_machine=group.local_size,
     )
-    return keep_pipeline(settled)
+    if not isinstance(settled.augment, Path):
+        return settled
+    augmentation.check(settled.augment, settled.image_size, settled.channels)
+    kept = settled.run / f"augment{settled.augment.suffix}"
+    if settled.augment != kept:  # they are equal when the run resumes
+        shutil.copyfile(settled.augment, kept)
+    return replace(settled, augment=kept)
 
 
-def keep_pipeline(config: SettledConfig) -> SettledConfig:
-    """Train by a copy of the --augment file in the run's folder, so that the run can be made again.
+def start(context: RunContext) -> nn.Sequential:
+    """The network before its first step, on the device of the run. Raises CheckpointRefused."""
+    config, dataset = context.config, context.dataset
+    torch.manual_seed(config.seed)
+    model = networks.build(config, dataset.preprocessing, context.normalization, len(dataset.classes))
+    initialize(model, config.init, scale=config.init_scale, zero_biases=config.zero_biases)
+    if config.init_from is not None:
+        settings = networks.settings(config, dataset.preprocessing, context.normalization, dataset.classes)
+        print(transfer(model, settings, config.init_from))
+    if config.freeze:
+        networks.freeze(model)
+    return model.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    Raises ConfigError when the pipeline does not fit the run's images.
-    """
-    if not isinstance(config.augment, Path):
-        return config
-    augmentation.check(config.augment, config.image_size, config.channels)
-    kept = config.run / f"augment{config.augment.suffix}"
-    if config.augment != kept:  # it is when the run goes on
-        shutil.copyfile(config.augment, kept)
-    return replace(config, augment=kept)
+
+def announce(context: RunContext, model: nn.Module) -> None:
+    """Write the options and the audit into the run's folder, and print what is about to be trained."""
+    config, audited = context.config, audit_report.facts(context.dataset.audit)
+    if context.group.first:
+        if not (config.run / runs.CONFIG).exists():
+            write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
+        (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
+    print(describe(context, model))
+    print(audit_report.console(audited))
 
 
-def describe(config: SettledConfig, dataset: Dataset, model: nn.Module, device: torch.device, group: Group) -> str:
-    """What is about to be trained on what, in three lines."""
+def describe(context: RunContext, model: nn.Module) -> str:
+    """The data, the model and the device of a run, in three lines."""
+    config, dataset, device, group = context.config, context.dataset, context.device, context.group
     sizes = ", ".join(f"{split} {len(indices):,}" for split, indices in dataset.splits.items())
     made = dataset.preprocessing
     together = f" in each of {group.size} processes" if group.size > 1 else ""
@@ -219,4 +156,104 @@ def describe(config: SettledConfig, dataset: Dataset, model: nn.Module, device: 
         f"model  {config.model}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
         f"images of {made.height} x {made.width} x {made.channels}\n"
         f"device {device.type}, {arithmetic}, {torch.get_num_threads()} threads{together}"
+    )
+
+
+def record_divergence(error: NonFiniteLoss, context: RunContext) -> None:
+    """Name images of the step whose loss is not finite, and record in the history that the run diverged."""
+    if error.images:
+        named = ", ".join(context.dataset.keys[image] for image in error.images[:IMAGES_NAMED])
+        error.add_note(f"of that step's {len(error.images)} images the first are {named}")
+    if context.group.first:
+        history.mark_diverged(context.config.run, str(error))
+
+
+def conclude(model: nn.Sequential, context: RunContext, epochs: list[Epoch], writer: SummaryWriter) -> None:
+    """Evaluate, export and report the best epoch; then `latest` points to the run. Raises ExportRefused."""
+    best = context.config.run / "checkpoints" / "best.pt"
+    model.load_state_dict(checkpoint.load(best, context.device)["model"])
+    evaluation = evaluate_best(model, context)
+    card = build_card(model, context, evaluation, best)
+    findings = export_model(model, context, evaluation, card, epochs)
+    tensorboard.write_results(writer, findings, evaluation.probabilities["val"])
+    writer.flush()
+    report.write(findings)  # last, because a run with a report is finished
+    runs.publish(context.config.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The calibrated model on every split; `uncalibrated` are its scores on the test split before calibration."""
+
+    uncalibrated: Scores
+    calibration: Calibration
+    probabilities: dict[Split, Probabilities]
+    scores: dict[Split, Scores]
+    intervals: Intervals
+
+
+def evaluate_best(model: nn.Sequential, context: RunContext) -> Evaluation:
+    """Calibrate the model, which gets one more layer for it, and score it. Raises NonFiniteLoss."""
+    dataset = context.dataset
+    uncalibrated = score(dataset, "test", predict(model, dataset, "test"))
+    calibrated = calibrate(model, dataset, context.config.confidence_level)
+    probabilities = {split: predict(model, dataset, split) for split in SPLITS}
+    test = dataset.splits["test"]
+    return Evaluation(
+        uncalibrated=uncalibrated,
+        calibration=calibrated,
+        probabilities=probabilities,
+        scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
+        intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
+    )
+
+
+def calibrate(model: nn.Sequential, dataset: Dataset, level: float) -> Calibration:
+    """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
+    val = dataset.splits["val"]
+    calibrated = calibration.fit(dataset.labels[val], networks.logits(model, dataset.images, val), level)
+    if calibrated.threshold is None:
+        print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
+    model.append(networks.Temperature(calibrated.temperature).to(next(model.parameters()).device))
+    return calibrated
+
+
+def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation, best: Path) -> ModelCard:
+    """All that the exported file says about itself; `best` is the checkpoint of the weights."""
+    config, dataset = context.config, context.dataset
+    return ModelCard(
+        contract_version=CONTRACT_VERSION,
+        name=config.run.name,
+        version=digest(best)[:12],
+        classes=dataset.classes,
+        preprocessing=dataset.preprocessing,
+        normalization=context.normalization,
+        calibration=evaluation.calibration,
+        goldens=goldens(model, dataset),
+        scores=card_scores(evaluation.scores["test"], evaluation.intervals),
+        reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
+        provenance=provenance.collect(config, dataset, best),
+    )
+
+
+def export_model(
+    model: nn.Sequential, context: RunContext, evaluation: Evaluation, card: ModelCard, epochs: list[Epoch]
+) -> Findings:
+    """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
+    config, dataset = context.config, context.dataset
+    parity = export(model, card, dataset, config.run / "model.onnx")
+    quantized = None
+    if config.quantize == "int8":
+        quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
+    return Findings(
+        config=config,
+        card=card,
+        dataset=dataset,
+        history=epochs,
+        scores=evaluation.scores,
+        intervals=evaluation.intervals,
+        uncalibrated=evaluation.uncalibrated,
+        parity=parity,
+        quantized=quantized,
+        environment=provenance.environment(context.device, context.group.size),
     )

@@ -277,7 +277,7 @@ def test_asked_to_stop_they_save_and_one_process_goes_on(
     until(torchrun, "epoch 1/3")
     torchrun.terminate()
     printed = done(torchrun, code=1)
-    assert printed.count("stopped by SIGTERM; a run goes on with --resume") == 1
+    assert printed.count("stopped by SIGTERM; a run continues with --resume") == 1
     assert "epoch 3/3" not in printed
     assert main([*told, "--resume", "auto"]) == 0
     assert furthest(tmp_path / "x", one_process) < 1e-5

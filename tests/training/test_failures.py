@@ -67,7 +67,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
     _, errors = trainer.communicate(timeout=PATIENCE_S)
     assert trainer.returncode == 6
     assert f"error: {said}" in errors
-    assert f"--resume {tmp_path}/x goes on from its last checkpoint" in errors
+    assert f"--resume {tmp_path}/x continues from its last checkpoint" in errors
     assert "Traceback" not in errors
     assert all(map(is_gone, workers))
     goes_on(arguments)
@@ -256,6 +256,7 @@ def test_checkpoints_that_cannot_be_trusted_are_refused(
         train.train(options("train", arguments), After(3))
     kept = tmp_path / "x" / "checkpoints"
     shutil.copy(kept / "last.pt", kept / "previous.pt")
+    shutil.copy(kept / "last.pt.sha256", kept / "previous.pt.sha256")
     for name in ("last.pt", "previous.pt"):
         harm(kept / name)
     assert main([*arguments, "--resume", "auto"]) == 7
@@ -314,7 +315,7 @@ def test_a_run_needs_no_name_no_home_no_locale_and_no_clock(strange: tuple[Path,
     os.utime(folder / "out" / "x" / "config.yaml", (4e9, 4e9))
     again = run_of([*arguments, "--resume", "auto"], *words, env=environment)
     assert again.returncode == 0, again.stderr
-    assert "nothing to go on with" in again.stdout
+    assert "nothing to resume" in again.stdout
 
 
 def mounted(script: str) -> "subprocess.CompletedProcess[str]":
@@ -371,7 +372,7 @@ def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: P
     )
     assert "exit 6\n" in done.stdout, done.stdout + done.stderr
     assert f"No space left on device: '{tmp_path}/out/x/checkpoints/" in done.stderr
-    assert "make room there; whatever was saved before is whole" in done.stderr
+    assert "make room there; every file saved before is complete" in done.stderr
     kept = tmp_path / "then" / "x" / "checkpoints"
     assert not list(kept.glob(".*partial"))
     before = checkpoint.load(kept / "last.pt", torch.device("cpu"))["progress"]

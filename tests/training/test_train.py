@@ -9,18 +9,17 @@ from scipy.special import softmax
 
 from serving.contract.decode import Preprocessing
 from serving.contract.model import open_model
+from tests.support.trainer import After
 from training import train
 from training.__main__ import options
 from training.config import TrainConfig, from_yaml
-from training.data import class_balance
 from training.data import dataset as data
 from training.data.loader import Batches, TrainingSet
-from training.distributed import ALONE
 from training.engine import checkpoint, loop
-from training.engine.mixup import Mixing
-from training.engine.progress import Progress
-from training.engine.train_state import Learner
-from training.errors import DataError, ExportRefused, NonFiniteLoss
+from training.engine.objective import Objective
+from training.engine.progress import RunProgress
+from training.engine.train_state import TrainState
+from training.errors import DataError, ExportRefused, Interrupted, NonFiniteLoss
 from training.export import parity
 from training.metrics import classification
 from training.models import networks
@@ -44,6 +43,7 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "checkpoints/best.pt",
         "checkpoints/last.pt",
         "checkpoints/previous.pt",
+        *(f"checkpoints/{name}.pt.sha256" for name in ("best", "last", "previous")),
         ".lock",
         "report/report.html",
         "report/report.json",
@@ -164,7 +164,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), dtype=np.uin
 LABELS = np.arange(48) % 3
 
 
-def one_epoch(**given: object) -> tuple[Learner, Progress]:
+def one_epoch(labels: np.ndarray = LABELS, **given: Any) -> tuple[TrainState, RunProgress]:
     """One epoch of a small MLP on 48 images of three classes, in float32, from the same start."""
     options: dict[str, Any] = {
         "model": "mlp",
@@ -178,15 +178,11 @@ def one_epoch(**given: object) -> tuple[Learner, Progress]:
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
     model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(48)), 3)
-    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
-    learner = Learner.start(model, config, len(batches))
-    mix = Mixing(classes=3, seed=0, mixup=config.mixup, cutmix=config.cutmix)
-    weights = torch.tensor(class_balance.weights(LABELS, 3) if config.balance == "loss" else [1.0] * 3).float()
-    progress = Progress()
-    loop.run_epoch(
-        learner, batches, mix, weights, progress, config, torch.device("cpu"), ALONE, Interruption(), lambda: None
-    )
-    return learner, progress
+    batches = Batches(TrainingSet(images=IMAGES, labels=labels, indices=np.arange(48)), config, pin_memory=False)
+    state = TrainState.start(model, config, Objective.of(config, labels, 3, torch.device("cpu")), len(batches))
+    progress = RunProgress()
+    loop.run_epoch(state, batches, progress, Interruption())
+    return state, progress
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -206,8 +202,8 @@ def test_two_batches_of_eight_make_the_step_of_one_of_sixteen(optimizer: str) ->
 
 def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     """48 images in batches of 12, three a step: 36, then 12, whose gradient is not a third of itself."""
-    learner, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
-    assert learner.schedule.last_epoch == 2
+    state, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
+    assert state.schedule.last_epoch == 2
     config = settle(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
     batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
@@ -215,16 +211,16 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     momentum = 0
     for group in ([first, second, third], [fourth]):
         images, labels = (torch.cat(parts) for parts in zip(*group, strict=True))
-        loss = loop.cross_entropy(model.model(images), labels)
+        loss = torch.nn.functional.cross_entropy(model.model(images), labels)
         gradients = torch.autograd.grad(loss, list(model.model.parameters()))
         gradient = torch.cat([part.flatten() for part in gradients])
         momentum = 0.9 * momentum + gradient
         moved = flat(model.model) - 0.01 * (gradient + 0.9 * momentum)
         torch.nn.utils.vector_to_parameters(moved, model.model.parameters())
-    assert (flat(learner.model) - flat(model.model)).abs().max() < 1e-6
+    assert (flat(state.model) - flat(model.model)).abs().max() < 1e-6
 
 
-def test_clipping_bounds_the_step_and_the_norm_before_it_is_what_is_told() -> None:
+def test_clipping_bounds_the_step_and_the_norm_before_it_is_reported() -> None:
     """SGD's first step with Nesterov is 1.9 times the gradient; a batch of 48 is the only step."""
     common: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "batch_size": 48}
     start = flat(one_epoch(**(common | {"lr": 1e-30}))[0].model)
@@ -248,17 +244,17 @@ def test_smoothed_labels_and_class_weights_are_in_the_loss() -> None:
         assert one_epoch(batch_size=48, label_smoothing=share)[1].loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_class_weights_weigh_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "LABELS", np.repeat([0, 1, 2], [36, 8, 4]))
-    model = one_epoch(batch_size=48, lr=1e-30)[0].model
+def test_class_weights_weigh_the_loss() -> None:
+    labels = np.repeat([0, 1, 2], [36, 8, 4])
+    model = one_epoch(labels, batch_size=48, lr=1e-30)[0].model
     by_image = torch.nn.functional.cross_entropy(
-        model(torch.from_numpy(IMAGES)), torch.from_numpy(LABELS), reduction="none"
+        model(torch.from_numpy(IMAGES)), torch.from_numpy(labels), reduction="none"
     ).detach()
-    weights = torch.tensor([48 / 3 / 36, 48 / 3 / 8, 48 / 3 / 4])[LABELS]
+    weights = torch.tensor([48 / 3 / 36, 48 / 3 / 8, 48 / 3 / 4])[labels]
     assert float(weights.mean()) == pytest.approx(1)
     expected = float((weights * by_image).mean())
-    assert one_epoch(batch_size=48, balance="loss")[1].loss == pytest.approx(expected, rel=1e-5)
-    assert one_epoch(batch_size=48)[1].loss == pytest.approx(float(by_image.mean()), rel=1e-5)
+    assert one_epoch(labels, batch_size=48, balance="loss")[1].loss == pytest.approx(expected, rel=1e-5)
+    assert one_epoch(labels, batch_size=48)[1].loss == pytest.approx(float(by_image.mean()), rel=1e-5)
 
 
 def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_path: Path) -> None:
@@ -333,9 +329,8 @@ def test_a_hundred_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (run / "report" / "report.md").read_text().count("\n| 42 |") >= 2
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """The first epoch is normal; then the checkpoint holds a learning rate that ruins the weights in one step."""
     config = TrainConfig(
         data=photos,
         out=tmp_path,
@@ -347,16 +342,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         batch_size=32,
         augment="none",
     )
-    real, calls = loop.cross_entropy, []
-
-    def poisoned(*arguments: object, **options: Any) -> torch.Tensor:
-        calls.append(1)
-        return real(*arguments, **options) * (float("nan") if len(calls) == 4 else 1)
-
-    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    with pytest.raises(Interrupted):
+        train.train(config, After(3))
+    last = tmp_path / "x" / "checkpoints" / "last.pt"
+    state = checkpoint.load(last, torch.device("cpu"))
+    assert (len(state["progress"]["history"]), state["progress"]["step"]) == (1, 0)
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = 1e30
+    checkpoint.save(state, last)
     with pytest.raises(NonFiniteLoss, match="epoch 2, step 2"):
-        train.train(config)
-    state = checkpoint.load(tmp_path / "x" / "checkpoints" / "last.pt", torch.device("cpu"))
+        train.train(options("train", ["--resume", str(tmp_path / "x")]))
+    state = checkpoint.load(last, torch.device("cpu"))
     assert len(state["progress"]["history"]) == 1
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 

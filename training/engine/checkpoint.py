@@ -1,7 +1,7 @@
-"""Save a run's state so that it is complete or absent, and load nothing but tensors and plain values.
+"""Save the state of a run so that it is complete or absent, and load only tensors and plain values.
 
-A checkpoint is the zip file that `torch.save` writes, with the SHA-256 of everything before it as the zip's comment:
-any reader of checkpoints reads it, and this one notices a byte that changed before anything of it is interpreted.
+Beside each checkpoint stands its SHA-256, `NAME.pt.sha256`, in the format of `sha256sum`: a byte that changed is
+detected before any of the checkpoint is interpreted.
 """
 
 import hashlib
@@ -17,40 +17,37 @@ from typing import Any
 import torch
 
 from training.distributed import ALONE, Group
-from training.engine.progress import Progress
-from training.engine.train_state import Learner
+from training.engine.context import RunContext
+from training.engine.progress import RunProgress
+from training.engine.train_state import TrainState
 from training.errors import CheckpointRefused
+from training.models import networks
 from training.storage import write_atomically
 
 SAVE_EVERY_S = 600
-"""Within an epoch, too, a checkpoint is made at least this often: no more is lost when the process is killed."""
+"""The longest time between two checkpoints: the most that a killed process loses."""
 SAVE_SHARE = 0.02
-"""Of a run's time, so much may be lost when the process is killed, or be spent on checkpoints within epochs."""
+"""The share of a run's time that a kill may lose, and that checkpoints within epochs may take."""
 SAVE_FIRST_S = 1
-"""What diverges before is as if it had not begun: it leaves no checkpoint, and its name free."""
-COMMENT_LENGTH = (64).to_bytes(2, "little")
+"""Time before the first checkpoint within an epoch: a run that diverges earlier leaves none, and its name is free."""
 
 
 def save(state: dict[str, Any], path: Path, *, previous: Path | None = None) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` reads, atomically.
 
-    What was at `path` before is then at `previous`, if that is given; at no moment is there none at `path`.
+    The checkpoint that was at `path` is then at `previous`, if that is given. At every moment a checkpoint at `path`
+    or `previous` is complete and has its digest beside it. Raises OSError.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    content[-len(COMMENT_LENGTH) :] = COMMENT_LENGTH  # the zip's last two bytes
-    comment = hashlib.sha256(content).hexdigest().encode()
     if previous is not None and path.exists():
-        link = previous.with_name(f".{previous.name}.link")
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        link.replace(previous)
-    write_atomically(path, lambda file: file.writelines((content, comment)))
+        _replace(previous, _digests(path), lambda: _link(path, previous))
+    _replace(path, [hashlib.sha256(content).hexdigest()], lambda: write_atomically(path, lambda f: f.write(content)))
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote; a pickle that holds anything but tensors and plain values is not executed but refused.
+    """Read what `save` wrote; a pickle of anything but tensors and plain values is refused, not executed.
 
     Raises CheckpointRefused.
     """
@@ -58,8 +55,12 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointRefused(f"{path}: there is no such checkpoint") from error
-    length = hashlib.sha256().digest_size * 2
-    if hashlib.sha256(content[:-length]).hexdigest().encode() != content[-length:]:
+    digests = _digests(path)
+    if not digests:
+        raise CheckpointRefused(
+            f"{path}: expected its digest in {_sidecar(path).name} beside it; checkpoints before 0.2.0 have none"
+        )
+    if hashlib.sha256(content).hexdigest() not in digests:
         raise CheckpointRefused(f"{path}: damaged, or not a checkpoint of this program: its digest does not fit")
     try:
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
@@ -71,75 +72,119 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class CheckpointFolder:
     """The checkpoints of a run: `last.pt`, `previous.pt` in case that one is damaged, and `best.pt`.
 
-    `identity` are plain values that a run must share with what it goes on from. The first process of `group` writes and
-    reads; what it knows holds for all.
+    `identity` are plain values that must be equal in a checkpoint and in the run that continues from it. The first
+    process of `group` writes and reads, and shares what it read.
     """
 
     folder: Path
     identity: dict[str, Any]
     group: Group = ALONE
 
-    def save(self, learner: Learner, progress: Progress) -> None:
-        """Keep where a run is; as the best, too, when an epoch has just ended that was. All processes wait for it."""
-        self.write(learner, progress)
+    @classmethod
+    def of(cls, context: RunContext) -> "CheckpointFolder":
+        """The folder of a run; its network, classes, preprocessing and data are its identity."""
+        config, dataset = context.config, context.dataset
+        settings = networks.settings(config, dataset.preprocessing, context.normalization, dataset.classes)
+        identity = {"settings": settings, "data": dataset.digest}
+        return cls(folder=config.run / "checkpoints", identity=identity, group=context.group)
+
+    def save(self, state: TrainState, progress: RunProgress) -> None:
+        """Write the checkpoint; also as `best.pt`, right after an epoch that was the best. All processes wait."""
+        self.write(state, progress)
         self.group.meet()
 
-    def write(self, learner: Learner, progress: Progress) -> None:
-        """The same, but the others go on meanwhile."""
+    def write(self, state: TrainState, progress: RunProgress) -> None:
+        """The same, but the other processes continue meanwhile."""
         if self.group.first:
-            state = self.identity | learner.state_dict() | {"progress": progress.state_dict()}
+            content = self.identity | state.state_dict() | {"progress": progress.state_dict()}
             if progress.step == 0 and progress.history[-1].best:
-                save(state, self.folder / "best.pt")  # before `last`: who goes on from `last` counts on its best
-            save(state, self.folder / "last.pt", previous=self.folder / "previous.pt")
+                save(content, self.folder / "best.pt")  # before `last`, which relies on the best one being there
+            save(content, self.folder / "last.pt", previous=self.folder / "previous.pt")
 
-    def restore(self, learner: Learner) -> Progress:
-        """Take up where the run was, or begin. Raises CheckpointRefused."""
-        state = self.group.share(self._state)
-        if state is None:
-            return Progress()
-        learner.load_state_dict(state)
-        progress = Progress.from_state(state["progress"])
+    def restore(self, state: TrainState) -> RunProgress:
+        """Load the last checkpoint into `state`, if there is one. Raises CheckpointRefused."""
+        content = self.group.share(self._read)
+        if content is None:
+            return RunProgress()
+        state.load_state_dict(content)
+        progress = RunProgress.from_state(content["progress"])
         print(f"resume {self.folder.parent}: epoch {progress.epoch + 1}, after step {progress.step}")
         return progress
 
-    def _state(self) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any] | None:
         if not (self.folder / "last.pt").exists():
             return None
-        device = torch.device("cpu")  # from where it goes to each process's own
+        device = torch.device("cpu")  # each process then copies it to its own
         try:
-            state = load(self.folder / "last.pt", device)
+            content = load(self.folder / "last.pt", device)
         except CheckpointRefused as error:
             if not (self.folder / "previous.pt").exists():
                 raise
-            print(f"warning: {error}; going on from previous.pt")
-            state = load(self.folder / "previous.pt", device)
-        differing = list(_differing({name: state.get(name) for name in self.identity}, self.identity))
+            print(f"warning: {error}; continuing from previous.pt")
+            content = load(self.folder / "previous.pt", device)
+        differing = list(_differing({name: content.get(name) for name in self.identity}, self.identity))
         if differing:
             raise CheckpointRefused(f"{self.folder} holds another run: {', '.join(differing)}")
-        return state
+        return content
 
 
-class Pace:
-    """When a checkpoint is made within an epoch: by what the last one cost, and by how long it all has taken."""
+class CheckpointInterval:
+    """The time between two checkpoints within an epoch: by the cost of the last one and the age of the process."""
 
-    def __init__(self) -> None:
-        self._began = self._kept = time.monotonic()
-        self._took = SAVE_FIRST_S * SAVE_SHARE
+    def __init__(self, save: Callable[[], None]) -> None:
+        self._save = save
+        self._began = self._saved = time.monotonic()
+        self._cost = SAVE_FIRST_S * SAVE_SHARE
 
-    def keep(self, save: Callable[[], None]) -> None:
-        """Call `save` if it is time to."""
+    def save_if_due(self) -> None:
+        """Save if the interval has passed."""
         now = time.monotonic()
-        if now - self._kept >= min(SAVE_EVERY_S, max(self._took / SAVE_SHARE, (now - self._began) * SAVE_SHARE)):
-            save()
-            self._kept = time.monotonic()
-            self._took = self._kept - now
+        if now - self._saved >= min(SAVE_EVERY_S, max(self._cost / SAVE_SHARE, (now - self._began) * SAVE_SHARE)):
+            self._save()
+            self._saved = time.monotonic()
+            self._cost = self._saved - now
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _digests(path: Path) -> list[str]:
+    """The digests in the sidecar; while the checkpoint is replaced, those of the new and of the old one."""
+    try:
+        lines = _sidecar(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line.partition(" ")[0] for line in lines]
+
+
+def _write_digests(path: Path, digests: list[str]) -> None:
+    content = "".join(f"{digest}  {path.name}\n" for digest in digests).encode()
+    write_atomically(_sidecar(path), lambda file: file.write(content))
+
+
+def _replace(path: Path, digests: list[str], put: Callable[[], object]) -> None:
+    """Replace the file at `path` by `put`, with a sidecar that fits the file before and after, at every moment."""
+    earlier = _digests(path) if path.exists() else []
+    _write_digests(path, [*digests, *earlier])
+    put()
+    if earlier:
+        _write_digests(path, digests)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give the file a second name, in place of the file that has it."""
+    link = target.with_name(f".{target.name}.link")
+    link.unlink(missing_ok=True)
+    os.link(path, link)
+    link.replace(target)
 
 
 def _differing(then: dict[str, Any], now: dict[str, Any], within: str = "") -> Iterator[str]:
-    """Each value that is not what it was, by its path, with both."""
+    """Each value that changed, by its path, with both values."""
     for name in sorted(then.keys() | now.keys()):
         one, other = then.get(name), now.get(name)
         if isinstance(one, dict) and isinstance(other, dict):

@@ -1,4 +1,4 @@
-"""The moving average of the weights."""
+"""The exponential moving average of the weights."""
 
 from typing import Any, cast
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-class Average:
+class ExponentialMovingAverage:
     """The weights that are scored, kept and exported: with a decay their moving average, else the model's own.
 
     After step t the decay is at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage: a short run would
-    otherwise end with a share of its random start. Statistics of batch normalisation are averaged likewise.
+    otherwise keep a share of its random start. Statistics of batch normalisation are averaged likewise.
     """
 
     def __init__(self, model: nn.Sequential, decay: float) -> None:
@@ -20,17 +20,17 @@ class Average:
 
     @property
     def steps(self) -> int:
-        """How many steps have been taken in; 0 without a decay."""
+        """Number of steps in the average; 0 without a decay."""
         return int(self._averaged.n_averaged) if self._averaged is not None else 0
 
     def load(self, state: dict[str, Any], steps: int) -> None:
-        """Go on from an average of so many steps."""
+        """Continue from the weights `state`, an average of `steps` steps."""
         if self._averaged is not None:
             self._averaged.module.load_state_dict(state)
             self._averaged.n_averaged.fill_(steps)
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after one more step."""
+        """Include the weights after one more step."""
         if self._averaged is not None:
             self._averaged.update_parameters(model)
 

@@ -1,16 +1,22 @@
-"""What a run saw on its way: `history.json`, complete after every epoch, also of a run that diverges."""
+"""The history of a run, `history.json`: written after every epoch, also when the run diverges."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter
+from torch import nn
 
+from training.data.dataset import Dataset
 from training.engine.progress import Epoch
+from training.models import diagnostics
 from training.models.diagnostics import AtStart
 from training.storage import write_atomically
 
 HISTORY = "history.json"
+PROBED = 64
+"""Training images on which the signal and the gradients of the untrained network are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +29,39 @@ class History:
     at_start: Sequence[AtStart]
     epochs: Sequence[Epoch]
     diverged: str | None = None
-    """Where the loss or an answer was not finite; None: nowhere."""
+    """Where the loss or a prediction was not finite; None: nowhere."""
 
 
 _HISTORY = TypeAdapter(History)
 
 
+def begin(model: nn.Sequential, dataset: Dataset, steps_an_epoch: int) -> History:
+    """The history of a model before its first step."""
+    train = dataset.splits["train"]
+    probed = train[np.linspace(0, len(train) - 1, min(PROBED, len(train)), dtype=int)]
+    return History(
+        classes=len(dataset.classes),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps_an_epoch=steps_an_epoch,
+        at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]),
+        epochs=[],
+    )
+
+
 def write(run: Path, history: History) -> None:
-    """Keep it in the run's folder."""
+    """Write it into the run's folder."""
     content = _HISTORY.dump_json(history, indent=1)
     write_atomically(run / HISTORY, lambda file: file.write(content))
 
 
 def read(run: Path) -> History | None:
-    """What the run saw; None of one that has not come to its first step."""
+    """The history in a run's folder; None before the run's first step."""
     path = run / HISTORY
     return _HISTORY.validate_json(path.read_bytes()) if path.exists() else None
 
 
-def diverged(run: Path, where: str) -> None:
-    """Note that the run ended because its loss, or an answer, is not finite."""
-    seen = read(run)
-    assert seen is not None
-    write(run, replace(seen, diverged=where))
+def mark_diverged(run: Path, where: str) -> None:
+    """Record that the run ended because its loss, or a prediction, is not finite."""
+    history = read(run)
+    assert history is not None
+    write(run, replace(history, diverged=where))

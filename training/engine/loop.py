@@ -1,208 +1,152 @@
-"""The loop: for each epoch, for each step, forward, backward, step; then scores, and the best is kept."""
+"""The loop: for each epoch, for each batch, forward, backward, step; then evaluate, and keep the best."""
 
 import math
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from pydantic import JsonValue
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data import class_balance
-from training.data.dataset import Dataset
-from training.data.formats import Split
-from training.data.loader import Batches, TrainingSet
-from training.device import uses_bfloat16
-from training.distributed import ALONE, Group, exchanging
-from training.engine import history
-from training.engine import tensorboard as board
-from training.engine.checkpoint import Pace, Saved
-from training.engine.history import History
-from training.engine.mixup import Mixing
+from training.data.loader import Batch, Batches, TrainingSet
+from training.engine import history, parallel, tensorboard
+from training.engine.checkpoint import CheckpointFolder, CheckpointInterval
+from training.engine.context import RunContext
+from training.engine.evaluation import predict, score
+from training.engine.objective import Objective
 from training.engine.optimizer import clip
-from training.engine.progress import Epoch, Progress
-from training.engine.train_state import Learner
+from training.engine.progress import Epoch, RunProgress, StepResult
+from training.engine.train_state import TrainState
 from training.errors import Interrupted, NonFiniteLoss
-from training.metrics import classification
-from training.metrics.classification import Probabilities, Scores
-from training.models import diagnostics, networks
-from training.settled import SettledConfig
+from training.models import networks
 from training.signals import Interruption
 from training.storage import release
 
-TRAINING_IMAGES_SCORED = 5_000
-"""For the gap between training and validation, this many training images are scored as they are, not augmented."""
-PROBED = 64
-"""Training images on which the untrained network's signal and gradients are measured."""
-OBSERVED = 128
-"""Validation images whose activations are looked at after each epoch; more are hardly more telling, and they take as
-long as validating them does."""
 DROPOUT_STREAM = 2
-"""Keeps these draws apart from others that are made from a seed, an epoch and a number."""
+"""Separates these draws from others that are made from a seed, an epoch and a number."""
 
 
-def fit(
-    model: nn.Sequential,
-    settings: dict[str, JsonValue],
-    dataset: Dataset,
-    config: SettledConfig,
-    device: torch.device,
-    group: Group,
-    writer: SummaryWriter | None,
-    interruption: Interruption,
-) -> list[Epoch]:
-    """Train; leave `checkpoints/last.pt`, the one before it, and `best.pt`, the best by --best-by on validation.
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """The images of one step of the optimizer: --accumulate batches, of each the part of this process."""
 
-    Goes on from `last.pt` if there is one. Only the process that has a `writer` writes. Raises NonFiniteLoss,
+    epoch: int
+    step: int
+    parts: list[Batch]
+    images: int
+    """Number of images of all processes together."""
+
+
+def fit(model: nn.Sequential, context: RunContext, writer: SummaryWriter | None) -> list[Epoch]:
+    """Train, and leave `checkpoints/last.pt`, the one before it, and `best.pt`, the best by --best-by on validation.
+
+    Continues from `last.pt` if it exists. Only the process that has a `writer` writes. Raises NonFiniteLoss,
     CheckpointRefused, Interrupted.
     """
-    split = dataset.splits["train"]
-    labels, classes = dataset.labels[split], len(dataset.classes)
-    training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=split)
-    batches = Batches(training_set, config, pin_memory=device.type == "cuda", group=group)
-    mix = Mixing(classes=classes, seed=config.seed, mixup=config.mixup, cutmix=config.cutmix, borrowed=batches.borrowed)
-    weights = class_balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
-    class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
-    seen = replace(history.read(config.run) or look(model, dataset, len(batches)), diverged=None)
-    learner = Learner.start(model, config, len(batches), group)
-    identity = {"settings": settings, "data": dataset.digest}
-    saved = Saved(folder=config.run / "checkpoints", identity=identity, group=group)
-    progress = saved.restore(learner)
+    config, dataset, group, interruption = context.config, context.dataset, context.group, context.interruption
+    train, classes = dataset.splits["train"], len(dataset.classes)
+    training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=train)
+    batches = Batches(training_set, config, pin_memory=context.device.type == "cuda", group=group)
+    objective = Objective.of(config, dataset.labels[train], classes, context.device, batches.borrowed)
+    record = replace(history.read(config.run) or history.begin(model, dataset, len(batches)), diverged=None)
+    state = TrainState.start(model, config, objective, len(batches), group)
+    checkpoints = CheckpointFolder.of(context)
+    progress = checkpoints.restore(state)
     if writer is not None:
-        history.write(config.run, replace(seen, epochs=progress.history))
-    pace = Pace()
+        history.write(config.run, replace(record, epochs=progress.history))
 
     def save_within_epoch() -> None:
-        release(dataset.images)  # a checkpoint takes memory, too, while it is written
-        saved.write(learner, progress)
+        release(dataset.images)  # writing a checkpoint takes memory, too
+        checkpoints.write(state, progress)
 
-    def after_step() -> None:
-        pace.keep(save_within_epoch)
-
+    interval = CheckpointInterval(save_within_epoch)
     with batches:
         while not progress.ended(config):
             with interruption:
-                stopped = run_epoch(
-                    learner, batches, mix, class_weights, progress, config, device, group, interruption, after_step
-                )
-                saved.save(learner, progress)  # so that validation, which may take long, can be left at once
+                stopped = run_epoch(state, batches, progress, interruption, interval)
+                checkpoints.save(state, progress)  # so that validation, which may take long, can be interrupted
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
-            validation = score(dataset, "val", answer(learner.average.model, dataset, "val", group))
-            with interruption:  # TensorBoard's queue, too, would be left in a state in which it cannot be closed
-                line = progress.took_epoch(validation, config, float(learner.schedule.get_last_lr()[0]))
+            validation = score(dataset, "val", predict(state.average.model, dataset, "val", group))
+            with interruption:  # TensorBoard's queue, interrupted, could not be closed
+                line = progress.close_epoch(validation, config, float(state.schedule.get_last_lr()[0]))
                 print(line.line(config), flush=True)
                 if writer is not None:
-                    board.epoch(writer, line, learner, dataset.images[dataset.splits["val"][:OBSERVED]])
-                saved.save(learner, progress)
+                    tensorboard.write_epoch(writer, line, state, dataset)
+                checkpoints.save(state, progress)
                 if writer is not None:
-                    history.write(config.run, replace(seen, epochs=progress.history))
+                    history.write(config.run, replace(record, epochs=progress.history))
     if progress.epoch < config.epochs:
         print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
     return progress.history
 
 
-def look(model: nn.Sequential, dataset: Dataset, steps_an_epoch: int) -> History:
-    """What is known of a network before its first step."""
-    split = dataset.splits["train"]
-    probed = split[np.linspace(0, len(split) - 1, min(PROBED, len(split)), dtype=int)]
-    return History(
-        classes=len(dataset.classes),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        steps_an_epoch=steps_an_epoch,
-        at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]),
-        epochs=[],
-    )
-
-
 def run_epoch(
-    learner: Learner,
+    state: TrainState,
     batches: Batches,
-    mix: Mixing,
-    class_weights: Tensor,
-    progress: Progress,
-    config: SettledConfig,
-    device: torch.device,
-    group: Group,
+    progress: RunProgress,
     interruption: Interruption,
-    after_step: Callable[[], None],
+    interval: CheckpointInterval | None = None,
 ) -> bool:
-    """One pass over the training images, or what is left of it; True when it was left early, to stop.
+    """One pass over the training images, or the rest of it; True when it was left early because of a signal.
 
-    Every process of the group stops after the same step, whichever was asked to. Raises NonFiniteLoss.
+    All processes stop after the same step, whichever of them received the signal. Raises NonFiniteLoss.
     """
-    model, epoch = learner.model, progress.epoch
-    networks.train_mode(model)
+    epoch, first = progress.epoch, progress.step
+    networks.train_mode(state.model)
     with tqdm(
-        desc=f"epoch {epoch + 1}", initial=progress.step, total=len(batches), unit=" steps", disable=None, leave=False
+        desc=f"epoch {epoch + 1}", initial=first, total=len(batches), unit=" steps", disable=None, leave=False
     ) as bar:
-        begun = time.perf_counter()
-        for step, parts in enumerate(batches.epoch(epoch, progress.step), progress.step):
-            torch.manual_seed(dropout_seed(config.seed, epoch, step, group.rank))
-            learner.optimizer.zero_grad()
-            images_a_step = len(parts) * batches.size
-            loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-            for part, (images, labels) in enumerate(parts):
-                images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                images, targets = mix(images, labels, epoch, step, part)
-                with exchanging(learner.parallel, last=part + 1 == len(parts)):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device)):
-                        logits: Tensor = learner.parallel(images)
-                    loss = cross_entropy(
-                        logits.float(), targets, class_weights, label_smoothing=config.label_smoothing, reduction="sum"
-                    )
-                    # Of the step's images, all processes' together, each counts alike in the mean of the gradients.
-                    (loss * (group.size / images_a_step)).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach()
-                correct += (logits.argmax(1) == targets.argmax(1)).sum()
-            asked = interruption.number is not None
-            total, right, asked_of = group.sum(float(loss_sum), float(correct), asked)
-            if not math.isfinite(total):
-                where = f"the loss is {total / images_a_step} in epoch {epoch + 1}, step {step + 1}"
-                raise NonFiniteLoss(where, batches.images(epoch, step))
-            norm = float(clip(model, config.clip_norm))
-            learner.optimizer.step()
-            learner.schedule.step()
-            group.average_statistics(model)
-            learner.average.update(model)
-
-            begun, seconds = (now := time.perf_counter()), now - begun
-            progress.took_step(images=images_a_step, loss_sum=total, correct=int(right), norm=norm, seconds=seconds)
+        started = time.perf_counter()
+        for step, parts in enumerate(batches.epoch(epoch, first), first):
+            batch = StepBatch(epoch=epoch, step=step, parts=parts, images=len(parts) * batches.size)
+            try:
+                result = train_step(state, batch)
+            except NonFiniteLoss as error:
+                error.images = batches.images(epoch, step)
+                raise
+            started, seconds = (now := time.perf_counter()), now - started
+            progress.add_step(result, seconds)
             bar.set_postfix_str(str(progress), refresh=False)
             bar.update()
-            after_step()
-            if asked_of:
+            if interval is not None:
+                interval.save_if_due()
+            if state.group.any(interruption.number is not None):
                 return True
     return False
 
 
-def dropout_seed(*key: int) -> int:
-    """What dropout draws from in one step, so that no checkpoint has to hold the state of a generator.
+def train_step(state: TrainState, batch: StepBatch) -> StepResult:
+    """Forward, backward and one step of the optimizer. Raises NonFiniteLoss."""
+    config, device = state.config, state.objective.class_weights.device
+    torch.manual_seed(dropout_seed(config.seed, batch.epoch, batch.step, state.group.rank))
+    state.optimizer.zero_grad()
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    for part, images_and_labels in enumerate(batch.parts):
+        with parallel.exchanging(state.parallel, last=part + 1 == len(batch.parts)):
+            loss, hits = state.objective(state.parallel, images_and_labels, batch.epoch, batch.step, part)
+            # In the mean of the processes' gradients, every image of the step has the same weight.
+            (loss * (state.group.size / batch.images)).backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.detach()
+        correct += hits
+    total, right = state.group.sum(float(loss_sum), float(correct))
+    if not math.isfinite(total):
+        where = f"epoch {batch.epoch + 1}, step {batch.step + 1}"
+        raise NonFiniteLoss(f"the loss is {total / batch.images} in {where}")
+    norm = clip(state.model, config.clip_norm)
+    state.optimizer.step()
+    state.schedule.step()
+    parallel.average_statistics(state.model, state.group)
+    state.average.update(state.model)
+    return StepResult(images=batch.images, loss_sum=total, correct=int(right), norm=float(norm))
 
-    By seed, epoch, step and process: the parts of a batch are not dropped alike.
+
+def dropout_seed(*key: int) -> int:
+    """The seed of dropout in one step, so that a checkpoint need not hold the state of a generator.
+
+    `key` is seed, epoch, step and process: each part of a batch has its own draws.
     """
     return int(np.random.SeedSequence((DROPOUT_STREAM, *key)).generate_state(1, np.uint64)[0])
-
-
-def answer(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Probabilities:
-    """What the model says of one split; of the training split, of its first 5,000 images. Raises NonFiniteLoss.
-
-    The processes of a group take a part each, and all know the whole.
-    """
-    indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
-    mine = group.part(len(indices))
-    probabilities = group.gather(networks.predict(model, dataset.images, indices[mine.start : mine.stop]))
-    if not np.isfinite(probabilities).all():
-        raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
-    return probabilities
-
-
-def score(dataset: Dataset, split: Split, answers: Probabilities) -> Scores:
-    """Scores of what `answer` gave."""
-    return classification.score(dataset.labels[dataset.splits[split][: len(answers)]], answers, dataset.classes)

@@ -1,4 +1,4 @@
-"""The optimizer, the gradients it is given, and the learning rate."""
+"""The optimizer, gradient clipping, and the learning rate schedule."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint holds beside the learner, so that it goes on as if it had never stopped."""
+"""How far a run has come: what a checkpoint holds beside the train state, so that the run continues exactly."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -44,8 +44,20 @@ class Epoch:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step of the optimizer measured, over all processes."""
+
+    images: int
+    loss_sum: float
+    """Of the images' losses."""
+    correct: int
+    norm: float
+    """Of all gradients together, before any clipping."""
+
+
 @dataclass(kw_only=True)
-class Progress:
+class RunProgress:
     """Epochs done, and the steps and sums of the one that is under way."""
 
     history: list[Epoch] = field(default_factory=list)
@@ -89,29 +101,29 @@ class Progress:
         return self.images / max(self.seconds, 1e-9)
 
     def ended(self, config: TrainConfig) -> bool:
-        """Whether no epoch is left, or none was better for --patience epochs."""
+        """Whether all epochs are done, or none of the last --patience epochs was better (early stopping)."""
         patient = config.patience is None or self.epoch - self.best_epoch < config.patience
         return self.epoch >= config.epochs or not patient
 
-    def took_step(self, *, images: int, loss_sum: float, correct: int, norm: float, seconds: float) -> None:
-        """Count one step: its images, the sum of their losses, how many were right, the norm of the gradients."""
-        loss = loss_sum / images
+    def add_step(self, result: StepResult, seconds: float) -> None:
+        """Add one step of the optimizer, which took `seconds` with the wait for its images."""
+        loss = result.loss_sum / result.images
         self.change_sum += 0.0 if self.last_loss is None else (loss - self.last_loss) ** 2
         self.last_loss = loss
         self.step += 1
-        self.images += images
-        self.loss_sum += loss_sum
-        self.correct += correct
-        self.norm_sum += norm
-        self.norm_max = max(self.norm_max, norm)
+        self.images += result.images
+        self.loss_sum += result.loss_sum
+        self.correct += result.correct
+        self.norm_sum += result.norm
+        self.norm_max = max(self.norm_max, result.norm)
         self.seconds += seconds
 
     def __str__(self) -> str:
         """Loss, accuracy and speed of the epoch under way, for the progress bar."""
         return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, {self.images_per_second:,.0f} images/s"
 
-    def took_epoch(self, validation: Scores, config: TrainConfig, lr: float) -> Epoch:
-        """Close the epoch under way with its scores on the validation split."""
+    def close_epoch(self, validation: Scores, config: TrainConfig, lr: float) -> Epoch:
+        """End the epoch under way with its scores on the validation split, and return its line of the history."""
         rank = validation.rank(config.best_by)
         line = Epoch(
             epoch=self.epoch + 1,
@@ -141,7 +153,7 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Progress":
-        """What `state_dict` gave."""
+    def from_state(cls, state: dict[str, Any]) -> "RunProgress":
+        """The progress that `state_dict` returned."""
         lines = [Epoch(**line) for line in state["history"]]
         return cls(**state | {"history": lines, "best_rank": tuple(state["best_rank"])})

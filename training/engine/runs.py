@@ -1,12 +1,13 @@
-"""The folders of runs: one process at a time in each, `latest` beside them, and the one to go on with."""
+"""The folders of runs: one process at a time in each, `latest` beside them, and the one to resume."""
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from training.config import TrainConfig, from_yaml
 from training.engine.history import HISTORY
@@ -16,60 +17,59 @@ AUTO = "auto"
 CONFIG = "config.yaml"
 LOCK = ".lock"
 MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
-"""Options of a run that do not decide what comes out of it."""
+"""Options that do not change the result of a run."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
     *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", HISTORY, f".{HISTORY}.partial"),
     *("tensorboard", CURVES, "checkpoints", "checkpoints/.last.pt.partial"),
+    *("checkpoints/last.pt.sha256", "checkpoints/.last.pt.sha256.partial"),
 )
-"""All that a run may have left that ended before its first checkpoint."""
+"""All files that a run that ended before its first checkpoint may have left."""
 
 
 @contextmanager
-def opened(run: Path, *, go_on: bool) -> Iterator[None]:
-    """Make the folder of a new run, or take up that of one to go on with, and keep other processes out of it.
+def opened(run: Path, *, resume: bool) -> Iterator[None]:
+    """Make the folder of a new run, or open the folder of a run to resume, and keep other processes out of it.
 
-    A run that ended before its first checkpoint is no hindrance to a new one of its name, which takes its folder over.
-    Any other folder that is not empty is refused. Before anything else, so that a folder that cannot be written to
-    costs no time. Raises ConfigError, OSError.
+    A new run takes over the folder of a run of its name that ended before its first checkpoint. Any other folder that
+    is not empty is refused. This comes first in a run, so that a folder that cannot be written costs no time. Raises
+    ConfigError, OSError.
     """
-    is_new = not (go_on and (run / CONFIG).is_file())
+    is_new = not (resume and (run / CONFIG).is_file())
     if is_new:
         _refuse_taken(run)
     run.mkdir(parents=True, exist_ok=True)
     (run / "checkpoints").mkdir(exist_ok=True)
-    with (run / LOCK).open("a+") as lock:
-        try:
-            # The kernel lets go of it when the process ends, however; unlike flock's, no forked worker keeps it.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            lock.seek(0)
-            raise ConfigError(f"{run}: another process trains in it ({lock.read().strip()})") from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+    lock = FileLock(run / LOCK, timeout=0)  # freed by the system when the process ends, also when it is killed
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = (run / LOCK).read_text(encoding="utf-8").strip()
+        raise ConfigError(f"{run}: another process trains in it ({holder})") from error
+    with lock:
+        (run / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         if is_new:
-            _refuse_taken(run)  # by a run that had the folder until now
-            for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # all else is written over
+            _refuse_taken(run)  # by a run that held the lock until now
+            for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # the rest is written over
                 left.unlink(missing_ok=True)
         yield
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether there is anything to go on from."""
+    """Whether there is a checkpoint to resume from."""
     return (run / "checkpoints" / "last.pt").exists()
 
 
 def is_finished(run: Path) -> bool:
-    """Whether everything is there that a run leaves; the report comes last."""
+    """Whether the run has written all its results; the report comes last."""
     return (run / "report").is_dir()
 
 
 def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
-    """The folder that `--resume` means, if there is one to go on with.
+    """The folder that `--resume` names, or None if a new run shall begin.
 
-    `auto` is the run called `name`, or without a name the newest in `out` that is not finished; None where there is
-    none, and a new one shall begin. Raises ConfigError for a folder that is no run.
+    `auto` is the run called `name`, or without a name the newest in `out` that is not finished, if there is one. Raises
+    ConfigError for a folder that is no run.
     """
     if resume != AUTO:
         if not (Path(resume) / CONFIG).is_file():
@@ -83,23 +83,25 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
 
 
 def begun(run: Path) -> TrainConfig:
-    """What a run was begun with, every choice made. Raises ConfigError."""
+    """The options of a run that has begun, as its config.yaml has them. Raises ConfigError."""
     return replace(from_yaml(run / CONFIG), out=run.parent, name=run.name)
 
 
 def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
-    """Raise CheckpointRefused, with both values, where the options of a run to go on with are not its own."""
+    """Raise CheckpointRefused, with both values, when the options differ from those of the run to resume."""
     differing = [
         f"--{field.name.replace('_', '-')} was {getattr(own, field.name)}, now it is {getattr(asked, field.name)}"
         for field in fields(TrainConfig)
         if field.name not in MAY_CHANGE and getattr(own, field.name) != getattr(asked, field.name)
     ]
     if differing:
-        raise CheckpointRefused(f"{own.out / (own.name or '')} cannot go on with other options: {', '.join(differing)}")
+        raise CheckpointRefused(
+            f"{own.out / (own.name or '')} cannot continue with other options: {', '.join(differing)}"
+        )
 
 
 def publish(run: Path) -> None:
-    """Point `latest` beside the run to it, in one step: whoever opens it sees the old model or the new one."""
+    """Point `latest` beside the run to it, in one step: a reader sees the old model or the new one."""
     link = run.parent / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(run.name)
@@ -107,10 +109,10 @@ def publish(run: Path) -> None:
 
 
 def _refuse_taken(run: Path) -> None:
-    """Raise ConfigError where a new run would take anything from anybody."""
+    """Raise ConfigError when a new run would overwrite a file that no unfinished run has left."""
     if has_checkpoint(run):
         raise ConfigError(
-            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} goes on with it"
+            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} continues it"
         )
     begun = {path for name in BEGUN for path in run.glob(name)} if (run / LOCK).exists() else set()
     others = [run] if run.is_file() else sorted(set(run.rglob("*")) - begun)

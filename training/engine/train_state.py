@@ -1,4 +1,4 @@
-"""What training changes."""
+"""The state of training: the model, its average, the optimizer and the learning rate schedule."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,37 +8,52 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from training.distributed import ALONE, Group
-from training.engine import optimizer
-from training.engine.ema import Average
+from training.engine import optimizer, parallel
+from training.engine.ema import ExponentialMovingAverage
+from training.engine.objective import Objective
 from training.settled import SettledConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner:
-    """A model with all that changes along with it: everything that a checkpoint must hold to go on from it."""
+class TrainState:
+    """A model and all that changes with it in a step: the part of a checkpoint that training continues from."""
 
     model: nn.Sequential
     parallel: nn.Module
     """The same model, as all processes train it together."""
-    average: Average
+    average: ExponentialMovingAverage
     optimizer: Optimizer
     schedule: LambdaLR
+    objective: Objective
+    """Constant, like `config` and `group`: what a step minimizes."""
+    config: SettledConfig
+    group: Group
 
     @classmethod
-    def start(cls, model: nn.Sequential, config: SettledConfig, steps_an_epoch: int, group: Group = ALONE) -> "Learner":
-        """A model about to be trained by a configuration."""
-        parallel = group.parallel(model)
+    def start(
+        cls,
+        model: nn.Sequential,
+        config: SettledConfig,
+        objective: Objective,
+        steps_an_epoch: int,
+        group: Group = ALONE,
+    ) -> "TrainState":
+        """The state before the first step of a model that the processes of `group` train together."""
+        wrapped = parallel.wrap(model, group)
         stepper = optimizer.make(model, config)
         return cls(
             model=model,
-            parallel=parallel,
-            average=Average(model, config.ema),
+            parallel=wrapped,
+            average=ExponentialMovingAverage(model, config.ema),
             optimizer=stepper,
             schedule=optimizer.schedule(stepper, config, steps_an_epoch),
+            objective=objective,
+            config=config,
+            group=group,
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.model.load_state_dict(state["weights"])
         self.average.load(state["model"], state["averaged_steps"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -22,7 +22,7 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
     path = origin / "checkpoints" / "best.pt" if origin.is_dir() else origin
     state = checkpoint.load(path, torch.device("cpu"))
     if not {"model", "settings"} <= state.keys():
-        raise CheckpointRefused(f"{path}: expected model and settings, found {', '.join(map(str, state))}")
+        raise CheckpointRefused(f"{path}: expected model and settings, got {', '.join(map(str, state))}")
     _refuse_what_does_not_fit(state["settings"], settings, path)
     body = model[1]
     weights = [tensor for name, tensor in state["model"].items() if name.startswith("1.")]
@@ -31,8 +31,12 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
     if there != here:
         taken = dict(list(taken.items())[:-HEAD_TENSORS])
     body.load_state_dict(body.state_dict() | taken)
-    said = f"start  {path}: {len(taken)} of {len(weights)} tensors taken"
-    return said if there == here else f"{said}, the last layer is new ({len(there)} classes there, {len(here)} here)"
+    sentence = f"start  {path}: {len(taken)} of {len(weights)} tensors taken"
+    return (
+        sentence
+        if there == here
+        else f"{sentence}, the last layer is new ({len(there)} classes there, {len(here)} here)"
+    )
 
 
 def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
@@ -47,7 +51,7 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 
 
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that weights depend on: all but dropout, classes, and the numbers of the normalisation."""
+    """The settings that the shapes of weights depend on: not dropout, classes, or the numbers of the normalisation."""
     model = {name: value for name, value in settings["model"].items() if name != "dropout"}
     images = {f"image {name}": value for name, value in settings["preprocessing"].items()}
     return model | images | {"normalization": settings["normalization"]["mode"]}

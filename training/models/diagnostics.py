@@ -1,4 +1,4 @@
-"""What the layers of a network give for a batch of images: activations, units that are dead, gradients at the start."""
+"""Measurements inside a network on a batch of images: activations, dead units, gradients before the first step."""
 
 import copy
 import math
@@ -18,13 +18,13 @@ VALUES_AT_MOST = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """What one activation function gave."""
+    """The output of one activation function."""
 
     layer: str
     values: Float32[np.ndarray, " values"]
     """Evenly spaced ones where there are more than 100,000."""
     dead: float | None
-    """Share of the units, or channels, of a ReLU that are zero wherever one looks in the batch; None of others."""
+    """Share of the units, or channels, of a ReLU that are zero in the whole batch; None for other functions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class AtStart:
 
     layer: str
     output_variance: float | None
-    """Of what the layer gives, before normalisation and activation."""
+    """Of the layer's output, before normalisation and activation."""
     gradient_variance: float | None
-    """Of one image's gradient of its loss by what the layer gives; it vanishes or explodes with depth."""
+    """Of the gradient of one image's loss by the layer's output; it vanishes or explodes with depth."""
     weight_gradient_norm: float | None
 
 
@@ -68,13 +68,13 @@ def at_start(
 
 
 def observe(model: nn.Module, images: UInt8[np.ndarray, "batch height width channels"]) -> list[Activations]:
-    """What every activation function of the model gives for these images in evaluation, layer by layer.
+    """The output of every activation function for these images in evaluation mode, layer by layer.
 
-    The hooks are gone when this returns.
+    All hooks are removed before this returns.
     """
-    seen: list[Activations] = []
+    observed: list[Activations] = []
     hooks = [
-        layer.register_forward_hook(partial(_note, seen, name))
+        layer.register_forward_hook(partial(_note, observed, name))
         for name, layer in model.named_modules()
         if type(layer) in networks.ACTIVATIONS.values()
     ]
@@ -83,15 +83,15 @@ def observe(model: nn.Module, images: UInt8[np.ndarray, "batch height width chan
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return observed
 
 
-def _note(seen: list[Activations], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+def _note(observed: list[Activations], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
     every = -(-output.numel() // VALUES_AT_MOST)
     units = output.transpose(0, 1).flatten(1)
     dead = float((units == 0).all(1).float().mean()) if isinstance(layer, nn.ReLU) else None
     values = output.flatten()[::every].float().cpu().numpy()
-    seen.append(Activations(layer=name, values=values, dead=dead))
+    observed.append(Activations(layer=name, values=values, dead=dead))
 
 
 def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How weights start."""
+"""The initial weights of a network."""
 
 from collections.abc import Callable
 
@@ -24,8 +24,8 @@ METHODS: dict[Init, Callable[[Tensor, float], Tensor]] = {
 def initialize(model: nn.Module, method: Init, *, scale: float = SCALE, zero_biases: bool | None = None) -> None:
     """Start the weights of all linear and convolutional layers by `method`, and their biases at zero.
 
-    `default` leaves weights as the layers made them. Biases are left, too, when `zero_biases` is false, or is not said
-    with `default`. `scale` is the bound of `uniform` and the deviation of `normal`. Normalisation layers are never
+    `default` leaves weights as the layers made them. Biases stay, too, when `zero_biases` is false, or is None with
+    `default`. `scale` is the bound of `uniform` and the deviation of `normal`. Normalisation layers are never
     touched, so that a residual block with batch normalisation adds nothing at first.
     """
     for layer in model.modules():

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -139,34 +140,38 @@ def convolution(in_channels: int, out_channels: int, stride: int, batch_norm: bo
     return [conv, nn.BatchNorm2d(out_channels)] if batch_norm else [conv]
 
 
-def mlp(
-    inputs: int, hidden: tuple[int, ...], classes: int, dropout: float, activation: type[nn.Module], batch_norm: bool
-) -> nn.Sequential:
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The options that decide the layers of a network; `hidden` is the MLP's, `width` the CNN's."""
+
+    model: Literal["mlp", "cnn"]
+    hidden: tuple[int, ...]
+    width: int
+    activation: type[nn.Module]
+    batch_norm: bool
+    dropout: float
+
+
+def mlp(architecture: Architecture, inputs: int, classes: int) -> nn.Sequential:
     """Flatten, then Linear and activation for each width of `hidden`, then Linear: logits `[batch, classes]`.
 
     Batch normalisation comes before the activation (Ioffe and Szegedy 2015) and dropout after it.
     """
+    widths, batch_norm = (inputs, *architecture.hidden), architecture.batch_norm
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise((inputs, *hidden)):
+    for fan_in, fan_out in pairwise(widths):
         layers.append(nn.Linear(fan_in, fan_out, bias=not batch_norm))
         if batch_norm:
             layers.append(nn.BatchNorm1d(fan_out))
-        layers.append(activation())
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], classes))
+        layers.append(architecture.activation())
+        if architecture.dropout:
+            layers.append(nn.Dropout(architecture.dropout))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
-def cnn(
-    channels: int,
-    side: int,
-    width: int,
-    classes: int,
-    dropout: float,
-    activation: type[nn.Module],
-    batch_norm: bool,
-) -> nn.Sequential:
+def cnn(architecture: Architecture, channels: int, side: int, classes: int) -> nn.Sequential:
     """A stem that brings any side to at most 32 px, three residual stages, average: logits `[batch, classes]`."""
+    width, activation, batch_norm = architecture.width, architecture.activation, architecture.batch_norm
     halvings = max(0, math.ceil(math.log2(side / STEM_OUTPUT_AT_MOST)))
     stem: list[nn.Module] = []
     for step in range(max(halvings, 1)):
@@ -179,7 +184,7 @@ def cnn(
         ResidualBlock(2 * width, 4 * width, 2, activation, batch_norm),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Dropout(dropout),
+        nn.Dropout(architecture.dropout),
         nn.Linear(4 * width, classes),
     )
 
@@ -189,18 +194,25 @@ def build(
 ) -> nn.Sequential:
     """The network of a run: uint8 images `[batch, height, width, channels]` -> logits `[batch, classes]`."""
     height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
-    activation, batch_norm = ACTIVATIONS[config.activation], config.normalizes_batches
-    if config.model == "mlp":
-        body = mlp(height * width * channels, config.hidden, classes, config.dropout, activation, batch_norm)
+    architecture = Architecture(
+        model=config.model,
+        hidden=config.hidden,
+        width=config.width,
+        activation=ACTIVATIONS[config.activation],
+        batch_norm=config.normalizes_batches,
+        dropout=config.dropout,
+    )
+    if architecture.model == "mlp":
+        body = mlp(architecture, height * width * channels, classes)
     else:
-        body = cnn(channels, max(height, width), config.width, classes, config.dropout, activation, batch_norm)
+        body = cnn(architecture, channels, max(height, width), classes)
     return nn.Sequential(Normalize(normalization), body)
 
 
 def settings(
     config: TrainConfig, preprocessing: Preprocessing, normalization: Normalization, classes: tuple[str, ...]
 ) -> dict[str, JsonValue]:
-    """All that `build` follows and what the outputs mean, as plain values: a checkpoint carries them."""
+    """The options that `build` uses and the meaning of the outputs, as plain values for a checkpoint."""
     size: dict[str, JsonValue] = {"hidden": list(config.hidden)} if config.model == "mlp" else {"width": config.width}
     return {
         "model": {
@@ -217,13 +229,13 @@ def settings(
 
 
 def freeze(model: nn.Sequential) -> None:
-    """Let nothing but the head learn."""
+    """Freeze all layers but the last."""
     model.requires_grad_(False)
     model[1][-1].requires_grad_(True)  # type: ignore[index]
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, but for batch normalisation that is frozen: it keeps its statistics and goes by them."""
+    """Training mode, except for frozen batch normalisation, which keeps and uses its running statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
@@ -236,9 +248,9 @@ def predict(model: nn.Module, images: Images, indices: Indices | None = None) ->
 
 
 def logits(model: nn.Module, images: Images, indices: Indices | None = None) -> Float32[np.ndarray, "indices classes"]:
-    """What the model gives before the softmax, in float32 and without TF32, on the model's own device.
+    """The model's output before the softmax, in float32 without TF32, computed on the model's own device.
 
-    Of the images `indices`, all by default; one batch at a time is copied.
+    For the images `indices`, by default all; one batch at a time is copied.
     """
     device = next(model.parameters()).device
     training = model.training

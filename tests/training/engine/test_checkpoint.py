@@ -1,9 +1,9 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, fail)
     assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 1}
-    assert list(tmp_path.iterdir()) == [path]
+    assert set(tmp_path.iterdir()) == {path, tmp_path / "a.pt.sha256"}
 
 
 def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
@@ -80,9 +80,30 @@ def test_any_reader_of_checkpoints_reads_ours(run: Path) -> None:
     path = run / "checkpoints" / "best.pt"
     state = torch.load(path, weights_only=True)
     assert state["settings"]["classes"] == ["Red rash", "blue", "green leaf"]
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        assert len(archive.comment) == 64
+    done = subprocess.run(["sha256sum", "--check", f"{path.name}.sha256"], cwd=path.parent, check=False)
+    assert done.returncode == 0
+
+
+def test_a_checkpoint_without_its_digest_is_refused(run: Path, tmp_path: Path) -> None:
+    """As a checkpoint from before version 0.2.0 is, which held the digest in itself."""
+    shutil.copy(run / "checkpoints" / "best.pt", tmp_path)
+    with pytest.raises(CheckpointRefused, match=r"expected its digest in best\.pt\.sha256.* before 0\.2\.0"):
+        checkpoint.load(tmp_path / "best.pt", torch.device("cpu"))
+
+
+def test_while_a_checkpoint_is_replaced_the_old_and_the_new_one_have_a_digest(tmp_path: Path) -> None:
+    """A disk that is full when the new file is written: the sidecar has both digests, until the next save."""
+    path = tmp_path / "a.pt"
+    checkpoint.save({"epoch": 1}, path)
+    (tmp_path / ".a.pt.partial").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        checkpoint.save({"epoch": 2}, path)
+    assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 1}
+    assert len((tmp_path / "a.pt.sha256").read_text().splitlines()) == 2
+    (tmp_path / ".a.pt.partial").rmdir()
+    checkpoint.save({"epoch": 3}, path)
+    assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 3}
+    assert len((tmp_path / "a.pt.sha256").read_text().splitlines()) == 1
 
 
 def test_a_byte_that_changed_is_noticed_wherever_it_is(run: Path, tmp_path: Path) -> None:
@@ -91,6 +112,7 @@ def test_a_byte_that_changed_is_noticed_wherever_it_is(run: Path, tmp_path: Path
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)
         (tmp_path / "x.pt").write_bytes(damaged)
+        shutil.copy(run / "checkpoints" / "best.pt.sha256", tmp_path / "x.pt.sha256")
         with pytest.raises(CheckpointRefused, match="its digest does not fit"):
             checkpoint.load(tmp_path / "x.pt", torch.device("cpu"))
 
@@ -116,7 +138,7 @@ def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tm
             [sys.executable, "-c", SAVING, str(tmp_path), str(first)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         assert saver.stdout is not None
-        saver.stdout.readline()
+        assert saver.stdout.readline() == f"{first}\n", "it saves"
         for _ in range(10):  # stopped at a random moment, looked at as a kill would leave it, and let go on
             time.sleep(rng.uniform(0, 0.05))
             saver.send_signal(signal.SIGSTOP)

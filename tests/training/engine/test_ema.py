@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.engine.ema import Average
+from training.engine.ema import ExponentialMovingAverage
 
 
 def network() -> nn.Sequential:
@@ -21,7 +21,7 @@ def change(model: nn.Module, step: int) -> None:
 def test_it_is_the_recursion_worked_by_hand(decay: float) -> None:
     """average = d average + (1 - d) weights with d = min(decay, (1 + t) / (10 + t)), from the first step on."""
     model = network()
-    average = Average(model, decay)
+    average = ExponentialMovingAverage(model, decay)
     by_hand: dict[str, torch.Tensor] = {}
     for step in range(30):
         change(model, step)
@@ -38,7 +38,7 @@ def test_it_is_the_recursion_worked_by_hand(decay: float) -> None:
 
 def test_without_a_decay_it_is_the_model_itself() -> None:
     model = network()
-    average = Average(model, 0.0)
+    average = ExponentialMovingAverage(model, 0.0)
     average.update(model)
     assert average.model is model
     assert average.steps == 0
@@ -46,7 +46,7 @@ def test_without_a_decay_it_is_the_model_itself() -> None:
 
 def test_the_model_that_learns_is_not_touched() -> None:
     model = network()
-    average = Average(model, 0.9)
+    average = ExponentialMovingAverage(model, 0.9)
     change(model, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(3):

@@ -47,7 +47,7 @@ def test_it_goes_on_from_the_checkpoint_before_when_the_last_is_damaged(
     path = tmp_path / "x" / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:-100])
     resumed = train(options("train", ["--resume", str(tmp_path / "x")]))
-    assert "its digest does not fit; going on from previous.pt" in capsys.readouterr().out
+    assert "its digest does not fit; continuing from previous.pt" in capsys.readouterr().out
     assert same(last(resumed), last(uninterrupted))
     path.write_bytes(b"")
     path.with_name("previous.pt").unlink()
@@ -70,7 +70,7 @@ def test_a_run_whose_report_is_missing_makes_just_that(uninterrupted: Path, tmp_
 def test_a_finished_run_is_left_alone(uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
     assert main(["--resume", str(uninterrupted)]) == 0
-    assert "nothing to go on with" in capsys.readouterr().out
+    assert "nothing to resume" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
 
 

@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_I
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from training.config import TrainConfig
-from training.engine.tensorboard import FIRST_COLUMNS
+from training.report.tensorboard import FIRST_COLUMNS
 from training.train import train
 
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
@@ -78,10 +78,7 @@ def test_it_holds_every_kind_of_evidence_in_one_folder(events: EventAccumulator,
     assert set(tags["images"]) == {
         "val/examples",
         "val/confusion_matrix",
-        "val/reliability",
         "test/confusion_matrix",
-        "test/reliability",
-        "test/risk_coverage",
     } | ({"val/worst_mistakes"} if mistakes else set())
     texts = ("configuration", "val/classification_report", "test/classification_report")
     assert {f"{name}/text_summary" for name in texts} <= set(tags["tensors"])

@@ -1,0 +1,67 @@
+"""The loss that training minimizes, computed on one batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from training.data import class_balance
+from training.data.loader import Batch
+from training.device import uses_bfloat16
+from training.engine.mixup import Mixing
+from training.metrics.classification import Labels
+from training.settled import SettledConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Cross entropy with mixed images and labels, label smoothing and class weights, each where its option asks for it.
+
+    The network computes in bfloat16 where `bfloat16` is true; the loss is always computed in float32.
+    """
+
+    mix: Mixing
+    class_weights: Tensor
+    """Float32 `[classes]`, on the device that trains; ones where classes are not weighted."""
+    label_smoothing: float
+    bfloat16: bool
+
+    @classmethod
+    def of(
+        cls, config: SettledConfig, labels: Labels, classes: int, device: torch.device, borrowed: int = 0
+    ) -> "Objective":
+        """The loss that the options ask for; class weights are those of the training images' labels.
+
+        The first `borrowed` images of each batch are only mixed into others (see `Mixing`).
+        """
+        weights = class_balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
+        return cls(
+            mix=Mixing(
+                classes=classes,
+                seed=config.seed,
+                mixup=config.mixup,
+                cutmix=config.cutmix,
+                borrowed=borrowed,
+            ),
+            class_weights=torch.tensor(weights, dtype=torch.float32, device=device),
+            label_smoothing=config.label_smoothing,
+            bfloat16=uses_bfloat16(config, device),
+        )
+
+    def __call__(self, model: nn.Module, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
+        """The sum of the images' losses and the number of correct predictions, both scalars on the device.
+
+        `batch` is uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`. `key` (epoch, step, part)
+        decides how images are mixed.
+        """
+        device = self.class_weights.device
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+        images, targets = self.mix(images, labels, *key)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits: Tensor = model(images)
+        loss = cross_entropy(
+            logits.float(), targets, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return loss, (logits.argmax(1) == targets.argmax(1)).sum()
