@@ -1,10 +1,9 @@
 """Read every image file once: its header, its digest, its fingerprint, and its pixels, resized for training."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, TypeVar
@@ -33,8 +32,6 @@ ARRAY = "array"
 UNREADABLE = (ImageError, FileNotFoundError, PermissionError)
 """Errors that exclude one image. Any other OSError is a fault of the storage and ends the run."""
 OWN_SIDE_AT_MOST = 64
-CHUNK = 10_000
-"""Calls that wait for a thread at a time; each takes 2 KB."""
 
 _CONTENTS = "contents"
 _IMAGES = "images"
@@ -227,13 +224,17 @@ def in_threads(function: Callable[[int], T], positions: Sequence[int], descripti
 
     OpenCV releases the interpreter's lock while it decodes.
     """
-    parts = (positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK))
-    pool = ThreadPoolExecutor(joblib.cpu_count())
-    try:
-        results = chain.from_iterable(pool.map(function, part) for part in parts)
-        yield from tqdm(results, description, len(positions), unit=" images", disable=None, leave=False)
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupted run does not wait for calls that have not begun
+    parallel = joblib.Parallel(joblib.cpu_count(), prefer="threads", return_as="generator")
+    results = parallel(joblib.delayed(function)(position) for position in positions)
+    with tqdm(desc=description, total=len(positions), unit=" images", disable=None, leave=False) as bar:
+        try:
+            for result in results:
+                yield result
+                bar.update()
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # an interrupted run leaves results unused
+                results.close()
 
 
 def read(raw: Raw) -> tuple[ImageFile, Decoded]:
