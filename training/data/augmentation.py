@@ -1,4 +1,4 @@
-"""Albumentations: the random pipeline of training, and the reference pipeline that witnesses the parity proof.
+"""Albumentations: the random pipeline of training, and the reference pipeline of the parity proof.
 
 No other file imports Albumentations. 2.0.8 is its last MIT release.
 """
@@ -24,9 +24,9 @@ TRIALS = 16
 
 
 def policy(config: TrainConfig) -> A.Compose | None:
-    """The random changes of --symmetry and --augment, uint8 in, uint8 of the same shape out; None for none.
+    """Return the random transforms of --symmetry and --augment, or None without any.
 
-    Raises ConfigError when --augment is a file that holds no pipeline.
+    They take and return uint8 of one shape. Raises ConfigError when --augment is a file without a pipeline.
     """
     if isinstance(config.augment, Path):
         return read(config.augment)
@@ -57,22 +57,22 @@ def policy(config: TrainConfig) -> A.Compose | None:
 
 
 def content(path: Path) -> Any:
-    """The plain values in a file of `A.save`: YAML, or JSON by the file's ending."""
+    """Return the plain values in a file of `A.save`, JSON where the name ends in .json, else YAML."""
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
 
 
 def read(path: Path) -> A.Compose:
-    """The pipeline that `A.save` wrote. Raises ConfigError."""
+    """Return the pipeline that `A.save` wrote. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"--augment {path}: there is no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of arguments that the library itself has written
+            warnings.simplefilter("ignore", UserWarning)  # about arguments that the library wrote itself
             values = content(path)
             pipeline = A.from_dict(values)
         ignored = _ignored(values["transform"], A.to_dict(pipeline)["transform"])
-    except Exception as error:  # whatever the constructors of the file's transforms raise
+    except Exception as error:  # the constructors of transforms raise any class
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"--augment {path}: no pipeline of Albumentations {A.__version__} ({reason})") from error
     if ignored:
@@ -81,12 +81,12 @@ def read(path: Path) -> A.Compose:
 
 
 def check(path: Path, side: int, channels: Channels) -> None:
-    """Try the file's pipeline on noise of the run's size, as it is and with every transform in force.
+    """Apply the pipeline of a file to noise of the run's size, as it is and with every probability set to 1.
 
     Raises ConfigError naming the transforms that change an image's size, type or channels, or that fail.
     """
     drawn, forced = read(path), read(path)
-    _force(forced)
+    _set_probabilities_to_1(forced)
     for trial in range(TRIALS):
         image = np.random.default_rng(trial).integers(0, 256, (side, side, channels), dtype=np.uint8)
         for transform in (drawn, forced):
@@ -94,7 +94,7 @@ def check(path: Path, side: int, channels: Channels) -> None:
 
 
 def apply(transform: A.Compose, image: UInt8[np.ndarray, "h w c"], *key: int) -> UInt8[np.ndarray, "h w c"]:
-    """Change one image by draws that depend on `key` (seed, epoch, place) alone, not on who draws or when."""
+    """Transform one image. The random draws depend on `key` (seed, epoch, place) alone."""
     generator = np.random.default_rng(key)
     transform.set_random_state(generator, random.Random(int(generator.integers(2**63))))
     changed: np.ndarray = transform(image=image)["image"]
@@ -121,19 +121,19 @@ def reference(preprocessing: Preprocessing, normalization: Normalization) -> A.C
     )
 
 
-def _ignored(given: dict[str, Any], made: dict[str, Any]) -> list[str]:
-    """Arguments that a file gives and the pipeline made of it does not have, as Transform.argument."""
-    unknown = [f"{given['__class_fullname__']}.{name}" for name in given if name not in made]
-    for inner, counterpart in zip(given.get("transforms", ()), made.get("transforms", ()), strict=True):
+def _ignored(written: dict[str, Any], loaded: dict[str, Any]) -> list[str]:
+    """Arguments in a file that the loaded pipeline lacks, as Transform.argument."""
+    unknown = [f"{written['__class_fullname__']}.{name}" for name in written if name not in loaded]
+    for inner, counterpart in zip(written.get("transforms", ()), loaded.get("transforms", ()), strict=True):
         unknown += _ignored(inner, counterpart)
     return unknown
 
 
-def _force(composition: A.BaseCompose) -> None:
+def _set_probabilities_to_1(composition: A.BaseCompose) -> None:
     for transform in composition.transforms:
         transform.p = 1.0
         if isinstance(transform, A.BaseCompose):
-            _force(transform)
+            _set_probabilities_to_1(transform)
 
 
 def _try(transform: A.Compose, image: np.ndarray, seed: int, path: Path) -> None:
@@ -143,7 +143,7 @@ def _try(transform: A.Compose, image: np.ndarray, seed: int, path: Path) -> None
         before, name = _kind(result), type(step).__name__
         try:
             result = step(image=result)["image"]
-        except Exception as error:  # whatever a transform raises when it lacks what it needs
+        except Exception as error:  # transforms raise any class
             raise ConfigError(f"--augment {path}: {name} fails on {expected}: {error}") from error
         if _kind(result) != before:
             changed.append(name)

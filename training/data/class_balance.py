@@ -1,18 +1,18 @@
-"""Classes of different size, made to count alike: by weights in the loss, or by how often they are drawn."""
+"""Balance classes of different size, by weights in the loss or by the frequency at which images are drawn."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 
 def weights(labels: Int64[np.ndarray, " images"], classes: int) -> Float64[np.ndarray, " classes"]:
-    """A weight for each class: the inverse of its frequency, scaled so that the images' weights are 1 on average."""
+    """Return the weight of each class: its inverse frequency, scaled so that the mean weight of the images is 1."""
     return len(labels) / (classes * np.bincount(labels, minlength=classes))
 
 
 def order(labels: Int64[np.ndarray, " images"], rng: np.random.Generator) -> Int64[np.ndarray, " images"]:
-    """As many indices as there are labels, in random order, that hold every class equally often, to one.
+    """Draw one index for each label, in random order, so that the counts of two classes differ by one at most.
 
-    Within a class, every image is drawn equally often, to one.
+    The counts of two images of one class differ by one at most, too.
     """
     classes = np.unique(labels)
     quotas = len(labels) // len(classes) + (rng.permutation(len(classes)) < len(labels) % len(classes))

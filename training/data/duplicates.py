@@ -1,9 +1,9 @@
-"""Find files that show the same picture: copied, re-encoded, resized, slightly cropped, mirrored or turned.
+"""Find files that show the same picture: copied, re-encoded, resized, slightly cropped, mirrored or rotated.
 
-Candidates are each image's nearest neighbours by the low frequencies of its cosine transform, in a form that no
-quarter turn and no mirror changes. Each candidate pair is then laid over one another, whole and with one as a crop of
-the other, and compared by texture: brightness with its local mean and contrast taken out, in which two pictures of
-similar things differ and two copies of one picture do not.
+The candidates are the nearest neighbours of each image by the low frequencies of its cosine transform, in a form that
+does not change with a quarter turn or a mirror. The two images of a candidate pair are aligned, whole and with one as a
+crop of the other, and their textures are compared. Texture is brightness without its local mean and contrast. It
+differs between two pictures of similar things; it does not differ between two copies of one picture.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ from serving.contract.decode import Decoded, as_channels, fit
 SIDE = 64
 COARSE_SIDE = 32
 TEXTURE_PX = 3.0
-"""Texture is what is finer than this standard deviation, in pixels of a 64 px image."""
+"""Texture is detail finer than this standard deviation, in pixels of a 64 px image."""
 NOISE_LEVEL = 2.0
-"""Grey levels of contrast below which texture is taken for noise."""
+"""Texture of less contrast, in gray levels, counts as noise."""
 TEXTURE_STEPS = 32
-"""Steps of a stored texture for each unit; a texture's values have a standard deviation of about 1."""
+"""Steps of a stored texture for each unit. The values of a texture have a standard deviation of about 1."""
 FREQUENCIES = 10
 NEIGHBOURS = 5
 CROPS = ((0.975, 0.975), (0.95, 0.95), (0.925, 0.925), (0.9, 0.9), (1, 0.95), (0.95, 1))
-"""Shares of height and width that one picture may show of the other."""
+"""Shares of height and width of one picture that the other may show."""
 CROPS_REACH = 0.95
-"""Similarity that a resampled crop can reach; where more is asked for, crops are not tried."""
+"""The highest similarity of a resampled crop. Where a higher one is required, crops are not compared."""
 LOOK_ALIKE_RANK = 20
 LOOK_ALIKES = 500
 LEAST_SIMILARITY = 0.75
@@ -41,7 +41,7 @@ LOOK_ALIKE_SHARE = 1 / 3
 TURNS = ("", "mirrored", "flipped", "turned by 180", "transposed", "turned by 90", "turned by 270", "transversed")
 CHUNK = 10_000
 FINGERPRINT = np.dtype([("texture", np.int8, (SIDE, SIDE)), ("spectrum", np.float32, (FREQUENCIES, FREQUENCIES))])
-"""What an image is compared by: its texture, and the low frequencies of its cosine transform, of length 1."""
+"""Texture of an image, and the low frequencies of its cosine transform, scaled to length 1."""
 
 Texture = Int8[np.ndarray, "64 64"]
 Pairs = Int64[np.ndarray, "pairs 2"]
@@ -49,9 +49,10 @@ Pairs = Int64[np.ndarray, "pairs 2"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two images, by index, that show one picture; `change` says what was done to it, as far as it can be seen.
+    """Two images, by index, that show one picture.
 
-    `similarity` is the correlation of their textures, 1 for equal pixels.
+    `change` is the detected difference, such as a mirror or a crop. `similarity` is the correlation of the textures, 1
+    for equal pixels.
     """
 
     first: int
@@ -63,7 +64,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Every pair found, and the similarity that a near-duplicate had to reach in this data."""
+    """All detected pairs, and the similarity that this data requires of a near-duplicate."""
 
     pairs: tuple[Pair, ...]
     least_similarity: float
@@ -75,7 +76,7 @@ class Duplicates:
 
 
 def fingerprint(pixels: Decoded) -> np.ndarray:
-    """The fingerprint of one decoded image, RGB or gray: a single FINGERPRINT."""
+    """Return the fingerprint of one decoded image, RGB or gray: a scalar array of FINGERPRINT."""
     gray = as_channels(fit(pixels, SIDE, SIDE, "area"), 1)[:, :, 0].astype(np.float32)
     detail = gray - _blurred(gray, TEXTURE_PX)
     texture = detail / (np.sqrt(_blurred(detail * detail, 2 * TEXTURE_PX)) + NOISE_LEVEL)
@@ -86,11 +87,11 @@ def fingerprint(pixels: Decoded) -> np.ndarray:
 
 
 def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
-    """Exact duplicates, those with one digest, in a chain from each to the next; near ones among the rest.
+    """Return exact duplicates (equal digests), each paired with the next, and near-duplicates among the others.
 
     `fingerprints` is an array of FINGERPRINT. A near-duplicate differs at most a third as much as the most similar 1 %
-    of look-alikes do (each image with its 20th neighbour), which keeps small pictures of simple things apart. Where
-    most images come in more than twenty similar ones, as in a film, that is too strict: give such images a group.
+    of look-alikes do (an image and its 20th neighbour). So small pictures of simple things are not taken for copies.
+    Where most images have more than twenty similar ones, as in a film, the limit is too strict: they need a group.
     """
     by_digest: dict[str, list[int]] = {}
     for index, digest in enumerate(digests):
@@ -120,10 +121,10 @@ def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
 
 
 def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarray, "images neighbours"]:
-    """The nearest images of each, nearest first, whichever way they are turned.
+    """The nearest images of each, nearest first, in any orientation.
 
-    A mirror changes signs of the cosine transform and a quarter turn transposes it: magnitudes of (u, v) and (v, u),
-    as their sum and the size of their difference, stay as they are.
+    A mirror changes signs of the cosine transform, and a quarter turn transposes it. Neither changes the sum of the
+    magnitudes at (u, v) and (v, u), nor the magnitude of their difference.
     """
     magnitudes = np.abs(spectra)
     above, left = np.triu_indices(FREQUENCIES, 1)
@@ -132,12 +133,12 @@ def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarra
     features = np.concatenate([diagonal, (upper + lower) / np.sqrt(2), np.abs(upper - lower) / np.sqrt(2)], axis=1)
     count = min(LOOK_ALIKE_RANK, len(features) - 1)
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
-    found: np.ndarray = search.kneighbors(return_distance=False)  # without the image itself
-    return found
+    nearest: np.ndarray = search.kneighbors(return_distance=False)  # without the image itself
+    return nearest
 
 
 def _least_similarity(textures: Sequence[Texture], spectra: np.ndarray, neighbours: np.ndarray) -> float:
-    """What a near-duplicate must reach, given how alike different pictures are in this data."""
+    """The similarity required of a near-duplicate, from the similarity of different pictures in this data."""
     if neighbours.shape[1] < LOOK_ALIKE_RANK:
         return LEAST_SIMILARITY
     sample = np.random.default_rng(0).permutation(len(textures))[:LOOK_ALIKES]
@@ -149,7 +150,7 @@ def _least_similarity(textures: Sequence[Texture], spectra: np.ndarray, neighbou
 def _compare(
     textures: Sequence[Texture], spectra: np.ndarray, pairs: Pairs, crops: Sequence[tuple[float, float]]
 ) -> list[tuple[str, float]]:
-    """For each pair the change that makes the second picture most like the first, and how alike they then are."""
+    """For each pair, the change that makes the second picture most similar to the first, and that similarity."""
 
     def compare(pair: tuple[np.ndarray, int]) -> tuple[str, float]:
         (first, second), turn = pair
@@ -157,7 +158,7 @@ def _compare(
         return " and ".join(filter(None, (TURNS[turn], "cropped" if cropped else ""))), similarity
 
     compared: list[tuple[str, float]] = []
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # OpenCV releases the lock
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # OpenCV releases the interpreter's lock
         for part in (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)):
             turns = _best_turns(spectra[part[:, 0]], spectra[part[:, 1]])
             compared += pool.map(compare, zip(part, turns.tolist(), strict=True))
@@ -165,9 +166,9 @@ def _compare(
 
 
 def _similarity(first: Texture, second: Texture, crops: Sequence[tuple[float, float]]) -> tuple[float, bool]:
-    """Largest correlation of the two, laid over one another whole or one as a crop of the other; was it a crop?
+    """The largest correlation of the two, whole or with one as a crop of the other, and whether it is that of a crop.
 
-    The two crops that are best at 32 px are compared at 64 px, which costs a third of comparing all of them there.
+    Only the two best crops at 32 px are compared at 64 px. This takes a third of the time of comparing all at 64 px.
     """
     fine = (first.astype(np.float32), second.astype(np.float32))
     whole = _overlay(*fine, (1, 1))
@@ -186,9 +187,9 @@ def _similarity(first: Texture, second: Texture, crops: Sequence[tuple[float, fl
 
 
 def _overlay(whole: np.ndarray, part: np.ndarray, crop: tuple[float, float]) -> float:
-    """Largest correlation of `part`, shrunk to the share `crop` of `whole`, with what lies under it at any place.
+    """The largest correlation of `part`, shrunk to the share `crop` of `whole`, with any region of `whole`.
 
-    0 for a picture without texture, which is like nothing.
+    It is 0 where one of them has no texture.
     """
     if not whole.any() or not part.any():
         return 0.0
@@ -206,8 +207,8 @@ def _turned(texture: Texture, turn: int) -> Texture:
 def _best_turns(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """For each row of spectra, the view of the second that correlates best with the first.
 
-    A mirror negates the odd columns of a cosine transform, a flip its odd rows, so that the eight correlations are
-    sums and differences of four partial ones, and of those with the transposed transform.
+    A mirror negates the odd columns of a cosine transform, and a flip its odd rows. The views with a quarter turn are
+    those of the transposed transform.
     """
     odd = np.arange(FREQUENCIES) % 2
     views = []
