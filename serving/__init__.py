@@ -1,7 +1,7 @@
-"""The side that answers: the contract, the model file, the service."""
+"""The service: the contract with training, inference, the HTTP API, offline prediction."""
 
 import os
 
-# Before anything imports ONNX Runtime, which otherwise writes an identifier of the machine under the home folder and
-# reports to its makers over the network what is run.
+# Set before ONNX Runtime is imported. Otherwise it writes an identifier of the machine to the home folder and reports
+# its use to its makers over the network.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

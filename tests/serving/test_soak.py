@@ -36,7 +36,7 @@ Answer = dict[str, float] | str
 
 @dataclass
 class Soak:
-    """What came back: counts by status, answers that were wrong, and (requests, resident bytes) over time."""
+    """The result: counts by status, answers that were wrong, and (requests, resident bytes) over time."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ def bad_images() -> list[bytes]:
 
 
 def answers(model: Path, images: list[bytes]) -> list[Answer]:
-    """What the file itself says, in this process."""
+    """The output of the model file itself, in this process."""
     classifier = open_model(model)
     return [_answer(classifier, data) for data in images]
 
@@ -97,17 +97,31 @@ def is_right(reply: dict[str, object], expected: Answer) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images that are sent, and the expected reply to each."""
+
+    good: list[bytes]
+    bad: list[bytes]
+    expected: dict[bytes, Answer]
+
+    def draw(self, rng: random.Random) -> list[bytes]:
+        """One image, or four in one of ten requests; BAD_SHARE of them are bad."""
+        return [
+            rng.choice(self.bad if rng.random() < BAD_SHARE else self.good) for _ in range(rng.choice([1] * 9 + [4]))
+        ]
+
+
 def soak(server: Watched, model: Path, seconds: float) -> Soak:
     good, bad = good_images(), bad_images()
-    expected = dict(zip(good + bad, answers(model, good + bad), strict=True))
+    images = Images(good, bad, dict(zip(good + bad, answers(model, good + bad), strict=True)))
     result = Soak()
     for data in good * 2:  # the allocator's first growth is not what is measured
         httpx.post(f"{server.address}/predict", files={"image": data}, timeout=30)
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [
-            pool.submit(_client, server.address, random.Random(seed), good, bad, expected, until, result)
-            for seed in range(CLIENTS)
+            pool.submit(_client, server.address, random.Random(seed), images, until, result) for seed in range(CLIENTS)
         ]
         while time.monotonic() < until:
             result.memory.append((result.requests, server.worker.memory_info().rss))
@@ -117,29 +131,21 @@ def soak(server: Watched, model: Path, seconds: float) -> Soak:
     return result
 
 
-def _client(
-    address: str,
-    rng: random.Random,
-    good: list[bytes],
-    bad: list[bytes],
-    expected: dict[bytes, Answer],
-    until: float,
-    result: Soak,
-) -> None:
+def _client(address: str, rng: random.Random, images: Images, until: float, result: Soak) -> None:
     with httpx.Client(base_url=address, timeout=30) as client:
         while time.monotonic() < until:
-            images = [rng.choice(bad if rng.random() < BAD_SHARE else good) for _ in range(rng.choice([1] * 9 + [4]))]
-            if len(images) == 1:
-                reply = client.post("/predict", files={"image": images[0]})
+            sent = images.draw(rng)
+            if len(sent) == 1:
+                reply = client.post("/predict", files={"image": sent[0]})
                 replies = [reply.json()]
             else:
-                reply = client.post("/predict_batch", files=[("images", data) for data in images])
+                reply = client.post("/predict_batch", files=[("images", data) for data in sent])
                 replies = reply.json()["results"] if reply.status_code == 200 else []
             result.statuses[reply.status_code] += 1
             if reply.status_code == 429:
                 continue
-            for data, answer in itertools.zip_longest(images, replies):
-                if not is_right(answer, expected[data]):
+            for data, answer in itertools.zip_longest(sent, replies):
+                if not is_right(answer, images.expected[data]):
                     result.wrong.append(f"{reply.status_code} {json.dumps(answer)[:300]} for {data[:12]!r}")
 
 
