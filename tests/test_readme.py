@@ -98,7 +98,7 @@ class Shell:
         self.port, self.board_port = free_port(), free_port()
         self.servers: list[subprocess.Popen[bytes]] = []
 
-    def run(self, step: Step) -> str:
+    def run(self, step: Step, timeout_s: float = 600) -> str:
         """What the block printed; it must exit with 0."""
         command = step.text.strip()
         if command in SERVERS:
@@ -110,7 +110,7 @@ class Shell:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=timeout_s,
             check=False,
         )
         assert done.returncode == 0, f"{step.page}\n{step.text}\n{done.stdout}{done.stderr}"
@@ -216,4 +216,4 @@ def test_a_rolled_back_model_is_the_latest(shell: Shell, outputs: list[str]) -> 
 @pytest.mark.timeout(1800)
 def test_the_studies_of_the_questions_run(shell: Shell) -> None:
     for step in steps(SLOW):
-        assert "runs/studies/" in shell.run(step)
+        assert "runs/studies/" in shell.run(step, timeout_s=1700)
