@@ -1,8 +1,8 @@
-"""The side that trains, and leaves what `serving` serves."""
+"""Trains an image classifier and exports the model file that `serving` serves."""
 
 import os
 
-import serving  # noqa: F401  # first: what it says to ONNX Runtime holds for whoever imports that
+import serving  # noqa: F401  # first: it switches ONNX Runtime's telemetry off before that is imported
 
-# Before anything imports Albumentations, which otherwise asks the network for a newer version of itself.
+# Before Albumentations is imported, which otherwise asks the network for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

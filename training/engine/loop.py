@@ -3,15 +3,16 @@
 import math
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data.loader import Batch, Batches, TrainingSet
+from training.data.loader import Batches, TrainingSet
 from training.engine import history, parallel, tensorboard
 from training.engine.checkpoint import CheckpointFolder, CheckpointInterval
 from training.engine.context import RunContext
@@ -35,7 +36,7 @@ class StepBatch:
 
     epoch: int
     step: int
-    parts: list[Batch]
+    parts: Sequence[Sequence[Tensor]]
     images: int
     """Number of images of all processes together."""
 

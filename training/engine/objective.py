@@ -1,5 +1,6 @@
 """The loss that training minimizes, computed on one batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from training.data import class_balance
-from training.data.loader import Batch
 from training.device import uses_bfloat16
 from training.engine.mixup import Mixing
 from training.metrics.classification import Labels
@@ -50,7 +50,7 @@ class Objective:
             bfloat16=uses_bfloat16(config, device),
         )
 
-    def __call__(self, model: nn.Module, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: Sequence[Tensor], *key: int) -> tuple[Tensor, Tensor]:
         """The sum of the images' losses and the number of correct predictions, both scalars on the device.
 
         `batch` is uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`. `key` (epoch, step, part)

@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def tally(self) -> str:
-        """Who is right where the labels differ, in a plain sentence."""
+        """Which model is right where the labels differ, in a plain sentence."""
         if not self.labels_differ:
             return "Both give every image the same label."
         return (
