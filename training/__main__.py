@@ -31,21 +31,21 @@ from training.errors import (
     ProcessLost,
 )
 from training.evaluate import EvaluateConfig, evaluate
-from training.report import audit as audit_report
-from training.report import evaluation
-from training.report import run as report
-from training.report.audit import AuditConfig
+from training.report.audit import AuditConfig, audit_summary, run_audit
+from training.report.evaluation import evaluation_summary
+from training.report.run import run_summary
 from training.signals import Interruption
-from training.study import command as study
-from training.study.command import StudyConfig
+from training.study.command import study
+from training.study.config import StudyConfig
+from training.study.report import study_summary
 from training.train import train
 
 # The options of each command, what it does, and what it prints at the end about the folder with its results.
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
-    "train": (TrainConfig, train, report.summary),
-    "audit": (AuditConfig, audit_report.run, audit_report.summary),
-    "evaluate": (EvaluateConfig, evaluate, evaluation.summary),
-    "study": (StudyConfig, study.study, study.summary),
+    "train": (TrainConfig, train, run_summary),
+    "audit": (AuditConfig, run_audit, audit_summary),
+    "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
+    "study": (StudyConfig, study, study_summary),
 }
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",

@@ -1,7 +1,7 @@
-"""Score an existing model file on labelled images, through the code that the service answers with.
+"""Evaluate an existing model file on labelled images, with the service's own code for decoding and prediction.
 
-`evaluate` is the story: what images there are, which of them count, what the model answers; evaluation.py writes what
-that is worth.
+Read `evaluate` first: which images there are, on which of them the model is evaluated, what it predicts.
+training/report/evaluation.py computes the scores and writes the results.
 """
 
 import re
@@ -28,10 +28,8 @@ from training.data.inspection import ImageSet
 from training.data.splits import Division, SplitPolicy
 from training.errors import ConfigError, DataError
 from training.metrics.classification import Probabilities
-from training.report import evaluation
-from training.report.evaluation import Answered, Evaluation
-
-BATCH = 256
+from training.models.networks import INFERENCE_BATCH
+from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 
 Wanted = Literal["train", "val", "test", "all"]
 Splits = dict[Split, np.ndarray]
@@ -39,29 +37,29 @@ Splits = dict[Split, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score an existing model on labelled images, exactly as the service answers them.
+    """Evaluate an existing model on labelled images, with exactly the predictions of the service.
 
-    With --compare a second model answers the same images, and it is said whether they tell the two apart.
+    With --compare, evaluate a second model on the same images, and decide which is better, if the images suffice.
     """
 
     run: Path
     """The model: a run's folder, or an .onnx file."""
     data: Path | None = None
-    """Images with labels, of the five kinds that training takes. None: the digits."""
+    """Images with labels, in one of the formats of training. None: the digits."""
     split: Wanted | None = None
-    """Which images to score. None: the test split, when the data brings one or is just what the model was trained on
-    (its splits are then made again); else all."""
+    """Images to evaluate on. None: the test split, if the data brings one or is what the model was trained on (its
+    splits are then made again); else all."""
     compare: Path | None = None
-    """A second model, given as in --run, to compare on the same images; it must have the same classes."""
+    """A second model, as in --run, to compare on the same images; it must have the same classes."""
     cache: Path | None = None
-    """Folder in which what was found in the images is kept for the next time, such as runs/.cache, where training keeps
-    it. None: nothing is kept."""
+    """Folder that keeps what is read from the images for the next time, such as runs/.cache, the one of training.
+    None: nothing is kept."""
     out: Path | None = None
     """Folder for the results, which must not exist yet. None: evaluations/<date, time, data> beside the model."""
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Score one model or compare two, and return the folder with the results.
+    """Evaluate one model or compare two, and return the folder with the results.
 
     Raises ModelRefused, ConfigError, DataError, OSError.
     """
@@ -76,9 +74,9 @@ def evaluate(config: EvaluateConfig) -> Path:
         images, trained_on = gather(source, cache, [classifier.card for classifier in classifiers])
         split, indices, reason = choose(config.split, images, remade=trained_on[0] is not None)
     except (ConfigError, DataError, OSError):
-        folder.rmdir()  # nothing is in it, and its name is free again
+        folder.rmdir()  # empty; the next attempt can use the name
         raise
-    warnings = [*_lacking(images, indices), *_seen(classifiers, trained_on, indices)]
+    warnings = [*_missing_classes(images, indices), *_trained_on(classifiers, trained_on, indices)]
     for letter, classifier in zip("AB" if config.compare else " ", classifiers, strict=True):
         print(f"model {letter} {_describe(classifier)}")
     print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
@@ -87,9 +85,10 @@ def evaluate(config: EvaluateConfig) -> Path:
     for key, why in list(images.unreadable.items())[:NAMES_SHOWN]:
         print(f"left out {key}: {why}")
     models = [
-        Answered(classifier=classifier, probabilities=answer(classifier, images, indices)) for classifier in classifiers
+        ModelPredictions(classifier=classifier, probabilities=predict_images(classifier, images, indices))
+        for classifier in classifiers
     ]
-    evaluation.write(
+    write_evaluation(
         Evaluation(images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models), folder
     )
     return folder
@@ -127,9 +126,9 @@ def _splits_of_source(images: ImageSet) -> Splits:
 
 
 def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tuple[str, Int64[np.ndarray, " _"], str]:
-    """Which images are scored, and why; `remade` says that the splits are those of the model's training.
+    """The images to evaluate on: their name, their indices and the reason, in words.
 
-    Raises ConfigError for a split that there is not.
+    `remade`: the splits are those of the model's training. Raises ConfigError for a split that does not exist.
     """
     wanted: Wanted = asked or ("test" if len(images.splits["test"]) else "all")
     if wanted == "all":
@@ -144,18 +143,23 @@ def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tup
     return f"{wanted} split", images.splits[wanted], reason
 
 
-def answer(classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"]) -> Probabilities:
-    """What the service answers to the images `indices`, columns as `images.classes`; holds one batch at a time."""
+def predict_images(
+    classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int = INFERENCE_BATCH
+) -> Probabilities:
+    """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`.
+
+    Images are read, decoded and resized anew; memory holds one batch of resized images.
+    """
     preprocessing = classifier.card.preprocessing
 
     def fitted(index: int) -> Pixels:
-        # `decode` too makes gray of RGB, so these are the service's pixels.
+        # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
         return preprocessing.fit(as_channels(images.original(index), preprocessing.channels))
 
     rows = []
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        for start in tqdm(range(0, len(indices), BATCH), "answer", unit=" batches", disable=None, leave=False):
-            batch = list(pool.map(fitted, indices[start : start + BATCH].tolist()))
+        for start in tqdm(range(0, len(indices), batch_size), "predict", unit=" batches", disable=None, leave=False):
+            batch = list(pool.map(fitted, indices[start : start + batch_size].tolist()))
             rows.append(classifier.predict(np.stack(batch)))
     return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
 
@@ -185,7 +189,7 @@ def _check_labels(source: Source, classes: Sequence[str]) -> None:
 
 
 def _make_folder(config: EvaluateConfig) -> Path:
-    """Before any image is read, so that a folder that cannot be written to costs no time."""
+    """Make the folder of the results, before any image is read: one that cannot be written to then costs no time."""
     name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
     folder = config.out or _model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     try:
@@ -197,21 +201,27 @@ def _make_folder(config: EvaluateConfig) -> Path:
     return folder
 
 
-def _lacking(images: LabelledImages, indices: np.ndarray) -> list[str]:
+def _missing_classes(images: LabelledImages, indices: np.ndarray) -> list[str]:
     present = images.labels[indices]
     absent = [name for label, name in enumerate(images.classes) if label not in present]
-    return [f"no image of {', '.join(absent)}: no scores for that, and averages are of the others"] if absent else []
+    return (
+        [f"no image of {', '.join(absent)}: no scores of these classes, and averages are over the others"]
+        if absent
+        else []
+    )
 
 
-def _seen(classifiers: Sequence[Classifier], trained_on: Sequence[Splits | None], indices: np.ndarray) -> list[str]:
-    """Two models of the same data can have been trained with other seeds, and so on each other's test images."""
+def _trained_on(
+    classifiers: Sequence[Classifier], trained_on: Sequence[Splits | None], indices: np.ndarray
+) -> list[str]:
+    """A warning for each model trained or validated on some of these images; another seed makes other splits."""
     sentences = []
     for classifier, made in zip(classifiers, trained_on, strict=True):
         count = np.isin(indices, np.r_[made["train"], made["val"]]).sum() if made else 0
         if count:
             sentences.append(
                 f"{classifier.path} was trained, chosen or calibrated on {count:,} of these {len(indices):,} images: "
-                "its scores here promise nothing for new ones"
+                "its scores here do not apply to new images"
             )
     return sentences
 

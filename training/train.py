@@ -34,10 +34,10 @@ from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
 from training.models import networks
 from training.models.initialization import initialize
-from training.report import audit as audit_report
-from training.report import run as report
 from training.report import tensorboard
-from training.report.run import Findings
+from training.report.audit import audit_facts, audit_json, audit_lines
+from training.report.run import write_report
+from training.report.run_facts import ReportInput
 from training.settled import SettledConfig, settle
 from training.signals import Interruption
 from training.storage import digest, write_atomically
@@ -135,13 +135,13 @@ def start(context: RunContext) -> nn.Sequential:
 
 def announce(context: RunContext, model: nn.Module) -> None:
     """Write the options and the audit into the run's folder, and print what is about to be trained."""
-    config, audited = context.config, audit_report.facts(context.dataset.audit)
+    config, audited = context.config, audit_facts(context.dataset.audit)
     if context.group.first:
         if not (config.run / runs.CONFIG).exists():
             write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
-        (config.run / "audit.json").write_text(audit_report.to_json(audited), encoding="utf-8")
+        (config.run / "audit.json").write_text(audit_json(audited), encoding="utf-8")
     print(describe(context, model))
-    print(audit_report.console(audited))
+    print(audit_lines(audited))
 
 
 def describe(context: RunContext, model: nn.Module) -> str:
@@ -174,10 +174,10 @@ def conclude(model: nn.Sequential, context: RunContext, epochs: list[Epoch], wri
     model.load_state_dict(checkpoint.load(best, context.device)["model"])
     evaluation = evaluate_best(model, context)
     card = build_card(model, context, evaluation, best)
-    findings = export_model(model, context, evaluation, card, epochs)
-    tensorboard.write_results(writer, findings, evaluation.probabilities["val"])
+    report_input = export_model(model, context, evaluation, card, epochs)
+    tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])
     writer.flush()
-    report.write(findings)  # last, because a run with a report is finished
+    write_report(report_input)  # last, because a run with a report is finished
     runs.publish(context.config.run)
 
 
@@ -238,14 +238,14 @@ def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation
 
 def export_model(
     model: nn.Sequential, context: RunContext, evaluation: Evaluation, card: ModelCard, epochs: list[Epoch]
-) -> Findings:
+) -> ReportInput:
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
     parity = export(model, card, dataset, config.run / "model.onnx")
     quantized = None
     if config.quantize == "int8":
         quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
-    return Findings(
+    return ReportInput(
         config=config,
         card=card,
         dataset=dataset,

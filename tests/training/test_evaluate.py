@@ -85,18 +85,17 @@ def test_the_results_go_beside_the_model(run: Path, photos: Path) -> None:
     shutil.rmtree(folder.parent)
 
 
-def test_the_answers_are_those_of_the_service_in_any_batch(
-    gray: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_predictions_are_those_of_the_service_in_any_batch(gray: Path, photos: Path) -> None:
     classifier = open_model(gray / "model.onnx")
     images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
     indices = np.array([3, 80, 41, 5, 17])
     served = [
         classifier.predict(classifier.card.preprocessing((photos / images.keys[i]).read_bytes())[None]) for i in indices
     ]
-    assert np.allclose(evaluate.answer(classifier, images, indices), np.concatenate(served), rtol=0, atol=1e-6)
-    monkeypatch.setattr(evaluate, "BATCH", 2)
-    assert np.allclose(evaluate.answer(classifier, images, indices), np.concatenate(served), rtol=0, atol=1e-6)
+    assert np.allclose(evaluate.predict_images(classifier, images, indices), np.concatenate(served), rtol=0, atol=1e-6)
+    assert np.allclose(
+        evaluate.predict_images(classifier, images, indices, batch_size=2), np.concatenate(served), rtol=0, atol=1e-6
+    )
 
 
 def test_gray_by_way_of_colour_is_the_same_gray() -> None:
@@ -156,7 +155,7 @@ def test_a_test_split_that_the_data_brings_is_taken_and_others_on_request(
 
 
 @pytest.mark.parametrize(("split", "images", "seen"), [("train", 60, 60), ("val", 18, 18), ("all", 90, 78)])
-def test_images_that_the_model_has_seen_are_counted(
+def test_images_that_the_model_was_trained_on_are_counted(
     run: Path, photos: Path, tmp_path: Path, split: str, images: int, seen: int
 ) -> None:
     found = evaluated(run, photos, tmp_path / "x", split=split)
@@ -224,7 +223,8 @@ def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path)
     turned = dataclasses.replace(images, image_set=dataclasses.replace(images.image_set, classes=images.classes[::-1]))
     indices = np.arange(9)
     assert np.array_equal(
-        evaluate.answer(classifier, turned, indices), evaluate.answer(classifier, images, indices)[:, ::-1]
+        evaluate.predict_images(classifier, turned, indices),
+        evaluate.predict_images(classifier, images, indices)[:, ::-1],
     )
 
 

@@ -1,4 +1,4 @@
-"""An audit in words, numbers and pictures; and `python -m training audit`, which makes one and trains nothing."""
+"""The report of an audit, and `python -m training audit`, which audits without training."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ from training.data.duplicates import Pair
 from training.data.formats import NAMES_SHOWN
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
-from training.report import html as page
+from training.report import html
 
 WIDE = 0.3
 TYPICAL_RECALL = 0.8
@@ -33,12 +33,12 @@ CLASSES_SHOWN = 24
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """Look for what makes scores lie: damaged files, duplicates, leaks between splits, contradictions, shortcuts."""
+    """Check for what falsifies scores: damaged files, duplicates, leaks between splits, contradictions, shortcuts."""
 
     data: Path | None = None
     """Images with labels, as for training."""
     leaks: Leaks = "drop"
-    """As for training; error ends with exit code 3 when anything is found."""
+    """As for training; error ends with exit code 3 if there is any leak."""
     val_fraction: float = 0.15
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: float = 0.15
@@ -46,10 +46,10 @@ class AuditConfig:
     seed: int = 0
     """Fixes the splits that are made."""
     cache: Path | None = None
-    """Folder in which what was found in the images is kept for the next time, such as runs/.cache, where training keeps
-    it. None: nothing is kept."""
+    """Folder that keeps what is read from the images for the next time, such as runs/.cache, the one of training.
+    None: nothing is kept."""
     out: Path | None = None
-    """Folder for audit.json and audit.html. None: runs/audits/ and the time."""
+    """Folder for audit.json and audit.html. None: runs/audits/<date and time>."""
 
     @property
     def split_policy(self) -> SplitPolicy:
@@ -59,65 +59,62 @@ class AuditConfig:
         )
 
 
-def run(config: AuditConfig) -> Path:
+def run_audit(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cache = Cache(config.cache)
     source = formats.find(config.data, cache)
     images = inspection.image_set(source, inspection.inspect_files(source, cache))
     audited = divide_and_audit(images, config.split_policy, cache)
-    values = facts(audited)
+    facts = audit_facts(audited)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "audit.json").write_text(to_json(values), encoding="utf-8")
-    shown = {"audit": values, "pairs": examples(audited, images.read), "sheets": sheets(audited, images.read)}
-    (out / "audit.html").write_text(page.render("audit.html.jinja", **shown), encoding="utf-8")
+    (out / "audit.json").write_text(audit_json(facts), encoding="utf-8")
+    values = {
+        "audit": facts,
+        "pairs": duplicate_examples(audited, images.read),
+        "sheets": class_sheets(audited, images.read),
+    }
+    (out / "audit.html").write_text(html.render("audit.html.jinja", **values), encoding="utf-8")
     if audited.fault is not None:
-        print(summary(out))
+        print(audit_summary(out))
         raise DataError(audited.fault)
     return out
 
 
-def summary(folder: Path) -> str:
-    """What an audit found and where to read of it, for the console."""
-    found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-    shortcut = found["shortcut"]
-    told = shortcut and (
-        f"Balanced accuracy from size, format and bytes alone: {shortcut['from_file']:.1%}; with the mean colour: "
-        f"{shortcut['from_file_and_colour']:.1%}; by chance: {shortcut['chance']:.1%}."
-    )
-    return "\n".join(
-        (
-            f"data   {found['data']}: {found['images']:,} images, {len(found['classes'])} classes",
-            console(found),
-            *([f"       {told}"] if told else []),
-            "",
-            f"report  {folder / 'audit.html'}",
-            f"facts   {folder / 'audit.json'}",
+def audit_summary(folder: Path) -> str:
+    """The lines that an audit prints at its end, with the paths of its files."""
+    facts = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+    lines = [f"data   {facts['data']}: {facts['images']:,} images, {len(facts['classes'])} classes", audit_lines(facts)]
+    if shortcut := facts["shortcut"]:
+        lines.append(
+            f"       Balanced accuracy from size, format and bytes alone: {shortcut['from_file']:.1%}; with the mean "
+            f"colour: {shortcut['from_file_and_colour']:.1%}; by chance: {shortcut['chance']:.1%}."
         )
-    )
+    lines += ["", f"report  {folder / 'audit.html'}", f"facts   {folder / 'audit.json'}"]
+    return "\n".join(lines)
 
 
-def console(found: dict[str, Any]) -> str:
-    """What `facts` tells, in a few lines."""
-    pairs, removed, unreadable = found["duplicates"], len(found["removed"]), found["files"]["unreadable"]
+def audit_lines(facts: dict[str, Any]) -> str:
+    """The facts of an audit in a few lines, for the console."""
+    pairs, removed, unreadable = facts["duplicates"], len(facts["removed"]), facts["files"]["unreadable"]
     return "\n".join(
         (
-            f"audit  {pairs['exact']:,} exact and {pairs['near']:,} near-duplicate pairs, {removed:,} images taken out",
-            *(f"       warning: {warning}" for warning in found["warnings"]),
+            f"audit  {pairs['exact']:,} exact and {pairs['near']:,} near-duplicate pairs, {removed:,} images removed",
+            *(f"       warning: {warning}" for warning in facts["warnings"]),
             *(f"       left out {key}: {reason}" for key, reason in list(unreadable.items())[:NAMES_SHOWN]),
         )
     )
 
 
-def warnings(audited: Audit) -> Iterator[str]:
-    """What a person must know before trusting a score, in plain sentences."""
+def audit_warnings(audited: Audit) -> Iterator[str]:
+    """Sentences on what to know before trusting a score."""
     unreadable, reasons = len(audited.images.unreadable), Counter(audited.division.removed.values())
     contradictory = reasons.pop(CONTRADICTION, 0)
     removed = reasons.total()
     if unreadable:
         yield f"{_images(unreadable)} cannot be read and {_were(unreadable)} left out."
-    left = "" if audited.fault else "They stay where they are, so the scores flatter the model."
-    done = f"{_images(removed)} {_were(removed)} taken out, never from the test split." if removed else left
+    left = "" if audited.fault else "They stay in their splits, so the scores are too high."
+    done = f"{_images(removed)} {_were(removed)} removed, never from the test split." if removed else left
     if pairs := len(audited.leaks):
         yield f"{pairs:,} pair{_s(pairs)} of images show one picture in two splits. {done}".strip()
     if groups := len(audited.parted_groups):
@@ -126,26 +123,26 @@ def warnings(audited: Audit) -> Iterator[str]:
         what = "Neither image of such a pair is used, in any split." if contradictory else left
         yield f"{pairs:,} pair{_s(pairs)} of images show one picture under two labels. {what}".strip()
     if misnamed := len(audited.misnamed):
-        yield f"{misnamed:,} file{_s(misnamed)} {_were(misnamed)} of another format than named; the bytes decide."
+        yield f"{misnamed:,} file{_s(misnamed)} {_were(misnamed)} named as another format; the bytes decide."
     counts = audited.counts
     for split in ("val", "test"):
-        if absent := [name for name, found in counts.items() if not found[split]]:
-            yield f"The {split} split has no image of {', '.join(absent)}: no score says anything of them."
-    small = [(found["test"], name) for name, found in counts.items() if found["test"] > 0 and _is_wide(found["test"])]
+        if absent := [name for name, by_split in counts.items() if not by_split[split]]:
+            yield f"The {split} split has no image of {', '.join(absent)}: no score covers them."
+    small = [(tested, name) for name, by_split in counts.items() if (tested := by_split["test"]) and _is_wide(tested)]
     if small:
         fewest, name = min(small)
         low, high = recall_interval(fewest)
         yield (
-            f"{len(small)} of {len(counts)} classes have so few test images that little can be said of them: of "
-            f"{_images(fewest)} of {name}, a recall of {TYPICAL_RECALL:.0%} would mean {low:.0%} to {high:.0%}."
+            f"{len(small)} of {len(counts)} classes have too few test images for a precise recall: with "
+            f"{_images(fewest)} of {name}, the 95 % interval of a recall of {TYPICAL_RECALL:.0%} "
+            f"is {low:.0%} to {high:.0%}."
         )
 
 
-def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
-    """Pairs as a page shows them: those under two labels, those in two splits, then some of the rest."""
-    images = audited.images
+def duplicate_examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
+    """Duplicates as a page shows them: up to six each with two labels, in two splits, near and exact."""
     of_each = [audited.contradictions, audited.leaks]
-    of_each += [[pair for pair in images.duplicates.pairs if pair.kind == kind] for kind in ("near", "exact")]
+    of_each += [[pair for pair in audited.images.duplicates.pairs if pair.kind == kind] for kind in ("near", "exact")]
     chosen: dict[Pair, None] = {}
     for pairs in of_each:
         chosen |= dict.fromkeys([pair for pair in pairs if pair not in chosen][:EXAMPLES_OF_EACH])
@@ -155,9 +152,9 @@ def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[st
             "similarity": pair.similarity,
             "images": [
                 {
-                    "picture": page.thumbnail(original(i)),
-                    "key": images.keys[i],
-                    "label": images.classes[images.labels[i]],
+                    "picture": html.thumbnail(original(i)),
+                    "key": audited.images.keys[i],
+                    "label": audited.images.classes[audited.images.labels[i]],
                     "split": audited.division.assigned[i],
                     "removed": audited.division.removed.get(i),
                 }
@@ -168,21 +165,22 @@ def examples(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[st
     ]
 
 
-def sheets(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
-    """Eight training images of each of the first 24 classes, evenly over what there is."""
-    images, train = audited.images, audited.division.splits["train"]
+def class_sheets(audited: Audit, original: Callable[[int], Decoded]) -> list[dict[str, Any]]:
+    """Up to eight training images of each of the first 24 classes, evenly spread over those of the class."""
+    train = audited.division.splits["train"]
     shown = []
-    for label, name in enumerate(images.classes[:CLASSES_SHOWN]):
-        mine = train[images.labels[train] == label]
-        some = mine[np.arange(min(SHEET, len(mine))) * len(mine) // max(min(SHEET, len(mine)), 1)]
-        pictures = [{"picture": page.thumbnail(original(int(i))), "key": images.keys[i]} for i in some]
+    for label, name in enumerate(audited.images.classes[:CLASSES_SHOWN]):
+        of_class = train[audited.images.labels[train] == label]
+        count = min(SHEET, len(of_class))
+        chosen = of_class[np.arange(count) * len(of_class) // max(count, 1)]
+        pictures = [{"picture": html.thumbnail(original(int(i))), "key": audited.images.keys[i]} for i in chosen]
         shown.append({"name": name, "images": pictures})
     return shown
 
 
-def to_json(found: dict[str, Any]) -> str:
-    """What `facts` gives, as audit.json holds it."""
-    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
+def audit_json(facts: dict[str, Any]) -> str:
+    """The content of audit.json."""
+    return json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def recall_interval(support: int) -> tuple[float, float]:
@@ -191,51 +189,66 @@ def recall_interval(support: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def facts(audited: Audit) -> dict[str, Any]:
-    """What audit.json holds."""
-    images, keys, assigned = audited.images, audited.images.keys, audited.division.assigned
-    sides = {name: np.array([getattr(file, name) for file in images.files]) for name in ("width", "height", "bytes")}
+def audit_facts(audited: Audit) -> dict[str, Any]:
+    """The facts of an audit: what audit.json holds and what its pages are filled with."""
+    keys, assigned = audited.images.keys, audited.division.assigned
     return {
-        "data": images.name,
+        "data": audited.images.name,
         "fault": audited.fault,
-        "warnings": list(warnings(audited)),
-        "images": len(keys) + len(images.unreadable),
-        "files": {
-            "unreadable": images.unreadable,
-            "misnamed": audited.misnamed,
-            "ignored": images.ignored,
-            "formats": Counter(file.format for file in images.files),
-            "modes": Counter(file.mode for file in images.files),
-            "not_upright": sum(file.orientation != UPRIGHT for file in images.files),
-            **{name: _spread(values) for name, values in sides.items()},
-        },
-        "classes": [
-            {"name": name, **found, "recall_interval": recall_interval(found["test"]) if found["test"] else None}
-            for name, found in audited.counts.items()
-        ],
-        "duplicates": {
-            "least_similarity": images.duplicates.least_similarity,
-            "pairs": [
-                {
-                    "images": [keys[i] for i in (pair.first, pair.second)],
-                    "splits": [assigned[i] for i in (pair.first, pair.second)],
-                    "labels": [images.classes[images.labels[i]] for i in (pair.first, pair.second)],
-                    "kind": pair.kind,
-                    "change": pair.change,
-                    "similarity": round(pair.similarity, 4),
-                }
-                for pair in images.duplicates.pairs
-            ],
-            "exact": sum(pair.kind == "exact" for pair in images.duplicates.pairs),
-            "near": sum(pair.kind == "near" for pair in images.duplicates.pairs),
-            "in_two_splits": len(audited.leaks),
-            "under_two_labels": len(audited.contradictions),
-        },
+        "warnings": list(audit_warnings(audited)),
+        "images": len(keys) + len(audited.images.unreadable),
+        "files": _file_facts(audited),
+        "classes": _class_facts(audited),
+        "duplicates": _duplicate_facts(audited),
         "groups_in_two_splits": audited.parted_groups,
         "removed": [
             {"image": keys[i], "split": assigned[i], "why": why} for i, why in audited.division.removed.items()
         ],
         "shortcut": audited.baseline and asdict(audited.baseline),
+    }
+
+
+def _file_facts(audited: Audit) -> dict[str, Any]:
+    sides = {
+        name: np.array([getattr(file, name) for file in audited.images.files]) for name in ("width", "height", "bytes")
+    }
+    return {
+        "unreadable": audited.images.unreadable,
+        "misnamed": audited.misnamed,
+        "ignored": audited.images.ignored,
+        "formats": Counter(file.format for file in audited.images.files),
+        "modes": Counter(file.mode for file in audited.images.files),
+        "not_upright": sum(file.orientation != UPRIGHT for file in audited.images.files),
+        **{name: _spread(values) for name, values in sides.items()},
+    }
+
+
+def _class_facts(audited: Audit) -> list[dict[str, Any]]:
+    return [
+        {"name": name} | counts | {"recall_interval": recall_interval(counts["test"]) if counts["test"] else None}
+        for name, counts in audited.counts.items()
+    ]
+
+
+def _duplicate_facts(audited: Audit) -> dict[str, Any]:
+    pairs, assigned = audited.images.duplicates.pairs, audited.division.assigned
+    return {
+        "least_similarity": audited.images.duplicates.least_similarity,
+        "pairs": [
+            {
+                "images": [audited.images.keys[i] for i in (pair.first, pair.second)],
+                "splits": [assigned[i] for i in (pair.first, pair.second)],
+                "labels": [audited.images.classes[audited.images.labels[i]] for i in (pair.first, pair.second)],
+                "kind": pair.kind,
+                "change": pair.change,
+                "similarity": round(pair.similarity, 4),
+            }
+            for pair in pairs
+        ],
+        "exact": sum(pair.kind == "exact" for pair in pairs),
+        "near": sum(pair.kind == "near" for pair in pairs),
+        "in_two_splits": len(audited.leaks),
+        "under_two_labels": len(audited.contradictions),
     }
 
 

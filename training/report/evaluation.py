@@ -1,4 +1,4 @@
-"""What an evaluation leaves: evaluation.json for programs, evaluation.html for people, predictions.csv for both."""
+"""The results of an evaluation: evaluation.json for programs, evaluation.html for people, predictions.csv for both."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,13 @@ from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage
 from training.metrics.classification import TITLES, Probabilities, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
-from training.report import figures
-from training.report import html as page
-from training.report import run as report
+from training.report import figures, html
+from training.report.predictions import MISTAKES, mistakes, worst_mistakes, write_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """A model and its answers: a row an image, columns as the images' classes."""
+class ModelPredictions:
+    """A model and its probabilities: a row for each image, columns in the order of the images' classes."""
 
     classifier: Classifier
     probabilities: Probabilities
@@ -30,49 +29,49 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The answers of one model, or of two to compare, to the images `indices`."""
+    """The predictions of one model, or of two to compare, for the images `indices`."""
 
     images: LabelledImages
     split: str
     reason: str
-    """Why these images."""
+    """Why these images were chosen, in words."""
     indices: Int64[np.ndarray, " _"]
     warnings: Sequence[str]
-    models: Sequence[Answered]
+    models: Sequence[ModelPredictions]
 
 
-def write(found: Evaluation, folder: Path) -> None:
-    """Write all three files into `folder`; predictions.csv holds the answers of the first model."""
-    images, indices, probabilities = found.images, found.indices, found.models[0].probabilities
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write all three files into `folder`; predictions.csv is of the first model."""
+    images, indices, probabilities = evaluation.images, evaluation.indices, evaluation.models[0].probabilities
     labels = images.labels[indices]
-    scores = [score(labels, model.probabilities, images.classes) for model in found.models]
+    scores = [score(labels, model.probabilities, images.classes) for model in evaluation.models]
     compared = None
-    if len(found.models) == 2:
-        a, b = (model.probabilities for model in found.models)
+    if len(evaluation.models) == 2:
+        a, b = (model.probabilities for model in evaluation.models)
         compared = compare(labels, (a, b), (scores[0], scores[1]), images.components[indices])
-    facts = _facts(found, scores, compared)
+    facts = _facts(evaluation, scores, compared)
     pictures = {
-        "confusion": page.drawing(figures.confusion(scores[0])),
-        "reliability": page.drawing(figures.reliability(reliability(labels, probabilities), found.split)),
+        "confusion": html.drawing(figures.confusion(scores[0])),
+        "reliability": html.drawing(figures.reliability(reliability(labels, probabilities), evaluation.split)),
     }
-    worst = report.worst_mistakes(labels, probabilities, report.MISTAKES)
-    disputed = indices[compared.disagreements[: report.MISTAKES]] if compared else []
-    text = page.render(
+    worst = worst_mistakes(labels, probabilities, MISTAKES)
+    disputed = indices[compared.disagreements[:MISTAKES]] if compared else []
+    text = html.render(
         "evaluation.html.jinja",
         **facts,
         pictures=pictures,
-        mistakes=report.mistakes(images, indices[worst], probabilities[worst]),
-        disputed=[page.thumbnail(images.original(int(index))) for index in disputed],
+        mistakes=mistakes(images, indices[worst], probabilities[worst]),
+        disputed=[html.thumbnail(images.original(int(index))) for index in disputed],
     )
     (folder / "evaluation.json").write_text(
         json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
     )
     (folder / "evaluation.html").write_text(text, encoding="utf-8")
-    report.write_predictions(folder / "predictions.csv", images, indices, probabilities)
+    write_predictions(folder / "predictions.csv", images, indices, probabilities)
 
 
-def summary(folder: Path) -> str:
-    """The short table that ends an evaluation on the console."""
+def evaluation_summary(folder: Path) -> str:
+    """The table and lines that an evaluation prints at its end."""
     facts = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     comparison = facts["comparison"]
     columns, limits = {"score": facts["scores"]}, facts["intervals"]
@@ -87,7 +86,7 @@ def summary(folder: Path) -> str:
         cells = "".join(
             "-".rjust(10) if column[name] is None else f"{column[name]:10.4f}" for column in columns.values()
         )
-        rows.append(f"{title:18}{cells}" + (f"   {page.interval(limits[name])}" if limits.get(name) else ""))
+        rows.append(f"{title:18}{cells}" + (f"   {html.interval(limits[name])}" if limits.get(name) else ""))
     return "\n".join(
         (
             "",
@@ -101,9 +100,9 @@ def summary(folder: Path) -> str:
     )
 
 
-def _facts(found: Evaluation, scores: Sequence[Scores], compared: Comparison | None) -> dict[str, object]:
-    """What evaluation.json holds, and what the page is filled with."""
-    images, indices = found.images, found.indices
+def _facts(evaluation: Evaluation, scores: Sequence[Scores], compared: Comparison | None) -> dict[str, object]:
+    """The content of evaluation.json, from which the page is filled too."""
+    images, indices = evaluation.images, evaluation.indices
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {
@@ -111,26 +110,26 @@ def _facts(found: Evaluation, scores: Sequence[Scores], compared: Comparison | N
             "images": len(images.keys),
             "digest": images.digest,
             "unreadable": images.unreadable,
-            "split": found.split,
-            "reason": found.reason,
+            "split": evaluation.split,
+            "reason": evaluation.reason,
             "components": len(np.unique(images.components[indices])),
         },
-        "warnings": found.warnings,
-        **_judged(found, found.models[0], scores[0]),
+        "warnings": evaluation.warnings,
+        **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared
         and {
-            **_judged(found, found.models[1], scores[1]),
+            **_model_facts(evaluation, evaluation.models[1], scores[1]),
             **asdict(compared),
             "verdict": compared.verdict,
             "tally": compared.tally,
-            "disagreements": [_disagreement(found, row) for row in compared.disagreements.tolist()],
+            "disagreements": [_disagreement(evaluation, row) for row in compared.disagreements.tolist()],
         },
     }
 
 
-def _judged(found: Evaluation, model: Answered, scores: Scores) -> dict[str, object]:
-    """All that is said of one model."""
-    classifier, images, indices = model.classifier, found.images, found.indices
+def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores) -> dict[str, object]:
+    """The facts of one model."""
+    classifier, images, indices = model.classifier, evaluation.images, evaluation.indices
     card, labels = classifier.card, images.labels[indices]
     sets = coverage(labels, model.probabilities, card.calibration, images.classes)
     return {
@@ -149,14 +148,14 @@ def _judged(found: Evaluation, model: Answered, scores: Scores) -> dict[str, obj
     }
 
 
-def _disagreement(found: Evaluation, row: int) -> dict[str, object]:
-    index = found.indices[row]
-    answers = [model.probabilities[row] for model in found.models]
+def _disagreement(evaluation: Evaluation, row: int) -> dict[str, object]:
+    index, classes = evaluation.indices[row], evaluation.images.classes
+    predicted = zip("AB", (model.probabilities[row] for model in evaluation.models), strict=True)
     return {
-        "path": found.images.keys[index],
-        "true": found.images.classes[found.images.labels[index]],
+        "path": evaluation.images.keys[index],
+        "true": classes[evaluation.images.labels[index]],
         **{
-            letter: {"label": found.images.classes[answer.argmax()], "confidence": round(float(answer.max()), 6)}
-            for letter, answer in zip("AB", answers, strict=True)
+            letter: {"label": classes[probabilities.argmax()], "confidence": round(float(probabilities.max()), 6)}
+            for letter, probabilities in predicted
         },
     }

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn once for the report and for TensorBoard."""
+"""Figures of the reports, drawn with matplotlib."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.metrics.classification import RiskCoverage, Scores
 
-# Okabe and Ito (2008), Color universal design: colour-blind eyes can tell them apart.
+# Okabe and Ito (2008), Color universal design: distinguishable with colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -28,11 +28,11 @@ STYLE: Any = {
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", GREY)
 DASHES = ("-", "--", ":", "-.")
 Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
-"""By a panel's title and a line's name: the values of each seed, which may end early."""
+"""By panel title and line name: the values of each seed, which may be of different lengths."""
 COUNTS_SHOWN_UP_TO = 20
 NAMES_SHOWN_UP_TO = 120
 GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
-"""Between images that are shown together, and above one with two lines of text; in shares of its side."""
+"""Space between images, and above an image with a title of two lines; in shares of the image's side."""
 
 
 def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], best: int) -> Figure:
@@ -40,11 +40,12 @@ def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]]
     with rc_context(STYLE):
         figure = Figure(figsize=(5, 3.4))
         axes = figure.subplots()
+        marker = "o" if len(epochs) == 1 else None  # one epoch makes no line
         for (label, values), colour, style in zip(lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False):
-            axes.plot(epochs, values, color=colour, linestyle=style, label=label)
+            axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, label=label)
         axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if name.startswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend()
@@ -52,10 +53,10 @@ def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]]
 
 
 def bands(name: str, along: str, panels: Panels) -> Figure:
-    """Means over seeds with a band from the lowest to the highest; a line ends where a seed's values do.
+    """Means over seeds with a band from the lowest to the highest; a line ends with the shortest seed's values.
 
-    The axis is logarithmic where the values above zero spread over more than three powers of ten and none is below; a
-    zero, such as the gradient in a branch that begins as one, is then a gap between the dots.
+    The axis is logarithmic where the values above zero span more than three powers of ten and none is below zero. A
+    zero, such as the gradient of a branch that starts at zero, is then a gap between the dots.
     """
     every = [value for lines in panels.values() for of in lines.values() for seed in of for value in seed if value]
     logarithmic = bool(every) and min(every) > 0 and max(every) > 1000 * min(every)
@@ -67,19 +68,7 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
         for axes in grid.flat[len(panels) :]:
             axes.axis("off")
         for place, (axes, (title, lines)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-            for number, (line, seeds) in enumerate(lines.items()):
-                begun = [values for values in seeds if values]
-                length = min(map(len, begun), default=0)
-                values = np.array([values[:length] for values in begun], float).reshape(len(begun), length)
-                if logarithmic:
-                    values[values == 0] = np.nan
-                colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-                places = np.arange(1, length + 1)
-                means = values.mean(0) if begun else []
-                dots = {"marker": "o", "markersize": 3} if logarithmic else {}
-                axes.plot(places, means, color=colour, linestyle=dashes, label=line, **dots)
-                if len(begun) > 1:
-                    axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            _panel(axes, lines, logarithmic=logarithmic)
             axes.set(title=title, ylabel=name, yscale="log" if logarithmic else "linear")
             if place + columns >= len(panels):  # nothing below it
                 axes.set_xlabel(along)
@@ -88,6 +77,23 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
     return figure
+
+
+def _panel(axes: Axes, lines: Mapping[str, Sequence[Sequence[float | None]]], *, logarithmic: bool) -> None:
+    """Draw each line of one panel: the mean over its seeds, and a band where it has several."""
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3} if logarithmic else {}
+    for number, (line, seeds) in enumerate(lines.items()):
+        begun = [values for values in seeds if values]
+        length = min(map(len, begun), default=0)
+        values = np.array([values[:length] for values in begun], float).reshape(len(begun), length)
+        if logarithmic:
+            values[values == 0] = np.nan
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        places = np.arange(1, length + 1)
+        means = values.mean(0) if begun else []
+        axes.plot(places, means, color=colour, linestyle=dashes, label=line, **dots)
+        if len(begun) > 1:
+            axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def confusion(scores: Scores) -> Figure:
@@ -133,15 +139,15 @@ def reliability(bins: Sequence[tuple[float, float, int]], images: str) -> Figure
     return figure
 
 
-def risk_coverage(found: RiskCoverage) -> Figure:
-    """Accuracy of the images kept against the share handed to a person, the least confident or any."""
-    handed_over, accuracy = np.array(found.curve).T
+def risk_coverage(curve: RiskCoverage) -> Figure:
+    """Accuracy of the images kept against the share of images on which the model abstains."""
+    handed_over, accuracy = np.array(curve.curve).T
     with rc_context(STYLE):
         figure = Figure(figsize=(5, 3.4))
         axes = figure.subplots()
         axes.plot(handed_over, accuracy, color=BLUE, label="the least confident first", clip_on=False)
         axes.axhline(accuracy[0], color=GREY, linewidth=1, linestyle=":", label="at random")
-        axes.set(xlabel="test images handed to a person", ylabel="accuracy of the rest", xlim=(0, 1))
+        axes.set(xlabel="test images abstained on", ylabel="accuracy of the others", xlim=(0, 1))
         axes.set_ylim(top=1)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
@@ -150,7 +156,7 @@ def risk_coverage(found: RiskCoverage) -> Figure:
 
 
 def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) -> Figure:
-    """Up to 24 images `[n, height, width, channels]`, each below its title of two lines, orange for a wrong answer."""
+    """Up to 24 images `[n, height, width, channels]`, each below its title of two lines, orange for a wrong label."""
     columns = 6
     rows = max(1, -(-len(images) // columns))
     cells = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
@@ -186,8 +192,8 @@ def sheet(images: np.ndarray, first: str) -> Figure:
 def _mosaic(figure: Figure, images: np.ndarray, above: int) -> Axes:
     """Images `[rows, columns, height, width, channels]` as one picture, cell (row, column) at y = row, x = column.
 
-    Room is left beside each, and `above` it so many pixels. 24 axes would take a third of a second, this takes
-    less than half of it.
+    `above` is the space above each image in pixels. One axes object for all images takes less than half the time of
+    24 (a third of a second).
     """
     beside = round(images.shape[3] * GAP / 2)
     padded = np.pad(images, ((0, 0), (0, 0), (above, 0), (beside, beside), (0, 0)), constant_values=255)

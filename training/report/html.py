@@ -1,4 +1,4 @@
-"""Pages: templates filled, and pictures put inside them, so that a page is one file that opens offline."""
+"""Fill the templates of pages, with pictures as data URIs: a page is one file that opens offline."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ THUMBNAIL = 96
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of this package; a value that it names and does not get is an error."""
+    """Fill a template of this package. Raises jinja2.UndefinedError for a value that it uses and does not get."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training.report", "templates"),
         autoescape=jinja2.select_autoescape(["html.jinja"], default=False),
@@ -64,7 +64,7 @@ def thumbnail(pixels: np.ndarray) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as people read it; a dash where it is undefined."""
+    """A share in percent; a dash where it is undefined."""
     return "-" if share is None else f"{share:.1%}"
 
 
@@ -74,7 +74,7 @@ def number(value: float | None) -> str:
 
 
 def places(value: float | None, count: int) -> str:
-    """A measure to so many places; a dash where there is none."""
+    """A measure to `count` places; a dash where there is none."""
     return "-" if value is None else f"{value:,.{count}f}"
 
 

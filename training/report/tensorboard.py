@@ -12,7 +12,9 @@ from training.data.dataset import Dataset
 from training.data.formats import Split
 from training.metrics.classification import Probabilities
 from training.report import figures
-from training.report import run as report
+from training.report.predictions import class_table, gallery, worst_mistakes
+from training.report.run import augmentation_sheet
+from training.report.run_facts import ReportInput
 from training.settled import SettledConfig
 
 GALLERY = 24
@@ -23,48 +25,48 @@ FIRST_COLUMNS = ("model", "augment", "epochs", "lr", "batch_size")
 
 def write_augmented(writer: SummaryWriter, config: SettledConfig, dataset: Dataset) -> None:
     """Training images before and after augmentation, before the first step."""
-    sheet = report.augmented(config, dataset)
+    sheet = augmentation_sheet(config, dataset)
     if sheet is not None:
         writer.add_figure("train/augmented", sheet)
 
 
-def write_results(writer: SummaryWriter, findings: "report.Findings", validation: Probabilities) -> None:
+def write_results(writer: SummaryWriter, report_input: ReportInput, validation: Probabilities) -> None:
     """Images with their true and predicted labels, confusion matrices, classification reports, hyperparameters.
 
     Of the exported weights. `validation` are their probabilities on the validation split, whose images are shown.
     """
-    dataset = findings.dataset
+    dataset = report_input.dataset
     val = dataset.splits["val"]
     assert len(validation) == len(val)
     shown = min(GALLERY, len(val))
     for tag, rows in {
         "val/examples": np.arange(shown) * len(val) // shown,  # from all of it: the keys may be sorted by class
-        "val/worst_mistakes": report.worst_mistakes(dataset.labels[val], validation, GALLERY),
+        "val/worst_mistakes": worst_mistakes(dataset.labels[val], validation, GALLERY),
     }.items():
         if len(rows):
-            writer.add_figure(tag, report.answers(dataset, val[rows], validation[rows]))
+            writer.add_figure(tag, gallery(dataset, val[rows], validation[rows]))
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
-        writer.add_figure(f"{split}/confusion_matrix", figures.confusion(findings.scores[split]))
-        writer.add_text(f"{split}/classification_report", report.class_table(findings.scores[split]))
-    writer.add_text("configuration", f"```yaml\n{findings.config.to_yaml()}```")
-    _write_hyperparameters(writer, findings)
+        writer.add_figure(f"{split}/confusion_matrix", figures.confusion(report_input.scores[split]))
+        writer.add_text(f"{split}/classification_report", class_table(report_input.scores[split]))
+    writer.add_text("configuration", f"```yaml\n{report_input.config.to_yaml()}```")
+    _write_hyperparameters(writer, report_input)
 
 
-def _write_hyperparameters(writer: SummaryWriter, findings: "report.Findings") -> None:
+def _write_hyperparameters(writer: SummaryWriter, report_input: ReportInput) -> None:
     """Into the run's own folder: `add_hparams` would open a second run beside it.
 
     TensorBoard takes the columns of all runs from one of them, so each run names every column, also an empty one.
     """
     settings = {
         name: value if value is None or isinstance(value, (bool, int, float)) else str(value)
-        for name, value in (asdict(findings.config) | {"data": findings.dataset.name}).items()
+        for name, value in (asdict(report_input.config) | {"data": report_input.dataset.name}).items()
         if name not in PLACES
     }
     final = {
         f"scores/{split}_{name}": value
         for split in ("test", "val")
-        for name, value in findings.scores[split].headline().items()
+        for name, value in report_input.scores[split].headline().items()
     }
     every = {name: 0 if value is None else value for name, value in settings.items()}
     columns = hparams(every, final)[0]  # type: ignore[no-untyped-call]

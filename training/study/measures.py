@@ -1,4 +1,4 @@
-"""What a study measures of each of its runs."""
+"""The measures of a study: one number for each run, and the sentence that compares two of them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,37 +13,45 @@ from training.models.diagnostics import AtStart
 IN_EQUAL_TIME = "val_score_in_equal_time"
 SHARE = 0.95
 LEARNED = 1.2
-"""A final score below so many times chance is none, and has no 95 % that could be reached."""
+"""A run has learned nothing if its final score is below 1.2 times chance; then `epochs_to_95` is undefined."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a run left that is measured."""
+class ReferenceValues:
+    """What the runs of one seed are measured against."""
+
+    time_s: float
+    """Training time, in seconds, of the quickest of the runs that are compared in equal time."""
+    common_score: float | None
+    """The median of the runs' validation scores after their last epochs; None if no run has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMeasurements:
+    """The records of one run from which its measures are computed."""
 
     history: History
     scores: Mapping[Split, Mapping[str, Any]] | None
-    """Of the exported weights, by split; None of a run that diverged."""
-    time_s: float
-    """Training time of the quickest run of the same seed of those that are compared in equal time."""
-    common_score: float | None
-    """The median of what all runs of the same seed scored on validation images in the end; None if none has a score."""
+    """Of the exported weights, by split; None for a run that diverged."""
+    reference: ReferenceValues
+    """Of the run's seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A number that every run has, or has not; `sentence` compares two of them."""
+    """A number for each run, or None where it is undefined; `sentence` compares two of them."""
 
     title: str
     better: Literal["higher", "lower"] | None
     sentence: str
-    of: Callable[[Seen], float | None]
+    of: Callable[[RunMeasurements], float | None]
     places: int = 3
 
 
 def epochs_to_share(epochs: Sequence[Epoch], classes: int) -> float | None:
-    """Epochs until the validation score first reached 95 % of what it was in the end, interpolated between epochs.
+    """Epochs until the validation score first reached 95 % of its final value, interpolated between epochs.
 
-    None of a run that learned nothing, or whose score is undefined.
+    None for a run that learned nothing, or whose score is undefined.
     """
     final = epochs[-1].val_score if epochs else None
     return None if final is None or final < LEARNED / classes else epochs_to(SHARE * final, epochs)
@@ -69,33 +77,33 @@ def best(epochs: Sequence[Epoch]) -> float | None:
 
 
 def in_time(epochs: Sequence[Epoch], time_s: float) -> float | None:
-    """The best validation score of the epochs that were done within so many seconds of training."""
-    done, spent = [], 0.0
+    """The best validation score of the epochs that ended within `time_s` seconds of training."""
+    in_budget, spent = [], 0.0
     for line in epochs:
         spent += line.seconds
         if spent <= time_s:
-            done.append(line)
-    return best(done)
+            in_budget.append(line)
+    return best(in_budget)
 
 
-def _last(of: Callable[[Epoch], float | None]) -> Callable[[Seen], float | None]:
-    return lambda seen: of(seen.history.epochs[-1]) if seen.history.epochs else None
+def _last(of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], float | None]:
+    return lambda run: of(run.history.epochs[-1]) if run.history.epochs else None
 
 
-def _mean(of: Callable[[Epoch], float | None]) -> Callable[[Seen], float | None]:
-    def mean(seen: Seen) -> float | None:
-        values = [value for line in seen.history.epochs if (value := of(line)) is not None]
+def _mean(of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], float | None]:
+    def mean(run: RunMeasurements) -> float | None:
+        values = [value for line in run.history.epochs if (value := of(line)) is not None]
         return sum(values) / len(values) if values else None
 
     return mean
 
 
-def _scored(split: Split, name: str) -> Callable[[Seen], float | None]:
-    return lambda seen: None if seen.scores is None else seen.scores[split][name]
+def _scored(split: Split, name: str) -> Callable[[RunMeasurements], float | None]:
+    return lambda run: None if run.scores is None else run.scores[split][name]
 
 
-def _gap(seen: Seen) -> float | None:
-    return None if seen.scores is None else seen.scores["train"]["accuracy"] - seen.scores["val"]["accuracy"]
+def _gap(run: RunMeasurements) -> float | None:
+    return None if run.scores is None else run.scores["train"]["accuracy"] - run.scores["val"]["accuracy"]
 
 
 def _ratio(layers: Sequence[AtStart], name: str) -> float | None:
@@ -108,7 +116,7 @@ MEASURES: dict[str, Measure] = {
         title="validation score",
         better="higher",
         sentence="{a} scored {x} on validation images against {y} of {b}",
-        of=lambda seen: best(seen.history.epochs),
+        of=lambda run: best(run.history.epochs),
     ),
     "final_val_score": Measure(
         title="validation score after the last epoch",
@@ -120,7 +128,7 @@ MEASURES: dict[str, Measure] = {
         title="validation score in equal training time",
         better="higher",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
-        of=lambda seen: in_time(seen.history.epochs, seen.time_s),
+        of=lambda run: in_time(run.history.epochs, run.reference.time_s),
     ),
     "test_balanced_accuracy": Measure(
         title="balanced accuracy on test images",
@@ -144,14 +152,18 @@ MEASURES: dict[str, Measure] = {
         title="epochs to 95 % of the median run's final validation score",
         better="lower",
         sentence="{a} reached 95 % of the median run's final validation score in {x} epochs against {y} of {b}",
-        of=lambda seen: None if not seen.common_score else epochs_to(SHARE * seen.common_score, seen.history.epochs),
+        of=lambda run: (
+            None
+            if not run.reference.common_score
+            else epochs_to(SHARE * run.reference.common_score, run.history.epochs)
+        ),
         places=1,
     ),
     "epochs_to_95": Measure(
         title="epochs to 95 % of the final validation score",
         better="lower",
         sentence="{a} reached 95 % of its final validation score in {x} epochs against {y} of {b}",
-        of=lambda seen: epochs_to_share(seen.history.epochs, seen.history.classes),
+        of=lambda run: epochs_to_share(run.history.epochs, run.history.classes),
         places=1,
     ),
     "loss_variance": Measure(
@@ -172,14 +184,14 @@ MEASURES: dict[str, Measure] = {
         title="steps an epoch",
         better=None,
         sentence="an epoch of {a} had {x} steps against {y} of {b}",
-        of=lambda seen: float(seen.history.steps_an_epoch),
+        of=lambda run: float(run.history.steps_an_epoch),
         places=0,
     ),
     "parameters": Measure(
         title="parameters",
         better=None,
         sentence="{a} has {x} parameters against {y} of {b}",
-        of=lambda seen: float(seen.history.parameters),
+        of=lambda run: float(run.history.parameters),
         places=0,
     ),
     "gradient_ratio": Measure(
@@ -187,7 +199,7 @@ MEASURES: dict[str, Measure] = {
         better=None,
         sentence="before the first step the gradient's variance changed from the last layer to the first by a factor "
         "of 10 to the {x} in {a} against 10 to the {y} in {b}",
-        of=lambda seen: _ratio(seen.history.at_start, "gradient_variance"),
+        of=lambda run: _ratio(run.history.at_start, "gradient_variance"),
         places=2,
     ),
     "signal_ratio": Measure(
@@ -195,14 +207,14 @@ MEASURES: dict[str, Measure] = {
         better=None,
         sentence="before the first step the activations' variance changed from the first layer to the last by a factor "
         "of 10 to the {x} in {a} against 10 to the {y} in {b}",
-        of=lambda seen: _ratio(seen.history.at_start[::-1], "output_variance"),
+        of=lambda run: _ratio(run.history.at_start[::-1], "output_variance"),
         places=2,
     ),
     "diverged": Measure(
         title="diverged",
         better="lower",
         sentence="the share of runs of {a} that diverged was {x} against {y} of {b}",
-        of=lambda seen: float(seen.history.diverged is not None),
+        of=lambda run: float(run.history.diverged is not None),
         places=2,
     ),
 }

@@ -1,32 +1,34 @@
-"""What became of a study's runs: read from their folders, so that whoever made them, wherever, does not matter."""
+"""The results of a study's runs, read from their folders, on whatever machine they were trained."""
 
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from training.engine import history, runs
+from training.engine import history
+from training.engine.history import History
 from training.engine.progress import Epoch
+from training.engine.runs import is_finished
 from training.models.diagnostics import AtStart
-from training.study.measures import IN_EQUAL_TIME, MEASURES, Seen
+from training.study.measures import IN_EQUAL_TIME, MEASURES, ReferenceValues, RunMeasurements
 from training.study.spec import Cell, Study
 
 Outcome = Literal["done", "diverged", "failed", "not run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One run of the grid and what is measured of it."""
+class RunResult:
+    """One run of the grid and its measures."""
 
     cell: Cell
     folder: Path
     outcome: Outcome
     reason: str
-    """Why it did not end well; empty if it did."""
+    """Why the run diverged or failed; else empty."""
     values: dict[str, float | None]
     """By measure."""
     epochs: Sequence[Epoch]
@@ -34,69 +36,75 @@ class Result:
 
 
 def outcome(run: Path) -> Outcome:
-    """What the folder of a run says has become of it; `failed` of one that has begun and not ended."""
-    if runs.is_finished(run):
+    """The outcome by the folder of a run; `failed` if it started and is not finished."""
+    if is_finished(run):
         return "done"
-    seen = history.read(run)
-    if seen is not None and seen.diverged is not None:
+    record = history.read(run)
+    if record is not None and record.diverged is not None:
         return "diverged"
     return "failed" if run.exists() or log(run).exists() else "not run"
 
 
 def log(run: Path) -> Path:
-    """Where a study keeps what the run of this folder printed."""
+    """The file with the console output of the run in this folder."""
     return run.parent.parent / "logs" / f"{run.name}.log"
 
 
-def collect(study: Study, folders: Sequence[Path]) -> list[Result]:
-    """All cells of the grid in its order, each from the first of the study's folders that holds its run."""
-    found = []
+def collect(study: Study, folders: Sequence[Path]) -> list[RunResult]:
+    """The result of each cell of the grid, in its order, from the first of the study's folders that holds its run."""
+    runs = {}
     for cell in study.cells():
-        runs_of_it = [folder / "runs" / cell.name for folder in folders]
-        found.append((cell, next((run for run in runs_of_it if run.exists()), runs_of_it[0])))
-    seen_by = {cell.name: history.read(run) for cell, run in found}
-    time_by_seed: dict[int, float] = {}
-    finals_by_seed: dict[int, list[float]] = defaultdict(list)
-    for cell, _ in found:
-        seen = seen_by[cell.name]
-        if seen is None or seen.diverged is not None or not seen.epochs:
+        candidates = [folder / "runs" / cell.name for folder in folders]
+        runs[cell.name] = next((run for run in candidates if run.exists()), candidates[0])
+    histories = {name: history.read(run) for name, run in runs.items()}
+    references = reference_values(study, histories)
+    return [_result(cell, runs[cell.name], histories[cell.name], references) for cell in study.cells()]
+
+
+def reference_values(study: Study, histories: Mapping[str, History | None]) -> dict[int, ReferenceValues]:
+    """By seed, what the runs of that seed are measured against; `histories` by the name of the cell.
+
+    Runs that diverged, or have no epoch, do not count.
+    """
+    times: dict[int, list[float]] = defaultdict(list)
+    scores: dict[int, list[float]] = defaultdict(list)
+    for cell in study.cells():
+        record = histories[cell.name]
+        if record is None or record.diverged is not None or not record.epochs:
             continue
-        if (final := seen.epochs[-1].val_score) is not None:
-            finals_by_seed[cell.seed].append(final)
+        if (final := record.epochs[-1].val_score) is not None:
+            scores[cell.seed].append(final)
         if _is_timed(study, cell):
-            took = sum(line.seconds for line in seen.epochs)
-            time_by_seed[cell.seed] = min(took, time_by_seed.get(cell.seed, took))
-    results = []
-    for cell, run in found:
-        state, seen = outcome(run), seen_by[cell.name]
-        values: dict[str, float | None] = dict.fromkeys(MEASURES)
-        if seen is not None and state in ("done", "diverged"):
-            report = run / "report" / "report.json"
-            scores = json.loads(report.read_text())["scores"] if state == "done" else None
-            finals = finals_by_seed[cell.seed]
-            measured = Seen(
-                history=seen,
-                scores=scores,
-                time_s=time_by_seed.get(cell.seed, 0.0),
-                common_score=median(finals) if finals else None,
-            )
-            values = {name: measure.of(measured) for name, measure in MEASURES.items()}
-        results.append(
-            Result(
-                cell=cell,
-                folder=run,
-                outcome=state,
-                reason=_reason(run, state, seen),
-                values=values,
-                epochs=seen.epochs if seen else [],
-                at_start=seen.at_start if seen else [],
-            )
+            times[cell.seed].append(sum(line.seconds for line in record.epochs))
+    return {
+        seed: ReferenceValues(
+            time_s=min(times[seed], default=0.0), common_score=median(scores[seed]) if scores[seed] else None
         )
-    return results
+        for seed in range(study.seeds)
+    }
 
 
-def write_csv(path: Path, study: Study, results: Iterable[Result]) -> None:
-    """A line for each run: levels, seed, what became of it, all measures, its folder."""
+def _result(cell: Cell, run: Path, record: History | None, references: Mapping[int, ReferenceValues]) -> RunResult:
+    state = outcome(run)
+    values: dict[str, float | None] = dict.fromkeys(MEASURES)
+    if record is not None and state in ("done", "diverged"):
+        report = run / "report" / "report.json"
+        scores = json.loads(report.read_text())["scores"] if state == "done" else None
+        measurements = RunMeasurements(history=record, scores=scores, reference=references[cell.seed])
+        values = {name: measure.of(measurements) for name, measure in MEASURES.items()}
+    return RunResult(
+        cell=cell,
+        folder=run,
+        outcome=state,
+        reason=_reason(run, state, record),
+        values=values,
+        epochs=record.epochs if record else [],
+        at_start=record.at_start if record else [],
+    )
+
+
+def write_csv(path: Path, study: Study, results: Iterable[RunResult]) -> None:
+    """Write a line for each run: levels, seed, outcome, reason, all measures, folder."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*study.axes, "seed", "outcome", "reason", *MEASURES, "run"])
@@ -108,19 +116,19 @@ def write_csv(path: Path, study: Study, results: Iterable[Result]) -> None:
 
 
 def _is_timed(study: Study, cell: Cell) -> bool:
-    """Whether a question compares this cell in equal time; every cell where no question says what is compared."""
-    pairs = [(asked.axis, asked.compare) for asked in study.questions if asked.measure == IN_EQUAL_TIME]
+    """Whether a question compares this cell in equal time; without such a question, all cells are compared."""
+    pairs = [(question.axis, question.compare) for question in study.questions if question.measure == IN_EQUAL_TIME]
     compared = [(axis, pair) for axis, pair in pairs if pair]
     return not compared or any(cell.levels[axis] in pair for axis, pair in compared)
 
 
-def _reason(run: Path, state: Outcome, seen: history.History | None) -> str:
+def _reason(run: Path, state: Outcome, record: History | None) -> str:
     if state == "diverged":
-        assert seen is not None
-        assert seen.diverged is not None
-        return seen.diverged
+        assert record is not None
+        assert record.diverged is not None
+        return record.diverged
     if state != "failed":
         return ""
     lines = log(run).read_text(errors="replace").strip().splitlines() if log(run).exists() else []
     errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it left nothing"])[-1].removeprefix("error: ")
+    return (errors or lines or ["it wrote no output"])[-1].removeprefix("error: ")

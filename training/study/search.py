@@ -1,4 +1,4 @@
-"""Search for options that score well: trials are ordinary runs, drawn by Optuna; what cannot win is stopped early."""
+"""Hyperparameter search: trials are ordinary runs whose options Optuna draws; trials that are behind stop early."""
 
 import signal
 from collections.abc import Iterator
@@ -14,80 +14,102 @@ from optuna.trial import Trial, TrialState
 from training.engine import history
 from training.errors import ConfigError
 from training.storage import write_atomically
-from training.study import measures, process_pool, results
-from training.study import report as study_report
-from training.study import spec as grid
-from training.study.command import StudyConfig, at_a_time, declared, keep, prepare
-from training.study.process_pool import Job
-from training.study.spec import Cell, Options, Question, Study
+from training.study.config import StudyConfig, concurrent_runs, declared
+from training.study.folder import job, prepare
+from training.study.measures import best
+from training.study.process_pool import Job, ProcessPool
+from training.study.report import write_study_report
+from training.study.results import collect, outcome
+from training.study.spec import Cell, Options, Question, Study, plain
 
 JOURNAL = "journal.log"
 BEST = "best.yaml"
 SPACE = "search"
 TRIAL = "trial"
 SEED = 0
-STOPPED = 128 + signal.SIGTERM
+TERMINATED = 128 + signal.SIGTERM
 MIN_TRIALS = 5
-"""Trials that are seen to their end before any is judged by them."""
+"""Trials that run to their end before any is compared with their median."""
 
 
 def search(config: StudyConfig) -> Path:
-    """Make trials until there are --trials, and leave the best one's options as `best.yaml`, for --config.
+    """Make trials until there are --trials, write the best one's options to `best.yaml`, and return the folder.
 
-    A trial is stopped when its best validation score so far is below the median of the others' at that epoch (Golovin
-    et al. 2017). Drawn by a tree-structured Parzen estimator (Bergstra et al. 2011). What was stopped goes on with the
-    same command; trials that were under way begin anew. Raises ConfigError, OSError, Interrupted.
+    The options are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011). A trial stops when its best
+    validation score so far is below the median of the others' at that epoch (Golovin et al. 2017). The same command
+    continues a search; trials that were running when it stopped start again. Raises ConfigError, OSError, Interrupted.
     """
     if len(config.paths) > 1:
         raise ConfigError(f"study search: expected one file, got {len(config.paths)}")
     name = str(config.paths[0]) if config.paths else SPACE
     space = declared(config, name)
     folder = config.out / (config.name or Path(name).stem)
-    keep(space, folder)
-    searched = open_journal(folder)
-    trials: dict[str, Trial] = {}
-    reported: dict[str, int] = {}
-    left = config.trials - sum(trial.state.is_finished() for trial in searched.trials)
-
-    def drawn() -> Iterator[Job]:
-        for _ in range(left):
-            trial = searched.ask(distributions(space))
-            cell = as_cell(space, trial.number, trial.params)
-            trials[cell.name] = trial
-            yield prepare(cell, folder, config)
-
-    def ended(job: Job, code: int) -> None:
-        trial, run = trials.pop(job.name), folder / "runs" / job.name
-        seen = history.read(run)
-        score, state = measures.best(seen.epochs) if seen else None, results.outcome(run)
-        if state == "done" and score is not None:
-            searched.tell(trial, score)
-        else:  # one that diverged says as much of its options as one that fell behind
-            searched.tell(trial, state=TrialState.FAIL if state == "failed" and code != STOPPED else TrialState.PRUNED)
-        print(f"{searched.trials[trial.number].state.name.lower():8} {job.name}  {trial.params}", flush=True)
-
-    def hopeless(job: Job) -> bool:
-        seen = history.read(folder / "runs" / job.name)
-        known = reported.get(job.name, 0)
-        epochs = len(seen.epochs) if seen else 0
-        if seen is None or epochs == known:
-            return False
-        reported[job.name] = epochs
-        # Every epoch, also of those that end between two looks: trials are compared at the very same one.
-        for epoch in range(known + 1, epochs + 1):
-            if (best := measures.best(seen.epochs[:epoch])) is not None:
-                trials[job.name].report(best, epoch)
-        return trials[job.name].should_prune()
-
-    process_pool.run(drawn(), at_a_time=at_a_time(config), threads=config.threads, ended=ended, hopeless=hopeless)
-    conclude(folder, space, searched)
+    prepare(space, folder)
+    trials = Trials(space, folder, config)
+    pool = ProcessPool(
+        size=concurrent_runs(config), threads=config.threads, ended=trials.finish, hopeless=trials.is_behind
+    )
+    pool.run(trials.draw())
+    write_results(folder, space, trials.optuna_study)
     return folder
 
 
+class Trials:
+    """The trials of a search, between Optuna, which draws and judges them, and the runs, which are made by jobs."""
+
+    def __init__(self, space: Study, folder: Path, config: StudyConfig) -> None:
+        self.optuna_study = open_journal(folder)
+        self._space = space
+        self._folder = folder
+        self._config = config
+        self._running: dict[str, Trial] = {}
+        self._epochs_reported: dict[str, int] = {}
+
+    def draw(self) -> Iterator[Job]:
+        """The job of each trial that is missing; its options are drawn when it is asked for."""
+        finished = sum(trial.state.is_finished() for trial in self.optuna_study.trials)
+        for _ in range(self._config.trials - finished):
+            trial = self.optuna_study.ask(distributions(self._space))
+            cell = as_cell(self._space, trial.number, trial.params)
+            self._running[cell.name] = trial
+            yield job(cell, self._folder, self._config)
+
+    def finish(self, job: Job, code: int) -> None:
+        """Record the score of a job that ended with this exit code, and print it.
+
+        A trial that diverged is recorded as one that was stopped: it says as much about its options.
+        """
+        trial, run = self._running.pop(job.name), self._folder / "runs" / job.name
+        record = history.read(run)
+        score, state = best(record.epochs) if record else None, outcome(run)
+        if state == "done" and score is not None:
+            self.optuna_study.tell(trial, score)
+        else:
+            failed = state == "failed" and code != TERMINATED
+            self.optuna_study.tell(trial, state=TrialState.FAIL if failed else TrialState.PRUNED)
+        recorded = self.optuna_study.trials[trial.number].state.name.lower()
+        print(f"{recorded:8} {job.name}  {trial.params}", flush=True)
+
+    def is_behind(self, job: Job) -> bool:
+        """Report the epochs that a job has finished since the last call; whether the trial is to be stopped."""
+        record = history.read(self._folder / "runs" / job.name)
+        reported = self._epochs_reported.get(job.name, 0)
+        epochs = len(record.epochs) if record else 0
+        if record is None or epochs == reported:
+            return False
+        self._epochs_reported[job.name] = epochs
+        trial = self._running[job.name]
+        # Each epoch, also where several end between two calls: the median compares trials at the same epoch.
+        for epoch in range(reported + 1, epochs + 1):
+            if (score := best(record.epochs[:epoch])) is not None:
+                trial.report(score, epoch)
+        return trial.should_prune()
+
+
 def open_journal(folder: Path) -> optuna.Study:
-    """The search that is kept in the folder, or a new one; trials that were under way when it was killed come again."""
+    """The Optuna study in the folder, or a new one; trials that were running when it was killed are queued again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    searched = optuna.create_study(
+    optuna_study = optuna.create_study(
         study_name=folder.name,
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
         load_if_exists=True,
@@ -95,14 +117,14 @@ def open_journal(folder: Path) -> optuna.Study:
         sampler=optuna.samplers.TPESampler(seed=SEED),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=MIN_TRIALS),
     )
-    for trial in searched.get_trials(states=[TrialState.RUNNING]):
-        searched.tell(trial.number, state=TrialState.FAIL)
-        searched.enqueue_trial(trial.params)
-    return searched
+    for trial in optuna_study.get_trials(states=[TrialState.RUNNING]):
+        optuna_study.tell(trial.number, state=TrialState.FAIL)
+        optuna_study.enqueue_trial(trial.params)
+    return optuna_study
 
 
 def distributions(space: Study) -> dict[str, BaseDistribution]:
-    """What Optuna draws from: levels of the axes by name, and the ranges."""
+    """What Optuna draws from: the levels of each axis, by name, and the ranges."""
     drawn: dict[str, BaseDistribution] = {
         axis: CategoricalDistribution(list(levels)) for axis, levels in space.axes.items()
     }
@@ -118,22 +140,22 @@ def as_cell(space: Study, number: int, drawn: Options) -> Cell:
 
 
 def chosen(space: Study, drawn: Options) -> Options:
-    """Options, of what Optuna drew."""
+    """The options that the drawn levels and values stand for."""
     options: Options = {}
     for name, value in drawn.items():
         options |= space.axes[name][value] if name in space.axes else {name: value}
     return options
 
 
-def conclude(folder: Path, space: Study, searched: optuna.Study) -> None:
-    """Leave the best trial's options and the pages of a study whose one axis are the trials."""
-    if not searched.get_trials(states=[TrialState.COMPLETE]):
-        raise ConfigError(f"{folder}: no trial came to its end; {folder / 'logs'} says why")
-    best = grid.plain(space.base | chosen(space, searched.best_params))
-    write_atomically(folder / BEST, lambda file: file.write(yaml.safe_dump(best, sort_keys=False).encode()))
-    trials = {str(trial.number): chosen(space, trial.params) for trial in searched.trials if trial.params}
+def write_results(folder: Path, space: Study, optuna_study: optuna.Study) -> None:
+    """Write the best trial's options, and the report of a study whose only axis is the trial."""
+    if not optuna_study.get_trials(states=[TrialState.COMPLETE]):
+        raise ConfigError(f"{folder}: no trial finished; see {folder / 'logs'}")
+    best_options = plain(space.base | chosen(space, optuna_study.best_params))
+    write_atomically(folder / BEST, lambda file: file.write(yaml.safe_dump(best_options, sort_keys=False).encode()))
+    trials = {str(trial.number): chosen(space, trial.params) for trial in optuna_study.trials if trial.params}
     question = Question(ask="Which trial scores best?", measure="val_score", axis=TRIAL, where={})
-    made = Study(title=space.title, base=space.base, axes={TRIAL: trials}, seeds=1, questions=(question,))
-    study_report.write(folder, made, results.collect(made, [folder]))
-    print(f"best   {searched.best_value:.4f}, trial {searched.best_trial.number}: {searched.best_params}")
+    study = Study(title=space.title, base=space.base, axes={TRIAL: trials}, seeds=1, questions=(question,))
+    write_study_report(folder, study, collect(study, [folder]))
+    print(f"best   {optuna_study.best_value:.4f}, trial {optuna_study.best_trial.number}: {optuna_study.best_params}")
     print(f"again  python -m training --config {folder / BEST}")

@@ -1,4 +1,4 @@
-"""A grid of runs, as a YAML file declares it: what all share, the axes along which they differ, what is asked of them.
+"""The specification of a study, as a YAML file: options that all runs share, axes on which they differ, questions.
 
 title: What does batch normalisation do?
 base: {model: mlp, epochs: 12}            # any options of a training
@@ -8,12 +8,12 @@ axes:
     plain: {}
     normalised: {batch_norm: true}
 seeds: 3
-questions:                                # may be left out: then each axis is asked which level scores best
+questions:                                # optional; by default, which level of each axis has the best score
   - ask: Does batch normalisation learn faster?
     measure: epochs_to_95
     axis: network
-    compare: [normalised, plain]          # or `against: plain`, for all others; without: against the best
-    where: {activation: relu}             # may be left out: then the mean over the other axes is compared
+    compare: [normalised, plain]          # or `against: plain`, for all others; by default against the best
+    where: {activation: relu}             # optional; by default, means over the other axes are compared
 """
 
 import re
@@ -47,24 +47,24 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A folder's name that says what differs."""
-        said = [f"{axis}={level}" for axis, level in self.levels.items()]
-        return re.sub(r"[^\w=,.+-]+", "-", ",".join([*said, f"seed={self.seed}"]))
+        """The name of the run's folder: its levels and seed."""
+        parts = [f"{axis}={level}" for axis, level in self.levels.items()]
+        return re.sub(r"[^\w=,.+-]+", "-", ",".join([*parts, f"seed={self.seed}"]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What the runs are asked: how levels of an axis differ in a measure from one of them, the reference."""
+    """A question about the runs: how levels of an axis differ in a measure from one of them, the reference."""
 
     ask: str
     measure: str
     axis: str
     compare: tuple[str, str] | None = None
-    """The level that is asked about, and the reference; None: all levels are asked about."""
+    """A level and the reference; None: all levels are compared with the reference."""
     against: str | None = None
     """The reference for all; None: the best."""
     where: dict[str, str]
-    """Levels of other axes that the question is confined to; over the rest of them the mean is taken."""
+    """The level of other axes to which the question is restricted; over the remaining axes the mean is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +78,18 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid, checked: every option exists and every value is one of its kind."""
+    """A checked specification: every option exists and every value has its type."""
 
     title: str
     base: Options
     axes: dict[str, dict[str, Options]]
     ranges: dict[str, Range] = field(default_factory=dict)
-    """By option; of these there is no grid, but `study search` draws from them."""
+    """By option; a grid has none, `study search` draws from them."""
     seeds: int
     questions: tuple[Question, ...]
 
     def cells(self) -> list[Cell]:
-        """Every combination of levels with every seed, seed by seed, so that what is there early can be compared."""
+        """Every combination of levels with every seed, seed by seed, so that the first finished runs are comparable."""
         return [
             Cell(
                 levels=dict(zip(self.axes, levels, strict=True)),
@@ -106,18 +106,18 @@ class Study:
         ]
 
     def with_base(self, options: Options) -> "Study":
-        """The same grid with other options that all runs share; those of an axis win."""
+        """The same study with these options for all runs; the options of an axis take precedence."""
         return replace(self, base=self.base | options)
 
 
 def read(path: Path) -> Study:
-    """The study that a file declares. Raises ConfigError that names the file, the line and the choices."""
+    """Read a study from a YAML file. Raises ConfigError that names the file, the line and the choices."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not a YAML file that can be read ({error})") from error
     if root is None:
-        raise ConfigError(f"{path}: expected a study ({', '.join(KEYS)}), found nothing")
+        raise ConfigError(f"{path}: expected a study ({', '.join(KEYS)}), got an empty file")
     parts = {name: node for name, _, node in _entries(path, root, KEYS)}
     if "axes" not in parts:
         raise ConfigError(f"{path}: expected axes, along which the runs differ")
@@ -141,7 +141,7 @@ def read(path: Path) -> Study:
 
 
 def check(study: Study, where: str) -> None:
-    """Raise ConfigError, naming the cell, where options do not go together."""
+    """Raise ConfigError that names the cell where options do not fit together."""
     for cell in study.cells():
         try:
             TrainConfig(**cell.options, seed=cell.seed)
@@ -150,7 +150,7 @@ def check(study: Study, where: str) -> None:
 
 
 def to_yaml(study: Study) -> str:
-    """The study as `read` reads it."""
+    """The study as YAML that `read` accepts."""
     axes: dict[str, object] = {
         axis: {level: plain(of) for level, of in levels.items()} for axis, levels in study.axes.items()
     }
@@ -170,7 +170,7 @@ def to_yaml(study: Study) -> str:
 
 
 def plain(options: Options) -> Options:
-    """The same options as YAML and JSON can hold them."""
+    """The same options with values that YAML and JSON have: lists for tuples, text for paths."""
 
     def as_plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
@@ -179,13 +179,13 @@ def plain(options: Options) -> Options:
 
 
 def _levels(path: Path, axis: str, key: yaml.Node, node: yaml.Node) -> dict[str, Options]:
-    """The levels of an axis: named sets of options, or the values of the option that it is called after."""
+    """The levels of an axis: named sets of options, or the values of the option with the name of the axis."""
     if isinstance(node, yaml.MappingNode):
         levels = {name: _options(path, options) for name, _, options in _entries(path, node)}
     elif isinstance(node, yaml.SequenceNode):
         _refuse_unknown_option(path, axis, key)
         values = [option(axis, _value(value), _at(path, value)) for value in node.value]
-        levels = {_said(value): {axis: value} for value in values}
+        levels = {_name(value): {axis: value} for value in values}
     else:
         raise ConfigError(f"{_at(path, node)}: {axis}: expected a list of values, or levels with options")
     if not levels:
@@ -198,13 +198,13 @@ def _is_range(node: yaml.Node) -> bool:
 
 
 def _range(path: Path, name: str, key: yaml.Node, node: yaml.Node) -> Range:
-    """Where a search may draw from: `{low: 0.001, high: 0.1, log: true}`."""
+    """The range that a search draws from: `{low: 0.001, high: 0.1, log: true}`."""
     _refuse_unknown_option(path, name, key)
-    given = {part: value for part, _, value in _entries(path, node, ("low", "high", "log"))}
-    low, high = (option(name, _value(given[end]), _at(path, given[end])) for end in ("low", "high"))
-    log = bool(_value(given["log"])) if "log" in given else False
+    parts = {part: value for part, _, value in _entries(path, node, ("low", "high", "log"))}
+    low, high = (option(name, _value(parts[end]), _at(path, parts[end])) for end in ("low", "high"))
+    log = bool(_value(parts["log"])) if "log" in parts else False
     if any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in (low, high)):
-        raise ConfigError(f"{_at(path, node)}: {name} is no number, so it has no range; list its values")
+        raise ConfigError(f"{_at(path, node)}: {name} is not a number, so it has no range; list its values")
     if not low < high or (log and low <= 0):
         bound = ", and above 0" if log else ""
         raise ConfigError(f"{_at(path, node)}: {name}: expected low below high{bound}, got {low} and {high}")
@@ -235,7 +235,7 @@ def _question(path: Path, node: yaml.Node, axes: dict[str, dict[str, Options]]) 
         raise ConfigError(f"{_at(path, node)}: a question needs {', '.join(missing)}")
 
     def chosen(value: yaml.Node, choices: Sequence[str]) -> str:
-        text = _said(_value(value))
+        text = _name(_value(value))
         if text not in choices:
             raise ConfigError(f"{_at(path, value)}: expected one of {', '.join(choices)}, got {text!r}")
         return text
@@ -263,10 +263,10 @@ def _default_questions(axes: dict[str, dict[str, Options]]) -> Iterator[Question
 
 
 def _entries(path: Path, node: yaml.Node, known: Sequence[str] = ()) -> list[tuple[str, yaml.Node, yaml.Node]]:
-    """Key, its node and the value's node of each entry of a mapping; only `known` keys, if any are given."""
+    """Key, key node and value node of each entry of a mapping. Raises ConfigError for a key not in `known`, if any."""
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{_at(path, node)}: expected `name: value` pairs")
-    entries = [(_said(_value(key)), key, value) for key, value in node.value]
+    entries = [(_name(_value(key)), key, value) for key, value in node.value]
     for name, key, _ in entries:
         if known and name not in known:
             raise ConfigError(f"{_at(path, key)}: there is no {name!r}; there are {', '.join(known)}")
@@ -277,10 +277,10 @@ def _value(node: yaml.Node) -> Any:
     return yaml.SafeLoader("").construct_document(node)
 
 
-def _said(value: object) -> str:
-    """How a level is called: as it would be typed."""
+def _name(value: object) -> str:
+    """The name of a level: the value as on the command line."""
     if isinstance(value, (list, tuple)):
-        return " ".join(map(_said, value))
+        return " ".join(map(_name, value))
     if value is None or isinstance(value, bool):
         return "none" if value is None else "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

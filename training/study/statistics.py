@@ -1,4 +1,4 @@
-"""What a study's runs say to its questions: differences paired over seeds, with 95 % intervals, in plain sentences."""
+"""Statistics of a study: differences between levels, paired over seeds, with 95 % intervals, in sentences."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from training.metrics.bootstrap import LEVEL, Interval
 from training.study.measures import MEASURES, Measure
-from training.study.results import Result
+from training.study.results import RunResult
 from training.study.spec import Question
 
 Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no runs"]
@@ -20,38 +20,38 @@ Values = Mapping[tuple[int, tuple[str, ...]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A level's measure less the reference's, over the runs that differ in nothing else."""
+class LevelDifference:
+    """The measure of a level minus that of the reference level, over runs that differ in nothing else."""
 
     level: str
     mean: float | None
     reference_mean: float | None
     value: float | None
     interval: Interval | None
-    """Student's, over the seeds; None of one seed."""
+    """Student's, over the seeds; None with one seed."""
     seeds: int
     verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One question answered, as far as the runs suffice."""
+class Conclusion:
+    """The answer to one question, as far as the runs suffice."""
 
     question: Question
     reference: str
-    differences: Sequence[Difference]
+    differences: Sequence[LevelDifference]
     sentence: str
     decided: bool
-    """Whether any interval leaves zero out, or holds nothing else."""
+    """Whether any interval excludes zero, or any difference is zero with every seed."""
 
 
-def answer(question: Question, results: Sequence[Result]) -> Answer | None:
-    """What the results say; None when no run that it asks of has a value."""
-    concerned = [
+def conclude(question: Question, results: Sequence[RunResult]) -> Conclusion | None:
+    """The answer of these results to a question; None when no run that it concerns has a value."""
+    selected = [
         result for result in results if all(result.cell.levels[axis] == level for axis, level in question.where.items())
     ]
-    levels = list(dict.fromkeys(result.cell.levels[question.axis] for result in concerned))
-    values = {level: _values(question, concerned, level) for level in levels}
+    levels = list(dict.fromkeys(result.cell.levels[question.axis] for result in selected))
+    values = {level: _values(question, selected, level) for level in levels}
     measured = [level for level in levels if values[level]]
     measure = MEASURES[question.measure]
     reference = question.compare[1] if question.compare else question.against
@@ -61,26 +61,26 @@ def answer(question: Question, results: Sequence[Result]) -> Answer | None:
     if reference not in measured:
         return None
     asked = question.compare[:1] if question.compare else [level for level in levels if level != reference]
-    differences = [difference(level, values[level], values[reference]) for level in asked]
-    said = (
+    differences = [paired_difference(level, values[level], values[reference]) for level in asked]
+    sentence = (
         _pair(measure, differences[0], reference)
         if question.compare
         else _all(question, differences, reference, values)
     )
-    return Answer(
+    return Conclusion(
         question=question,
         reference=reference,
         differences=differences,
-        sentence=" ".join([said[0].upper() + said[1:], *_losses(question, concerned, [*asked, reference])]),
-        decided=any(found.verdict in ("higher", "lower", "equal") for found in differences),
+        sentence=" ".join([sentence[0].upper() + sentence[1:], *_losses(question, selected, [*asked, reference])]),
+        decided=any(difference.verdict in ("higher", "lower", "equal") for difference in differences),
     )
 
 
-def difference(level: str, values: Values, reference: Values) -> Difference:
-    """Pair what shares seed and other levels, take the mean for each seed, and its interval over the seeds."""
+def paired_difference(level: str, values: Values, reference: Values) -> LevelDifference:
+    """Pair the values of the same seed and other levels; the mean for each seed, and its interval over the seeds."""
     pairs = sorted(values.keys() & reference.keys())
     if not pairs:
-        return Difference(
+        return LevelDifference(
             level=level, mean=None, reference_mean=None, value=None, interval=None, seeds=0, verdict="no runs"
         )
     seeds = sorted({seed for seed, _ in pairs})
@@ -91,7 +91,7 @@ def difference(level: str, values: Values, reference: Values) -> Difference:
         verdict = "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else "undecided"
         if not any(by_seed):
             verdict = "equal"
-    return Difference(
+    return LevelDifference(
         level=level,
         mean=fmean(values[key] for key in pairs),
         reference_mean=fmean(reference[key] for key in pairs),
@@ -108,64 +108,74 @@ def student(values: Sequence[float]) -> Interval:
     return fmean(values) - half, fmean(values) + half
 
 
-def _values(question: Question, results: Sequence[Result], level: str) -> Values:
-    found = {}
+def _values(question: Question, results: Sequence[RunResult], level: str) -> Values:
+    values = {}
     for result in results:
         value = result.values[question.measure]
         if result.cell.levels[question.axis] == level and value is not None:
             others = tuple(other for axis, other in result.cell.levels.items() if axis != question.axis)
-            found[result.cell.seed, others] = value
-    return found
+            values[result.cell.seed, others] = value
+    return values
 
 
-def _pair(measure: Measure, found: Difference, reference: str) -> str:
-    if found.value is None or found.mean is None or found.reference_mean is None:
-        return f"no run of {found.level} has a value to compare with {reference}."
-    x, y = (f"{value:,.{measure.places}f}" for value in (found.mean, found.reference_mean))
-    said = measure.sentence.format(a=found.level, b=reference, x=x, y=y) + f" ({_numbers(measure, found)})."
-    return said + {
+def _pair(measure: Measure, difference: LevelDifference, reference: str) -> str:
+    if difference.value is None or difference.mean is None or difference.reference_mean is None:
+        return f"no run of {difference.level} has a value to compare with {reference}."
+    x, y = (f"{value:,.{measure.places}f}" for value in (difference.mean, difference.reference_mean))
+    sentence = (
+        measure.sentence.format(a=difference.level, b=reference, x=x, y=y) + f" ({_numbers(measure, difference)})."
+    )
+    return sentence + {
         "equal": " Equal with every seed.",
         "undecided": " The interval contains zero: undecided.",
-        "no interval": " Of one seed there is no interval: undecided.",
-    }.get(found.verdict, "")
+        "no interval": " One seed has no interval: undecided.",
+    }.get(difference.verdict, "")
 
 
-def _all(question: Question, differences: Sequence[Difference], reference: str, values: Mapping[str, Values]) -> str:
+def _all(
+    question: Question, differences: Sequence[LevelDifference], reference: str, values: Mapping[str, Values]
+) -> str:
     measure = MEASURES[question.measure]
     mean = f"{fmean(values[reference].values()):,.{measure.places}f}"
     parts = [f"{measure.title}: {reference} has {mean}" + ("" if question.against else ", the best mean") + "."]
     for verdict, title in {"higher": "Higher", "lower": "Lower"}.items():
-        listed = [f"{found.level} ({_numbers(measure, found)})" for found in differences if found.verdict == verdict]
+        listed = [
+            f"{difference.level} ({_numbers(measure, difference)})"
+            for difference in differences
+            if difference.verdict == verdict
+        ]
         if listed:
             parts.append(f"{title}: {', '.join(listed)}.")
-    if equal := [found.level for found in differences if found.verdict == "equal"]:
+    if equal := [difference.level for difference in differences if difference.verdict == "equal"]:
         parts.append(f"Equal: {', '.join(equal)}.")
     for verdict, why in {
         "undecided": "the interval contains zero",
         "no interval": "one seed has no interval",
         "no runs": "no run has a value to compare",
     }.items():
-        listed = [found.level for found in differences if found.verdict == verdict]
+        listed = [difference.level for difference in differences if difference.verdict == verdict]
         if listed:
             parts.append(f"Undecided ({why}): {', '.join(listed)}.")
     return " ".join(parts)
 
 
-def _numbers(measure: Measure, found: Difference) -> str:
+def _numbers(measure: Measure, difference: LevelDifference) -> str:
     places = measure.places
-    seeds = f"{found.seeds} seed{'' if found.seeds == 1 else 's'}"
-    if found.interval is None:
-        return f"difference {found.value:+,.{places}f}, {seeds}"
-    low, high = found.interval
-    return f"difference {found.value:+,.{places}f}, 95 % interval {low:+,.{places}f} to {high:+,.{places}f}, {seeds}"
+    seeds = f"{difference.seeds} seed{'' if difference.seeds == 1 else 's'}"
+    if difference.interval is None:
+        return f"difference {difference.value:+,.{places}f}, {seeds}"
+    low, high = difference.interval
+    return (
+        f"difference {difference.value:+,.{places}f}, 95 % interval {low:+,.{places}f} to {high:+,.{places}f}, {seeds}"
+    )
 
 
-def _losses(question: Question, results: Sequence[Result], levels: Sequence[str]) -> list[str]:
-    """Runs that the answer had to do without."""
+def _losses(question: Question, results: Sequence[RunResult], levels: Sequence[str]) -> list[str]:
+    """A sentence for each way in which runs have no value."""
     sentences = []
-    for outcome, said in {"diverged": "diverged", "failed": "failed", "not run": "were not run"}.items():
+    for outcome, ended in {"diverged": "diverged", "failed": "failed", "not run": "were not run"}.items():
         counts = Counter(result.cell.levels[question.axis] for result in results if result.outcome == outcome)
         named = [f"{counts[level]} of {level}" for level in levels if counts[level]]
         if named:
-            sentences.append(f"Runs that {said}: {', '.join(named)}.")
+            sentences.append(f"Runs that {ended}: {', '.join(named)}.")
     return sentences

@@ -13,23 +13,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.paths import ROOT
 from tests.support.pictures import COLOURS, picture
 from tests.support.server import serving
 from training.config import TrainConfig
 from training.train import train
 
-CHROMIUM = shutil.which("chromium")
-# As root there is no sandbox to be had; the rest keeps Chromium from asking its makers for anything.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # Five seconds, if nothing is said; a page without a model tries again every five.
 expect.set_options(timeout=30_000)
 # Chromium reports every reply that is not 2xx there; what the page makes of such replies is asserted.

@@ -11,7 +11,7 @@ from training.data.audit import Audit
 from training.data.cache import Cache
 from training.data.dataset import divide_and_audit
 from training.data.splits import SplitPolicy
-from training.report.audit import console, facts, recall_interval, warnings
+from training.report.audit import audit_facts, audit_lines, audit_warnings, recall_interval
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
@@ -58,17 +58,17 @@ def test_what_leaks_is_found_named_and_taken_out(brought: Path) -> None:
     assert found.misnamed == {"test/b/misnamed.png": "JPEG"}
     assert found.images.ignored == ["train/a/notes.txt"]
     assert found.counts == {"a": {"train": 9, "val": 5, "test": 5}, "b": {"train": 10, "val": 5, "test": 6}}
-    said = " ".join(warnings(found))
-    assert "2 pairs of images show one picture in two splits. 2 images were taken out" in said
+    said = " ".join(audit_warnings(found))
+    assert "2 pairs of images show one picture in two splits. 2 images were removed" in said
     assert "1 pair of images show one picture under two labels" in said
-    assert "1 file was of another format than named" in said
+    assert "1 file was named as another format" in said
 
 
 def test_warn_leaves_everything_and_says_so(brought: Path) -> None:
     found = audited(brought, "warn")
     assert not found.division.removed
     assert found.counts == {"a": {"train": 11, "val": 5, "test": 5}, "b": {"train": 12, "val": 5, "test": 6}}
-    assert "the scores flatter the model" in " ".join(warnings(found))
+    assert "the scores are too high" in " ".join(audit_warnings(found))
 
 
 def test_error_names_the_images(brought: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_group_in_two_splits_is_named(tmp_path: Path) -> None:
     found = audited(manifest(tmp_path / "m.csv", rows))
     assert found.parted_groups == {"patient 7": {"train": 1, "val": 1}}
     assert [found.images.keys[i] for i in found.division.removed] == ["3.png"]
-    assert "1 group had images in two splits. 1 image was taken out" in " ".join(warnings(found))
+    assert "1 group had images in two splits. 1 image was removed" in " ".join(audit_warnings(found))
 
 
 def test_splits_that_are_made_part_no_picture_so_nothing_leaks(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_splits_that_are_made_part_no_picture_so_nothing_leaks(tmp_path: Path) -
     assert len(found.images.duplicates.pairs) == 40
     assert not found.leaks
     assert found.fault is None
-    assert not list(warnings(found))[1:], "only that there are few test images"
+    assert not list(audit_warnings(found))[1:], "only that there are few test images"
 
 
 def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
     assert found.fault is not None
     assert found.fault.startswith(f"{tmp_path}: 2 of 12 images cannot be read")
     assert found.images.unreadable["a/empty.png"] == "the file is empty"
-    assert "left out a/link.png" in console(facts(found))
-    assert facts(found)["fault"] == found.fault
+    assert "left out a/link.png" in audit_lines(audit_facts(found))
+    assert audit_facts(found)["fault"] == found.fault
 
 
 def test_facts_hold_counts_sizes_and_pairs_by_name(brought: Path) -> None:
-    told = facts(audited(brought))
+    told = audit_facts(audited(brought))
     assert told["files"]["formats"] == {"PNG": 41, "JPEG": 2, "WEBP": 1}
     assert told["files"]["width"] == {"min": 80, "median": 80, "max": 80}
     assert told["duplicates"]["exact"] == 2, "PNG of the same pixels, and WebP without loss"
@@ -135,8 +135,8 @@ def test_a_class_without_test_images_and_one_with_few_are_warned_of(tmp_path: Pa
         split = ("train", "train", "val", "test")[number % 4]
         label = "c" if number in (0, 2) else "ab"[number % 3 == 0]
         rows.append({"path": path.name, "label": label, "split": split})
-    said = list(warnings(audited(manifest(tmp_path / "m.csv", rows))))
-    assert "The test split has no image of c: no score says anything of them." in said
+    said = list(audit_warnings(audited(manifest(tmp_path / "m.csv", rows))))
+    assert "The test split has no image of c: no score covers them." in said
     low, high = recall_interval(5)
     assert (low, high) == pytest.approx((0.376, 0.964), abs=1e-3), "Wilson's interval of 4 in 5"
-    assert any("of 5 images of b, a recall of 80% would mean 38% to 96%" in line for line in said)
+    assert any("with 5 images of b, the 95 % interval of a recall of 80% is 38% to 96%" in line for line in said)

@@ -19,8 +19,7 @@ from training.data.cache import ENTRIES_OF_A_KIND, Cache, code_digest
 from training.data.dataset import Dataset
 from training.errors import DataError
 from training.evaluate import EvaluateConfig, evaluate
-from training.report import audit as audit_report
-from training.report.audit import AuditConfig
+from training.report.audit import AuditConfig, audit_facts, run_audit
 from training.storage import copied
 
 INT = TypeAdapter(int)
@@ -72,7 +71,7 @@ def assert_same(one: Dataset, other: Dataset) -> None:
     assert all(np.array_equal(one.splits[split], other.splits[split]) for split in one.splits)
     assert one.image_set.files == other.image_set.files
     assert one.audit.baseline == other.audit.baseline
-    assert audit_report.facts(one.audit) == audit_report.facts(other.audit)
+    assert audit_facts(one.audit) == audit_facts(other.audit)
 
 
 def entries(kept: Path, kind: str = "") -> set[tuple[str, int]]:
@@ -330,7 +329,7 @@ def test_audit_and_evaluate_find_what_training_read(run: Path, photos: Path, tmp
     kept = run.parent / ".cache"
     before = entries(kept)
     evaluate(EvaluateConfig(run=run, data=photos, cache=kept, out=tmp_path / "evaluation"))
-    audit_report.run(AuditConfig(data=photos, val_fraction=0.2, cache=kept, out=tmp_path / "audit"))
+    run_audit(AuditConfig(data=photos, val_fraction=0.2, cache=kept, out=tmp_path / "audit"))
     assert entries(kept) == before
     assert (tmp_path / "audit" / "audit.json").read_text() == (run / "audit.json").read_text()
 

@@ -10,8 +10,8 @@ from tests.support.pages import References
 from training import evaluate
 from training.data.cache import Cache
 from training.data.formats import find
-from training.report import html as page
-from training.report.evaluation import Answered, Evaluation, summary, write
+from training.report.evaluation import Evaluation, ModelPredictions, evaluation_summary, write_evaluation
+from training.report.html import render
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
     classifier = open_model(run / "model.onnx")
     images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
     images.unreadable["broken <b>.png"] = "cut off"
-    answers = evaluate.answer(classifier, images, np.arange(90))
-    other = answers.copy()
+    first = evaluate.predict_images(classifier, images, np.arange(90))
+    other = first.copy()
     other[::3] = other[::3, ::-1]
-    models = [Answered(classifier=classifier, probabilities=probabilities) for probabilities in (answers, other)]
+    models = [ModelPredictions(classifier=classifier, probabilities=probabilities) for probabilities in (first, other)]
     found = []
     for count in (1, 2):
         found.append(tmp_path_factory.mktemp("evaluation"))
-        write(
+        write_evaluation(
             Evaluation(
                 images=images,
                 split="all images",
@@ -51,7 +51,7 @@ def test_the_pages_open_offline_and_say_what_there_is_to_say(folders: tuple[Path
         assert not {"script", "i"} & set(references.tags)
         assert "a &lt;i&gt;warning." in text
         assert "1 unreadable image was left out" in text
-        assert "Not one image was answered wrongly" in text
+        assert "Every image is predicted correctly" in text
         assert len(text) < 3_000_000
     assert "A against B" not in one
     assert "A is better in accuracy, balanced accuracy, macro F1, ROC AUC and log loss." in two
@@ -64,15 +64,13 @@ def test_names_cannot_write_html(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         text = (folder / "evaluation.json").read_text().replace("green leaf", "<script>").replace(".png", "<script>")
         pictures = {"confusion": "", "reliability": ""}
-        filled = page.render(
-            "evaluation.html.jinja", **json.loads(text), pictures=pictures, mistakes=[], disputed=["x"]
-        )
+        filled = render("evaluation.html.jinja", **json.loads(text), pictures=pictures, mistakes=[], disputed=["x"])
         assert "&lt;script&gt;" in filled
         assert "<script>" not in filled
 
 
 def test_the_summary_says_scores_and_places(folders: tuple[Path, Path]) -> None:
-    one, two = map(summary, folders)
+    one, two = map(evaluation_summary, folders)
     assert re.search(r"accuracy +1\.0000   0\.9\d\d to 1\.000", one)
     assert re.search(r"log loss +0\.\d{4}\n", one)
     assert re.search(r" A +B +B - A   95 % interval of B - A\n", two)

@@ -5,7 +5,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from training.report import html as page
+from training.report import html
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -17,16 +17,16 @@ def decoded(uri: str) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(300, 450, 3), (20, 30, 3), (20, 30, 1)])
 def test_a_thumbnail_keeps_shape_and_colour(shape: tuple[int, int, int]) -> None:
     colour = np.array([200, 120, 40], np.uint8)[: shape[2]]
-    small = decoded(page.thumbnail(np.broadcast_to(colour, shape).copy()))
+    small = decoded(html.thumbnail(np.broadcast_to(colour, shape).copy()))
     assert small.shape == (64, 96, 3)
     assert np.abs(small.astype(int) - colour).max() <= 2
 
 
 def test_what_is_undefined_is_a_dash_and_not_a_number() -> None:
-    assert (page.percent(None), page.number(None), page.interval(None)) == ("-", "-", "-")
-    assert (page.percent(0.0), page.number(0.0), page.interval((0.0, 1.0))) == ("0.0%", "0.000", "0.000 to 1.000")
+    assert (html.percent(None), html.number(None), html.interval(None)) == ("-", "-", "-")
+    assert (html.percent(0.0), html.number(0.0), html.interval((0.0, 1.0))) == ("0.0%", "0.000", "0.000 to 1.000")
 
 
 def test_a_value_that_a_template_names_and_does_not_get_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="'run' is undefined"):
-        page.render("report.html.jinja")
+        html.render("report.html.jinja")

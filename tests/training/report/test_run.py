@@ -14,7 +14,7 @@ import yaml
 from tests.support.pages import References
 from tests.support.paths import ROOT
 from training.config import TrainConfig
-from training.report.run import summary
+from training.report.run import run_summary
 from training.train import train
 
 HOSTILE = '<img src=x onerror=alert(1)> | "'
@@ -89,14 +89,14 @@ def test_class_names_cannot_write_html(doubtful: Path) -> None:
 
 def test_what_makes_a_model_doubtful_is_on_the_first_screen_and_on_the_console(doubtful: Path) -> None:
     said = json.loads((doubtful / "report" / "report.json").read_text())["warnings"]
-    assert "Every test image was answered with common." in said
-    assert "Always answering common would be right at least as often: 92.9%." in said
+    assert "The model predicts common for every test image." in said
+    assert "Always predicting common is right at least as often: 92.9%." in said
     assert "14 validation images are too few for a temperature and for prediction sets at a level of 90%." in said
-    assert any("so few test images that little can be said of them" in line for line in said)
+    assert any("too few test images for a precise recall" in line for line in said)
     first_screen = html.unescape((doubtful / "report" / "report.html").read_text().split("<h2>")[0])
     for line in said:
         assert line in first_screen
-        assert f"warning: {line}" in summary(doubtful)
+        assert f"warning: {line}" in run_summary(doubtful)
     card = json.loads((doubtful / "report" / "report.json").read_text())["card"]
     assert card["calibration"] == {"temperature": 1.0, "level": 0.9, "threshold": None}
 
@@ -110,7 +110,7 @@ def test_a_score_of_no_class_is_null(doubtful: Path) -> None:
 
 
 def test_the_summary_says_results_places_and_the_next_command(run: Path) -> None:
-    text = summary(run)
+    text = run_summary(run)
     assert re.search(r"accuracy +1\.0000 +1\.0000 +1\.0000", text)
     assert "Parity held on all 12 test images" in text
     for path in ("report/report.html", "model.onnx"):

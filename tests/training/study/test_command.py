@@ -15,8 +15,10 @@ from serving.contract.model import open_model
 from tests.support.paths import ROOT
 from training.engine import checkpoint, history
 from training.errors import ConfigError
-from training.study import spec as grid
-from training.study.command import StudyConfig, declared, keep, merge, share, study
+from training.study import spec
+from training.study.command import merge, shard, study
+from training.study.config import StudyConfig, declared
+from training.study.folder import prepare
 
 GRID = """
 title: Which rate?
@@ -76,14 +78,14 @@ def test_what_failed_is_made_again_and_what_is_done_is_not(finished: tuple[Path,
     folder, _ = finished
     (folder / "runs" / "lr=0.001,activation=tanh,seed=0" / "config.yaml").unlink()
     kept = (folder / "runs" / "lr=0.001,activation=relu,seed=0" / "model.onnx").stat().st_mtime_ns
-    data = grid.read(folder / "study.yaml").base["data"]
+    data = spec.read(folder / "study.yaml").base["data"]
     done = run("rates.yaml", "--data", data, cwd=folder.parent.parent.parent)
     assert done.returncode == 0, done.stderr
     assert "4 runs, 1 to make" in done.stdout
     assert (folder / "runs" / "lr=0.001,activation=relu,seed=0" / "model.onnx").stat().st_mtime_ns == kept
     said = json.loads((folder / "study.json").read_text())
     assert said["answers"][0]["sentence"].startswith("Tanh scored ")
-    assert "Of one seed there is no interval: undecided." in done.stdout
+    assert "One seed has no interval: undecided." in done.stdout
     model = open_model(folder / "runs" / "lr=0.001,activation=tanh,seed=0" / "model.onnx")
     assert model.card.provenance.config["activation"] == "tanh", "an ordinary run, which can be served"
 
@@ -92,7 +94,7 @@ def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[P
     """Two runs one after the other, as one share of three, against two side by side with all others."""
     folder, _ = finished
     (tmp_path / "rates.yaml").write_text(GRID)
-    data = grid.read(folder / "study.yaml").base["data"]
+    data = spec.read(folder / "study.yaml").base["data"]
     done = run("rates.yaml", "--data", data, "--jobs", 1, "--shard", "1/3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     part = tmp_path / "runs" / "studies" / "rates"
@@ -116,7 +118,7 @@ def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[P
 def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Path) -> None:
     (tmp_path / "rates.yaml").write_text(GRID)
     config = StudyConfig(study=str(tmp_path / "rates.yaml"), out=tmp_path)
-    keep(declared(config, config.study), tmp_path / "rates")
+    prepare(declared(config, config.study), tmp_path / "rates")
     with pytest.raises(ConfigError, match=r"rates: holds runs of another base: epochs was 2, now it is 5. --name"):
         study(StudyConfig(study=config.study, out=tmp_path, epochs=5))
 
@@ -150,14 +152,14 @@ def test_more_than_two_hundred_runs_are_only_made_when_that_is_wanted(photos: Pa
     assert not list((tmp_path / "large" / "runs").glob("*,seed=1")), "one run is made, to tell how long they take"
 
 
-def test_shares_part_the_cells_without_overlap() -> None:
+def test_shards_divide_the_cells_without_overlap() -> None:
     cells = declared(StudyConfig(study="x"), "regularisation").cells()
-    names = [cell.name for i in (1, 2, 3) for cell in share(cells, f"{i}/3")]
+    names = [cell.name for i in (1, 2, 3) for cell in shard(cells, f"{i}/3")]
     assert sorted(names) == sorted(cell.name for cell in cells)
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_takes_its_runs_with_it_and_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_a_study_that_is_killed_ends_its_runs_and_can_be_continued(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "rates.yaml").write_text(GRID.replace("epochs: 2", "epochs: 4000").replace(", 1.0e+30", ""))
     arguments = command("rates.yaml", "--data", photos)
     variables = os.environ | {"PYTHONPATH": str(ROOT)}

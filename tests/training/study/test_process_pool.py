@@ -1,30 +1,40 @@
 import time
 from pathlib import Path
 
-from training.study.process_pool import Job, run
+from training.study.process_pool import Job, ProcessPool
 
 
-def test_jobs_run_in_processes_of_their_own_and_say_how_they_ended(tmp_path: Path, photos: Path) -> None:
+def test_jobs_run_in_processes_of_their_own_and_report_their_exit_codes(tmp_path: Path, photos: Path) -> None:
     """Two that are refused at once, and one that would take for ever, until it is hopeless."""
-    told = {
+    arguments_of = {
         "usage": ["train", "--epochs", "0"],
         "data": ["train", "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "runs")],
         "endless": ["train", "--data", str(photos), "--model", "mlp", "--hidden", "8", "--image-size", "16"],
     }
-    told["endless"] += ["--epochs", "100000", "--out", str(tmp_path / "runs"), "--name", "endless", "--workers", "0"]
+    arguments_of["endless"] += [
+        "--epochs",
+        "100000",
+        "--out",
+        str(tmp_path / "runs"),
+        "--name",
+        "endless",
+        "--workers",
+        "0",
+    ]
     asked: list[str] = []
     codes: dict[str, int] = {}
     last = tmp_path / "runs" / "endless" / "checkpoints" / "last.pt"
 
     def jobs() -> list[Job]:
-        return [Job(name=name, arguments=arguments, log=tmp_path / name) for name, arguments in told.items()]
+        return [Job(name=name, arguments=arguments, log=tmp_path / name) for name, arguments in arguments_of.items()]
 
     def hopeless(job: Job) -> bool:
         asked.append(job.name)
         return job.name == "endless" and last.exists()
 
     begun = time.monotonic()
-    run(jobs(), at_a_time=2, threads=1, ended=lambda job, code: codes.update({job.name: code}), hopeless=hopeless)
+    pool = ProcessPool(size=2, threads=1, ended=lambda job, code: codes.update({job.name: code}), hopeless=hopeless)
+    pool.run(jobs())
     assert codes == {"usage": 2, "data": 3, "endless": 143}, "stopped by SIGTERM, once, after it had saved itself"
     assert "expected above 0, got 0" in (tmp_path / "usage").read_text()
     assert "1 threads" in (tmp_path / "endless").read_text()

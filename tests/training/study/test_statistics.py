@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from training.study.measures import MEASURES
-from training.study.results import Result
+from training.study.results import RunResult
 from training.study.spec import Cell, Question
-from training.study.statistics import Answer, answer, student
+from training.study.statistics import Conclusion, conclude, student
 
 
-def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> Result:
-    return Result(
+def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> RunResult:
+    return RunResult(
         cell=Cell(levels={"axis": level, "other": other}, seed=seed, options={}),
         folder=Path(level),
         outcome="diverged" if value is None else "done",
@@ -22,10 +22,12 @@ def result(level: str, seed: int, value: float | None, measure: str = "val_score
     )
 
 
-def asked(results: list[Result], **question: Any) -> Answer:
-    found = answer(Question(**{"ask": "?", "measure": "val_score", "axis": "axis", "where": {}} | question), results)
-    assert found is not None
-    return found
+def asked(results: list[RunResult], **question: Any) -> Conclusion:
+    conclusion = conclude(
+        Question(**{"ask": "?", "measure": "val_score", "axis": "axis", "where": {}} | question), results
+    )
+    assert conclusion is not None
+    return conclusion
 
 
 def test_students_interval_is_that_of_the_table() -> None:
@@ -35,7 +37,7 @@ def test_students_interval_is_that_of_the_table() -> None:
 
 
 def test_differences_are_paired_over_seeds_so_that_what_seeds_share_does_not_hide_them() -> None:
-    """The seeds differ by far more than the levels do; unpaired, nothing could be told."""
+    """The seeds differ by far more than the levels do; unpaired, nothing could be decided."""
     results = [result("a", seed, 0.2 * seed + 0.05 + 0.001 * (seed % 2)) for seed in range(4)]
     results += [result("b", seed, 0.2 * seed) for seed in range(4)]
     found = asked(results, compare=("a", "b"))
@@ -69,7 +71,7 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
     found = asked([result("a", 0, 0.9), result("b", 0, 0.1)], compare=("a", "b"))
     assert found.differences[0].interval is None
     assert not found.decided
-    assert "Of one seed there is no interval" in found.sentence
+    assert "One seed has no interval" in found.sentence
     assert "difference +0.800, 1 seed)" in found.sentence
 
 
@@ -83,7 +85,7 @@ def test_all_levels_are_compared_with_the_best_and_the_best_of_a_loss_is_the_low
     assert {row.level: row.verdict for row in against.differences} == {"b": "lower", "c": "lower"}
 
 
-def test_only_runs_that_differ_in_nothing_else_are_paired_and_lost_ones_are_told() -> None:
+def test_only_runs_that_differ_in_nothing_else_are_paired_and_lost_ones_are_reported() -> None:
     results = [result(level, seed, value, other=other) for seed in range(3) for other, value in
                {"x": 0.1, "y": 0.9}.items() for level in "ab"]  # fmt: skip
     results = [one for one in results if (one.cell.levels["axis"], one.cell.levels["other"]) != ("a", "y")]
@@ -91,6 +93,6 @@ def test_only_runs_that_differ_in_nothing_else_are_paired_and_lost_ones_are_told
     found = asked(results, compare=("a", "b"))
     assert found.differences[0].value == 0, "b's runs on y have nothing to be compared with"
     assert "Runs that diverged: 3 of a." in found.sentence
-    assert answer(Question(ask="?", measure="gap", axis="axis", where={}), results) is None
+    assert conclude(Question(ask="?", measure="gap", axis="axis", where={}), results) is None
     inside = asked(results, compare=("a", "b"), where={"other": "x"})
     assert "diverged" not in inside.sentence

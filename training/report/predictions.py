@@ -1,0 +1,72 @@
+"""Predictions as a report shows them: as pictures of mistakes, as a table by class, as predictions.csv."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from training.data.dataset import Dataset, LabelledImages
+from training.metrics.bootstrap import Interval, Intervals
+from training.metrics.classification import Labels, Probabilities, Scores
+from training.report import figures, html
+
+MISTAKES = 24
+"""Mistakes that a page shows."""
+
+
+def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> np.ndarray:
+    """Rows of at most `most` wrong predictions, the most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:most]
+
+
+def mistakes(dataset: LabelledImages, indices: np.ndarray, probabilities: Probabilities) -> list[dict[str, str]]:
+    """The images `indices` as a page shows them: key, picture, labels; `probabilities` has a row for each."""
+    return [
+        {
+            "key": dataset.keys[index],
+            "picture": html.thumbnail(dataset.original(int(index))),
+            "true": dataset.classes[dataset.labels[index]],
+            "predicted": dataset.classes[row.argmax()],
+            "confidence": f"{row.max():.0%}",
+        }
+        for index, row in zip(indices, probabilities, strict=True)
+    ]
+
+
+def write_predictions(path: Path, dataset: LabelledImages, indices: np.ndarray, probabilities: Probabilities) -> None:
+    """Write a line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "true", "predicted", *dataset.classes])
+        for index, row in zip(indices, probabilities, strict=True):
+            names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
+            writer.writerow([*names, *(f"{value:.6f}" for value in row)])
+
+
+def class_table(scores: Scores, intervals: Intervals | None = None) -> str:
+    """Recall, precision, F1 and number of images by class, as a table in Markdown; with 95 % intervals if given."""
+    lines = ["| class | recall | precision | F1 | images |", "|---|---:|---:|---:|---:|"]
+    recalls, precisions = (intervals.recall, intervals.precision) if intervals else ({}, {})
+    for row in scores.by_class:
+        recall = _with_interval(row.recall, recalls.get(row.name))
+        precision = _with_interval(row.precision, precisions.get(row.name))
+        name = row.name.replace("|", "&#124;")
+        lines.append(f"| {name} | {recall} | {precision} | {html.number(row.f1)} | {row.support:,} |")
+    return "\n".join(lines)
+
+
+def _with_interval(value: float | None, limits: Interval | None) -> str:
+    return html.number(value) + (f" ({html.interval(limits)})" if limits else "")
+
+
+def gallery(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities) -> Figure:
+    """The images `indices` with true and predicted labels; `probabilities` has a row for each."""
+    assert len(indices) == len(probabilities)
+    predicted = probabilities.argmax(1)
+    titles = [
+        f"{dataset.classes[dataset.labels[index]]}\n-> {dataset.classes[label]} {row[label]:.0%}"
+        for index, label, row in zip(indices, predicted, probabilities, strict=True)
+    ]
+    return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))

@@ -1,0 +1,126 @@
+"""The facts of a run that its report states: what report.json holds, with the warnings."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from serving.contract.card import TOLERANCE, ModelCard
+from training.data.dataset import Dataset
+from training.data.formats import Split
+from training.data.metadata_baseline import LARGE_SHARE
+from training.engine.progress import Epoch
+from training.export.parity import TIE, Parity
+from training.export.quantization import AGREEMENT, Quantized
+from training.metrics.bootstrap import Intervals
+from training.metrics.calibration import MIN_IMAGES, coverage
+from training.metrics.classification import (
+    CALIBRATION_TITLES,
+    OVERFITTING_GAP,
+    Scores,
+    overfitting,
+    risk_coverage,
+)
+from training.report.audit import audit_warnings
+from training.settled import SettledConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInput:
+    """The results of a run, from which its report is made."""
+
+    config: SettledConfig
+    card: ModelCard
+    dataset: Dataset
+    history: Sequence[Epoch]
+    scores: dict[Split, Scores]
+    intervals: Intervals
+    uncalibrated: Scores
+    """Of the test split, before the temperature was fitted."""
+    parity: Parity
+    quantized: Quantized | None
+    """None without --quantize."""
+    environment: dict[str, str]
+
+
+def run_facts(inputs: ReportInput) -> dict[str, object]:
+    """The content of report.json, from which report.html and report.md are filled too."""
+    dataset, scores, parity = inputs.dataset, inputs.scores, inputs.parity
+    labels = dataset.labels[dataset.splits["test"]]
+    sets = coverage(labels, parity.served, inputs.card.calibration, dataset.classes)
+    return {
+        "run": inputs.config.run.name,
+        "model": str(inputs.config.run / "model.onnx"),
+        "warnings": list(_warnings(inputs)),
+        "data": {
+            "name": dataset.name,
+            "images": len(dataset.keys),
+            "digest": dataset.digest,
+            "classes": [{"name": name} | counts for name, counts in dataset.audit.counts.items()],
+        },
+        "scores": {split: asdict(scored) for split, scored in scores.items()},
+        "intervals": asdict(inputs.intervals),
+        "calibration": {
+            **asdict(inputs.card.calibration),
+            "before": {name: getattr(inputs.uncalibrated, name) for name in CALIBRATION_TITLES},
+            "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
+            "prediction_sets": sets and asdict(sets),
+        },
+        "risk_coverage": asdict(risk_coverage(labels, parity.served)),
+        "shortcut": _shortcut(inputs),
+        "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
+        "parity": {
+            "held": not parity.faults,
+            "images": parity.images,
+            "tolerance": TOLERANCE,
+            "tie": TIE,
+            "normalization": asdict(parity.normalization),
+            "comparisons": [asdict(way) for way in parity.ways],
+        },
+        "quantized": _quantized(inputs.quantized),
+        "history": [asdict(line) for line in inputs.history],
+        "environment": inputs.environment,
+        "card": json.loads(replace(inputs.card, goldens=()).to_json()),
+    }
+
+
+def _quantized(quantized: Quantized | None) -> dict[str, object] | None:
+    return asdict(quantized) | {"published": quantized.published, "least": AGREEMENT} if quantized else None
+
+
+def _shortcut(inputs: ReportInput) -> dict[str, object] | None:
+    baseline, model = inputs.dataset.audit.baseline, inputs.scores["test"].balanced_accuracy
+    return asdict(baseline) | {"model": model, "share": baseline.share(model)} if baseline else None
+
+
+def _warnings(inputs: ReportInput) -> Iterator[str]:
+    """Sentences on what to know before trusting the model."""
+    scores, calibration, shortcut = inputs.scores["test"], inputs.card.calibration, inputs.dataset.audit.baseline
+    yield from audit_warnings(inputs.dataset.audit)
+    share = shortcut and shortcut.share(scores.balanced_accuracy)
+    if shortcut and share and share >= LARGE_SHARE:
+        yield (
+            "Size, format, bytes and mean colour alone, without the picture, reach a balanced accuracy of "
+            f"{shortcut.best:.1%}: {share:.0%} of what the model gains over chance ({shortcut.chance:.1%}). "
+            "Check that the classes were not photographed or stored in different ways."
+        )
+    confusion = np.array(scores.confusion)
+    if len(predicted := np.flatnonzero(confusion.sum(0))) == 1:
+        yield f"The model predicts {inputs.card.classes[predicted[0]]} for every test image."
+    commonest = int(confusion.sum(1).argmax())
+    if scores.accuracy <= (right := confusion.sum(1)[commonest] / scores.images):
+        yield f"Always predicting {inputs.card.classes[commonest]} is right at least as often: {right:.1%}."
+    if calibration.threshold is None:
+        count = len(inputs.dataset.splits["val"])
+        what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
+        yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    if (quantized := inputs.quantized) and not quantized.published:
+        yield (
+            "model.int8.onnx was not published: its labels agree with those of model.onnx on "
+            f"{quantized.agreement:.1%} of the {quantized.images:,} test images, less than {AGREEMENT:.0%}. "
+            "model.onnx is published."
+        )
+    training, validation = inputs.scores["train"].accuracy, inputs.scores["val"].accuracy
+    if training - validation >= OVERFITTING_GAP:
+        yield overfitting(training, validation)

@@ -1,0 +1,69 @@
+"""The folder of a study: its specification, and an ordinary run for each cell of the grid.
+
+study.yaml     the specification
+cells/         options of each run
+runs/          the runs
+logs/          console output of each run
+"""
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from training.engine.runs import CONFIG
+from training.errors import ConfigError
+from training.storage import write_atomically
+from training.study import spec
+from training.study.config import StudyConfig
+from training.study.process_pool import Job
+from training.study.results import log
+from training.study.spec import Cell, Study
+
+SPEC = "study.yaml"
+
+
+def prepare(study: Study, folder: Path) -> None:
+    """Create the folder and write study.yaml. Raises ConfigError for a folder with runs of another study."""
+    path = folder / SPEC
+    if path.exists():
+        kept = spec.read(path)
+        for name, before, now in zip(("base", "axes"), identity(kept), identity(study), strict=True):
+            if before != now:
+                differing = [key for key in before | now if before.get(key) != now.get(key)]
+                changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differing)
+                raise ConfigError(
+                    f"{folder}: holds runs of another {name}: {changes}. --name puts this study elsewhere"
+                )
+    for part in ("cells", "logs", "runs"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(spec.to_yaml(study).encode()))
+
+
+def identity(study: Study) -> tuple[dict[str, object], dict[str, object]]:
+    """What determines the runs of a study, except the number of seeds: base options and axes, as plain values."""
+    axes: dict[str, object] = {
+        axis: {level: spec.plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
+    }
+    return spec.plain(study.base), axes
+
+
+def read_spec(folder: Path) -> Study:
+    """The study of a folder. Raises ConfigError."""
+    if not (folder / SPEC).is_file():
+        raise ConfigError(f"{folder}: expected a study's folder, with its {SPEC}")
+    return spec.read(folder / SPEC)
+
+
+def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
+    """The command line that trains the run of a cell, or resumes it."""
+    options = folder / "cells" / f"{cell.name}.yaml"
+    options.write_text(yaml.safe_dump(spec.plain({"workers": 0} | cell.options), sort_keys=False))
+    run = folder / "runs" / cell.name
+    if run.exists() and not (run / CONFIG).exists():
+        shutil.rmtree(run)  # killed before its first write
+    cache = config.cache or config.out.parent / ".cache"
+    values = {"config": options, "out": run.parent, "name": cell.name, "seed": cell.seed, "cache": cache}
+    arguments = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    arguments += ["--resume", "auto", "--device", config.device]
+    return Job(name=cell.name, arguments=["train", *arguments], log=log(run))
