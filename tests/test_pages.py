@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 from training.config import TrainConfig
 from training.errors import EXIT_CODES
 from training.study import spec
-from training.study.command import StudyConfig
+from training.study.config import StudyConfig
 
 README = ROOT / "README.md"
 TRAINING, SERVING, K8S = (ROOT / folder / "README.md" for folder in ("training", "serving", "k8s"))

@@ -29,6 +29,6 @@ def closed_loop(address: str, requests: Sequence[Request], concurrency: int, sec
         path.write_bytes(request.body)
     url = address + requests[0].path
     options = ["--threads", "1", "--connections", str(concurrency), "--duration", f"{seconds}s", "--timeout", "10s"]
-    command = ["wrk", *options, "--script", SCRIPT, url, "--", requests[0].content_type, *bodies]
+    command: list[str | Path] = ["wrk", *options, "--script", SCRIPT, url, "--", requests[0].content_type, *bodies]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Outcome(**json.loads(done.stdout.strip().splitlines()[-1]))

@@ -34,7 +34,13 @@ def install(server: Server, folder: Path) -> Path:
         print(f"installing {server.name}", flush=True)
         shutil.rmtree(environment, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        pip = [environment / "bin" / "pip", "install", "--quiet", "--requirement", server.requirements]
+        pip: list[str | Path] = [
+            environment / "bin" / "pip",
+            "install",
+            "--quiet",
+            "--requirement",
+            server.requirements,
+        ]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Unavailable(f"{server.name} does not install: {done.stderr.strip().splitlines()[-1]}")

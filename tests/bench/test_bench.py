@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -22,6 +21,7 @@ from tests.bench.pictures import CLASSES, SIZES, picture
 from tests.bench.servers import AGAIN, FASTAPI, LITSERVE, OURS, PEERS, SERVERS, raw
 from tests.bench.table import RUNTIME, markdown
 from tests.support.paths import ROOT
+from tests.support.pictures import opened
 
 WRK = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
 
@@ -101,7 +101,7 @@ def test_pictures_have_the_sizes_that_are_told(size: str, wanted: int) -> None:
     files = [picture(label, size, seed=999) for label in range(CLASSES)]
     assert files == [picture(label, size, seed=999) for label in range(CLASSES)]
     assert np.mean([len(file) for file in files]) == pytest.approx(wanted, rel=0.08)
-    decoded = [cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB) for file in files]
+    decoded = [opened(file) for file in files]
     assert {pixels.shape for pixels in decoded} == {(*SIZES[size], 3)}
 
 

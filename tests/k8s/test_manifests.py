@@ -59,7 +59,7 @@ def settings_of(container: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", NATIVE, ids=lambda path: str(path.relative_to(K8S)))
 def test_the_manifests_are_what_the_api_takes(path: Path) -> None:
-    command = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", path]
+    command: list[str | Path] = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -241,7 +241,11 @@ def test_a_drain_is_never_blocked() -> None:
 
 
 def test_both_dockerfiles_are_clean() -> None:
-    command = [Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile.train", ROOT / "Dockerfile.serve"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("hadolint"),
+        ROOT / "Dockerfile.train",
+        ROOT / "Dockerfile.serve",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

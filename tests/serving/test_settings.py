@@ -101,7 +101,7 @@ def test_every_setting_that_can_be_wrong_has_an_expectation() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Settings().max_batch = 1
+        Settings().max_batch = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

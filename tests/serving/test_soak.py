@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
@@ -17,7 +18,7 @@ import pytest
 
 from serving.contract.card import TOLERANCE
 from serving.contract.image_header import ImageError
-from serving.contract.model import open_model
+from serving.contract.model import Classifier, open_model
 from tests.support import forged
 from tests.support.bad_inputs import MIB
 from tests.support.watched_server import Watched, watched
@@ -80,7 +81,7 @@ def answers(model: Path, images: list[bytes]) -> list[Answer]:
     return [_answer(classifier, data) for data in images]
 
 
-def _answer(classifier: object, data: bytes) -> Answer:
+def _answer(classifier: Classifier, data: bytes) -> Answer:
     try:
         pixels = classifier.card.preprocessing(data)
     except ImageError as error:
@@ -88,7 +89,7 @@ def _answer(classifier: object, data: bytes) -> Answer:
     return dict(zip(classifier.card.classes, classifier.predict(pixels[np.newaxis])[0].tolist(), strict=True))
 
 
-def is_right(reply: dict[str, object], expected: Answer) -> bool:
+def is_right(reply: dict[str, Any], expected: Answer) -> bool:
     if isinstance(expected, str):
         return "error" in reply and reply["error"]["code"] == expected
     probabilities = reply.get("probabilities", {})

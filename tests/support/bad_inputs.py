@@ -7,6 +7,7 @@ so. `seconds` are CPU seconds and `mebibytes` resident memory that the worker ma
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.forged import (
     PNG,
@@ -53,7 +54,7 @@ GOOD = upload(PNG)
 ROWS: list[Row] = []
 
 
-def row(number: int, name: str, status: object, code: object, sent: object, **more: float) -> None:
+def row(number: int, name: str, status: object, code: object, sent: Any, **more: Any) -> None:
     """Put a row into the table. `sent` is a request, several by name, or what makes them from the surroundings."""
 
     def build(surroundings: Surroundings) -> Mapping[str, Sent]:
@@ -64,7 +65,7 @@ def row(number: int, name: str, status: object, code: object, sent: object, **mo
     ROWS.append(Row(number=number, name=name, build=build, statuses=statuses, codes=codes, **more))
 
 
-def files(number: int, name: str, status: object, code: object, made: Callable[[], object], **more: float) -> None:
+def files(number: int, name: str, status: object, code: object, made: Callable[[], Any], **more: Any) -> None:
     """A row of one image file, or of several by name, each sent as a browser would."""
 
     def build(_: Surroundings) -> dict[str, Sent]:

@@ -1,13 +1,14 @@
 """The last checkpoint of a run, and whether two are equal."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from training.engine import checkpoint
 
 
-def last(run: Path) -> dict:
+def last(run: Path) -> dict[str, Any]:
     return checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
 
 

@@ -1,14 +1,19 @@
 """Model files whose card does not fit their graph, each with the reason for which it is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from serving.contract.card import METADATA_KEY
 
+Change = Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any] | None]
+"""From a graph and its card as JSON value: the card that replaces it, None for no card."""
 
-def rewritten(source: Path, target: Path, change) -> Path:
+
+def rewritten(source: Path, target: Path, change: Change) -> Path:
     """A copy of a model file, its graph and card changed by `change(graph, card as JSON value)`."""
     graph = onnx.load(source)
     card = json.loads({entry.key: entry.value for entry in graph.metadata_props}[METADATA_KEY])
@@ -18,18 +23,18 @@ def rewritten(source: Path, target: Path, change) -> Path:
     return target
 
 
-def wider_batch(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+def wider_batch(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     return card
 
 
-def renamed(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+def renamed(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     graph.graph.node.append(onnx.helper.make_node("Identity", ["probabilities"], ["scores"]))
     graph.graph.output[0].name = "scores"
     return card
 
 
-def nan_for_black(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
+def nan_for_black(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     """0 / 0 for an image whose pixels are all 0; for any other image the output stays as it is."""
     nodes, make, make_tensor = graph.graph.node, onnx.helper.make_node, onnx.helper.make_tensor
     for node in nodes:
@@ -43,12 +48,12 @@ def nan_for_black(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, 
     return card
 
 
-def golden(card: dict, **changes: object) -> dict:
+def golden(card: dict[str, Any], **changes: object) -> dict[str, Any]:
     first, *others = card["goldens"]
     return card | {"goldens": [first | changes, *others]}
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Change, str]] = {
     "no card": (lambda graph, card: None, "contract_version"),
     "unknown version": (lambda graph, card: card | {"contract_version": 2}, "version 2"),
     "another class": (lambda graph, card: card | {"classes": [*card["classes"], "more"]}, "names 4 classes"),

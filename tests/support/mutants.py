@@ -38,7 +38,7 @@ def content_type() -> None:
     """A body of any kind is taken, and a pickle is what BentoML's own deserialiser makes of it."""
     files = upload.read_files
 
-    async def read_files(request: upload.Request, *more: object, **limits: Any) -> list[bytes]:
+    async def read_files(request: upload.Request, *more: Any, **limits: Any) -> list[bytes]:
         if "pickle" in request.headers.get("content-type", ""):
             return [str(pickle.loads(await request.body())).encode()]
         return await files(request, *more, **limits)
@@ -63,24 +63,24 @@ def segments() -> None:
 def image_errors() -> None:
     """What the decoder raises comes through as itself."""
 
-    def decode(data: bytes, *more: object, **limits: Any) -> Decoded:
+    def decode(data: bytes, *more: Any, **limits: Any) -> Decoded:
         try:
             return original(data, *more, **limits)
         except ImageError as error:
             raise RuntimeError("as an image library would") from error
 
-    original = predictor.decode
-    predictor.decode = decode
+    original = decoding.decode
+    setattr(predictor, "decode", decode)  # noqa: B010
 
 
 def leak() -> None:
     predict = predictor.Predictor.predict
 
-    async def leaking(self: predictor.Predictor, *more: object, **options: Any) -> object:
+    async def leaking(self: predictor.Predictor, *more: Any, **options: Any) -> object:
         LEAKED.append(os.urandom(100_000))
         return await predict(self, *more, **options)
 
-    predictor.Predictor.predict = leaking
+    setattr(predictor.Predictor, "predict", leaking)  # noqa: B010
 
 
 def slow() -> None:
@@ -92,19 +92,19 @@ def slow() -> None:
             time.sleep(SLOW_S)
         return predict(self, images)
 
-    model.Classifier.predict = slowly
+    setattr(model.Classifier, "predict", slowly)  # noqa: B010
 
 
 def crash() -> None:
     """A decoder that ends the process when it sees MARK."""
-    original = predictor.decode
+    original = decoding.decode
 
-    def decode(data: bytes, *more: object, **limits: Any) -> Decoded:
+    def decode(data: bytes, *more: Any, **limits: Any) -> Decoded:
         if MARK in data:
             ctypes.string_at(0)
         return original(data, *more, **limits)
 
-    predictor.decode = decode
+    setattr(predictor, "decode", decode)  # noqa: B010
 
 
 # Before the service is imported, so that it finds what is left of its parts.

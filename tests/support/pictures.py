@@ -14,3 +14,10 @@ RGBA = Image.fromarray(np.dstack([SMOOTH, ALPHA]))
 
 def picture(label: str, side: int = 40) -> np.ndarray:
     return np.full((side, side, 3), COLOURS[label], np.uint8)
+
+
+def opened(data: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    """The pixels of an image file by OpenCV alone."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    assert pixels is not None
+    return pixels

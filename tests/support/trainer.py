@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support.paths import ROOT
 from training.config import TrainConfig
@@ -21,7 +22,7 @@ def arguments_for(photos: Path, out: Path, *more: str) -> list[str]:
 def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.CompletedProcess[str]":
     """A trainer to its end; `before` are words before its command."""
     command = [*before, sys.executable, "-m", "training", *arguments]
-    options: dict = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240}
+    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240}
     return subprocess.run(command, check=False, **(options | given))
 
 
@@ -44,7 +45,14 @@ class After(Interruption):
 
 def config(photos: Path, out: Path, **given: object) -> TrainConfig:
     """Two epochs of eight steps, with everything on that draws at random."""
-    common: dict = {"width": 8, "image_size": 16, "epochs": 2, "batch_size": 8, "augment": "strong", "dropout": 0.3}
+    common: dict[str, Any] = {
+        "width": 8,
+        "image_size": 16,
+        "epochs": 2,
+        "batch_size": 8,
+        "augment": "strong",
+        "dropout": 0.3,
+    }
     return TrainConfig(data=photos, out=out, **(common | {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9} | given))
 
 

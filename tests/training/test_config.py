@@ -1,6 +1,6 @@
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import pytest
@@ -144,7 +144,8 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         "sgd": (0.05, 5e-4),
     }
     assert settle(TrainConfig(model="mlp", optimizer="sgd"), image_size=16, training_images=9).lr == 0.01
-    for kind, batch_norm in (("cnn", True), ("mlp", False)):
+    norms: dict[Literal["mlp", "cnn"], bool] = {"cnn": True, "mlp": False}
+    for kind, batch_norm in norms.items():
         assert settle(TrainConfig(model=kind), image_size=16, training_images=9).batch_norm == batch_norm
 
 

@@ -17,6 +17,7 @@ import torch
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from serving.contract.decode import Preprocessing
 from tests.support.paths import ROOT
 from tests.support.server import free_port
 from training.__main__ import main
@@ -44,7 +45,7 @@ def test_parts_are_all_places_once_and_alike_in_length(size: int) -> None:
 
 
 def batches(size: int, rank: int, **given: object) -> Batches:
-    options: dict = {"batch_size": 12, "augment": "strong", "workers": 0, "seed": 7}
+    options: dict[str, Any] = {"batch_size": 12, "augment": "strong", "workers": 0, "seed": 7}
     config = settle(TrainConfig(**(options | given)), image_size=16, training_images=60)
     return Batches(
         TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(2, 62)),
@@ -105,7 +106,7 @@ def test_a_batch_with_too_few_images_to_share_is_refused_with_both_numbers() -> 
 
 def test_a_part_of_no_images_has_no_answers() -> None:
     config = settle(TrainConfig(width=8), image_size=16, training_images=60)
-    size = networks.Preprocessing(height=16, width=16, channels=3, interpolation="area")
+    size = Preprocessing(height=16, width=16, channels=3, interpolation="area")
     model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(62)), 3)
     assert networks.predict(model, IMAGES, np.arange(0)).shape == (0, 3)
 
@@ -214,7 +215,7 @@ def done(process: Process, code: int = 0) -> str:
     return printed
 
 
-def state(run: Path) -> dict:
+def state(run: Path) -> dict[str, Any]:
     return checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
 
 

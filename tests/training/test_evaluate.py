@@ -43,7 +43,7 @@ def gray(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def evaluated(run: Path, data: Path | None, out: Path, **options: Any) -> dict:
+def evaluated(run: Path, data: Path | None, out: Path, **options: Any) -> dict[str, Any]:
     """What evaluation.json says; it must not hold a NaN."""
 
     def refuse(constant: str) -> NoReturn:

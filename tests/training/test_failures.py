@@ -190,7 +190,9 @@ def test_a_loss_that_is_not_finite_names_images_of_its_step(
 
 KINDS: dict[str, Callable[[Image.Image], bytes]] = {
     "CMYK.jpg": lambda photo: forged.encoded(photo.convert("CMYK"), "JPEG"),
-    "16 bits.png": lambda photo: forged.encoded(Image.fromarray(np.uint16(photo.convert("L")) * 257), "PNG"),
+    "16 bits.png": lambda photo: forged.encoded(
+        Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257), "PNG"
+    ),
     "palette.png": lambda photo: forged.encoded(photo.quantize(64), "PNG"),
     "RGBA.png": lambda photo: forged.encoded(Image.merge("RGBA", (*photo.split(), photo.getchannel(0))), "PNG"),
     "turned.jpg": lambda photo: forged.encoded(photo, "JPEG", exif=forged.exif(6)),
@@ -419,7 +421,10 @@ def many(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _copy_as(number: int) -> Callable[[str, str], object]:
     def copy(source: str, target: str) -> None:
         pixels = cv2.imread(source)
-        assert cv2.imwrite(str(Path(target).with_name(f"{number}.{Path(target).stem[-20:]}.png")), pixels ^ number)
+        assert pixels is not None
+        assert cv2.imwrite(
+            str(Path(target).with_name(f"{number}.{Path(target).stem[-20:]}.png")), np.bitwise_xor(pixels, number)
+        )
 
     return copy
 

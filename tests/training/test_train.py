@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from serving.contract.model import open_model
 from tests.support.trainer import After
 from training import train
 from training.__main__ import options
-from training.config import TrainConfig, from_yaml
+from training.config import ScoreName, TrainConfig, from_yaml
 from training.data import dataset as data
 from training.data.loader import Batches, TrainingSet
 from training.engine import checkpoint, loop
@@ -86,7 +87,7 @@ def test_latest_moves_only_after_the_proof_held(photos: Path, tmp_path: Path, mo
 
 
 def _named(config: TrainConfig, name: str) -> TrainConfig:
-    return train.replace(config, name=name)
+    return replace(config, name=name)
 
 
 LEVERS = {
@@ -208,7 +209,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
-    momentum = 0
+    momentum = torch.zeros(())
     for group in ([first, second, third], [fourth]):
         images, labels = (torch.cat(parts) for parts in zip(*group, strict=True))
         loss = torch.nn.functional.cross_entropy(model.model(images), labels)
@@ -282,7 +283,7 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
 
 @pytest.mark.parametrize("best_by", ["balanced_accuracy", "log_loss", "roc_auc"])
 def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
-    photos: Path, tmp_path: Path, best_by: str
+    photos: Path, tmp_path: Path, best_by: ScoreName
 ) -> None:
     config = TrainConfig(
         data=photos,

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ class SlowModel:
         return np.zeros((len(images), 2), np.float32)
 
 
-def admission(**limits: int) -> Admission:
-    return Admission(**{"max_images": MAX_IMAGES, "max_bytes": 1000} | limits)
+def admission(**limits: Any) -> Admission:
+    return Admission(**({"max_images": MAX_IMAGES, "max_bytes": 1000} | limits))
 
 
 def test_an_overload_bounds_the_wait_and_ends_with_its_load() -> None:

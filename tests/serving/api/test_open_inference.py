@@ -119,7 +119,7 @@ def test_bad_requests_are_refused_in_the_protocols_shape(server: str, body: obje
 
 @pytest.mark.parametrize("length", ["-1", "x", "9999999", "²"])
 def test_a_header_length_that_cannot_be_is_refused(server: str, length: str) -> None:
-    headers = {"Inference-Header-Content-Length": length.encode()}
+    headers = {b"Inference-Header-Content-Length": length.encode()}
     reply = httpx.post(f"{server}{MODEL}/infer", content=b"{}", headers=headers)
     assert reply.status_code == 400
     assert isinstance(reply.json()["error"], str)

@@ -34,7 +34,7 @@ WAIT_S = 60
 NEWLINE = b"\n"
 
 
-def command(*arguments: object, **environment: str) -> tuple[list[str], dict[str, object]]:
+def command(*arguments: object, **environment: str) -> tuple[list[str], dict[str, Any]]:
     return [sys.executable, "-m", "serving.batch", *map(str, arguments)], {"cwd": ROOT, "env": os.environ | environment}
 
 

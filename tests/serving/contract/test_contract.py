@@ -5,6 +5,8 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -124,7 +126,8 @@ def test_decode_refuses_by_name(data: bytes, code: str) -> None:
 def test_limits_are_settable_and_exact() -> None:
     data = encoded(RGB, "PNG")
     decode(data, max_bytes=len(data), max_pixels=30 * 40)
-    for limits in ({"max_bytes": len(data) - 1}, {"max_pixels": 30 * 40 - 1}):
+    too_low: list[dict[str, Any]] = [{"max_bytes": len(data) - 1}, {"max_pixels": 30 * 40 - 1}]
+    for limits in too_low:
         with pytest.raises(ImageError):
             decode(data, **limits)
 
@@ -278,7 +281,7 @@ def test_fit_is_what_albumentations_resize_does(
 
 
 @pytest.fixture(scope="module")
-def card(run) -> ModelCard:
+def card(run: Path) -> ModelCard:
     return open_model(run / "model.onnx").card
 
 

@@ -1,5 +1,5 @@
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -82,7 +82,7 @@ def test_the_window_slides_and_publishes_no_feature_of_too_few_images() -> None:
     rows = np.column_stack([NORMAL, *[np.ones(1000)] * 5])
     reference = drift.histograms(rows)
     assert set(reference) == set(FEATURES)
-    published: list[dict[str, float]] = []
+    published: list[Mapping[str, float]] = []
     window = Window(reference, 500, published.append)
 
     def send(brightness: float) -> None:

@@ -3,6 +3,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ def test_a_header_is_that_of_pillow(
     kind_and_mode: tuple[str, str], size: tuple[int, int], orientation: int | None, lossless: bool
 ) -> None:
     kind, mode = kind_and_mode
-    options = {"exif": forged.exif(orientation)} if orientation is not None and kind != "BMP" else {}
+    options: dict[str, Any] = {"exif": forged.exif(orientation)} if orientation is not None and kind != "BMP" else {}
     if kind == "WEBP":
         options |= {"lossless": lossless, "exact": True}
     data = encoded(Image.new(mode, size), kind, **options)
@@ -119,9 +120,7 @@ def _kinds(png: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("claims", [2**31 - 1, 2**32 - 1, len(PNG)])
 @pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"PLTE"])
-def test_a_chunk_that_claims_what_is_not_there_is_refused_before_the_decoder_takes_the_memory(
-    kind: bytes, claims: int
-) -> None:
+def test_a_chunk_longer_than_its_file_is_refused_before_the_decoder_allocates_memory(kind: bytes, claims: int) -> None:
     for data in (png_with(chunk(kind, b"a\0", claims=claims)), PNG[:-12] + chunk(kind, b"a\0", claims=claims)):
         with pytest.raises(ImageError, match="ends within a chunk"):
             read_header(data)

@@ -9,12 +9,14 @@ import pytest
 
 from serving.contract.card import Golden, ModelCard
 from serving.contract.model import ModelRefused, open_model
-from tests.support.forged_models import REFUSED, golden, rewritten
+from tests.support.forged_models import REFUSED, Change, golden, rewritten
 from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_model_that_is_not_what_it_says_is_refused_by_name(run: Path, tmp_path: Path, change, reason: str) -> None:
+def test_a_model_that_is_not_what_it_says_is_refused_by_name(
+    run: Path, tmp_path: Path, change: Change, reason: str
+) -> None:
     with pytest.raises(ModelRefused, match=reason):
         open_model(rewritten(run / "model.onnx", tmp_path / "model.onnx", change))
 

@@ -1,5 +1,8 @@
 import asyncio
 import time
+from collections.abc import Callable
+from contextvars import Context
+from typing import TypeVarTuple
 
 import numpy as np
 import pytest
@@ -47,14 +50,19 @@ def test_the_event_loop_turns_before_each_batch() -> None:
     asyncio.run(scenario())
 
 
+Arguments = TypeVarTuple("Arguments")
+
+
 class TimerCount(asyncio.SelectorEventLoop):
     """An event loop that counts the timers that are set."""
 
     timers = 0
 
-    def call_at(self, *arguments, **options) -> asyncio.TimerHandle:
+    def call_at(
+        self, when: float, callback: Callable[[*Arguments], object], *args: *Arguments, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         self.timers += 1
-        return super().call_at(*arguments, **options)
+        return super().call_at(when, callback, *args, context=context)
 
 
 def test_a_single_image_waits_for_no_timer() -> None:
@@ -71,7 +79,9 @@ def test_a_single_image_waits_for_no_timer() -> None:
 
     with asyncio.Runner(loop_factory=TimerCount) as runner:
         runner.run(scenario())
-        assert runner.get_loop().timers == 0
+        loop = runner.get_loop()
+        assert isinstance(loop, TimerCount)
+        assert loop.timers == 0
     assert batches == [1] * 100
 
 
@@ -138,9 +148,13 @@ def test_a_model_that_raises_fails_its_own_batch_and_no_other() -> None:
 def test_waiting_and_running_times_are_observed() -> None:
     observed: list[tuple[int, float, int]] = []
 
+    def slow(images: np.ndarray) -> np.ndarray:
+        time.sleep(0.02)
+        return np.zeros((len(images), 2))
+
     async def scenario() -> None:
         batcher = Batcher(
-            lambda images: (time.sleep(0.02), np.zeros((len(images), 2)))[1],
+            slow,
             max_batch=4,
             observe=lambda waited, took, images: observed.append((len(waited), took, images)),
         )

@@ -25,7 +25,7 @@ from serving.inference.occlusion import GRID, Explainer, covered
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
-from tests.support.pictures import picture
+from tests.support.pictures import opened, picture
 from tests.support.refused_requests import BAD_REQUESTS
 from tests.support.replies import error, metric
 from tests.support.server import serving
@@ -134,7 +134,7 @@ def test_the_format_is_a_picture_on_request_else_numbers(server: str, png: Calla
     for params, accept in wants_png:
         reply = httpx.post(f"{server}/explain", params=params, headers={"Accept": accept}, files=files)
         assert reply.headers["content-type"] == "image/png"
-        assert cv2.imdecode(np.frombuffer(reply.content, np.uint8), cv2.IMREAD_UNCHANGED).shape == (180, 300, 3)
+        assert opened(reply.content, cv2.IMREAD_UNCHANGED).shape == (180, 300, 3)
     for params, accept in [({}, "*/*"), ({"format": "json"}, "image/png"), ({}, "application/json, image/png")]:
         reply = httpx.post(f"{server}/explain", params=params, headers={"Accept": accept}, files=files)
         assert set(reply.json()) == {"label", "confidence", "drops", "fitted_png", "heat_png", "model_version"}

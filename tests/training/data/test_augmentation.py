@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from serving.contract.decode import Channels
 from serving.contract.model import open_model
 from training import train
 from training.config import TrainConfig, from_yaml
@@ -85,7 +86,7 @@ def test_a_single_transform_is_a_pipeline_too(tmp_path: Path) -> None:
     assert np.array_equal(augmentation.apply(augmentation.read(path), IMAGE, 0), IMAGE[::-1])
 
 
-def refusal(path: Path, side: int = 32, channels: int = 3) -> str:
+def refusal(path: Path, side: int = 32, channels: Channels = 3) -> str:
     with pytest.raises(ConfigError) as error:
         augmentation.check(path, side, channels)
     assert str(error.value).startswith(f"--augment {path}: ")

@@ -22,7 +22,7 @@ def test_without_data_the_digits_are_there_at_their_own_size() -> None:
         assert np.ptp(shares) < 0.02, "stratified"
 
 
-def test_groups_of_several_classes_are_kept_together_and_every_class_is_in_every_split(tmp_path: Path) -> None:
+def test_groups_of_several_classes_stay_together_and_every_split_has_every_class(tmp_path: Path) -> None:
     rows = []
     for number in range(300):
         path = write(tmp_path / f"{number}.png", number)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from training.config import TrainConfig
+from serving.contract.decode import Channels
+from training.config import Policy, TrainConfig
 from training.data import augmentation
 from training.data.loader import Batches, TrainingSet
-from training.settled import settle
+from training.settled import SettledConfig, settle
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
@@ -21,7 +22,7 @@ LABELS = np.arange(50)
 ALL = TrainingSet(images=IMAGES, labels=LABELS, indices=LABELS)
 
 
-def settled(**options: Any) -> TrainConfig:
+def settled(**options: Any) -> SettledConfig:
     return settle(TrainConfig(**options), image_size=16, training_images=len(IMAGES))
 
 
@@ -63,7 +64,7 @@ def test_without_augmentation_the_images_are_left_alone() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("policy", ["light", "strong"])
-def test_policies_keep_size_type_and_the_original(policy: str, channels: int) -> None:
+def test_policies_keep_size_type_and_the_original(policy: Policy, channels: Channels) -> None:
     transform = augmentation.policy(TrainConfig(augment=policy, channels=channels, symmetry="square"))
     original = IMAGES[0, ..., :channels].copy()
     for epoch in range(30):

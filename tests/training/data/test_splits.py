@@ -81,7 +81,7 @@ def test_without_groups_the_splits_are_stratified(seed: int) -> None:
 
 def test_what_the_data_brings_is_kept_and_its_copies_are_left_alone() -> None:
     labels = np.arange(40) % 2
-    given_splits = ["val" if i < 10 else None for i in range(40)]
+    given_splits: list[Split | None] = ["val" if i < 10 else None for i in range(40)]
     also_in_validation = np.array([[0, 20]])
     made = complete(given_splits, labels, components([""] * 40, also_in_validation), "ab", POLICY)
     assert made["val"].tolist() == list(range(10))
@@ -95,7 +95,8 @@ def test_two_images_of_a_class_train_and_test() -> None:
     assert np.bincount(labels[made["train"]])[1] == np.bincount(labels[made["test"]])[1] == 1
 
 
-ASSIGNED: list[Split] = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+COUNTS: dict[Split, int] = {"train": 12, "val": 6, "test": 6}
+ASSIGNED: list[Split | None] = [split for split, count in COUNTS.items() for _ in range(count)]
 LABELS = np.arange(24) % 2
 ALL = {"train": [*range(12)], "val": [*range(12, 18)], "test": [*range(18, 24)]}
 

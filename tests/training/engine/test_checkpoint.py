@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training.storage import write_atomically
 
 
 def test_what_was_saved_is_loaded_with_weights_only(tmp_path: Path) -> None:
-    state = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3}
+    state: dict[str, Any] = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3}
     checkpoint.save(state, tmp_path / "a.pt")
     loaded = checkpoint.load(tmp_path / "a.pt", torch.device("cpu"))
     assert loaded["epoch"] == 3
@@ -29,7 +30,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     path = tmp_path / "a.pt"
     checkpoint.save({"epoch": 1}, path)
 
-    def fail(file) -> None:
+    def fail(file: IO[bytes]) -> None:
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
@@ -51,7 +52,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> 
     (tmp_path / "text.pt").write_text("weights")
     whole = (run / "checkpoints" / "best.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
-    checkpoint.save(torch.zeros(3), tmp_path / "tensor.pt")
+    checkpoint.save(cast("Any", torch.zeros(3)), tmp_path / "tensor.pt")
     torch.save({"model": {}}, tmp_path / "foreign.pt")
     for name in ("empty", "text", "half", "tensor", "foreign", "absent"):
         with pytest.raises(CheckpointRefused, match=f"{name}.pt"):

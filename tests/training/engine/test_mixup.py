@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def test_without_either_images_are_left_alone_and_targets_are_one_hot() -> None:
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
-def test_targets_sum_to_one_and_everything_depends_on_the_key_alone(options: dict[str, float]) -> None:
+def test_targets_sum_to_one_and_everything_depends_on_the_key_alone(options: dict[str, Any]) -> None:
     seen = set()
     for key in [(epoch, step, 0) for epoch in range(4) for step in range(25)]:
         images, targets = mixing(**options)(IMAGES, LABELS, *key)
@@ -73,7 +75,7 @@ def test_cutmix_labels_are_the_areas() -> None:
     assert np.std(areas) > 0.15
 
 
-def test_the_share_is_from_its_beta_distribution_and_both_methods_come_up_equally_often() -> None:
+def test_the_share_has_its_beta_distribution_and_both_methods_are_equally_frequent() -> None:
     drawn = [mixing(mixup=2.0)(IMAGES, LABELS, 0, step, 0)[1] for step in range(2000)]
     values = np.array([float(shares(targets)[0]) for targets in drawn])
     assert values.mean() == pytest.approx(0.5, abs=5 * np.sqrt(0.05 / 2000))

@@ -7,10 +7,10 @@ from torch import nn
 
 from training.config import TrainConfig
 from training.engine import optimizer
-from training.settled import settle
+from training.settled import SettledConfig, settle
 
 
-def config(**options: Any) -> TrainConfig:
+def config(**options: Any) -> SettledConfig:
     return settle(TrainConfig(**options), image_size=32, training_images=1000)
 
 

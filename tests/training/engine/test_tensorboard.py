@@ -2,13 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from tests.support.pictures import opened
 from training.config import TrainConfig
 from training.report.tensorboard import FIRST_COLUMNS
 from training.train import train
@@ -40,7 +40,7 @@ def hyperparameters(events: EventAccumulator, tag: str) -> HParamsPluginData:
     return HParamsPluginData.FromString(events.summary_metadata[tag].plugin_data.content)
 
 
-def facts_of(run: Path) -> dict[str, dict[str, dict[str, float]]]:
+def facts_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "report" / "report.json").read_text())
 
 
@@ -90,7 +90,7 @@ def test_it_holds_every_kind_of_evidence_in_one_folder(events: EventAccumulator,
 def test_pictures_hold_more_than_a_white_page(events: EventAccumulator) -> None:
     for tag in events.Tags()["images"]:
         [image] = events.Images(tag)
-        pixels = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        pixels = opened(image.encoded_image_string)
         assert 300 < pixels.shape[1] < 1500, tag
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, tag
 
@@ -121,7 +121,7 @@ def test_histograms_are_of_the_first_and_every_fifth_epoch(photos: Path, tmp_pat
         assert [histogram.step for histogram in events.Histograms(tag)] == [1, 5]
     assert [scalar.step for scalar in events.Scalars("dead_relus/1.2")] == [1, 2, 3, 4, 5, 6]
     [sheet] = events.Images("train/augmented")
-    pixels = cv2.imdecode(np.frombuffer(sheet.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    pixels = opened(sheet.encoded_image_string)
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def test_weights_are_stored_once_unless_an_average_is_kept(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_holds_both_what_learns_and_what_is_scored() -> None:
-    one = state(0.9)
+    one: Any = state(0.9)
     for _ in range(3):
         one.model(torch.ones(1, 100)).sum().backward()
         one.optimizer.step()

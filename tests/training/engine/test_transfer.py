@@ -18,9 +18,10 @@ OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24}
 CLASSES = ("Red rash", "blue", "green leaf")
 
 
-def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: Any) -> tuple[torch.nn.Sequential, dict]:
+def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: Any) -> tuple[Any, dict[str, Any]]:
     config = TrainConfig(**(OPTIONS | options))
     side, channels = config.image_size, config.channels
+    assert side is not None
     preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation=config.interpolation)
     normalization = Normalization(
         mode=config.normalization, mean=(0.5,) * channels, std=(std,) * channels, max_pixel_value=255.0
@@ -86,7 +87,8 @@ def test_what_does_not_fit_is_refused_with_both_values(run: Path, options: dict[
 def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
     origin, theirs = fresh(model="cnn", width=8)
     checkpoint.save({"model": origin.state_dict(), "settings": theirs}, tmp_path / "cnn.pt")
-    model, settings = fresh(**({"model": "cnn", "width": 8} | options))
+    changed: dict[str, Any] = {"model": "cnn", "width": 8} | options
+    model, settings = fresh(**changed)
     with pytest.raises(CheckpointRefused, match=expected):
         transfer(model, settings, tmp_path / "cnn.pt")
     same, settings = fresh(model="cnn", width=8)
@@ -103,7 +105,7 @@ def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
         transfer(model, settings, tmp_path)
 
 
-def test_fine_tuning_starts_where_the_other_run_ended_and_freezing_moves_the_head_alone(
+def test_fine_tuning_starts_at_the_other_run_s_end_and_freezing_moves_the_head_alone(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common: dict[str, Any] = {"data": photos, "out": tmp_path, "width": 8, "image_size": 16, "batch_size": 16}

@@ -3,13 +3,15 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
+from serving.contract.card import NormalizationMode
 from serving.contract.model import open_model
-from training.config import TrainConfig
+from training.config import Activation, TrainConfig
 from training.data import augmentation
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
@@ -21,7 +23,9 @@ from training.train import train
 
 @pytest.mark.parametrize("mode", ["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_every_mode_and_model_holds_in_both_runtimes(photos: Path, tmp_path: Path, kind: str, mode: str) -> None:
+def test_every_mode_and_model_holds_in_both_runtimes(
+    photos: Path, tmp_path: Path, kind: Literal["mlp", "cnn"], mode: NormalizationMode
+) -> None:
     config = TrainConfig(
         data=photos,
         out=tmp_path,
@@ -48,7 +52,9 @@ def test_every_mode_and_model_holds_in_both_runtimes(photos: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "gelu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_every_activation_passes_the_proof(photos: Path, tmp_path: Path, kind: str, activation: str) -> None:
+def test_every_activation_passes_the_proof(
+    photos: Path, tmp_path: Path, kind: Literal["mlp", "cnn"], activation: Activation
+) -> None:
     """With batch normalisation in the MLP and without it in the CNN, which the others do not have."""
     config = TrainConfig(
         data=photos,
@@ -93,7 +99,7 @@ def test_a_file_with_other_weights_is_refused(
     run: Path, model: torch.nn.Sequential, dataset: Dataset, tmp_path: Path
 ) -> None:
     """Its goldens are its own, so the service would take it; it is not what was evaluated."""
-    other = copy.deepcopy(model)
+    other: Any = copy.deepcopy(model)
     with torch.no_grad():
         other[1][-1].bias[0] += 3
     card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset))

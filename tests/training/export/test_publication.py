@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_another_normalisation_in_the_card_is_refused(
 def test_weights_that_the_goldens_do_not_know_are_refused(
     run: Path, model: torch.nn.Sequential, dataset: Dataset, tmp_path: Path
 ) -> None:
-    other = copy.deepcopy(model)
+    other: Any = copy.deepcopy(model)
     with torch.no_grad():
         other[1][-1].bias[0] += 3
     message = refusal(other, open_model(run / "model.onnx").card, dataset, tmp_path)

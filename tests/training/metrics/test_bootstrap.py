@@ -19,7 +19,10 @@ def test_intervals_hold_the_scores_and_shrink_with_the_root_of_the_images() -> N
             low, high = getattr(found, name)
             assert low <= getattr(scores, name) <= high
         for scored in scores.by_class:
-            low, high = found.recall[scored.name]
+            interval = found.recall[scored.name]
+            assert interval is not None
+            assert scored.recall is not None
+            low, high = interval
             assert low <= scored.recall <= high
         widths.append(found.accuracy[1] - found.accuracy[0])
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
@@ -76,7 +79,7 @@ def test_a_class_that_is_absent_has_no_interval() -> None:
     assert found.roc_auc is not None
     assert (probabilities[kept].argmax(1) == 2).any()
     assert found.precision["c"] is None, "a share of no image would be 0 for whatever model"
-    everything_a = np.tile(np.float32([0.8, 0.1, 0.1]), (kept.sum(), 1))
+    everything_a = np.tile(np.array([0.8, 0.1, 0.1], np.float32), (kept.sum(), 1))
     assert bootstrap.bootstrap(labels[kept], everything_a, np.arange(kept.sum()), CLASSES).precision["b"] is None
 
 

@@ -79,16 +79,17 @@ def test_too_few_images_calibrate_nothing() -> None:
 
 
 def test_certain_answers_stay_finite() -> None:
-    logits = np.float32([[200.0, -200.0], [-200.0, 200.0]] * 20)
+    logits = np.array([[200.0, -200.0], [-200.0, 200.0]] * 20, np.float32)
     labels = np.array([0, 1] * 20)
     right = calibration.fit(labels, logits, 0.9)
     wrong = calibration.fit(1 - labels, logits, 0.9)
-    assert np.isfinite([right.temperature, right.threshold, wrong.temperature, wrong.threshold]).all()
+    found = (right.temperature, right.threshold, wrong.temperature, wrong.threshold)
+    assert all(value is not None and np.isfinite(value) for value in found)
     assert wrong.temperature > 19
 
 
 def test_hand_worked_scores() -> None:
     labels = np.array([0, 0, 1, 1])
-    probabilities = np.float32([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.2, 0.8]])
+    probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.2, 0.8]], np.float32)
     assert brier_score(labels, probabilities) == pytest.approx((3 * 2 * 0.2**2 + 2 * 0.8**2) / 4)
     assert expected_calibration_error(labels, probabilities) == pytest.approx(0.05)  # 80 % sure, 75 % right

@@ -3,10 +3,10 @@ import pytest
 
 from tests.support.rival_models import CLASSES, rivals
 from training.metrics.classification import score
-from training.metrics.comparison import compare, mcnemar
+from training.metrics.comparison import Comparison, compare, mcnemar
 
 
-def compared(labels: np.ndarray, a: np.ndarray, b: np.ndarray):
+def compared(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     scores = (score(labels, a, CLASSES), score(labels, b, CLASSES))
     return compare(labels, (a, b), scores, np.arange(len(labels)))
 
@@ -20,8 +20,12 @@ def test_mcnemar_by_hand() -> None:
 
 def test_who_is_right_where_the_labels_differ() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
-    a = np.float32([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0]])
-    b = np.float32([[0.8, 0.1, 0.1], [0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [0.9, 0.1, 0]])
+    a = np.array(
+        [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0]], np.float32
+    )
+    b = np.array(
+        [[0.8, 0.1, 0.1], [0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [0.9, 0.1, 0]], np.float32
+    )
     found = compared(labels, a, b)
     assert (found.labels_differ, found.only_a_right, found.only_b_right, found.both_wrong) == (3, 1, 1, 1)
     assert found.disagreements.tolist() == [1, 2, 3], "by confidence: 1.6, 1.5 and 1.4"

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uin
 
 def test_units_that_never_answer_are_dead() -> None:
     layer, maps = nn.Linear(8 * 16 * 16, 10), nn.Conv2d(3, 8, 3, padding=1)
+    assert maps.bias is not None
     with torch.no_grad():
         layer.bias[:4] = -1e6
         maps.bias[:2] = -1e6
@@ -32,7 +35,9 @@ def test_units_that_never_answer_are_dead() -> None:
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("mlp", 2), ("cnn", 7)])
-def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(kind: str, expected: int) -> None:
+def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(
+    kind: Literal["mlp", "cnn"], expected: int
+) -> None:
     model = build(
         TrainConfig(model=kind, width=8), Preprocessing(height=16, width=16, channels=3, interpolation="area"), SPEC, 3
     ).train()
@@ -40,7 +45,7 @@ def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(kind: str,
     generator = torch.get_rng_state()
     seen = observe(model, IMAGES)
     assert len({one.layer for one in seen}) == len(seen) == expected
-    assert all(0 <= one.dead < 1 for one in seen)
+    assert all(one.dead is not None and 0 <= one.dead < 1 for one in seen)
     assert not any(layer._forward_hooks for layer in model.modules())
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -59,10 +64,15 @@ def test_signal_and_gradient_before_the_first_step_and_the_network_stays_as_it_w
     generator, labels = torch.get_rng_state(), np.arange(len(IMAGES)) % 4
     first, second, third = at_start(model, IMAGES, labels)
     assert [one.layer for one in (first, second, third)] == ["1.1", "1.2", "1.3"]
+    assert first.output_variance
+    assert second.output_variance
     assert second.output_variance / first.output_variance == pytest.approx(9, rel=0.4)
+    assert first.gradient_variance
+    assert second.gradient_variance
     assert first.gradient_variance / second.gradient_variance == pytest.approx(9, rel=0.4)
     logits = model(torch.from_numpy(IMAGES))
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    assert linear[2].weight.grad is not None
     assert third.weight_gradient_norm == pytest.approx(linear[2].weight.grad.norm().item(), rel=1e-5)
     assert third.output_variance == pytest.approx(logits.var().item(), rel=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
-from training.config import TrainConfig
+from training.config import Init, TrainConfig
 from training.models.initialization import METHODS, initialize
 from training.models.networks import build
 
@@ -43,7 +43,7 @@ DEVIATIONS = {
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 @pytest.mark.parametrize("method", DEVIATIONS)
-def test_every_layer_has_the_deviation_of_the_paper(method: str, kind: str) -> None:
+def test_every_layer_has_the_deviation_of_the_paper(method: Init, kind: Literal["mlp", "cnn"]) -> None:
     model = fresh(model=kind)
     initialize(model, method)
     for layer in layers(model):
@@ -60,7 +60,7 @@ def test_every_layer_has_the_deviation_of_the_paper(method: str, kind: str) -> N
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 @pytest.mark.parametrize("method", METHODS)
-def test_biases_are_zero_and_normalisation_is_left_alone(method: str, kind: str) -> None:
+def test_biases_are_zero_and_normalisation_is_left_alone(method: Init, kind: Literal["mlp", "cnn"]) -> None:
     model = fresh(model=kind, batch_norm=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     initialize(model, method)
@@ -106,14 +106,16 @@ def test_equal_weights_stay_equal_and_hardly_learn() -> None:
 
 
 def test_scale_and_biases_are_as_told() -> None:
-    for method, bound in (("uniform", 1.0), ("normal", math.inf)):
+    bounds: dict[Init, float] = {"uniform": 1.0, "normal": math.inf}
+    for method, bound in bounds.items():
         model = fresh(model="mlp")
         initialize(model, method, scale=1.0, zero_biases=False)
         for layer in layers(model):
             assert 0.9 < float(layer.weight.detach().abs().max()) <= bound
+            assert layer.bias is not None
             assert layer.bias.any()
     model = fresh(model="mlp")
     before = [layer.weight.clone() for layer in layers(model)]
     initialize(model, "default", zero_biases=True)
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers(model), before, strict=True))
-    assert not any(layer.bias.any() for layer in layers(model))
+    assert not any(layer.bias.any() for layer in layers(model) if layer.bias is not None)

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from serving.contract.card import Normalization
+from serving.contract.card import Normalization, NormalizationMode
 from serving.contract.decode import Preprocessing
 from training.config import TrainConfig
 from training.models import networks
 from training.models.networks import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization, predict
 
-MODES = ("standard", "image", "image_per_channel", "min_max", "min_max_per_channel")
+MODES: tuple[NormalizationMode, ...] = ("standard", "image", "image_per_channel", "min_max", "min_max_per_channel")
 RNG = np.random.default_rng(0)
 
 
-def imagenet(mode: str, channels: int = 3) -> Normalization:
+def imagenet(mode: NormalizationMode, channels: int = 3) -> Normalization:
     return Normalization(mode=mode, mean=IMAGENET_MEAN[:channels], std=IMAGENET_STD[:channels], max_pixel_value=255.0)
 
 
@@ -47,14 +47,14 @@ IMAGES = {
     "faint noise": RNG.integers(100, 102, (64, 64, 3), dtype=np.uint8),
     "black": np.zeros((64, 64, 3), np.uint8),
     "white": np.full((224, 224, 3), 255, np.uint8),
-    "one odd pixel": np.pad(np.uint8([[[255, 0, 7]]]), ((3, 60), (9, 54), (0, 0)), constant_values=128),
+    "one odd pixel": np.pad(np.array([[[255, 0, 7]]], np.uint8), ((3, 60), (9, 54), (0, 0)), constant_values=128),
     "gray": RNG.integers(0, 256, (28, 28, 1), dtype=np.uint8),
 }
 
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_agrees_with_albumentations(mode: str, image: np.ndarray) -> None:
+def test_every_mode_agrees_with_albumentations(mode: NormalizationMode, image: np.ndarray) -> None:
     spec = imagenet(mode, image.shape[2])
     ours = Normalize(spec)(torch.from_numpy(image)[None])[0].numpy()
     assert np.abs(ours - witness(spec, image)).max() <= 1e-5
@@ -77,13 +77,13 @@ def test_the_mlp_is_the_one_of_the_assignment() -> None:
     assert parameters(TrainConfig(model="mlp"), 64, 9) == 6_358_793
     gray = parameters(TrainConfig(model="mlp", channels=1), 64, 9)
     assert gray == 6_358_793 - 512 * 64 * 64 * 2
-    layers = build(
+    network: Any = build(
         TrainConfig(model="mlp"),
         Preprocessing(height=64, width=64, channels=3, interpolation="area"),
         imagenet("standard"),
         9,
-    )[1]
-    assert [type(layer).__name__ for layer in layers] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    )
+    assert [type(layer).__name__ for layer in network[1]] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
 
 
 @pytest.mark.parametrize(("side", "largest"), [(8, 8), (16, 16), (28, 28), (64, 32), (128, 32), (224, 28)])
@@ -91,8 +91,8 @@ def test_the_stem_of_the_cnn_fits_any_size(side: int, largest: int) -> None:
     for channels in (1, 3):
         config = TrainConfig(channels=channels)
         preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation="area")
-        model = build(config, preprocessing, imagenet("standard", channels), 7)
-        shapes = []
+        model: Any = build(config, preprocessing, imagenet("standard", channels), 7)
+        shapes: list[int] = []
         model[1][3].register_forward_hook(lambda _, maps, __, shapes=shapes: shapes.append(maps[0].shape[-1]))
         assert model(torch.zeros((2, side, side, channels), dtype=torch.uint8)).shape == (2, 7)
         if largest == side or side <= 64:
@@ -144,7 +144,7 @@ class _ToFloat(torch.nn.Module):
         return images.float() / 255
 
 
-def network(**options: Any) -> torch.nn.Sequential:
+def network(**options: Any) -> Any:
     torch.manual_seed(0)
     config = TrainConfig(**options)
     size = Preprocessing(height=16, width=16, channels=3, interpolation="area")
@@ -171,7 +171,7 @@ def test_every_layer_but_the_last_is_followed_by_the_activation_asked_for(activa
         assert not torch.allclose(mlp(images), reference(images))
 
 
-def test_batch_normalisation_comes_before_the_activation_and_makes_biases_superfluous() -> None:
+def test_batch_normalisation_precedes_the_activation_and_replaces_biases() -> None:
     with_it = kinds(network(model="mlp", batch_norm=True, dropout=0.1))
     assert with_it == ["Normalize", "Flatten", *["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2, "Linear"]
     for model, batch_norm in ((network(), True), (network(batch_norm=False), False), (network(model="mlp"), False)):

@@ -1,17 +1,17 @@
 import base64
 
-import cv2
 import jinja2
 import numpy as np
 import pytest
 
+from tests.support.pictures import opened
 from training.report import html
 
 
 def decoded(uri: str) -> np.ndarray:
     kind, content = uri.split(",")
     assert kind == "data:image/jpeg;base64"
-    return cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR_RGB)
+    return opened(base64.b64decode(content))
 
 
 @pytest.mark.parametrize("shape", [(300, 450, 3), (20, 30, 3), (20, 30, 1)])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pixels = np.random.default_rng(number % 234).integers(0, 255, (24, 24, 3), dtype=np.uint8)
         assert cv2.imwrite(str(folder / f"{'a_long_file_name_' * 6}{number}.png"), pixels)
     (root / "data" / CLASSES[0] / f"{'broken_file_' * 12}.png").write_bytes(b"cut off")
-    options = {"model": "mlp", "hidden": (8,), "image_size": 16, "epochs": 1, "val_fraction": 0.3}
+    options: dict[str, Any] = {"model": "mlp", "hidden": (8,), "image_size": 16, "epochs": 1, "val_fraction": 0.3}
     run = train(TrainConfig(data=root / "data", out=root, name="x", quantize="int8", **options))
     audit = run_audit(AuditConfig(data=root / "data", out=root / "audit"))
     config = EvaluateConfig(run=run, compare=run / "model.int8.onnx", data=root / "data", split="all", out=root / "e")

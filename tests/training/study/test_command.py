@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -141,7 +141,7 @@ def test_what_cannot_be_followed_is_refused(given: dict[str, Any], expected: str
         study(StudyConfig(**given, out=tmp_path))
     for name in ("epochs", "seeds", "trials", "jobs", "threads"):
         with pytest.raises(ConfigError, match=f"--{name}: expected 1 or more, got 0"):
-            StudyConfig(study="regularisation", **{name: 0})
+            StudyConfig(study="regularisation", **cast("Any", {name: 0}))
 
 
 def test_more_than_two_hundred_runs_are_only_made_when_that_is_wanted(photos: Path, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_search_finds_what_learns_stops_what_does_not_and_can_be_continued(pho
     folder = tmp_path / "studies" / "space"
     best = from_yaml(folder / BEST)
     assert best.init == "he_normal"
+    assert best.lr is not None
     assert 0.001 <= best.lr <= 0.01
     trials = open_journal(folder).trials
     assert len(trials) == 12

@@ -36,7 +36,7 @@ def test_students_interval_is_that_of_the_table() -> None:
     assert (low, high) == pytest.approx((2 - half, 2 + half), abs=1e-4)
 
 
-def test_differences_are_paired_over_seeds_so_that_what_seeds_share_does_not_hide_them() -> None:
+def test_differences_are_paired_over_seeds() -> None:
     """The seeds differ by far more than the levels do; unpaired, nothing could be decided."""
     results = [result("a", seed, 0.2 * seed + 0.05 + 0.001 * (seed % 2)) for seed in range(4)]
     results += [result("b", seed, 0.2 * seed) for seed in range(4)]
