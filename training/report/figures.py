@@ -30,6 +30,7 @@ DASHES = ("-", "--", ":", "-.")
 Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
 """By panel title and line name: the values of each seed, which may be of different lengths."""
 COUNTS_SHOWN_UP_TO = 20
+MAX_NAME = 30
 NAMES_SHOWN_UP_TO = 120
 GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
 """Space between images, and above an image with a title of two lines; in shares of the image's side."""
@@ -98,7 +99,8 @@ def _panel(axes: Axes, lines: Mapping[str, Sequence[Sequence[float | None]]], *,
 
 def confusion(scores: Scores) -> Figure:
     """Confusion matrix: colour is the share of the true class, numbers are counts."""
-    names = [scored.name for scored in scores.by_class]
+    # A longer name would leave no room for the matrix; the tables have it in full.
+    names = [_shortened(scored.name) for scored in scores.by_class]
     counts = np.array(scores.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.55 * len(names) + 2), 14)
@@ -210,3 +212,7 @@ def _mosaic(figure: Figure, images: np.ndarray, above: int) -> Axes:
     )
     axes.axis("off")
     return axes
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
