@@ -19,10 +19,9 @@ from training.data.formats import SPLITS, Split
 from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, runs
-from training.engine.context import RunContext
-from training.engine.evaluation import predict, score
 from training.engine.loop import fit
 from training.engine.progress import Epoch
+from training.engine.train_state import RunContext
 from training.engine.transfer import transfer
 from training.errors import NonFiniteLoss
 from training.export import drift_reference, provenance
@@ -32,6 +31,7 @@ from training.export.quantization import quantize
 from training.metrics import calibration
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
+from training.metrics.evaluation import predict, score
 from training.models import networks
 from training.models.initialization import initialize
 from training.report import tensorboard

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from training.distributed import ALONE, Group
-from training.engine.context import RunContext
 from training.engine.progress import RunProgress
-from training.engine.train_state import TrainState
+from training.engine.train_state import RunContext, TrainState
 from training.errors import CheckpointRefused
 from training.models import networks
 from training.storage import write_atomically

@@ -3,15 +3,31 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from serving.contract.card import Normalization
+from training.data.dataset import Dataset
 from training.distributed import ALONE, Group
 from training.engine import optimizer, parallel
 from training.engine.ema import ExponentialMovingAverage
 from training.engine.objective import Objective
 from training.settled import SettledConfig
+from training.signals import Interruption
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What stays the same throughout a run: options, data, device, processes, and the signals that may stop it."""
+
+    config: SettledConfig
+    dataset: Dataset
+    normalization: Normalization
+    device: torch.device
+    group: Group
+    interruption: Interruption
 
 
 @dataclass(frozen=True, kw_only=True)
