@@ -129,3 +129,8 @@ def long_parameter_lists(path: Path) -> Iterator[str]:
             names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
             if len(names) > MOST_PARAMETERS:
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name} takes {len(names)}"
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_function_takes_at_most_five_parameters(side: str) -> None:
+    assert [line for path in files(side) for line in long_parameter_lists(path)] == []

@@ -45,7 +45,7 @@ def open_loop(port: int, requests: Sequence[Request], rate: float, seconds: floa
 def arrivals(
     port: int, requests: Sequence[Request], rate: float, seconds: float, seed: int, *, connections: int = CONNECTIONS
 ) -> list[Answer]:
-    """The answers to Poisson arrivals of `rate` requests a second, over at most so many connections.
+    """The answers to Poisson arrivals of `rate` requests a second, over at most `connections` connections.
 
     Latency counts from the moment the request was due, so a server that stalls cannot hide the requests that it kept
     from being sent (coordinated omission). One core is kept busy, for exact timing, and nothing is collected meanwhile:

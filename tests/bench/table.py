@@ -150,7 +150,7 @@ def _goals(results: dict[str, Any]) -> Iterator[str]:
             cpu = f"{1 / median(goal.values(results, 'cpu_us')):.2f}" if goal.figure == "rps" else ""
             yield f"| {goal.what} | {load} | {goal.bound()} | {middle:.2f} | {span} | {verdict} | {cpu} |"
     if not CONTROLS[0].values(results):
-        yield f"\nWithout a control: only with {AGAIN!r} among the servers can it be told how far to trust this."
+        yield f"\nWithout a control: only with {AGAIN!r} among the servers is the noise of these figures known."
     void = [goal.what for goal in CONTROLS if (values := goal.values(results)) and not goal.holds(median(values))]
     if void:
         yield f"\n**This run is void**: two processes of our own differ ({', '.join(void)}). Run it on a quiet machine."

@@ -62,7 +62,7 @@ def podman(*arguments: str | Path, check: bool = True, merge: bool = False, time
 def inspect(kind: str, name: str) -> dict[str, Any]:
     """What podman knows of an image, a container or a pod."""
     found = json.loads(podman(kind, "inspect", name))
-    if isinstance(found, list):  # a pod is told of without
+    if isinstance(found, list):  # a pod comes without one
         [found] = found
     assert isinstance(found, dict)
     return found

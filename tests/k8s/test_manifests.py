@@ -144,12 +144,12 @@ def test_the_service_is_asked_in_three_ways_and_ends_without_loss() -> None:
     assert grace >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + timeout + 5
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert "progressDeadlineSeconds" in deployment["spec"]
-    assert "replicas" not in deployment["spec"], "the autoscaler's to say"
+    assert "replicas" not in deployment["spec"], "the autoscaler sets the number"
     assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
     assert [mount["readOnly"] for mount in container["volumeMounts"] if mount["mountPath"] == "/runs"] == [True]
 
 
-def told(container: dict[str, Any]) -> list[str]:
+def options_of(container: dict[str, Any]) -> list[str]:
     """The words of a container's command behind the image's entry point, or behind what starts the same module."""
     words = " ".join([*container.get("command", []), *container.get("args", [])])
     return words.rpartition("-m training ")[2].split()
@@ -162,7 +162,7 @@ def test_settings_and_options_exist() -> None:
         for container in containers(pod):
             assert {name for name in settings_of(container) if name.startswith(PREFIX)} <= known
             if "/train:" in container["image"]:
-                words = told(container)
+                words = options_of(container)
                 verb = words[0] if words[0] in VERBS else "train"
                 given = {word.partition("=")[0] for word in words if word.startswith("--")}
                 assert given, container

@@ -84,7 +84,7 @@ def gone(address: str) -> Reply:
 
 
 def expecting(address: str) -> Reply:
-    """The body is never sent: whoever waits for it gets no further."""
+    """The body is never sent: a server that waits for it does not answer."""
     return exchange(address, raw("Expect: 100-continue", f"Content-Length: {2 * MAX_BYTES}", body=b""))
 
 

@@ -207,7 +207,7 @@ def claimed_apng(count: int) -> bytes:
 
 
 def claimed_webp(count: int) -> bytes:
-    """An animated WebP of so many frames, all of them the same few bytes."""
+    """An animated WebP of `count` equal frames of a few bytes each."""
     still = flat(16, 16, kind="WEBP", lossless=True)[12:]
     frame = struct.pack("<6I", 0, 0, 0, 0, 0, 0)[:6] + bytes([15, 0, 0, 15, 0, 0, 10, 0, 0, 0]) + still
     anmf = b"ANMF" + struct.pack("<I", len(frame)) + frame

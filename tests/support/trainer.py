@@ -27,7 +27,7 @@ def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.C
 
 
 class After(Interruption):
-    """Asked to stop, as by SIGTERM, once it was looked at so many times: after each step and at the end of a block."""
+    """A request to stop, as by SIGTERM, after `looks` checks; there is one after each step and one at a block's end."""
 
     def __init__(self, looks: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def config(photos: Path, out: Path, **given: object) -> TrainConfig:
 
 
 def start(arguments: list[str], epochs: int = 1) -> "subprocess.Popen[str]":
-    """A trainer as a process of its own that has been through so many epochs."""
+    """A trainer as a process of its own, returned once it has printed `epochs` epochs."""
     command = [sys.executable, "-m", "training", *arguments]
     trainer = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
