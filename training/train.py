@@ -13,8 +13,7 @@ from serving.contract.card import CONTRACT_VERSION, Calibration, ModelCard
 from training import failures
 from training.config import TrainConfig, default_name
 from training.data import augmentation
-from training.data import dataset as data
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, load_dataset
 from training.data.formats import SPLITS, Split
 from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
@@ -86,7 +85,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
 
 def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
     """Read the data, and decide by it the options that were left open. Raises ConfigError, DataError."""
-    dataset = data.load(config)
+    dataset = load_dataset(config)
     settled = group.share(lambda: decide(config, dataset, group))
     return RunContext(
         config=settled,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from training.config import TrainConfig
-from training.data.dataset import Dataset, load
+from training.data.dataset import Dataset, load_dataset
 from training.data.formats import SPLITS
 
 
@@ -31,7 +31,7 @@ def manifest(path: Path, rows: list[dict[str, str]]) -> Path:
 
 def of(data: Path | None, **options: Any) -> Dataset:
     with TemporaryDirectory() as out:
-        return load(TrainConfig(data=data, out=Path(out), **options))
+        return load_dataset(TrainConfig(data=data, out=Path(out), **options))
 
 
 def counts(dataset: Dataset) -> dict[str, int]:

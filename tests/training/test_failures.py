@@ -33,7 +33,7 @@ from tests.support.trainer import SMALL, After, arguments_for, run_of, start
 from training import failures, train
 from training.__main__ import main, options
 from training.config import TrainConfig
-from training.data import dataset
+from training.data.dataset import load_dataset
 from training.engine import checkpoint, history
 from training.errors import Interrupted
 
@@ -211,7 +211,7 @@ def test_images_of_every_kind_are_learned_from_as_the_service_sees_them(tmp_path
     parity = json.loads((run / "report" / "report.json").read_text())["parity"]
     assert parity["held"]
     assert [way["pixels_equal"] for way in parity["comparisons"]] == [1, 1]
-    seen, served = dataset.load(config), open_model(run / "model.onnx").card.preprocessing
+    seen, served = load_dataset(config), open_model(run / "model.onnx").card.preprocessing
     assert {file.mode for file in seen.audit.images.files} >= {"CMYK", "RGBA"}
     assert {file.orientation for file in seen.audit.images.files} == {1, 6}
     for key, image in zip(seen.keys, seen.images, strict=True):

@@ -14,7 +14,7 @@ from tests.support.trainer import After
 from training import train
 from training.__main__ import options
 from training.config import ScoreName, TrainConfig, from_yaml
-from training.data import dataset as data
+from training.data.dataset import load_dataset
 from training.data.loader import Batches, TrainingSet
 from training.engine import checkpoint, loop
 from training.engine.objective import Objective
@@ -271,7 +271,7 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
     card = open_model(run / "model.onnx").card
     model = networks.build(config, card.preprocessing, card.normalization, 3)
     model.load_state_dict(best["model"])
-    dataset = data.load(config)
+    dataset = load_dataset(config)
     probabilities = networks.predict(model, dataset.images[dataset.splits["val"]])
     scored = classification.score(dataset.labels[dataset.splits["val"]], probabilities, dataset.classes)
     history = json.loads((run / "report" / "report.json").read_text())["history"]

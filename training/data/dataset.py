@@ -82,7 +82,7 @@ class Dataset(LabelledImages):
         return as_channels(self.image_set.read(index), self.preprocessing.channels)
 
 
-def load(config: TrainConfig) -> Dataset:
+def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
     source = formats.find(config.data, cache)

@@ -14,8 +14,7 @@ from serving.contract.drift import FEATURES, Histogram, Window
 from serving.contract.model import open_model
 from tests.support.server import serving
 from training.config import TrainConfig
-from training.data import dataset as data
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, load_dataset
 from training.train import train
 
 RNG = np.random.default_rng(0)
@@ -117,7 +116,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
         test_fraction=0.3,
         quantize="int8",
     )
-    return train(config), data.load(config)
+    return train(config), load_dataset(config)
 
 
 def test_the_card_holds_what_the_test_split_is_like(digits: tuple[Path, Dataset]) -> None:

@@ -14,9 +14,8 @@ from pydantic import TypeAdapter
 from tests.support.datasets import manifest, write
 from tests.support.paths import ROOT
 from training.config import TrainConfig
-from training.data import dataset
 from training.data.cache import ENTRIES_OF_A_KIND, Cache, code_digest
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
 from training.evaluate import EvaluateConfig, evaluate
 from training.report.audit import AuditConfig, audit_facts, run_audit
@@ -60,7 +59,7 @@ def archive(root: Path) -> Path:
 
 
 def load(source: Path, kept: Path, **options: Any) -> Dataset:
-    return dataset.load(TrainConfig(data=source, cache=kept, **options))
+    return load_dataset(TrainConfig(data=source, cache=kept, **options))
 
 
 def assert_same(one: Dataset, other: Dataset) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from serving.contract.model import open_model
 from training.config import TrainConfig
-from training.data.dataset import Dataset, load
+from training.data.dataset import Dataset, load_dataset
 from training.engine import checkpoint
 from training.models import networks
 
@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24}
 @pytest.fixture(scope="package")
 def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The images of the tiny run, on splits of their own."""
-    return load(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
+    return load_dataset(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
 
 
 @pytest.fixture

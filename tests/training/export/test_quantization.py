@@ -10,7 +10,7 @@ import pytest
 from serving.contract.model import open_model
 from tests.support.server import serving
 from training.config import TrainConfig
-from training.data.dataset import Dataset, load
+from training.data.dataset import Dataset, load_dataset
 from training.export.quantization import AGREEMENT, quantize
 from training.train import train
 
@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24, "v
 
 @pytest.fixture(scope="module")
 def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return load(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
+    return load_dataset(TrainConfig(data=photos, out=tmp_path_factory.mktemp("runs"), **OPTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_run_leaves_both_files_and_the_report_compares_them(photos: Path, tmp_
     assert low <= facts["scores"]["accuracy"] <= high
     assert facts["speed"] > 0
     classifier = open_model(run / "model.int8.onnx")
-    dataset = load(config)
+    dataset = load_dataset(config)
     val = dataset.splits["val"]
     sets = classifier.card.calibration.prediction_sets(classifier.predict(dataset.images[val]))
     assert sets[np.arange(len(val)), dataset.labels[val]].mean() >= 0.9, "the threshold was fitted on its own answers"
