@@ -99,7 +99,7 @@ def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, Any], expe
 def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
     model, settings = fresh()
     checkpoint.save(model.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(CheckpointRefused, match=r"weights\.pt: expected model and settings, found 0\.mean"):
+    with pytest.raises(CheckpointRefused, match=r"weights\.pt: expected model and settings, got 0\.mean"):
         transfer(model, settings, tmp_path / "weights.pt")
     with pytest.raises(CheckpointRefused, match=r"best\.pt: there is no such checkpoint"):
         transfer(model, settings, tmp_path)
