@@ -22,6 +22,15 @@ install_import_hook("serving", "beartype.beartype")
 install_import_hook("training", f"{tests.support.shapes.__name__}.checked")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files first that have a test with a longer time limit: at the end, one process would wait for them."""
+    limits: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        limits[item.path] = max(limits.get(item.path, 0.0), mark.args[0] if mark else 0.0)
+    items.sort(key=lambda item: -limits[item.path])
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders with 3 x 30 pictures: one colour a class, noise, several sizes, JPEG and PNG, awkward names."""
