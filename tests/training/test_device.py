@@ -23,7 +23,7 @@ def _threads() -> Iterator[None]:
 @pytest.mark.usefixtures("_threads")
 def test_threads_and_workers_are_no_more_than_a_container_s_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(2)
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # told by the same function as a cgroup's quota
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # read by the same function as a cgroup's quota
     assert find_device("cpu") == torch.device("cpu")
     assert torch.get_num_threads() == 1
     assert settle(TrainConfig(), image_size=64, training_images=1000).workers == 0

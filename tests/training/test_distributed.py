@@ -141,7 +141,7 @@ Process = subprocess.Popen[str]
 
 
 class Job:
-    """`torchrun` with so many processes, or the processes alone; whatever is left of it at the end is killed."""
+    """`torchrun` with several processes, or the processes alone; what is left of it at the end is killed."""
 
     def __init__(self) -> None:
         self.processes: list[Process] = []
@@ -151,7 +151,7 @@ class Job:
         return self._start([*launcher, "-m", "training", *arguments])
 
     def plain(self, *arguments: str) -> list[Process]:
-        """Two processes that are told of one another by the environment alone."""
+        """Two processes that know one another by the environment alone."""
         together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         command = [sys.executable, "-m", "training", *arguments]
         return [self._start(command, **together, RANK=str(rank)) for rank in range(2)]
@@ -273,14 +273,14 @@ def test_asked_to_stop_they_save_and_one_process_goes_on(
     digits: Path, tmp_path: Path, one_process: Path, job: Job
 ) -> None:
     """SIGTERM to torchrun; the weights in the end are those of a run that one process made, never stopped."""
-    told = arguments(digits, tmp_path, "x", *EXACT)
-    torchrun = job.torchrun(*told)
+    options = arguments(digits, tmp_path, "x", *EXACT)
+    torchrun = job.torchrun(*options)
     until(torchrun, "epoch 1/3")
     torchrun.terminate()
     printed = done(torchrun, code=1)
     assert printed.count("stopped by SIGTERM; a run continues with --resume") == 1
     assert "epoch 3/3" not in printed
-    assert main([*told, "--resume", "auto"]) == 0
+    assert main([*options, "--resume", "auto"]) == 0
     assert furthest(tmp_path / "x", one_process) < 1e-5
     assert np.abs(curve(tmp_path / "x") - curve(one_process)).max() < 1e-5
 
@@ -301,8 +301,8 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_next_job_goes_on(digits: Path, tmp_path: Path, job: Job) -> None:
-    told = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
-    torchrun = job.torchrun(*told)
+    options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
+    torchrun = job.torchrun(*options)
     until(torchrun, "epoch  ")
     first, second = workers(torchrun)
     os.kill(second, signal.SIGKILL)
@@ -312,7 +312,7 @@ def test_a_killed_process_ends_the_others_and_the_next_job_goes_on(digits: Path,
     assert not Path(f"/proc/{first}").exists()
     assert printed.count("error: ") + printed.count("stopped by SIGTERM; ") <= 1
     assert "(SIGKILL)" in printed or "-9" in printed
-    again = job.torchrun(*told, "--resume", "auto")
+    again = job.torchrun(*options, "--resume", "auto")
     assert f"resume {tmp_path / 'x'}" in until(again, "epoch ")
     again.terminate()
     done(again, code=1)
@@ -333,8 +333,8 @@ def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_p
 @pytest.mark.slow
 def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
     meeting = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=x")
-    told = arguments(digits, tmp_path, "x", *EXACT)
-    nodes = [job.torchrun(*told, processes=1, options=meeting) for _ in range(2)]
+    options = arguments(digits, tmp_path, "x", *EXACT)
+    nodes = [job.torchrun(*options, processes=1, options=meeting) for _ in range(2)]
     printed = [done(node) for node in nodes]
     assert sum("Parity held" in each for each in printed) == 1
     assert furthest(tmp_path / "x", one_process) < 1e-5
@@ -349,8 +349,8 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp
     wild = arguments(digits, tmp_path, "wild", "--model", "mlp", "--optimizer", "sgd", "--lr", "1e30")
     diverged = [done(process, code=4) for process in job.plain(*wild)]
     assert sum(each.count("error: the loss is") for each in diverged) == 1
-    told = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
-    first, second = job.plain(*told)
+    options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
+    first, second = job.plain(*options)
     until(first, "epoch  ")
     second.terminate()
     stopped = done(first, code=143) + done(second, code=143)

@@ -1,6 +1,6 @@
 """What happens to real runs when something around them fails; each fault is provoked, none is acted.
 
-After every one of them the last checkpoint loads and the run goes on.
+After every one of them the last checkpoint loads and the run continues.
 """
 
 import json

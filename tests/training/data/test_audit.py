@@ -117,15 +117,15 @@ def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
 
 
 def test_facts_hold_counts_sizes_and_pairs_by_name(brought: Path) -> None:
-    told = audit_facts(audited(brought))
-    assert told["files"]["formats"] == {"PNG": 41, "JPEG": 2, "WEBP": 1}
-    assert told["files"]["width"] == {"min": 80, "median": 80, "max": 80}
-    assert told["duplicates"]["exact"] == 2, "PNG of the same pixels, and WebP without loss"
-    near = next(pair for pair in told["duplicates"]["pairs"] if pair["kind"] == "near")
+    facts = audit_facts(audited(brought))
+    assert facts["files"]["formats"] == {"PNG": 41, "JPEG": 2, "WEBP": 1}
+    assert facts["files"]["width"] == {"min": 80, "median": 80, "max": 80}
+    assert facts["duplicates"]["exact"] == 2, "PNG of the same pixels, and WebP without loss"
+    near = next(pair for pair in facts["duplicates"]["pairs"] if pair["kind"] == "near")
     assert near["images"] == ["test/a/30.png", "train/a/leak.jpg"]
     assert near["splits"] == ["test", "train"]
     assert near["labels"] == ["a", "a"]
-    assert {row["image"] for row in told["removed"]} >= {"train/a/leak.jpg"}
+    assert {row["image"] for row in facts["removed"]} >= {"train/a/leak.jpg"}
 
 
 def test_a_class_without_test_images_and_one_with_few_are_warned_of(tmp_path: Path) -> None:

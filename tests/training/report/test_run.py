@@ -56,7 +56,7 @@ def test_the_page_opens_offline(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def doubtful(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on gray pictures that cannot be told apart, 90 of one class and 10 of another with a hostile name."""
+    """A run on gray pictures that no model can distinguish, 90 of one class and 10 of another with a hostile name."""
     root = tmp_path_factory.mktemp("doubtful")
     for number in range(100):
         path = root / "data" / ("common" if number % 10 else HOSTILE) / f"{number}.png"
