@@ -29,7 +29,7 @@ from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels
 from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier, open_model
-from serving.inference.prediction import DECIMALS, describe
+from serving.inference.prediction import DECIMALS, Prediction, describe_batch
 from serving.settings import Settings
 
 CHUNK = 64
@@ -58,14 +58,14 @@ class FilePredictor:
         Raises InvalidOutput if the model gives a value that is not a finite number.
         """
         images = [self._read(path) for path in paths]
-        outputs = self._infer([image for image in images if not isinstance(image, ImageError)])
+        predictions = self._predict([image for image in images if not isinstance(image, ImageError)])
         rows, failed = [], Counter[str]()
         for path, image in zip(paths, images, strict=True):
             if isinstance(image, ImageError):
                 failed[image.code] += 1
                 rows.append(self._error_row(path, image))
             else:
-                rows.append(self._row(path, next(outputs)))
+                rows.append(self._row(path, next(predictions)))
         return Part(rows=encode(rows), images=len(rows), failed=failed)
 
     def _read(self, path: str) -> Pixels | ImageError:
@@ -81,14 +81,14 @@ class FilePredictor:
         except (OSError, ValueError) as error:  # ValueError: a path in a manifest may hold a NUL character
             return ImageError("unreadable_file", getattr(error, "strerror", None) or str(error))
 
-    def _infer(self, images: Sequence[Pixels]) -> Iterator[np.ndarray]:
+    def _predict(self, images: Sequence[Pixels]) -> Iterator[Prediction]:
         size = self._settings.max_batch
         for start in range(0, len(images), size):
-            yield from self._classifier.predict(np.stack(images[start : start + size]))
+            outputs = self._classifier.predict(np.stack(images[start : start + size]))
+            yield from describe_batch(outputs, self._classifier.card)
 
-    def _row(self, path: str, output: np.ndarray) -> list[str]:
+    def _row(self, path: str, prediction: Prediction) -> list[str]:
         card = self._classifier.card
-        prediction = describe(output, card)
         classes = prediction.prediction_set
         prediction_set = "" if classes is None else json.dumps(classes, ensure_ascii=False)
         probabilities = [f"{prediction.probabilities[name]:.{DECIMALS}f}" for name in card.classes]

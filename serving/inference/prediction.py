@@ -51,28 +51,37 @@ def describe(
     top_k: int | None = None,
     abstain_below: float | None = None,
 ) -> Prediction:
-    """Name the most likely class of one image, with its `top_k` most likely classes (all when None).
+    """`describe_batch` of one image. Raises InvalidOutput."""
+    [prediction] = describe_batch(probabilities[np.newaxis], card, top_k=top_k, abstain_below=abstain_below)
+    return prediction
+
+
+def describe_batch(
+    probabilities: Float32[np.ndarray, "batch classes"],
+    card: ModelCard,
+    *,
+    top_k: int | None = None,
+    abstain_below: float | None = None,
+) -> list[Prediction]:
+    """Name the most likely class of each image, with its `top_k` most likely classes (all when None).
 
     Probabilities are rounded to six decimals. Raises InvalidOutput.
     """
     check_output(probabilities)
-    values: list[float] = probabilities.tolist()
-    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-    ranked = {card.classes[index]: round(values[index], DECIMALS) for index in order[:top_k]}
-    label, confidence = next(iter(ranked.items()))
-    return Prediction(
-        label=label,
-        confidence=confidence,
-        # The probability itself is compared, not its six decimals: the training report computes its thresholds so.
-        abstained=abstain_below is not None and values[order[0]] < abstain_below,
-        prediction_set=_prediction_set(probabilities, order, card),
-        probabilities=ranked,
-        model_version=card.version,
-    )
-
-
-def _prediction_set(probabilities: np.ndarray, order: list[int], card: ModelCard) -> list[str] | None:
-    if card.calibration.threshold is None:
-        return None
-    [members] = card.calibration.prediction_sets(probabilities[np.newaxis])
-    return [card.classes[index] for index in order if members[index]]
+    sets = None if card.calibration.threshold is None else card.calibration.prediction_sets(probabilities).tolist()
+    predictions = []
+    for row, values in enumerate(probabilities.tolist()):
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+        ranked = {card.classes[index]: round(values[index], DECIMALS) for index in order[:top_k]}
+        label, confidence = next(iter(ranked.items()))
+        prediction = Prediction(
+            label=label,
+            confidence=confidence,
+            # The probability itself is compared, not its six decimals: the report computes its thresholds so.
+            abstained=abstain_below is not None and values[order[0]] < abstain_below,
+            prediction_set=None if sets is None else [card.classes[index] for index in order if sets[row][index]],
+            probabilities=ranked,
+            model_version=card.version,
+        )
+        predictions.append(prediction)
+    return predictions
