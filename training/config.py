@@ -28,6 +28,10 @@ Leaks = Literal["drop", "error", "warn"]
 Quantize = Literal["none", "int8"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
 
+OWN_NETWORKS = ("mlp", "cnn")
+LAYER_OPTIONS = ("hidden", "width", "activation", "batch_norm", "init", "init_scale", "zero_biases")
+"""Options of the layers of the own networks; timm's architectures bring theirs."""
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -70,8 +74,8 @@ class TrainConfig:
     any time. None: .cache in --out."""
 
     image_size: Annotated[int, Side] | None = None
-    """Side in pixels to which images are stretched. None: the images' own size when all share one of at most 64 px,
-    else 64."""
+    """Side in pixels to which images are stretched. None: for mlp and cnn the images' own size when all share one of at
+    most 64 px, else 64; for a timm architecture 128, or its own where that is fixed."""
     channels: Channels = 3
     """3 for colour, 1 for gray; images are converted."""
     interpolation: Interpolation = "area"
@@ -89,8 +93,9 @@ class TrainConfig:
 
     normalization: NormalizationMode = "standard"
     """Mode of A.Normalize, computed by the model's first layer."""
-    mean_std: Literal["imagenet", "dataset"] = "imagenet"
-    """Where mean and deviation of the mode `standard` come from: ImageNet, or measured on the training split."""
+    mean_std: Literal["imagenet", "dataset"] | None = None
+    """Where mean and deviation of the mode `standard` come from: ImageNet, or measured on the training split. None:
+    those that the pretrained weights were trained with, else ImageNet's."""
     mean: tuple[float, ...] = ()
     """Mean of each channel as a share of --max-pixel-value, instead of --mean-std."""
     std: tuple[Annotated[float, Positive], ...] = ()
@@ -99,8 +104,8 @@ class TrainConfig:
     """Pixel value that counts as 1 for mean and standard deviation."""
     augment: Policy | Path | None = None
     """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: larger and more
-    often, also colour and a cut-out; or a file written by Albumentations' A.save (.yaml, .json). None: light for the
-    CNN, none for the MLP."""
+    often, also colour and a cut-out; or a file written by Albumentations' A.save (.yaml, .json). None: none for the MLP
+    and with --freeze, else light."""
     symmetry: Symmetry = "none"
     """What leaves the label of an image as it is, and is therefore done to training images at random. mirror: swap left
     and right; square: also up and down, and turn by quarters, where no direction is up, as under a microscope."""
@@ -114,8 +119,13 @@ class TrainConfig:
     """What to do about classes of different size. loss: weigh each image by the inverse of its class's frequency;
     sampler: draw the classes equally often. None: sampler where --best-by counts all classes alike, else none."""
 
-    model: Literal["mlp", "cnn"] = "cnn"
-    """mlp: Flatten, then the layers of --hidden. cnn: a small residual network."""
+    model: str = "auto"
+    """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as
+    resnet18 or convnext_atto.d2_in1k. auto: tf_efficientnet_lite0 with pretrained weights for photographs (median
+    shorter side of 96 px or more), cnn for smaller images or beside an option of its layers."""
+    weights: Literal["default", "none"] | Path | None = None
+    """Pretrained weights of a timm architecture. default: its own, from an installed package or the Hugging Face hub;
+    none; or a file that ends in .safetensors, .pth, .pt or .bin. None: default, unless --init-from is given."""
     hidden: tuple[Annotated[int, Positive], ...] = (512, 128)
     """Widths of the hidden layers of the MLP."""
     width: Annotated[int, Positive] = 32
@@ -126,7 +136,10 @@ class TrainConfig:
     batch_norm: DisallowNone[bool | None] = None
     """Batch normalisation before every activation. None: for the CNN, not for the MLP."""
     dropout: Annotated[float, Share] = 0.0
-    """Share of activations dropped before the last layer of the CNN, after every hidden layer of the MLP."""
+    """Share of activations dropped before the last layer, in the MLP after every hidden layer."""
+    drop_path: Annotated[float, Share] = 0.0
+    """Share of the residual blocks of a timm architecture that are skipped at random, more in later blocks (stochastic
+    depth, Huang et al. 2016)."""
     init: Init = "default"
     """How weights start. default: as PyTorch does, in the CNN by He et al. with residual blocks that add nothing;
     constant: all 0.01; uniform, normal: by --init-scale; xavier: Glorot and Bengio (2010); he: He et al. (2015).
@@ -139,10 +152,11 @@ class TrainConfig:
     init_from: Path | None = None
     """A run's folder or its .pt file whose weights to start from; the last layer is new when the classes differ."""
     freeze: bool = False
-    """Train the last layer alone, on what --init-from brings."""
+    """Train the last layer alone, on features that pretrained weights or --init-from bring. They are computed once, so
+    images are not augmented or mixed."""
 
-    epochs: Annotated[int, Positive] = 30
-    """Passes over the training images."""
+    epochs: Annotated[int, Positive] | None = None
+    """Passes over the training images. None: 10 with pretrained weights, else 30."""
     batch_size: Annotated[int, AtLeastOne] | None = None
     """Images a batch. None: a 64th of the training images, as a power of two from 16 (32 up to 32 px) to 64."""
     accumulate: Annotated[int, Positive] = 1
@@ -150,8 +164,12 @@ class TrainConfig:
     optimizer: OptimizerName = "adamw"
     """adamw; adam; sgd: with Nesterov momentum 0.9."""
     lr: Annotated[float, Positive] | None = None
-    """Highest learning rate, reached after the warm-up. None: 3e-3 for the CNN, 1e-3 for the MLP; with sgd 0.05 and
-    0.01."""
+    """Highest learning rate, reached after the warm-up. None: 3e-3 for the CNN, 1e-3 for the MLP and for timm's
+    architectures; with sgd 0.05, 0.01 and 0.01."""
+    body_lr: Annotated[float, Positive] = 1.0
+    """Learning rate of all layers but the last, as a share of --lr."""
+    freeze_epochs: Annotated[int, NotNegative] = 0
+    """Epochs at the start in which the last layer alone learns."""
     schedule: ScheduleName = "cosine"
     """The learning rate after the warm-up. cosine: lowered to zero; constant; step: a tenth from half of all steps on,
     a hundredth from three quarters."""
@@ -203,8 +221,18 @@ class TrainConfig:
 
     @property
     def normalizes_batches(self) -> bool:
-        """Whether the network has batch normalisation, by option or by model."""
+        """Whether the CNN or the MLP has batch normalisation, by option or by model."""
         return self.model == "cnn" if self.batch_norm is None else self.batch_norm
+
+    @property
+    def own_network(self) -> bool:
+        """Whether the model is one of this project's own networks, not one of timm's."""
+        return self.model in OWN_NETWORKS
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from pretrained weights, where the model is one of timm's."""
+        return not self.own_network and self.weights != "none" and (self.weights is not None or self.init_from is None)
 
     @property
     def mixes(self) -> bool:
@@ -255,7 +283,8 @@ def _typed(kind: Any, value: object, where: str) -> object:
     except ValidationError as error:
         raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from error
     if isinstance(value, bool) != isinstance(typed, bool):
-        raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+        expected = "yes or no" if isinstance(typed, bool) else "a number"
+        raise ConfigError(f"{where}: expected {expected}, got {value!r}")
     return typed
 
 
@@ -296,6 +325,40 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
         "none beside a file of --augment, which contains all random changes",
         config.symmetry,
     )
-    yield not config.freeze or config.init_from is not None, "freeze", "--init-from beside it", "none"
+    yield from _model_rules(config)
     single = config.model == "mlp" and config.batch_norm and config.batch_size == 1
     yield not single, "batch_size", "2 or more with --batch-norm", 1
+
+
+def _model_rules(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]:
+    """The rules of --model, --weights and --freeze."""
+    weights, model = config.weights, config.model
+    set_layers = [name for name in LAYER_OPTIONS if getattr(config, name) != getattr(TrainConfig, name)]
+    layers_fit = config.own_network or model == "auto" or not set_layers
+    yield layers_fit, "model", f"mlp or cnn beside --{'/'.join(set_layers).replace('_', '-')}", model
+    yield not config.own_network or weights in (None, "none"), "weights", f"none beside --model {model}", weights
+    yield not config.own_network or not config.drop_path, "drop_path", f"0 beside --model {model}", config.drop_path
+    is_file = isinstance(weights, Path)
+    yield (
+        not isinstance(weights, Path) or weights.suffix in WEIGHTS_ENDINGS,
+        "weights",
+        f"default, none or a file that ends in {', '.join(WEIGHTS_ENDINGS)}",
+        weights,
+    )
+    yield not is_file or model != "auto", "model", "the architecture of the file of --weights", model
+    both = weights not in (None, "none") and config.init_from is not None
+    yield not both, "weights", "none beside --init-from, which brings weights", weights
+    if config.freeze:
+        yield (
+            config.init_from is not None or config.pretrained,
+            "freeze",
+            "--init-from or the pretrained weights of a timm architecture beside it",
+            f"--model {model}",
+        )
+        changed = config.augment not in (None, "none") or config.symmetry != "none" or config.mixes
+        yield (
+            not changed,
+            "freeze",
+            "no --augment, --symmetry, --mixup or --cutmix beside it: the features are computed once",
+            "one of them",
+        )

@@ -2,6 +2,7 @@
 
 import joblib
 import torch
+from torch import nn
 
 from training.distributed import ALONE, Group
 from training.errors import DeviceMissing
@@ -33,11 +34,16 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
     return device
 
 
-def uses_bfloat16(config: SettledConfig, device: torch.device) -> bool:
-    """Whether training computes in bfloat16: when asked to, or where the device has instructions for it."""
+def uses_bfloat16(config: SettledConfig, model: nn.Module) -> bool:
+    """Whether training computes in bfloat16: when asked to, or where the model's device has fast instructions for it.
+
+    On CPUs PyTorch has none for the gradients of depthwise convolutions: an EfficientNet-Lite0 of 128 px learned 67
+    images/s in float32 and 49 in bfloat16, a ResNet-18, which has no such convolutions, 57 and 138.
+    """
     if config.precision != "auto":
         return config.precision == "bfloat16"
-    if device.type == "cuda":
+    if next(model.parameters()).device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in model.modules())
+    return not depthwise and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

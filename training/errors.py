@@ -39,6 +39,10 @@ class CheckpointRefused(RuntimeError):
     """A file that holds no checkpoint, or one that does not fit; the message says which and why."""
 
 
+class WeightsMissing(RuntimeError):
+    """Pretrained weights that are not on this machine and cannot be fetched; the message says what fetches them."""
+
+
 class ExportRefused(RuntimeError):
     """The exported file does not predict what the evaluated model predicts; it is not published."""
 
@@ -72,6 +76,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     WorkerLost: 6,
     OSError: 6,
     CheckpointRefused: 7,
+    WeightsMissing: 7,
     ExportRefused: 7,
     ModelRefused: 7,
     DeviceMissing: 8,

@@ -28,7 +28,7 @@ from training.data.inspection import ImageSet
 from training.data.splits import Division, SplitPolicy
 from training.errors import ConfigError, DataError
 from training.metrics.classification import Probabilities
-from training.models.networks import INFERENCE_BATCH
+from training.models.prediction import inference_batch
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 
 Wanted = Literal["train", "val", "test", "all"]
@@ -144,13 +144,14 @@ def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tup
 
 
 def predict_images(
-    classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int = INFERENCE_BATCH
+    classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
 ) -> Probabilities:
     """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`.
 
     Images are read, decoded and resized anew; memory holds one batch of resized images.
     """
     preprocessing = classifier.card.preprocessing
+    size = batch_size or inference_batch(preprocessing.height, preprocessing.width)
 
     def fitted(index: int) -> Pixels:
         # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
@@ -158,8 +159,8 @@ def predict_images(
 
     rows = []
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        for start in tqdm(range(0, len(indices), batch_size), "predict", unit=" batches", disable=None, leave=False):
-            batch = list(pool.map(fitted, indices[start : start + batch_size].tolist()))
+        for start in tqdm(range(0, len(indices), size), "predict", unit=" batches", disable=None, leave=False):
+            batch = list(pool.map(fitted, indices[start : start + size].tolist()))
             rows.append(classifier.predict(np.stack(batch)))
     return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
 

@@ -78,7 +78,10 @@ def is_short_of_memory(error: BaseException) -> bool:
 def _named(error: Exception, run: Path, device: torch.device) -> Exception:
     first = str(error).strip().partition("\n")[0]
     if is_short_of_memory(error):
-        return OutOfMemory(f"out of memory on {device.type}, {_use(run, device)}: {first}")
+        named = OutOfMemory(f"out of memory on {device.type}, {_use(run, device)}: {first}")
+        for note in getattr(error, "__notes__", []):
+            named.add_note(note)
+        return named
     if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:
         return OSError(error.errno, error.strerror, str(run))  # the library that wrote there did not name the file
     text = f"{error} {error.__cause__}"

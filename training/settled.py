@@ -11,8 +11,10 @@ from training.config import Balance, Policy, ScoreName, TrainConfig, default_nam
 
 COUNT_CLASSES_ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
 """Scores in which a rare class counts as much as a common one."""
-LR = {("adamw", "cnn"): 3e-3, ("adamw", "mlp"): 1e-3, ("adam", "cnn"): 3e-3, ("adam", "mlp"): 1e-3,
-      ("sgd", "cnn"): 0.05, ("sgd", "mlp"): 0.01}  # fmt: skip
+LR = {("adamw", "cnn"): 3e-3, ("adam", "cnn"): 3e-3, ("sgd", "cnn"): 0.05}
+OTHER_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.01}
+"""Of the MLP and of timm's architectures."""
+EPOCHS, PRETRAINED_EPOCHS = 30, 10
 WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 5e-4}
 
 
@@ -25,7 +27,7 @@ class SettledConfig(TrainConfig):
     image_size: int = field()
     augment: Policy | Path = field()
     balance: Balance = field()
-    batch_norm: bool = field()
+    epochs: int = field()
     batch_size: int = field()
     lr: float = field()
     weight_decay: float = field()
@@ -37,30 +39,32 @@ class SettledConfig(TrainConfig):
         return self.out / self.name
 
 
-def settle(
-    config: TrainConfig, *, image_size: int, training_images: int, processes: int = 1, on_this_machine: int = 1
-) -> SettledConfig:
+def settle(config: TrainConfig, *, training_images: int, processes: int = 1, on_this_machine: int = 1) -> SettledConfig:
     """Decide the options that the user left open, by the other options, the data and the machine.
 
-    `processes` train together, `on_this_machine` of them share its cores. Raises ConfigError when a batch has too few
-    images for the processes to share.
+    The data has decided the model and the size of its input before. `processes` train together, `on_this_machine` of
+    them share its cores. Raises ConfigError when a batch has too few images for the processes to share.
     """
+    assert config.model != "auto"
+    assert config.image_size is not None
     cores = max(1, joblib.cpu_count() // on_this_machine)
-    augment = config.augment or ("light" if config.model == "cnn" else "none")
+    augment = config.augment or ("none" if config.model == "mlp" or config.freeze else "light")
+    tuned = config.pretrained or (config.init_from is not None and not config.own_network)
     augmented = augment != "none" or config.symmetry != "none"
-    batch_size = config.batch_size or _batch_size(image_size, training_images)
+    batch_size = config.batch_size or _batch_size(config.image_size, training_images)
     shared = min(batch_size, training_images)
     needed = processes * (2 if config.model == "mlp" and config.normalizes_batches else 1)
     enough = processes == 1 or shared >= needed
     require(enough, "batch_size", f"{needed} or more images for {processes} processes to share", shared)
     decided: dict[str, Any] = {
         "name": config.name or default_name(config.model),
-        "image_size": image_size,
         "augment": augment,
         "balance": config.balance or ("sampler" if config.best_by in COUNT_CLASSES_ALIKE else "none"),
-        "batch_norm": config.normalizes_batches,
+        "batch_norm": config.normalizes_batches if config.own_network else None,
+        "epochs": config.epochs or (PRETRAINED_EPOCHS if tuned else EPOCHS),
         "batch_size": batch_size,
-        "lr": config.lr or LR[config.optimizer, config.model],
+        "weights": None if config.own_network else config.weights or ("default" if config.pretrained else "none"),
+        "lr": config.lr or LR.get((config.optimizer, config.model), OTHER_LR[config.optimizer]),
         "weight_decay": WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
         "workers": config.workers if config.workers is not None else (min(cores - 1, 8) if augmented else 0),
     }

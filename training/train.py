@@ -19,6 +19,7 @@ from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, runs
 from training.engine.loop import fit
+from training.engine.memory import fitting_batch
 from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
 from training.engine.transfer import transfer
@@ -31,8 +32,10 @@ from training.metrics import calibration
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
 from training.metrics.evaluation import predict, score
-from training.models import networks
+from training.models import backbones, networks, prediction, weights
 from training.models.initialization import initialize
+from training.models.normalization import Temperature, normalization
+from training.models.weights import Weights
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.run import write_report
@@ -79,32 +82,55 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
             except NonFiniteLoss as error:
                 record_divergence(error, context)
                 raise
+            except (MemoryError, RuntimeError) as error:
+                if failures.is_short_of_memory(error) and (size := fitting_batch(model, context)):
+                    error.add_note(f"--batch-size {size} fits: it was tried")
+                raise
         group.meet()
     return run
 
 
 def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
-    """Read the data, and decide by it the options that were left open. Raises ConfigError, DataError."""
+    """Read the weights and the data, and decide by them the options that were left open.
+
+    Raises ConfigError, DataError, WeightsMissing, CheckpointRefused.
+    """
+    config = backbones.check(config)
+    found = find_weights(config, group)  # before the data, which takes longer to read
     dataset = load_dataset(config)
-    settled = group.share(lambda: decide(config, dataset, group))
+    if dataset.sizing.reason:
+        print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
+    config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)
+    found = found or find_weights(config, group)
+    settled = group.share(lambda: decide(config, dataset, found, group))
     return RunContext(
         config=settled,
         dataset=dataset,
-        normalization=networks.normalization(settled, dataset.images, dataset.splits["train"]),
+        normalization=normalization(settled, dataset.images, dataset.splits["train"]),
+        weights=found,
         device=device,
         group=group,
         interruption=interruption,
     )
 
 
-def decide(config: TrainConfig, dataset: Dataset, group: Group) -> SettledConfig:
+def find_weights(config: TrainConfig, group: Group) -> Weights | None:
+    """The pretrained weights to start from.
+
+    None without any, before the model is known, for a run that has a checkpoint, and in all processes but the first,
+    whose weights the others receive. Raises WeightsMissing, CheckpointRefused.
+    """
+    started = config.model == "auto" or not config.pretrained or runs.has_checkpoint(config.out / (config.name or ""))
+    return None if started or not group.first else weights.find(config)
+
+
+def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: Group) -> SettledConfig:
     """The settled options; a file of --augment is copied into the run's folder, so that the run can be repeated.
 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
     settled = settle(
-        config,
-        image_size=dataset.preprocessing.height,
+        weights.normalized(config, found) if found else config,
         training_images=len(dataset.splits["train"]),
         processes=group.size,
         on_this_machine=group.local_size,
@@ -127,8 +153,8 @@ def start(context: RunContext) -> nn.Sequential:
     if config.init_from is not None:
         settings = networks.settings(config, dataset.preprocessing, context.normalization, dataset.classes)
         print(transfer(model, settings, config.init_from))
-    if config.freeze:
-        networks.freeze(model)
+    if context.weights is not None:
+        print(weights.load(model, context.weights, config))
     return model.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -149,7 +175,7 @@ def describe(context: RunContext, model: nn.Module) -> str:
     sizes = ", ".join(f"{split} {len(indices):,}" for split, indices in dataset.splits.items())
     made = dataset.preprocessing
     together = f" in each of {group.size} processes" if group.size > 1 else ""
-    arithmetic = "bfloat16" if uses_bfloat16(config, device) else "float32"
+    arithmetic = "bfloat16" if uses_bfloat16(config, model) else "float32"
     return (
         f"data   {dataset.name}: {len(dataset.keys):,} images, {len(dataset.classes)} classes ({sizes})\n"
         f"model  {config.model}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
@@ -210,10 +236,10 @@ def evaluate_best(model: nn.Sequential, context: RunContext) -> Evaluation:
 def calibrate(model: nn.Sequential, dataset: Dataset, level: float) -> Calibration:
     """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
     val = dataset.splits["val"]
-    calibrated = calibration.fit(dataset.labels[val], networks.logits(model, dataset.images, val), level)
+    calibrated = calibration.fit(dataset.labels[val], prediction.logits(model, dataset.images, val), level)
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
-    model.append(networks.Temperature(calibrated.temperature).to(next(model.parameters()).device))
+    model.append(Temperature(calibrated.temperature).to(next(model.parameters()).device))
     return calibrated
 
 
@@ -231,7 +257,7 @@ def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation
         goldens=goldens(model, dataset),
         scores=card_scores(evaluation.scores["test"], evaluation.intervals),
         reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
-        provenance=provenance.collect(config, dataset, best),
+        provenance=provenance.collect(context, best),
     )
 
 

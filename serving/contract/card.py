@@ -83,6 +83,21 @@ class Golden:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedWeights:
+    """The weights that training started from, which others made."""
+
+    architecture: str
+    name: str
+    """Of the weights, such as `tf_efficientnet_lite0.in1k`, or of their file."""
+    digest: Digest
+    """SHA-256 of the file."""
+    source: str
+    """Package and version, repository and revision, or a path."""
+    licence: str | None
+    """None: the source states none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What is needed to train the model again."""
 
@@ -93,6 +108,8 @@ class Provenance:
     checkpoint_digest: Digest
     git_revision: str | None
     packages: dict[str, str]
+    weights: PretrainedWeights | None = None
+    """None: training started from random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

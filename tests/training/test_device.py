@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.support.configs import settled
 from tests.support.paths import ROOT
 from training.config import TrainConfig
 from training.device import find_device
 from training.errors import DeviceMissing
-from training.settled import settle
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_threads_and_workers_are_no_more_than_a_container_s_cores(monkeypatch: p
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # read by the same function as a cgroup's quota
     assert find_device("cpu") == torch.device("cpu")
     assert torch.get_num_threads() == 1
-    assert settle(TrainConfig(), image_size=64, training_images=1000).workers == 0
+    assert settled(TrainConfig(), image_size=64, training_images=1000).workers == 0
 
 
 def test_threads_asked_for_by_the_environment_stay() -> None:

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from serving.contract.decode import Preprocessing
+from tests.support.configs import settled
 from tests.support.paths import ROOT
 from tests.support.server import free_port
 from training.__main__ import main
@@ -27,8 +28,8 @@ from training.distributed import Group
 from training.engine import checkpoint
 from training.engine.mixup import Mixing
 from training.errors import ConfigError
-from training.models import networks
-from training.settled import settle
+from training.models import networks, prediction
+from training.models.normalization import normalization
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (62, 16, 16, 3), dtype=np.uint8)
@@ -46,7 +47,7 @@ def test_parts_are_all_places_once_and_alike_in_length(size: int) -> None:
 
 def batches(size: int, rank: int, **given: object) -> Batches:
     options: dict[str, Any] = {"batch_size": 12, "augment": "strong", "workers": 0, "seed": 7}
-    config = settle(TrainConfig(**(options | given)), image_size=16, training_images=60)
+    config = settled(TrainConfig(**(options | given)), image_size=16, training_images=60)
     return Batches(
         TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(2, 62)),
         config,
@@ -96,19 +97,19 @@ def test_images_are_mixed_with_the_neighbours_they_have_in_the_whole_batch(size:
 def test_a_batch_with_too_few_images_to_share_is_refused_with_both_numbers() -> None:
     sizes = {"image_size": 16, "training_images": 100}
     with pytest.raises(ConfigError, match=r"--batch-size: expected 4 or more images for 4 processes to share, got 3"):
-        settle(TrainConfig(batch_size=3), **sizes, processes=4)
+        settled(TrainConfig(batch_size=3), **sizes, processes=4)
     with pytest.raises(ConfigError, match="expected 8 or more images for 4 processes to share, got 7"):
-        settle(TrainConfig(batch_size=7, model="mlp", batch_norm=True), **sizes, processes=4)
-    assert settle(TrainConfig(batch_size=7), **sizes, processes=4).batch_size == 7
+        settled(TrainConfig(batch_size=7, model="mlp", batch_norm=True), **sizes, processes=4)
+    assert settled(TrainConfig(batch_size=7), **sizes, processes=4).batch_size == 7
     cores = len(os.sched_getaffinity(0))
-    assert settle(TrainConfig(), **sizes, processes=2, on_this_machine=cores).workers == 0, "no core is left for them"
+    assert settled(TrainConfig(), **sizes, processes=2, on_this_machine=cores).workers == 0, "no core is left for them"
 
 
 def test_a_part_of_no_images_has_no_answers() -> None:
-    config = settle(TrainConfig(width=8), image_size=16, training_images=60)
+    config = settled(TrainConfig(width=8), image_size=16, training_images=60)
     size = Preprocessing(height=16, width=16, channels=3, interpolation="area")
-    model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(62)), 3)
-    assert networks.predict(model, IMAGES, np.arange(0)).shape == (0, 3)
+    model = networks.build(config, size, normalization(config, IMAGES, np.arange(62)), 3)
+    assert prediction.predict(model, IMAGES, np.arange(0)).shape == (0, 3)
 
 
 def test_a_meeting_without_an_address_is_refused(

@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from serving.contract.decode import Preprocessing
 from serving.contract.model import open_model
+from tests.support.configs import settled
 from tests.support.trainer import After
 from training import train
 from training.__main__ import options
@@ -23,8 +24,8 @@ from training.engine.train_state import TrainState
 from training.errors import DataError, ExportRefused, Interrupted, NonFiniteLoss
 from training.export import parity
 from training.metrics import classification
-from training.models import networks
-from training.settled import settle
+from training.models import networks, prediction
+from training.models.normalization import normalization
 from training.signals import Interruption
 
 
@@ -175,12 +176,12 @@ def one_epoch(labels: np.ndarray = LABELS, **given: Any) -> tuple[TrainState, Ru
         "schedule": "constant",
     }
     config = TrainConfig(**(options | {"augment": "none", "balance": "none", "warmup_epochs": 0.0} | given))
-    config = settle(config, image_size=12, training_images=48)
+    config = settled(config, image_size=12, training_images=48)
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
-    model = networks.build(config, size, networks.normalization(config, IMAGES, np.arange(48)), 3)
+    model = networks.build(config, size, normalization(config, IMAGES, np.arange(48)), 3)
     batches = Batches(TrainingSet(images=IMAGES, labels=labels, indices=np.arange(48)), config, pin_memory=False)
-    state = TrainState.start(model, config, Objective.of(config, labels, 3, torch.device("cpu")), len(batches))
+    state = TrainState.start(model, config, Objective.of(config, labels, 3, model), len(batches))
     progress = RunProgress()
     loop.run_epoch(state, batches, progress, Interruption())
     return state, progress
@@ -205,7 +206,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     """48 images in batches of 12, three a step: 36, then 12, whose gradient is not a third of itself."""
     state, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert state.schedule.last_epoch == 2
-    config = settle(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
+    config = settled(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
     batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
@@ -272,11 +273,11 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
     model = networks.build(config, card.preprocessing, card.normalization, 3)
     model.load_state_dict(best["model"])
     dataset = load_dataset(config)
-    probabilities = networks.predict(model, dataset.images[dataset.splits["val"]])
+    probabilities = prediction.predict(model, dataset.images[dataset.splits["val"]])
     scored = classification.score(dataset.labels[dataset.splits["val"]], probabilities, dataset.classes)
     history = json.loads((run / "report" / "report.json").read_text())["history"]
     assert scored.log_loss == pytest.approx(history[len(best["progress"]["history"]) - 1]["val_loss"], rel=1e-4)
-    logits = networks.logits(model, dataset.images[dataset.splits["test"]]) / card.calibration.temperature
+    logits = prediction.logits(model, dataset.images[dataset.splits["test"]]) / card.calibration.temperature
     served = open_model(run / "model.onnx").predict(dataset.images[dataset.splits["test"]])
     assert np.abs(softmax(logits, axis=1) - served).max() < 1e-5
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from training.config import TrainConfig
@@ -13,6 +13,7 @@ from training.data.audit import Audit, audit, check_classes, check_readable
 from training.data.cache import Cache
 from training.data.formats import Split
 from training.data.inspection import ImageSet
+from training.data.sizing import Sizing
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
 
@@ -70,11 +71,13 @@ class LabelledImages:
 class Dataset(LabelledImages):
     """Labelled images with their resized pixels and their audit.
 
-    `images` is mapped from the cache and read-only. Copy the rows that are needed, not all of it.
+    `images` is mapped from the cache and read-only. Copy the rows that are needed, not all of it. Where the head alone
+    is trained, features take its place.
     """
 
-    images: UInt8[np.ndarray, "images height width channels"]
+    images: UInt8[np.ndarray, "images height width channels"] | Float32[np.ndarray, "images features"]
     preprocessing: Preprocessing
+    sizing: Sizing
     audit: Audit
 
     def original(self, index: int) -> Decoded:
@@ -86,9 +89,9 @@ def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
     source = formats.find(config.data, cache)
-    contents, preprocessing, pixels = inspection.inspect(source, config, cache)
+    inspected = inspection.inspect(source, config, cache)
     source.release()
-    image_set = inspection.image_set(source, contents)
+    image_set = inspection.image_set(source, inspected.contents)
     audited = divide_and_audit(image_set, SplitPolicy.of(config), cache)
     if audited.fault is not None:
         raise DataError(audited.fault)
@@ -96,8 +99,9 @@ def load_dataset(config: TrainConfig) -> Dataset:
         image_set=image_set,
         division=audited.division,
         digest=digest(image_set, audited.division),
-        images=pixels,
-        preprocessing=preprocessing,
+        images=inspected.pixels,
+        preprocessing=inspected.preprocessing,
+        sizing=inspected.sizing,
         audit=audited,
     )
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import cv2
 import joblib
@@ -16,12 +15,14 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels, decode_with_header, pixel_digest
-from serving.contract.image_header import MIN_SIDE, Header, ImageError, read_header
+from serving.contract.image_header import Header, ImageError, read_header
 from training.config import TrainConfig
 from training.data import duplicates
 from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT, Duplicates
 from training.data.formats import Source, Split
+from training.data.pixel_file import PixelFile
+from training.data.sizing import Size, Sizing, choose
 
 T = TypeVar("T")
 
@@ -31,7 +32,6 @@ ARRAY = "array"
 """Format of an image that came as pixels, not as a file."""
 UNREADABLE = (ImageError, FileNotFoundError, PermissionError)
 """Errors that exclude one image. Any other OSError is a fault of the storage and ends the run."""
-OWN_SIDE_AT_MOST = 64
 
 _CONTENTS = "contents"
 _IMAGES = "images"
@@ -73,10 +73,9 @@ class Contents:
         return [position for position in range(count) if position not in self.unreadable]
 
     @property
-    def own_side(self) -> int:
-        """The side in pixels that all images share if it is one of at most 64 px, else 64."""
-        sides = {_own_side(file.height, file.width) for file in self.files}
-        return sides.pop() if len(sides) == 1 else OWN_SIDE_AT_MOST
+    def sizes(self) -> list[Size]:
+        """Height and width of each readable image."""
+        return [(file.height, file.width) for file in self.files]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,64 +103,36 @@ class ImageSet:
     """`Source.ignored`."""
 
 
-class PixelFile:
-    """Writes resized images as rows of one .npy file: uint8 `[images, height, width, channels]`.
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What the files hold, the model and size that were chosen by it, and the pixels of that size.
 
-    Several threads may write at a time. Rows are written, not mapped: on a full disk a write raises OSError, while a
-    mapped page would end the process with SIGBUS.
+    `pixels` are uint8 `[images, height, width, channels]`, mapped from the cache, one row for each readable image.
     """
 
-    def __init__(self, file: BinaryIO, images: int, preprocessing: Preprocessing) -> None:
-        self._file, self._preprocessing = file, preprocessing
-        self._shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
-        self._row_bytes = int(np.prod(self._shape))
-        self._lock = Lock()
-        self._write_header(images)
-        self._start = file.tell()
-
-    def write(self, row: int, pixels: Decoded) -> None:
-        """Resize one decoded RGB image and write it as a row."""
-        fitted = self._preprocessing.fit(as_channels(pixels, self._preprocessing.channels)).tobytes()
-        with self._lock:
-            self._file.seek(self._start + row * self._row_bytes)
-            self._file.write(fitted)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows alone, in this order, which is ascending; the file becomes shorter."""
-        for new, old in enumerate(rows):
-            if new < old:
-                self._file.seek(self._start + old * self._row_bytes)
-                pixels = self._file.read(self._row_bytes)
-                self._file.seek(self._start + new * self._row_bytes)
-                self._file.write(pixels)
-        self._file.truncate(self._start + len(rows) * self._row_bytes)
-        self._file.seek(0)
-        self._write_header(len(rows))
-        assert self._file.tell() == self._start, "numpy pads the header so that the first axis can grow"
-
-    def _write_header(self, images: int) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (images, *self._shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+    contents: Contents
+    sizing: Sizing
+    preprocessing: Preprocessing
+    pixels: np.ndarray
 
 
-def inspect(source: Source, config: TrainConfig, cache: Cache) -> tuple[Contents, Preprocessing, np.ndarray]:
-    """Return what the files hold, how their pixels are resized, and these pixels, mapped from the cache.
+def inspect(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
+    """Read every image once, where the cache does not hold its content yet.
 
-    The pixels are uint8 `[images, height, width, channels]`, one row for each readable image. Without --image-size the
-    side is `Contents.own_side`. Before the files are read, that of the first readable image is assumed. Where other
-    images differ from it, all images are decoded a second time, at 64 px.
+    Before the files are read, all images are assumed to be as large as the first readable one. Where another size is
+    then chosen, all images are decoded a second time.
     """
     contents = cache.find(_CONTENTS, source.identity, TypeAdapter(Contents))
-    side = config.image_size or (contents.own_side if contents else _first_side(source))
+    sizing = choose(config, contents.sizes if contents else _first_size(source))
     while True:
         preprocessing = Preprocessing(
-            height=side, width=side, channels=config.channels, interpolation=config.interpolation
+            height=sizing.side, width=sizing.side, channels=config.channels, interpolation=config.interpolation
         )
         pixels = _pixels(source, preprocessing, cache)
         contents = contents or inspect_files(source, cache)
-        if config.image_size is not None or contents.own_side == side:
-            return contents, preprocessing, pixels
-        side = contents.own_side
+        assumed, sizing = sizing, choose(config, contents.sizes)
+        if sizing.side == assumed.side:
+            return Inspection(contents=contents, sizing=sizing, preprocessing=preprocessing, pixels=pixels)
 
 
 def inspect_files(source: Source, cache: Cache) -> Contents:
@@ -292,20 +263,16 @@ def _decode_all(source: Source, positions: Sequence[int], pixel_file: PixelFile)
         pass
 
 
-def _first_side(source: Source) -> int:
-    """`Contents.own_side` by the first readable image alone."""
+def _first_size(source: Source) -> list[Size]:
+    """The size of the first readable image; empty where there is none."""
     for position in range(len(source.keys)):
         with suppress(*UNREADABLE):
             raw = source.read(position)
             if not isinstance(raw, bytes):
-                return _own_side(raw.shape[0], raw.shape[1])
+                return [(raw.shape[0], raw.shape[1])]
             header = read_header(raw)
-            return _own_side(header.height, header.width)
-    return OWN_SIDE_AT_MOST
-
-
-def _own_side(height: int, width: int) -> int:
-    return height if height == width and MIN_SIDE <= height <= OWN_SIDE_AT_MOST else OWN_SIDE_AT_MOST
+            return [(header.height, header.width)]
+    return []
 
 
 def _natural(label: str) -> tuple[bool, int, str]:

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
@@ -35,7 +35,7 @@ Batch = tuple[Tensor, Tensor]
 class TrainingSet:
     """The images of a dataset, of which those at `indices` are trained on."""
 
-    images: UInt8[np.ndarray, "images height width channels"]
+    images: UInt8[np.ndarray, "images height width channels"] | Float32[np.ndarray, "images features"]
     labels: Int64[np.ndarray, " images"]
     indices: Int64[np.ndarray, " _"]
 

@@ -8,8 +8,9 @@ import numpy as np
 from pydantic import TypeAdapter
 from torch import nn
 
-from training.data.dataset import Dataset
+from serving.contract.card import PretrainedWeights
 from training.engine.progress import Epoch
+from training.engine.train_state import RunContext
 from training.models import diagnostics
 from training.models.diagnostics import AtStart
 from training.storage import write_atomically
@@ -28,6 +29,8 @@ class History:
     steps_an_epoch: int
     at_start: Sequence[AtStart]
     epochs: Sequence[Epoch]
+    weights: PretrainedWeights | None = None
+    """The pretrained weights that training started from."""
     diverged: str | None = None
     """Where the loss or a prediction was not finite; None: nowhere."""
 
@@ -35,16 +38,21 @@ class History:
 _HISTORY = TypeAdapter(History)
 
 
-def begin(model: nn.Sequential, dataset: Dataset, steps_an_epoch: int) -> History:
-    """The history of a model before its first step."""
+def begin(model: nn.Sequential, context: RunContext, steps_an_epoch: int) -> History:
+    """The history of a model before its first step.
+
+    How signal and gradient pass through it is measured for the own networks; timm's are mostly pretrained.
+    """
+    dataset, own = context.dataset, context.config.own_network
     train = dataset.splits["train"]
     probed = train[np.linspace(0, len(train) - 1, min(PROBED, len(train)), dtype=int)]
     return History(
         classes=len(dataset.classes),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps_an_epoch=steps_an_epoch,
-        at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]),
+        at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]) if own else [],
         epochs=[],
+        weights=context.weights.record if context.weights else None,
     )
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from training.data.loader import Batches, TrainingSet
 from training.engine import history, parallel, tensorboard
 from training.engine.checkpoint import CheckpointFolder, CheckpointInterval
+from training.engine.frozen import with_features
 from training.engine.objective import Objective
 from training.engine.optimizer import clip
 from training.engine.progress import Epoch, RunProgress, StepResult
@@ -48,10 +49,12 @@ def fit(model: nn.Sequential, context: RunContext, writer: SummaryWriter | None)
     """
     config, dataset, group, interruption = context.config, context.dataset, context.group, context.interruption
     train, classes = dataset.splits["train"], len(dataset.classes)
+    if config.freeze:
+        dataset = with_features(dataset, networks.features_and_head(model)[0])
     training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=train)
     batches = Batches(training_set, config, pin_memory=context.device.type == "cuda", group=group)
-    objective = Objective.of(config, dataset.labels[train], classes, context.device, batches.borrowed)
-    record = replace(history.read(config.run) or history.begin(model, dataset, len(batches)), diverged=None)
+    objective = Objective.of(config, dataset.labels[train], classes, model, batches.borrowed)
+    record = replace(history.read(config.run) or history.begin(model, context, len(batches)), diverged=None)
     state = TrainState.start(model, config, objective, len(batches), group)
     checkpoints = CheckpointFolder.of(context)
     progress = checkpoints.restore(state)
@@ -96,7 +99,7 @@ def run_epoch(
     All processes stop after the same step, whichever of them received the signal. Raises NonFiniteLoss.
     """
     epoch, first = progress.epoch, progress.step
-    networks.train_mode(state.model)
+    state.model.train()
     with tqdm(
         desc=f"epoch {epoch + 1}", initial=first, total=len(batches), unit=" steps", disable=None, leave=False
     ) as bar:

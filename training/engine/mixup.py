@@ -13,6 +13,8 @@ STREAM = 1
 
 Images = UInt8[Tensor, "batch height width channels"]
 Mixed = UInt8[Tensor, "mixed height width channels"]
+Features = Float32[Tensor, "batch features"]
+"""What is trained on where the head alone learns; features are not mixed."""
 Targets = Float32[Tensor, "mixed classes"]
 
 
@@ -31,7 +33,9 @@ class Mixing:
     cutmix: float
     borrowed: int = 0
 
-    def __call__(self, images: Images, labels: Int64[Tensor, " batch"], *key: int) -> tuple[Mixed, Targets]:
+    def __call__(
+        self, images: Images | Features, labels: Int64[Tensor, " batch"], *key: int
+    ) -> tuple[Mixed | Features, Targets]:
         """Mix one batch by draws that depend on the seed and `key` (epoch, step, part) alone."""
         targets = one_hot(labels, self.classes).float()
         methods = [(mix, alpha) for mix, alpha in ((_mixup, self.mixup), (_cutmix, self.cutmix)) if alpha]

@@ -30,9 +30,9 @@ class Objective:
 
     @classmethod
     def of(
-        cls, config: SettledConfig, labels: Labels, classes: int, device: torch.device, borrowed: int = 0
+        cls, config: SettledConfig, labels: Labels, classes: int, model: nn.Module, borrowed: int = 0
     ) -> "Objective":
-        """The loss that the options ask for; class weights are those of the training images' labels.
+        """The loss that the options ask for, on the device of `model`; class weights follow the training labels.
 
         The first `borrowed` images of each batch are only mixed into others (see `Mixing`).
         """
@@ -45,9 +45,9 @@ class Objective:
                 cutmix=config.cutmix,
                 borrowed=borrowed,
             ),
-            class_weights=torch.tensor(weights, dtype=torch.float32, device=device),
+            class_weights=torch.tensor(weights, dtype=torch.float32, device=next(model.parameters()).device),
             label_smoothing=config.label_smoothing,
-            bfloat16=uses_bfloat16(config, device),
+            bfloat16=uses_bfloat16(config, model),
         )
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor], *key: int) -> tuple[Tensor, Tensor]:

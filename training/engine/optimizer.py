@@ -28,10 +28,16 @@ def make(model: nn.Module, config: SettledConfig) -> Optimizer:
     AdamW (Loshchilov and Hutter 2019), Adam (Kingma and Ba 2015) or SGD with Nesterov's momentum (Sutskever et al.
     2013), each fused into one pass over the weights.
     """
+    head = {id(parameter) for parameter in [model, *model.children()][-1].parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in learning if (id(p) in head) is of_head and (p.ndim > 1) is decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "lr": config.lr * (1 if of_head else config.body_lr),
+        }
+        for of_head in (False, True)
+        for decayed in (True, False)
     ]
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True, fused=True)
@@ -50,5 +56,13 @@ def schedule(optimizer: Optimizer, config: SettledConfig, steps_an_epoch: int) -
     """The learning rate by step: a linear rise over the warm-up, then the shape of --schedule."""
     total = config.epochs * steps_an_epoch
     warmup = min(round(config.warmup_epochs * steps_an_epoch), total // 2)
+    frozen = config.freeze_epochs * steps_an_epoch
     shape = SHAPES[config.schedule]
-    return LambdaLR(optimizer, lambda step: (step + 1) / warmup if step < warmup else shape(step, warmup, total))
+
+    def head(step: int) -> float:
+        return (step + 1) / warmup if step < warmup else shape(step, warmup, total)
+
+    def body(step: int) -> float:
+        return head(step) if step >= frozen else 0.0
+
+    return LambdaLR(optimizer, [body, body, head, head])

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.distributed import Group
+from training.models import backbones
 
 
 def wrap(model: nn.Sequential, group: Group) -> nn.Module:
@@ -21,7 +22,7 @@ def wrap(model: nn.Sequential, group: Group) -> nn.Module:
     device = next(model.parameters()).device
     if device.type != "cuda":
         return DistributedDataParallel(model, forward_sync_buffers=False)
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place
+    backbones.synchronize_statistics(model)
     return DistributedDataParallel(model, device_ids=[device.index], forward_sync_buffers=False)
 
 

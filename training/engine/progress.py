@@ -4,8 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.config import TrainConfig
 from training.metrics.classification import TITLES, Scores
+from training.settled import SettledConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Epoch:
     """Of training, without validation."""
     best: bool
 
-    def line(self, config: TrainConfig) -> str:
+    def line(self, config: SettledConfig) -> str:
         """For the console."""
         score = "-" if self.val_score is None else f"{self.val_score:.3f}"
         return (
@@ -100,7 +100,7 @@ class RunProgress:
         """Of the epoch under way, waiting for batches included."""
         return self.images / max(self.seconds, 1e-9)
 
-    def ended(self, config: TrainConfig) -> bool:
+    def ended(self, config: SettledConfig) -> bool:
         """Whether all epochs are done, or none of the last --patience epochs was better (early stopping)."""
         patient = config.patience is None or self.epoch - self.best_epoch < config.patience
         return self.epoch >= config.epochs or not patient
@@ -122,7 +122,7 @@ class RunProgress:
         """Loss, accuracy and speed of the epoch under way, for the progress bar."""
         return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, {self.images_per_second:,.0f} images/s"
 
-    def close_epoch(self, validation: Scores, config: TrainConfig, lr: float) -> Epoch:
+    def close_epoch(self, validation: Scores, config: SettledConfig, lr: float) -> Epoch:
         """End the epoch under way with its scores on the validation split, and return its line of the history."""
         rank = validation.rank(config.best_by)
         line = Epoch(

@@ -14,6 +14,8 @@ from training.distributed import ALONE, Group
 from training.engine import optimizer, parallel
 from training.engine.ema import ExponentialMovingAverage
 from training.engine.objective import Objective
+from training.models import networks
+from training.models.weights import Weights
 from training.settled import SettledConfig
 from training.signals import Interruption
 
@@ -25,6 +27,8 @@ class RunContext:
     config: SettledConfig
     dataset: Dataset
     normalization: Normalization
+    weights: Weights | None
+    """The pretrained weights to start from; None without any, and in a run that has a checkpoint."""
     device: torch.device
     group: Group
     interruption: Interruption
@@ -34,7 +38,10 @@ class RunContext:
 class TrainState:
     """A model and all that changes with it in a step: the part of a checkpoint that training continues from."""
 
+    whole: nn.Sequential
+    """The complete network."""
     model: nn.Sequential
+    """The part that learns: all of it, or with --freeze the head alone. It shares names and weights with `whole`."""
     parallel: nn.Module
     """The same model, as all processes train it together."""
     average: ExponentialMovingAverage
@@ -55,12 +62,14 @@ class TrainState:
         group: Group = ALONE,
     ) -> "TrainState":
         """The state before the first step of a model that the processes of `group` train together."""
-        wrapped = parallel.wrap(model, group)
-        stepper = optimizer.make(model, config)
+        learner = networks.features_and_head(model)[1] if config.freeze else model
+        wrapped = parallel.wrap(learner, group)
+        stepper = optimizer.make(learner, config)
         return cls(
-            model=model,
+            whole=model,
+            model=learner,
             parallel=wrapped,
-            average=ExponentialMovingAverage(model, config.ema),
+            average=ExponentialMovingAverage(learner, config.ema),
             optimizer=stepper,
             schedule=optimizer.schedule(stepper, config, steps_an_epoch),
             objective=objective,
@@ -81,7 +90,7 @@ class TrainState:
         They are the same tensors, stored once, where no average is kept.
         """
         return {
-            "model": self.average.model.state_dict(),
+            "model": self.whole.state_dict() | self.average.model.state_dict(),
             "weights": self.model.state_dict(),
             "averaged_steps": self.average.steps,
             "optimizer": self.optimizer.state_dict(),

@@ -9,9 +9,6 @@ from torch import nn
 from training.engine import checkpoint
 from training.errors import CheckpointRefused
 
-HEAD_TENSORS = 2
-"""Weight and bias of the last layer."""
-
 
 def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> str:
     """Take the weights of `origin`, a run's folder or a .pt file, into a model that was made by `settings`.
@@ -24,14 +21,16 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
     if not {"model", "settings"} <= state.keys():
         raise CheckpointRefused(f"{path}: expected model and settings, got {', '.join(map(str, state))}")
     _refuse_what_does_not_fit(state["settings"], settings, path)
-    body = model[1]
-    weights = [tensor for name, tensor in state["model"].items() if name.startswith("1.")]
-    taken = dict(zip(body.state_dict(), weights, strict=True))  # by order: their names depend on --dropout
     there, here = state["settings"]["classes"], settings["classes"]
-    if there != here:
-        taken = dict(list(taken.items())[:-HEAD_TENSORS])
-    body.load_state_dict(body.state_dict() | taken)
-    sentence = f"start  {path}: {len(taken)} of {len(weights)} tensors taken"
+    parts = (model[1], model[2]) if there == here else (model[1],)
+    theirs = list(state["model"].items())
+    taken = 0
+    for number, part in enumerate(parts, 1):  # by order: names depend on --dropout
+        tensors = [tensor for name, tensor in theirs if name.startswith(f"{number}.")]
+        part.load_state_dict(dict(zip(part.state_dict(), tensors, strict=True)))
+        taken += len(tensors)
+    total = sum(not name.startswith("0.") for name, _ in theirs)
+    sentence = f"start  {path}: {taken} of {total} tensors taken"
     return (
         sentence
         if there == here
@@ -52,6 +51,6 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that the shapes of weights depend on: not dropout, classes, or the numbers of the normalisation."""
-    model = {name: value for name, value in settings["model"].items() if name != "dropout"}
+    model = {name: value for name, value in settings["model"].items() if name not in ("dropout", "drop_path")}
     images = {f"image {name}": value for name, value in settings["preprocessing"].items()}
     return model | images | {"normalization": settings["normalization"]["mode"]}

@@ -7,7 +7,7 @@ from torch import nn
 from serving.contract.card import Golden
 from serving.contract.decode import Preprocessing, pixel_digest
 from training.data.dataset import Dataset
-from training.models.networks import predict
+from training.models.prediction import predict
 
 GOLDENS = 4
 SIDE = 96

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelCard
+from training.models import backbones
 
 OPSET = 17
 FIRST_LAYER = "/model/model.0/"
@@ -32,15 +33,25 @@ def serialize(model: nn.Sequential, card: ModelCard) -> bytes:
 
     The model itself, its device and its mode are not changed.
     """
-    shape = (1, card.preprocessing.height, card.preprocessing.width, card.preprocessing.channels)
+    made = card.preprocessing
+    file = onnx.load_from_string(graph(model, (made.height, made.width, made.channels)))
+    onnx.helper.set_model_props(file, {METADATA_KEY: card.to_json()})
+    onnx.checker.check_model(file, full_check=True)
+    return bytes(file.SerializeToString())
+
+
+def graph(model: nn.Sequential, shape: tuple[int, ...]) -> bytes:
+    """The graph of `model` for images of `shape` (height, width, channels), without a card."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated. The new one needs another package, and it has exported networks like
         # these wrongly (pytorch issue 169178). parity.py checks the result of either.
         warnings.simplefilter("ignore", DeprecationWarning)
+        # Tracing keeps every size but the batch as a constant. It is one: the graph takes images of one size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
-            _WithSoftmax(copy.deepcopy(model).cpu()).eval(),
-            (torch.zeros(shape, dtype=torch.uint8),),
+            _WithSoftmax(backbones.for_export(copy.deepcopy(model).cpu().eval())).eval(),
+            (torch.zeros((1, *shape), dtype=torch.uint8),),
             buffer,  # type: ignore[arg-type]  # a file object works too
             dynamo=False,
             opset_version=OPSET,
@@ -48,7 +59,4 @@ def serialize(model: nn.Sequential, card: ModelCard) -> bytes:
             output_names=[OUTPUT_NAME],
             dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
         )
-    graph = onnx.load_from_string(buffer.getvalue())
-    onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
-    onnx.checker.check_model(graph, full_check=True)
-    return bytes(graph.SerializeToString())
+    return buffer.getvalue()

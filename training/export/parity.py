@@ -36,7 +36,7 @@ from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER
 from training.metrics.classification import Probabilities
-from training.models.networks import INFERENCE_BATCH, predict
+from training.models.prediction import inference_batch, predict
 from training.storage import copied
 
 TIE = 1e-5
@@ -215,8 +215,9 @@ def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -
         return dataset.preprocessing.fit(original), resized, reference(image=original)["image"]
 
     test = dataset.splits["test"]
-    for start in range(0, len(test), INFERENCE_BATCH):
-        indices = test[start : start + INFERENCE_BATCH]
+    size = inference_batch(dataset.preprocessing.height, dataset.preprocessing.width)
+    for start in range(0, len(test), size):
+        indices = test[start : start + size]
         evaluated = copied(dataset.images, indices)
         fitted, resized, normalized = zip(*(views(int(index)) for index in indices), strict=True)
         witness.add(np.stack(resized), evaluated, _predict_normalized(model, torch.stack(normalized).float()))

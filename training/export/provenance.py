@@ -14,32 +14,34 @@ import yaml
 
 from serving.contract.card import Provenance
 from training.data import augmentation
-from training.data.dataset import Dataset
-from training.settled import SettledConfig
+from training.engine import history
+from training.engine.train_state import RunContext
 from training.storage import digest
 
 RUNTIME = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
-PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", RUNTIME, "scikit-learn")
+PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", RUNTIME, "scikit-learn", "timm")
 
 REVISION = "TWINLENS_REVISION"
 """Environment variable with the source revision of a container image, which holds no checkout."""
 
 
-def collect(config: SettledConfig, dataset: Dataset, best: Path) -> Provenance:
+def collect(context: RunContext, best: Path) -> Provenance:
     """Configuration, digests of data and weights, source revision, package versions and time (UTC).
 
     The content of an --augment file is included.
     """
+    config, begun = context.config, history.read(context.config.run)
     values = yaml.safe_load(config.to_yaml())
     if isinstance(config.augment, Path):
         values["augment"] = augmentation.content(config.augment)
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=values,
-        data_digest=dataset.digest,
+        data_digest=context.dataset.digest,
         checkpoint_digest=digest(best),
         git_revision=os.environ.get(REVISION) or _git_revision(),
         packages={name: _version(name) for name in PACKAGES},
+        weights=begun.weights if begun else None,
     )
 
 

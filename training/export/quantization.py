@@ -28,7 +28,7 @@ from training.export.publication import candidate, publish
 from training.metrics import calibration, classification
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
-from training.models.networks import INFERENCE_BATCH
+from training.models.prediction import batches
 from training.storage import copied
 
 AGREEMENT = 0.99
@@ -165,12 +165,7 @@ def _golden(golden: Golden, card: ModelCard, session: onnxruntime.InferenceSessi
 
 
 def _predict(session: onnxruntime.InferenceSession, images: np.ndarray, indices: np.ndarray) -> Probabilities:
-    batches = (copied(images, batch) for batch in _batches(indices))
-    return np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch in batches])
-
-
-def _batches(indices: np.ndarray) -> list[np.ndarray]:
-    return [indices[start : start + INFERENCE_BATCH] for start in range(0, len(indices), INFERENCE_BATCH)]
+    return np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch in batches(images, indices)])
 
 
 def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset) -> _TestSplit:
@@ -187,7 +182,7 @@ def _compare(float32: Classifier, int8: Classifier, dataset: Dataset, evaluated:
     """Compare both files in the service's loader. Raises ExportRefused where int8 is not what was evaluated."""
     test = dataset.splits["test"]
     expected, probabilities = (
-        np.concatenate([classifier.predict(copied(dataset.images, batch)) for batch in _batches(test)])
+        np.concatenate([classifier.predict(batch) for batch in batches(dataset.images, test)])
         for classifier in (float32, int8)
     )
     difference = float(np.abs(probabilities - evaluated.probabilities).max())

@@ -9,7 +9,7 @@ from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
 from training.metrics import classification
 from training.metrics.classification import Probabilities, Scores
-from training.models import networks
+from training.models import prediction
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
@@ -22,7 +22,7 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALO
     """
     indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
     own = group.part(len(indices))
-    probabilities = group.gather(networks.predict(model, dataset.images, indices[own.start : own.stop]))
+    probabilities = group.gather(prediction.predict(model, dataset.images, indices[own.start : own.stop]))
     if not np.isfinite(probabilities).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
     return probabilities

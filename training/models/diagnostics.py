@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from training.models import networks
+from training.models import networks, prediction
 
 VALUES_AT_MOST = 100_000
 
@@ -67,8 +67,8 @@ def at_start(
     ]
 
 
-def observe(model: nn.Module, images: UInt8[np.ndarray, "batch height width channels"]) -> list[Activations]:
-    """The output of every activation function for these images in evaluation mode, layer by layer.
+def observe(model: nn.Module, images: prediction.Images | prediction.Features) -> list[Activations]:
+    """The output of every activation function for these images, or features, in evaluation mode, layer by layer.
 
     All hooks are removed before this returns.
     """
@@ -79,7 +79,7 @@ def observe(model: nn.Module, images: UInt8[np.ndarray, "batch height width chan
         if type(layer) in networks.ACTIVATIONS.values()
     ]
     try:
-        networks.logits(model, images)
+        prediction.logits(model, images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -27,6 +27,7 @@ import yaml
 
 from training.config import TrainConfig, option
 from training.errors import ConfigError
+from training.models import backbones
 from training.study.measures import MEASURES
 
 OWN = {"out", "name", "resume", "cache", "seed"}
@@ -144,7 +145,7 @@ def check(study: Study, where: str) -> None:
     """Raise ConfigError that names the cell where options do not fit together."""
     for cell in study.cells():
         try:
-            TrainConfig(**cell.options, seed=cell.seed)
+            backbones.check(TrainConfig(**cell.options, seed=cell.seed))
         except ConfigError as error:
             raise ConfigError(f"{where}: {cell.name}: {error}") from error
 

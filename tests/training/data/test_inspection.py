@@ -1,5 +1,4 @@
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,6 @@ from tests.support.datasets import write
 from training.config import TrainConfig
 from training.data import formats, inspection
 from training.data.cache import Cache
-from training.data.duplicates import Duplicates
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -88,24 +86,13 @@ def test_the_error_of_a_call_is_raised() -> None:
         list(inspection.in_threads(fail, range(100), "fail"))
 
 
-@pytest.mark.parametrize(
-    ("sides", "own"),
-    [([(28, 28)] * 3, 28), ([(28, 28), (30, 30)], 64), ([(28, 30)] * 2, 64), ([(100, 100)] * 2, 64), ([(7, 7)], 64)],
-)
-def test_the_own_side_is_that_of_all_images_up_to_64_px(sides: list[tuple[int, int]], own: int) -> None:
-    plain, _ = inspection.read(PIXELS)
-    files = [replace(plain, height=height, width=width) for height, width in sides]
-    none = Duplicates(pairs=(), least_similarity=0.75)
-    assert inspection.Contents(files=files, unreadable={}, duplicates=none).own_side == own
-
-
 @pytest.mark.parametrize("odd_one", [0, 5, 11])
 def test_one_image_of_another_size_means_64_px_wherever_it_is(odd_one: int, tmp_path: Path) -> None:
     for number in range(12):
         side = 30 if number == odd_one else 20
         write(tmp_path / "data" / "ab"[number % 2] / f"{number:02}.png", number, (side, side))
     source = formats.find(tmp_path / "data", Cache())
-    contents, preprocessing, pixels = inspection.inspect(source, TrainConfig(), Cache(tmp_path / "cache"))
-    assert contents.own_side == preprocessing.height == 64
-    expected = [preprocessing.fit(inspection.to_rgb(source.read(i))) for i in range(12)]
-    assert np.array_equal(pixels, expected)
+    inspected = inspection.inspect(source, TrainConfig(), Cache(tmp_path / "cache"))
+    assert inspected.sizing.side == inspected.preprocessing.height == 64
+    expected = [inspected.preprocessing.fit(inspection.to_rgb(source.read(i))) for i in range(12)]
+    assert np.array_equal(inspected.pixels, expected)

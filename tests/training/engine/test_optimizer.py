@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.configs import settled
 from training.config import TrainConfig
 from training.engine import optimizer
-from training.settled import SettledConfig, settle
+from training.settled import SettledConfig
 
 
 def config(**options: Any) -> SettledConfig:
-    return settle(TrainConfig(**options), image_size=32, training_images=1000)
+    return settled(TrainConfig(**options), image_size=32, training_images=1000)
 
 
 def rates(steps_an_epoch: int, **options: Any) -> np.ndarray:
@@ -89,8 +90,22 @@ def test_adam_and_adamw_differ_in_where_the_decay_goes(name: str) -> None:
 def test_only_what_learns_is_given_and_only_matrices_are_decayed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
-    decayed, others = optimizer.make(model, config(weight_decay=0.1)).param_groups
-    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(2, 4)]
-    assert decayed["weight_decay"] == 0.1
-    assert len(others["params"]) == 3
-    assert others["weight_decay"] == 0
+    settings = config(weight_decay=0.1, lr=1.0, body_lr=0.25)
+    matrices, others, head, bias = optimizer.make(model, settings).param_groups
+    shapes = [[tuple(one.shape) for one in group["params"]] for group in (matrices, others, head, bias)]
+    assert shapes == [[], [(4,), (4,)], [(2, 4)], [(2,)]]
+    assert [group["weight_decay"] for group in (matrices, others, head, bias)] == [0.1, 0, 0.1, 0]
+    assert [group["lr"] for group in (matrices, others, head, bias)] == [0.25, 0.25, 1, 1]
+
+
+def test_the_body_stands_still_while_the_head_begins() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    settings = config(epochs=4, freeze_epochs=2, warmup_epochs=1)
+    stepper = optimizer.make(model, settings)
+    schedule = optimizer.schedule(stepper, settings, 5)
+    for step in range(20):
+        body, _, head, _ = (group["lr"] for group in stepper.param_groups)
+        assert head > 0
+        assert body == (0 if step < 10 else head)
+        stepper.step()
+        schedule.step()

@@ -5,17 +5,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from tests.support.configs import settled
 from training.config import TrainConfig
 from training.engine import checkpoint
 from training.engine.objective import Objective
 from training.engine.train_state import TrainState
-from training.settled import settle
 
 
 def state(ema: float) -> TrainState:
-    config = settle(TrainConfig(ema=ema), image_size=16, training_images=100)
-    objective = Objective.of(config, np.zeros(100, int), 2, torch.device("cpu"))
-    return TrainState.start(nn.Sequential(nn.Linear(100, 100)), config, objective, steps_an_epoch=10)
+    config = settled(TrainConfig(ema=ema), image_size=16, training_images=100)
+    model = nn.Sequential(nn.Linear(100, 100))
+    objective = Objective.of(config, np.zeros(100, int), 2, model)
+    return TrainState.start(model, config, objective, steps_an_epoch=10)
 
 
 def test_weights_are_stored_once_unless_an_average_is_kept(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from serving.contract.card import METADATA_KEY
 from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.export.onnx import OPSET
-from training.models import networks
+from training.models.normalization import Temperature
+from training.models.prediction import predict
 
 
 def test_the_file_is_one_file_with_a_pinned_opset_and_a_dynamic_batch(run: Path) -> None:
@@ -31,5 +32,5 @@ def test_probabilities_do_not_depend_on_the_batch(
     classifier = open_model(run / "model.onnx")
     images = dataset.images[:64]
     served = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 64, size)])
-    model.append(networks.Temperature(classifier.card.calibration.temperature))
-    assert np.abs(served - networks.predict(model, images)).max() <= 1e-6
+    model.append(Temperature(classifier.card.calibration.temperature))
+    assert np.abs(served - predict(model, images)).max() <= 1e-6

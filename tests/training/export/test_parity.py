@@ -101,7 +101,7 @@ def test_a_file_with_other_weights_is_refused(
     """Its goldens are its own, so the service would take it; it is not what was evaluated."""
     other: Any = copy.deepcopy(model)
     with torch.no_grad():
-        other[1][-1].bias[0] += 3
+        other[2][-1].bias[0] += 3
     card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset))
     (tmp_path / "model.onnx").write_bytes(serialize(other, card))
     with pytest.raises(ExportRefused) as error:

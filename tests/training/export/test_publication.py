@@ -51,7 +51,7 @@ def test_weights_that_the_goldens_do_not_know_are_refused(
 ) -> None:
     other: Any = copy.deepcopy(model)
     with torch.no_grad():
-        other[1][-1].bias[0] += 3
+        other[2][-1].bias[0] += 3
     message = refusal(other, open_model(run / "model.onnx").card, dataset, tmp_path)
     assert "the service would refuse the file: " in message
     assert ": a probability differs by" in message

@@ -77,7 +77,7 @@ def test_biases_are_zero_and_normalisation_is_left_alone(method: Init, kind: Lit
 
 def test_default_is_what_the_layers_made() -> None:
     for batch_norm in (True, False):
-        model = fresh(batch_norm=batch_norm)
+        model = fresh(model="cnn", batch_norm=batch_norm)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         initialize(model, "default")
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

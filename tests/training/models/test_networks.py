@@ -11,7 +11,9 @@ from serving.contract.card import Normalization, NormalizationMode
 from serving.contract.decode import Preprocessing
 from training.config import TrainConfig
 from training.models import networks
-from training.models.networks import IMAGENET_MEAN, IMAGENET_STD, Normalize, build, normalization, predict
+from training.models.networks import build
+from training.models.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization
+from training.models.prediction import predict
 
 MODES: tuple[NormalizationMode, ...] = ("standard", "image", "image_per_channel", "min_max", "min_max_per_channel")
 RNG = np.random.default_rng(0)
@@ -83,13 +85,14 @@ def test_the_mlp_is_the_one_of_the_assignment() -> None:
         imagenet("standard"),
         9,
     )
-    assert [type(layer).__name__ for layer in network[1]] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    assert [type(layer).__name__ for layer in network[1]] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU"]
+    assert [type(layer).__name__ for layer in network[2]] == ["Linear"]
 
 
 @pytest.mark.parametrize(("side", "largest"), [(8, 8), (16, 16), (28, 28), (64, 32), (128, 32), (224, 28)])
 def test_the_stem_of_the_cnn_fits_any_size(side: int, largest: int) -> None:
     for channels in (1, 3):
-        config = TrainConfig(channels=channels)
+        config = TrainConfig(model="cnn", channels=channels)
         preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation="area")
         model: Any = build(config, preprocessing, imagenet("standard", channels), 7)
         shapes: list[int] = []
@@ -146,7 +149,7 @@ class _ToFloat(torch.nn.Module):
 
 def network(**options: Any) -> Any:
     torch.manual_seed(0)
-    config = TrainConfig(**options)
+    config = TrainConfig(**({"model": "cnn"} | options))
     size = Preprocessing(height=16, width=16, channels=3, interpolation="area")
     return build(config, size, imagenet("standard"), 5)
 
@@ -191,22 +194,17 @@ def test_a_residual_block_adds_nothing_at_first(batch_norm: bool) -> None:
 
 
 def test_the_cnn_comes_in_three_sizes() -> None:
-    assert [parameters(TrainConfig(width=width), 64, 10) for width in (16, 32, 64)] == [78_042, 308_650, 1_227_594]
-
-
-def test_frozen_layers_keep_their_statistics_in_training() -> None:
-    model = network()
-    networks.freeze(model)
-    networks.train_mode(model)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
-    model(images).sum().backward()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == [
-        "1.9.weight",
-        "1.9.bias",
+    assert [parameters(TrainConfig(model="cnn", width=width), 64, 10) for width in (16, 32, 64)] == [
+        78_042,
+        308_650,
+        1_227_594,
     ]
-    model.requires_grad_(True)
-    networks.train_mode(model)
-    model(images)
-    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_features_and_head_are_the_whole_network() -> None:
+    model = network(model="cnn", dropout=0.5).eval()
+    body, head = networks.features_and_head(model)
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    assert torch.equal(head(body(images)), model(images))
+    assert body.state_dict().keys() | head.state_dict().keys() == model.state_dict().keys()
+    assert body.state_dict().keys() & head.state_dict().keys() == set()

@@ -1,0 +1,12 @@
+"""Options as they are after the data is known."""
+
+from dataclasses import replace
+
+from training.config import TrainConfig
+from training.settled import SettledConfig, settle
+
+
+def settled(config: TrainConfig, *, image_size: int, training_images: int, **processes: int) -> SettledConfig:
+    """What a run with images of this size trains by; --model auto takes the CNN."""
+    model = "cnn" if config.model == "auto" else config.model
+    return settle(replace(config, model=model, image_size=image_size), training_images=training_images, **processes)
