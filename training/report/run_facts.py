@@ -22,6 +22,7 @@ from training.metrics.classification import (
     overfitting,
     risk_coverage,
 )
+from training.models import weights
 from training.report.audit import audit_warnings
 from training.settled import SettledConfig
 
@@ -53,6 +54,7 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
         "run": inputs.config.run.name,
         "model": str(inputs.config.run / "model.onnx"),
         "warnings": list(_warnings(inputs)),
+        "title_of_model": _title_of_model(inputs.config),
         "data": {
             "name": dataset.name,
             "images": len(dataset.keys),
@@ -85,6 +87,12 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
     }
 
 
+def _title_of_model(config: SettledConfig) -> str:
+    name = config.model.upper() if config.own_network else config.model
+    frozen = ", the last layer alone trained, on features computed once without augmentation" if config.freeze else ""
+    return f"{name}{frozen}"
+
+
 def _quantized(quantized: Quantized | None) -> dict[str, object] | None:
     return asdict(quantized) | {"published": quantized.published, "least": AGREEMENT} if quantized else None
 
@@ -111,6 +119,9 @@ def _warnings(inputs: ReportInput) -> Iterator[str]:
     commonest = int(confusion.sum(1).argmax())
     if scores.accuracy <= (right := confusion.sum(1)[commonest] / scores.images):
         yield f"Always predicting {inputs.card.classes[commonest]} is right at least as often: {right:.1%}."
+    pretrained = inputs.card.provenance.weights
+    if pretrained and (sentence := weights.licence_warning(pretrained)):
+        yield sentence
     if calibration.threshold is None:
         count = len(inputs.dataset.splits["val"])
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
