@@ -4,6 +4,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 from torch import nn
@@ -83,8 +84,10 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
                 record_divergence(error, context)
                 raise
             except (MemoryError, RuntimeError) as error:
-                if failures.is_short_of_memory(error) and (size := fitting_batch(model, context)):
-                    error.add_note(f"--batch-size {size} fits: it was tried")
+                if failures.is_short_of_memory(error):
+                    clear_frames(error.__traceback__)  # they hold what the failed step computed
+                    if size := fitting_batch(model, context):
+                        error.add_note(f"--batch-size {size} fits: it was tried")
                 raise
         group.meet()
     return run

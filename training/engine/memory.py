@@ -6,24 +6,40 @@ from torch import nn
 from training.device import uses_bfloat16
 from training.engine.train_state import RunContext
 
+COPIES = 3
+"""Of the weights, beside the model: AdamW's two averages and the moving average of --ema."""
+
 
 def fitting_batch(model: nn.Module, context: RunContext) -> int | None:
-    """The largest half, quarter and so on of --batch-size whose forward and backward pass fit; None if none does.
+    """The largest half, quarter and so on of the batch whose step fits; None if none does.
 
-    They are tried, so it takes as long as some steps. The weights stay as they are; the gradients are lost.
+    None also where the whole batch fits, because something else took the memory, and with --freeze, where the features
+    take it. The steps are tried, with what the failed one held already freed. The weights stay as they are; gradients
+    are lost, and statistics of batch normalisation change.
     """
-    config, made = context.config, context.dataset.preprocessing
-    size = config.batch_size // 2
-    while size:
-        model.zero_grad(set_to_none=True)
-        try:
-            shape = (size, made.height, made.width, made.channels)
-            images = torch.zeros(shape, dtype=torch.uint8, device=context.device)
-            with torch.autocast(context.device.type, torch.bfloat16, enabled=uses_bfloat16(config, model)):
-                model.train()(images).float().sum().backward()
+    size = min(context.config.batch_size, len(context.dataset.splits["train"]))
+    if context.config.freeze or _fits(model, context, size):
+        return None
+    while size := size // 2:
+        if _fits(model, context, size):
             return size
-        except (RuntimeError, MemoryError):  # PyTorch raises the former on CPUs, a subclass of it on GPUs
-            size //= 2
-        finally:
-            model.zero_grad(set_to_none=True)
     return None
+
+
+def _fits(model: nn.Module, context: RunContext, batch_size: int) -> bool:
+    """Whether one step on so large a batch, shared by the processes of the group, has enough memory."""
+    made, device = context.dataset.preprocessing, context.device
+    shared = -(-batch_size // context.group.size)
+    model.zero_grad(set_to_none=True)
+    held: list[torch.Tensor] = []
+    try:
+        held += [torch.zeros_like(parameter) for parameter in model.parameters() for _ in range(COPIES)]
+        images = torch.zeros((shared, made.height, made.width, made.channels), dtype=torch.uint8, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(context.config, model)):
+            logits = model.train()(images)
+        logits.float().sum().backward()
+    except (RuntimeError, MemoryError):  # PyTorch raises the former on CPUs, a subclass of it on GPUs
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+    return True
