@@ -81,11 +81,11 @@ def create(config: TrainConfig, side: int, channels: int) -> tuple[nn.Module, in
 
 def make(config: TrainConfig, side: int, channels: int, classes: int, **more: Any) -> nn.Module:
     """The whole architecture, or its body alone for 0 classes. Raises ConfigError."""
-    options = more | ({"img_size": side} if pretrained_facts(config.model).fixed_input_size else {})
+    options: dict[str, Any] = {"img_size": side} if pretrained_facts(config.model).fixed_input_size else {}
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
     try:
-        model: nn.Module = timm().create_model(config.model, num_classes=classes, in_chans=channels, **options)
+        model: nn.Module = timm().create_model(config.model, num_classes=classes, in_chans=channels, **options, **more)
     except (TypeError, AssertionError) as error:
         raise ConfigError(
             f"--model {config.model}: cannot be made with {options or 'these options'} ({error})"

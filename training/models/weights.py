@@ -4,7 +4,6 @@ A file is read as tensors; nothing in it is executed.
 """
 
 import os
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
@@ -15,7 +14,6 @@ from typing import Any, cast
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -59,9 +57,9 @@ def find(config: TrainConfig) -> Weights:
 
 
 def load(model: nn.Sequential, weights: Weights, config: TrainConfig) -> str:
-    """Put weights into the body of `model`, and into its head where the classes are as many; returns a sentence on it.
+    """Put weights into the body of `model`, and into its head where theirs is a linear layer for as many classes.
 
-    Raises CheckpointRefused, with the names and shapes that do not fit.
+    Returns a sentence on it. Raises CheckpointRefused, with the names and shapes that do not fit.
     """
     body, head = model[1], cast(nn.Sequential, model[2])[-1]
     classes = cast(int, head.out_features)
@@ -77,13 +75,14 @@ def load(model: nn.Sequential, weights: Weights, config: TrainConfig) -> str:
             pretrained=True,
             pretrained_cfg_overlay=given,
         )
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except (RuntimeError, LookupError, ValueError, AttributeError) as error:
         raise CheckpointRefused(f"{weights.record.source} does not fit {config.model}: {_shortened(error)}") from error
     sentence = (
         f"start  {weights.record.name}, {weights.record.source}, licence {weights.record.licence or 'not stated'}"
     )
-    if there == classes:
-        head.load_state_dict(whole.get_classifier().state_dict())  # type: ignore[operator]
+    classifier = whole.get_classifier()  # type: ignore[operator]
+    if there == classes and _shapes(classifier) == _shapes(head):  # some have an MLP, a convolution, or two layers
+        head.load_state_dict(classifier.state_dict())
         sentence += f"; the last layer is kept ({classes} classes)"
     whole.reset_classifier(0)  # type: ignore[operator]
     body.load_state_dict(whole.state_dict())
@@ -205,15 +204,21 @@ def _read(path: Path) -> Tensors:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes the readers raise KeyError, struct.error and others
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointRefused(f"{path}: cut off, or not a file of tensors alone ({reason})") from error
     if isinstance(content, dict):
         content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
-        content = {_plain(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        content = {_plain(name): value for name, value in content.items() if _is_weight(name, value)}
     if not content or not isinstance(content, dict):
         raise CheckpointRefused(f"{path}: expected tensors by name, got none")
     return content
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _plain(name: str) -> str:
@@ -222,11 +227,16 @@ def _plain(name: str) -> str:
     return name
 
 
+def _shapes(layer: object) -> dict[str, torch.Size]:
+    """The shapes of a layer's tensors by name; none where an architecture has several layers."""
+    return {name: tensor.shape for name, tensor in layer.state_dict().items()} if isinstance(layer, nn.Module) else {}
+
+
 def _classes(tensors: Tensors, facts: Any) -> int:
     """The number of classes of the head in `tensors`; 0 where there is none."""
     names = [facts.classifier] if isinstance(facts.classifier, str) else list(facts.classifier or ())
     heads = [tensors[f"{name}.weight"] for name in names if f"{name}.weight" in tensors]
-    return len(heads[0]) if heads else 0
+    return len(heads[0]) if heads and heads[0].ndim else 0
 
 
 def _shortened(error: Exception) -> str:

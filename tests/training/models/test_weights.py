@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -95,6 +96,50 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, content: str, expe
         weights.load(model, weights.find(of(path)), of(path))
     assert not (tmp_path / "executed").exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_any_damage_is_refused(tmp_path: Path) -> None:
+    """In the older format of torch.save, whose reader raises KeyError, IndexError, struct.error and others."""
+    path, rng = tmp_path / "w.bin", np.random.default_rng(0)
+    torch.save(
+        {f"{number}.weight": torch.zeros(3, 4) for number in range(4)}, path, _use_new_zipfile_serialization=False
+    )
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            weights.find(of(path))
+        except CheckpointRefused:
+            refused += 1
+    assert refused > 100
+    torch.save({1: torch.zeros(3), "fc.weight": torch.zeros(())}, path)
+    with pytest.raises(CheckpointRefused, match="does not fit resnet18"):
+        weights.load(build("resnet18"), weights.find(of(path)), of(path))
+
+
+def test_a_position_embedding_of_another_shape_is_refused(tmp_path: Path) -> None:
+    state = backbones.timm().create_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    torch.save(state | {"pos_embed": torch.zeros(3)}, path := tmp_path / "w.pth")
+    with pytest.raises(CheckpointRefused, match="does not fit vit_tiny_patch16_224"):
+        weights.load(build("vit_tiny_patch16_224"), weights.find(of(path)), of(path, "vit_tiny_patch16_224"))
+
+
+@pytest.mark.parametrize("name", ["resnetv2_18", "deit_tiny_distilled_patch16_224", "caformer_s18"])
+def test_a_head_that_is_no_linear_layer_is_new(tmp_path: Path, name: str) -> None:
+    """A convolution, two layers, an MLP: the body is taken, and the last layer starts at random."""
+    theirs = backbones.timm().create_model(name, num_classes=5)
+    torch.save(theirs.state_dict(), path := tmp_path / "w.pth")
+    config = of(path, name)
+    side = backbones.check(TrainConfig(model=name)).image_size or 64
+    model = build(name, side=side)
+    before = {key: tensor.clone() for key, tensor in model[2].state_dict().items()}
+    assert "kept" not in weights.load(model, weights.find(config), replace(config, image_size=side))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model[2].state_dict().items())
+    theirs.reset_classifier(0)
+    assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in model[1].state_dict().items())
 
 
 def test_a_safetensors_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
