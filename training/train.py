@@ -18,7 +18,7 @@ from training.data.dataset import Dataset, load_dataset
 from training.data.formats import SPLITS, Split
 from training.device import find_device, uses_bfloat16
 from training.distributed import ALONE, Group
-from training.engine import checkpoint, history, runs
+from training.engine import checkpoint, history, parallel, runs
 from training.engine.loop import fit
 from training.engine.memory import fitting_batch
 from training.engine.progress import Epoch
@@ -158,6 +158,7 @@ def start(context: RunContext) -> nn.Sequential:
         print(transfer(model, settings, config.init_from))
     if context.weights is not None:
         print(weights.load(model, context.weights, config))
+    parallel.share_weights(model, context.group)  # with --freeze nothing else would share the body's
     return model.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -11,6 +11,13 @@ from training.distributed import Group
 from training.models import backbones
 
 
+def share_weights(model: nn.Module, group: Group) -> None:
+    """Replace weights and statistics, on the CPU, by those of the first process, which alone reads pretrained ones."""
+    if group.size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
 def wrap(model: nn.Sequential, group: Group) -> nn.Module:
     """The model as all processes train it: after each backward pass it holds the mean of their gradients.
 
