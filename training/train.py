@@ -148,12 +148,15 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
 
 
 def start(context: RunContext) -> nn.Sequential:
-    """The network before its first step, on the device of the run. Raises CheckpointRefused."""
+    """The network before its first step, on the device of the run.
+
+    Weights of others are not read again for a run that has a checkpoint. Raises CheckpointRefused.
+    """
     config, dataset = context.config, context.dataset
     torch.manual_seed(config.seed)
     model = networks.build(config, dataset.preprocessing, context.normalization, len(dataset.classes))
     initialize(model, config.init, scale=config.init_scale, zero_biases=config.zero_biases)
-    if config.init_from is not None:
+    if config.init_from is not None and not runs.has_checkpoint(config.run):
         settings = networks.settings(config, dataset.preprocessing, context.normalization, dataset.classes)
         print(transfer(model, settings, config.init_from))
     if context.weights is not None:

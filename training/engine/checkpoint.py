@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from training.distributed import ALONE, Group
 from training.engine.progress import RunProgress
@@ -102,6 +103,15 @@ class CheckpointFolder:
             if progress.step == 0 and progress.history[-1].best:
                 save(content, self.folder / "best.pt")  # before `last`, which relies on the best one being there
             save(content, self.folder / "last.pt", previous=self.folder / "previous.pt")
+
+    def restore_weights(self, model: nn.Module) -> None:
+        """Load the scored weights of the last checkpoint, if there is one, into the whole network.
+
+        Raises CheckpointRefused.
+        """
+        content = self.group.share(self._read)
+        if content is not None:
+            model.load_state_dict(content["model"])
 
     def restore(self, state: TrainState) -> RunProgress:
         """Load the last checkpoint into `state`, if there is one. Raises CheckpointRefused."""

@@ -49,14 +49,15 @@ def fit(model: nn.Sequential, context: RunContext, writer: SummaryWriter | None)
     """
     config, dataset, group, interruption = context.config, context.dataset, context.group, context.interruption
     train, classes = dataset.splits["train"], len(dataset.classes)
+    checkpoints = CheckpointFolder.of(context)
     if config.freeze:
+        checkpoints.restore_weights(model)  # before the features, which the body's weights decide
         dataset = with_features(dataset, networks.features_and_head(model)[0])
     training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=train)
     batches = Batches(training_set, config, pin_memory=context.device.type == "cuda", group=group)
     objective = Objective.of(config, dataset.labels[train], classes, model, batches.borrowed)
     record = replace(history.read(config.run) or history.begin(model, context, len(batches)), diverged=None)
     state = TrainState.start(model, config, objective, len(batches), group)
-    checkpoints = CheckpointFolder.of(context)
     progress = checkpoints.restore(state)
     if writer is not None:
         history.write(config.run, replace(record, epochs=progress.history))
