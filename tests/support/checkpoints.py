@@ -24,3 +24,13 @@ def same(one: object, other: object) -> bool:
         assert isinstance(other, (list, tuple))
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The largest difference between the weights of two runs, the averaged ones included."""
+    ours, theirs = last(one), last(other)
+    return max(
+        float((ours[part][name].double() - tensor.double()).abs().max())
+        for part in ("weights", "model")
+        for name, tensor in theirs[part].items()
+    )

@@ -1,10 +1,7 @@
 """Several processes that train one model: what each takes, and that together they are as one."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,14 +15,14 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from serving.contract.decode import Preprocessing
+from tests.support.checkpoints import furthest, last
 from tests.support.configs import settled
-from tests.support.paths import ROOT
+from tests.support.jobs import Job, done, until, workers
 from tests.support.server import free_port
 from training.__main__ import main
 from training.config import TrainConfig
 from training.data.loader import Batches, TrainingSet
 from training.distributed import Group
-from training.engine import checkpoint
 from training.engine.mixup import Mixing
 from training.errors import ConfigError
 from training.models import networks, prediction
@@ -138,100 +135,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-Process = subprocess.Popen[str]
-
-
-class Job:
-    """`torchrun` with several processes, or the processes alone; what is left of it at the end is killed."""
-
-    def __init__(self) -> None:
-        self.processes: list[Process] = []
-
-    def torchrun(self, *arguments: str, processes: int = 2, options: tuple[str, ...] = ()) -> Process:
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options]
-        return self._start([*launcher, "-m", "training", *arguments])
-
-    def plain(self, *arguments: str) -> list[Process]:
-        """Two processes that know one another by the environment alone."""
-        together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, "-m", "training", *arguments]
-        return [self._start(command, **together, RANK=str(rank)) for rank in range(2)]
-
-    def _start(self, command: list[str], **environment: str) -> Process:
-        self.processes.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-        return self.processes[-1]
-
-
 @pytest.fixture
 def job() -> Iterator[Job]:
-    started = Job()
-    yield started
-    for process in started.processes:
-        for child in workers(process):
-            os.kill(child, signal.SIGKILL)
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def workers(launcher: Process) -> list[int]:
-    """The trainers that a torchrun has started, by rank."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher.pid:
-                [rank] = re.findall(r"\0RANK=(\d+)\0", (entry / "environ").read_text())
-                found.append((int(rank), int(entry.name)))
-        except (FileNotFoundError, ProcessLookupError, ValueError):
-            continue
-    return [pid for _, pid in sorted(found)]
-
-
-def until(process: Process, said: str) -> str:
-    """What a process prints up to a line that begins so."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(said):
-            return "".join(lines)
-    raise AssertionError("".join(lines))
-
-
-def done(process: Process, code: int = 0) -> str:
-    """What a process prints until it ends, with this exit code."""
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == code, printed
-    return printed
-
-
-def state(run: Path) -> dict[str, Any]:
-    return checkpoint.load(run / "checkpoints" / "last.pt", torch.device("cpu"))
+    with Job() as started:
+        yield started
 
 
 def curve(run: Path) -> np.ndarray:
-    return np.array([[line["train_loss"], line["val_loss"]] for line in state(run)["progress"]["history"]])
-
-
-def furthest(one: Path, other: Path) -> float:
-    """The largest difference between the weights of two runs, the averaged ones included."""
-    ours, theirs = state(one), state(other)
-    return max(
-        float((ours[part][name].double() - tensor.double()).abs().max())
-        for part in ("weights", "model")
-        for name, tensor in theirs[part].items()
-    )
+    return np.array([[line["train_loss"], line["val_loss"]] for line in last(run)["progress"]["history"]])
 
 
 def arguments(data: Path, out: Path, name: str, *more: str) -> list[str]:
@@ -325,7 +236,7 @@ def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_p
     levers = ["--augment", "light", "--dropout", "0.2", "--width", "16", "--epochs", "6"]
     assert main(arguments(digits, tmp_path, "one", *levers)) == 0
     done(job.torchrun(*arguments(digits, tmp_path, "two", *levers)))
-    one, two = (state(tmp_path / name)["progress"]["history"][-1] for name in ("one", "two"))
+    one, two = (last(tmp_path / name)["progress"]["history"][-1] for name in ("one", "two"))
     assert one["val_accuracy"] > 0.85
     assert abs(two["val_accuracy"] - one["val_accuracy"]) < 0.05
     assert abs(two["train_loss"] - one["train_loss"]) < 0.1
@@ -356,7 +267,7 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp
     second.terminate()
     stopped = done(first, code=143) + done(second, code=143)
     assert stopped.count("stopped by SIGTERM") == 1
-    assert state(tmp_path / "x")["progress"]["history"]
+    assert last(tmp_path / "x")["progress"]["history"]
 
 
 @pytest.mark.slow
