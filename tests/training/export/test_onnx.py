@@ -2,13 +2,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
 from serving.contract.card import METADATA_KEY
 from serving.contract.model import open_model
+from training.config import TrainConfig
 from training.data.dataset import Dataset
-from training.export.onnx import OPSET
+from training.export.onnx import OPSET, graph
+from training.models import backbones
 from training.models.normalization import Temperature
 from training.models.prediction import predict
 
@@ -34,3 +38,31 @@ def test_probabilities_do_not_depend_on_the_batch(
     served = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 64, size)])
     model.append(Temperature(classifier.card.calibration.temperature))
     assert np.abs(served - predict(model, images)).max() <= 1e-6
+
+
+class Padded(torch.nn.Module):
+    """EfficientNet-Lite0 with uint8 images as its input, as the exported network takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = TrainConfig(model="tf_efficientnet_lite0", weights="none")
+        self.body = backbones.make(config, side=34, channels=3, classes=5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.body(images.permute(0, 3, 1, 2) / 255)
+        return logits
+
+
+def test_padding_that_depends_on_the_size_of_the_image_is_a_constant() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Padded()).eval()
+    file = onnx.load_from_string(graph(model, (34, 34, 3)))
+    assert {"Shape", "Ceil"}.isdisjoint(node.op_type for node in file.graph.node)
+    constants = {tensor.name: tuple(numpy_helper.to_array(tensor)) for tensor in file.graph.initializer}
+    padding = [constants[node.input[1]] for node in file.graph.node if node.op_type == "Pad"]
+    assert (0, 0, 0, 0, 0, 0, 1, 1) in padding, "34 px, kernel 3, stride 2: one pixel on the right and below"
+    images = torch.randint(0, 256, (3, 34, 34, 3), dtype=torch.uint8)
+    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(images).softmax(1).numpy()
+    assert np.abs(session.run(None, {"images": images.numpy()})[0] - expected).max() < 1e-5
