@@ -156,7 +156,7 @@ class TrainConfig:
     images are not augmented or mixed."""
 
     epochs: Annotated[int, Positive] | None = None
-    """Passes over the training images. None: 10 with pretrained weights, else 30."""
+    """Passes over the training images. None: 10 where all of a pretrained backbone learns, else 30."""
     batch_size: Annotated[int, AtLeastOne] | None = None
     """Images a batch. None: a 64th of the training images, as a power of two from 16 (32 up to 32 px) to 64."""
     accumulate: Annotated[int, Positive] = 1

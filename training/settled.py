@@ -61,7 +61,7 @@ def settle(config: TrainConfig, *, training_images: int, processes: int = 1, on_
         "augment": augment,
         "balance": config.balance or ("sampler" if config.best_by in COUNT_CLASSES_ALIKE else "none"),
         "batch_norm": config.normalizes_batches if config.own_network else None,
-        "epochs": config.epochs or (PRETRAINED_EPOCHS if tuned else EPOCHS),
+        "epochs": config.epochs or (PRETRAINED_EPOCHS if tuned and not config.freeze else EPOCHS),
         "batch_size": batch_size,
         "weights": None if config.own_network else config.weights or ("default" if config.pretrained else "none"),
         "lr": config.lr or LR.get((config.optimizer, config.model), OTHER_LR[config.optimizer]),

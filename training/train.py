@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from traceback import clear_frames
 
+import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -32,8 +34,8 @@ from training.export.quantization import quantize
 from training.metrics import calibration
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
-from training.metrics.evaluation import predict, score
-from training.models import backbones, networks, prediction, weights
+from training.metrics.evaluation import compute_logits, score
+from training.models import backbones, networks, weights
 from training.models.initialization import initialize
 from training.models.normalization import Temperature, normalization
 from training.models.weights import Weights
@@ -226,28 +228,21 @@ class Evaluation:
 
 def evaluate_best(model: nn.Sequential, context: RunContext) -> Evaluation:
     """Calibrate the model, which gets one more layer for it, and score it. Raises NonFiniteLoss."""
-    dataset = context.dataset
-    uncalibrated = score(dataset, "test", predict(model, dataset, "test"))
-    calibrated = calibrate(model, dataset, context.config.confidence_level)
-    probabilities = {split: predict(model, dataset, split) for split in SPLITS}
-    test = dataset.splits["test"]
+    dataset, level = context.dataset, context.config.confidence_level
+    logits = {split: compute_logits(model, dataset, split) for split in SPLITS}
+    val, test = dataset.splits["val"], dataset.splits["test"]
+    calibrated = calibration.fit(dataset.labels[val], logits["val"], level)
+    if calibrated.threshold is None:
+        print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
+    model.append(Temperature(calibrated.temperature).to(context.device))
+    probabilities = {split: softmax(logits[split] / np.float32(calibrated.temperature), axis=1) for split in SPLITS}
     return Evaluation(
-        uncalibrated=uncalibrated,
+        uncalibrated=score(dataset, "test", softmax(logits["test"], axis=1)),
         calibration=calibrated,
         probabilities=probabilities,
         scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
     )
-
-
-def calibrate(model: nn.Sequential, dataset: Dataset, level: float) -> Calibration:
-    """Fit temperature and prediction sets on the validation split; the temperature becomes the model's last layer."""
-    val = dataset.splits["val"]
-    calibrated = calibration.fit(dataset.labels[val], prediction.logits(model, dataset.images, val), level)
-    if calibrated.threshold is None:
-        print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
-    model.append(Temperature(calibrated.temperature).to(next(model.parameters()).device))
-    return calibrated
 
 
 def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation, best: Path) -> ModelCard:
