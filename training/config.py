@@ -95,7 +95,7 @@ class TrainConfig:
     """Mode of A.Normalize, computed by the model's first layer."""
     mean_std: Literal["imagenet", "dataset"] | None = None
     """Where mean and deviation of the mode `standard` come from: ImageNet, or measured on the training split. None:
-    those that the pretrained weights were trained with, else ImageNet's."""
+    those that the weights were trained with, pretrained or of --init-from, else ImageNet's."""
     mean: tuple[float, ...] = ()
     """Mean of each channel as a share of --max-pixel-value, instead of --mean-std."""
     std: tuple[Annotated[float, Positive], ...] = ()
@@ -122,7 +122,8 @@ class TrainConfig:
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as
     resnet18 or convnext_atto.d2_in1k. auto: tf_efficientnet_lite0 with pretrained weights for photographs (median
-    shorter side of 96 px or more), cnn for smaller images or beside an option of its layers."""
+    shorter side of 96 px or more), cnn for smaller images or beside an option of its layers; with --init-from the
+    model of that run."""
     weights: Literal["default", "none"] | Path | None = None
     """Pretrained weights of a timm architecture. default: its own, from an installed package or the Hugging Face hub;
     none; or a file that ends in .safetensors, .pth, .pt or .bin. None: default, unless --init-from is given."""

@@ -25,7 +25,7 @@ from training.engine.loop import fit
 from training.engine.memory import fitting_batch
 from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
-from training.engine.transfer import transfer
+from training.engine.transfer import inherit, transfer
 from training.errors import NonFiniteLoss
 from training.export import drift_reference, provenance
 from training.export.goldens import goldens
@@ -100,6 +100,8 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
 
     Raises ConfigError, DataError, WeightsMissing, CheckpointRefused.
     """
+    if not runs.has_checkpoint(config.out / (config.name or "")):
+        config = inherit(config)
     config = backbones.check(config)
     found = find_weights(config, group)  # before the data, which takes longer to read
     dataset = load_dataset(config)

@@ -52,8 +52,16 @@ def begin(model: nn.Sequential, context: RunContext, steps_an_epoch: int) -> His
         steps_an_epoch=steps_an_epoch,
         at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]) if own else [],
         epochs=[],
-        weights=context.weights.record if context.weights else None,
+        weights=_weights(context),
     )
+
+
+def _weights(context: RunContext) -> PretrainedWeights | None:
+    """Those that training starts from, also by way of the run of --init-from."""
+    origin = context.config.init_from
+    begun = read(origin) if origin is not None and origin.is_dir() else None
+    inherited = begun.weights if begun is not None else None
+    return context.weights.record if context.weights is not None else inherited
 
 
 def write(run: Path, history: History) -> None:

@@ -1,11 +1,13 @@
 """Start from the weights of another run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from training.config import TrainConfig
 from training.engine import checkpoint
 from training.errors import CheckpointRefused
 
@@ -16,10 +18,7 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
     The first layer, normalisation, stays the model's own, and so does the last one when the classes differ. Returns a
     sentence on what was taken. Raises CheckpointRefused, with both values where something does not fit.
     """
-    path = origin / "checkpoints" / "best.pt" if origin.is_dir() else origin
-    state = checkpoint.load(path, torch.device("cpu"))
-    if not {"model", "settings"} <= state.keys():
-        raise CheckpointRefused(f"{path}: expected model and settings, got {', '.join(map(str, state))}")
+    path, state = _read(origin)
     _refuse_what_does_not_fit(state["settings"], settings, path)
     there, here = state["settings"]["classes"], settings["classes"]
     parts = (model[1], model[2]) if there == here else (model[1],)
@@ -36,6 +35,31 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
         if there == here
         else f"{sentence}, the last layer is new ({len(there)} classes there, {len(here)} here)"
     )
+
+
+def inherit(config: TrainConfig) -> TrainConfig:
+    """The options with the origin's size, mean and deviation unless others are given, and its model for --model auto.
+
+    Raises CheckpointRefused.
+    """
+    if config.init_from is None:
+        return config
+    settings = _read(config.init_from)[1]["settings"]
+    model = settings["model"]["model"] if config.model == "auto" else config.model
+    mean, std = (tuple(settings["normalization"][name]) for name in ("mean", "std"))
+    if config.mean or config.mean_std is not None or len(mean) != config.channels:
+        mean, std = config.mean, config.std
+    side = config.image_size or settings["preprocessing"]["height"]
+    return replace(config, model=model, image_size=side, mean=mean, std=std)
+
+
+def _read(origin: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a run's folder, or a .pt file, and what it holds. Raises CheckpointRefused."""
+    path = origin / "checkpoints" / "best.pt" if origin.is_dir() else origin
+    state = checkpoint.load(path, torch.device("cpu"))
+    if not {"model", "settings"} <= state.keys():
+        raise CheckpointRefused(f"{path}: expected model and settings, got {', '.join(map(str, state))}")
+    return path, state
 
 
 def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:

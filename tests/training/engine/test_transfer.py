@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,11 @@ import torch
 
 from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
+from serving.contract.model import open_model
 from training import train
 from training.config import TrainConfig
 from training.engine import checkpoint
-from training.engine.transfer import transfer
+from training.engine.transfer import inherit, transfer
 from training.errors import CheckpointRefused
 from training.models import networks
 
@@ -126,3 +128,17 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_run_behind(run: Path, photos: 
     with pytest.raises(CheckpointRefused, match="24 there and 16 here"):
         train.train(TrainConfig(**(OPTIONS | {"image_size": 16}), data=photos, out=tmp_path, init_from=run))
     assert [path.name for path in tmp_path.iterdir()] == [".cache"]
+
+
+def test_what_is_left_open_is_that_of_the_origin(run: Path, photos: Path, tmp_path: Path) -> None:
+    changed = TrainConfig(data=photos, out=tmp_path, name="own", init_from=run, mean_std="dataset", image_size=32)
+    assert inherit(changed) == replace(changed, model="mlp")
+    origin = train.train(
+        TrainConfig(
+            data=photos, out=tmp_path, name="origin", model="cnn", width=8, image_size=16, epochs=1, mean_std="dataset"
+        )
+    )
+    left_open = TrainConfig(data=photos, out=tmp_path, name="tuned", init_from=origin, width=8, epochs=1)
+    tuned = open_model(train.train(left_open) / "model.onnx").card
+    card = open_model(origin / "model.onnx").card
+    assert (tuned.normalization, tuned.preprocessing) == (card.normalization, card.preprocessing)
