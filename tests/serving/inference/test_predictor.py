@@ -1,13 +1,15 @@
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.contract.model import open_model
+from serving.contract.model import Classifier, Images, Probabilities, open_model
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -52,3 +54,36 @@ def test_running_requests_are_finished_by_their_model(run: Path, png: Callable[.
     counts = [sample for sample in samples if sample is not None]
     assert len(counts) == len(labels), "a label without predictions is exported, too"
     assert sum(counts) == 80
+
+
+class Timed(Classifier):
+    """The tiny model with a time for each image of a batch; `sizes` holds the batches that it has run."""
+
+    def __init__(self, classifier: Classifier, seconds: Callable[[int], float]) -> None:
+        super().__init__(classifier.path, classifier._session, classifier.card, classifier.digest)
+        self.sizes: list[int] = []
+        self._image_s = seconds
+
+    def predict(self, images: Images) -> Probabilities:
+        self.sizes.append(len(images))
+        time.sleep(len(images) * self._image_s(len(images)))
+        return super().predict(images)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "largest"),
+    [(lambda batch: 0.006 if batch > 4 else 0.002, 4), (lambda batch: 0.001 if batch > 4 else 0.004, 32)],
+    ids=["large batches take longer for an image", "large batches are faster"],
+)
+def test_batches_are_as_large_as_the_model_gains_from(run: Path, seconds: Callable[[int], float], largest: int) -> None:
+    classifier = Timed(open_model(run / "model.onnx"), seconds)
+    predictor = Predictor(classifier, Settings(max_batch=32), Metrics(CollectorRegistry()))
+    classifier.sizes.clear()
+
+    async def scenario() -> None:
+        pixels = np.zeros((24, 24, 3), np.uint8)
+        await asyncio.gather(*(predictor.infer(pixels) for _ in range(96)))
+
+    asyncio.run(scenario())
+    assert max(classifier.sizes) == largest
+    assert sum(classifier.sizes) == 96
