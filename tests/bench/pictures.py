@@ -20,6 +20,17 @@ TRAINING_PICTURES = 40
 MODELS = {
     "mlp": ("--model", "mlp", "--hidden", "512", "128", "--image-size", "64", "--epochs", "6"),
     "cnn": ("--model", "cnn", "--image-size", "64", "--epochs", "6"),
+    "lite0": (
+        "--model",
+        "tf_efficientnet_lite0",
+        "--image-size",
+        "224",
+        "--freeze",
+        "--epochs",
+        "6",
+        "--quantize",
+        "int8",
+    ),
     "large-cnn": ("--model", "cnn", "--width", "64", "--image-size", "128", "--epochs", "2"),
 }
 

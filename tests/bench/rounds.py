@@ -27,6 +27,8 @@ WARM_UP_S = 1
 SHARE_OF_CAPACITY = 0.7
 REQUESTS_BEFORE_MEMORY = 2500
 """For each second that a block lasts."""
+SECONDS_BEFORE_MEMORY = 20
+"""A slow model answers fewer than that: as many as it answers in this time."""
 T = TypeVar("T")
 
 
@@ -38,7 +40,8 @@ class Rounds:
         self.processes: list[dict[str, Any]] = []
         self._servers, self._model, self._folder, self._seconds = servers, model, folder, seconds
         self._images = {size: [picture(label, size, UNSEEN) for label in range(CLASSES)] for size in SIZES}
-        self._labels = {size: _labels(model, images) for size, images in self._images.items()}
+        files = {server.file(model) for server in servers}
+        self._labels = {file: {size: _labels(file, images) for size, images in self._images.items()} for file in files}
         self._random = random.Random(0)
 
     def run(self, number: int) -> None:
@@ -60,7 +63,7 @@ class Rounds:
 
     def _start(self, number: int, server: Server, stack: ExitStack) -> Process:
         """A server that has answered every image rightly, and sleeps."""
-        process = Process(server, self._servers[server], self._model, self._folder / "servers")
+        process = Process(server, self._servers[server], server.file(self._model), self._folder / "servers")
         stack.callback(process.stop)
         ready_s = process.wait_until_ready(self._requests(process, "small")[0])
         process.facts |= {"round": number, "server": server.name, "ready_s": ready_s, "requests": 0}
@@ -70,8 +73,8 @@ class Rounds:
         return process
 
     def _check(self, process: Process) -> None:
-        """Raise Unavailable unless every image gets the label that the model gives it."""
-        for size, labels in self._labels.items():
+        """Raise Unavailable unless every image gets the label that the file gives it."""
+        for size, labels in self._labels[process.server.file(self._model)].items():
             for request, label in zip(self._requests(process, size), labels, strict=True):
                 try:
                     answer = process.ask(request)
@@ -130,7 +133,8 @@ class Rounds:
         """Memory once the server has answered enough, and whether it still answers rightly."""
         requests, facts = self._requests(process, "small"), process.facts
         process.wake()
-        while facts["requests"] < REQUESTS_BEFORE_MEMORY * self._seconds:
+        enough = min(REQUESTS_BEFORE_MEMORY * self._seconds, SECONDS_BEFORE_MEMORY * facts["capacity"])
+        while facts["requests"] < enough:
             more = closed_loop(process.address, requests, CONCURRENCIES[-1], WARM_UP_S, self._folder)
             if more.requests == 0:
                 self._check(process)

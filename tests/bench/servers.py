@@ -55,7 +55,8 @@ def _label_of_output(answer: dict[str, Any]) -> str:
 class Server:
     """A server to compare. In `command` and `environment`, {port}, {port+1}, {port+2} and {model} are filled in.
 
-    `requirements` is installed in an environment of the peer's own; None: it runs in this project's.
+    `requirements` is installed in an environment of the peer's own; None: it runs in this project's. With `int8`, it
+    serves the quantised file beside the model.
     """
 
     name: str
@@ -65,15 +66,21 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     encode: Callable[[bytes], Request] = multipart
     label: Callable[[dict[str, Any]], str] = _label
+    int8: bool = False
+
+    def file(self, model: Path) -> Path:
+        """What it serves of a run whose float32 file is `model`."""
+        return model.with_suffix(".int8.onnx") if self.int8 else model
 
 
-def _ours(name: str, encode: Callable[[bytes], Request] = multipart) -> Server:
+def _ours(name: str, encode: Callable[[bytes], Request] = multipart, *, int8: bool = False) -> Server:
     return Server(
         name=name,
         command=("bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}"),
         folder=ROOT,
         environment={"TWINLENS_MODEL": "{model}"},
         encode=encode,
+        int8=int8,
     )
 
 
@@ -88,7 +95,7 @@ def _peer(name: str, folder: str, *command: str, **more: Any) -> Server:
     )
 
 
-OURS, AGAIN, RAW = "twinlens", "twinlens, again", "twinlens, raw body"
+OURS, AGAIN, RAW, INT8 = "twinlens", "twinlens, again", "twinlens, raw body", "twinlens, int8"
 BENTOML, FASTAPI, LITSERVE, MLSERVER = "BentoML", "FastAPI", "LitServe", "MLServer"
 ADDRESS = ("--host", "127.0.0.1", "--port", "{port}")
 MLSERVER_PORTS = {"HTTP": "{port}", "GRPC": "{port+1}", "METRICS": "{port+2}"}
@@ -97,6 +104,7 @@ SERVERS = [
     _ours(OURS),
     _ours(AGAIN),
     _ours(RAW, encode=raw),
+    _ours(INT8, int8=True),
     _peer(BENTOML, "bentoml", "bentoml", "serve", "service:Peer", *ADDRESS),
     _peer(FASTAPI, "fastapi", "uvicorn", "app:app", "--no-access-log", *ADDRESS),
     _peer(LITSERVE, "litserve", "python", "server.py", "{port}"),

@@ -39,7 +39,8 @@ class Options:
     """Length of a block of closed-loop load. Open-loop blocks are twice as long, idleness is watched five times as
     long, and memory is read after 2,500 requests for each of these seconds."""
     model: str = "mlp"
-    """mlp (12288-512-128-9, 64 px), cnn, or a model file."""
+    """mlp (12288-512-128-9, 64 px), cnn, large-cnn, lite0 (EfficientNet-Lite0, 224 px, also in eight bits), or a model
+    file."""
     only: tuple[str, ...] = ()
     """Names of the servers to compare, such as twinlens FastAPI. None: all."""
     folder: Path = ROOT / ".bench"
@@ -74,6 +75,9 @@ def run(options: Options, folder: Path, servers: list[Server]) -> Iterator[dict[
     installed: dict[Server, Path] = {}
     unavailable = []
     for server in servers:
+        if not server.file(model).exists():
+            unavailable.append(f"{server.name} has no file {server.file(model).name}")
+            continue
         try:
             installed[server] = install(server, folder / "environments")
         except Unavailable as error:
