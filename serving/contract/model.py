@@ -47,6 +47,14 @@ class Classifier:
         probabilities: Probabilities = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
         return probabilities
 
+    def release_memory(self) -> None:
+        """Give back what larger batches than one image took of the host's memory, which ONNX Runtime would keep."""
+        card = self.card.preprocessing
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        image = np.zeros((1, card.height, card.width, card.channels), np.uint8)
+        self._session.run([OUTPUT_NAME], {INPUT_NAME: image}, options)
+
 
 def open_model(path: Path, *, require_gpu: bool = False, threads: int = 1) -> Classifier:
     """Open a model file and check it: the card must fit the graph, and each golden example must give its result.

@@ -118,7 +118,12 @@ class Predictor:
             self.classifier.predict(batch)
         one_image_s = self._seconds(images[:1])
         slower = self._seconds(images) / largest > LARGER_BATCH_AT_MOST * self._seconds(small) / len(small)
-        return one_image_s, len(small) if slower else largest
+        if not slower:
+            return one_image_s, largest
+        # 300 of 437 MB with EfficientNet-Lite0 and 32 images of 224 px.
+        self.classifier.release_memory()
+        self.classifier.predict(small)
+        return one_image_s, len(small)
 
     def _seconds(self, images: np.ndarray) -> float:
         start = perf_counter()

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from serving.contract.card import Golden, ModelCard
@@ -55,6 +56,16 @@ def test_the_answer_does_not_depend_on_the_batch_or_its_neighbours(run: Path) ->
         together = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 33, size)])
         assert np.abs(together - alone).max() < 1e-6
     assert np.abs(alone.sum(1) - 1).max() < 1e-6
+
+
+def test_the_memory_of_a_large_batch_is_given_back(run: Path) -> None:
+    classifier, process = open_model(run / "model.onnx"), psutil.Process()
+    images = np.random.default_rng(0).integers(0, 256, (8192, 24, 24, 3), dtype=np.uint8)
+    before = classifier.predict(images)
+    taken = process.memory_info().rss
+    classifier.release_memory()
+    assert taken - process.memory_info().rss > 50e6, "8,192 images as float32 are 57 MB"
+    assert np.array_equal(classifier.predict(images), before)
 
 
 def test_a_golden_within_tolerance_is_accepted(run: Path, tmp_path: Path) -> None:
