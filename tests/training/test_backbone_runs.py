@@ -252,5 +252,5 @@ def test_two_processes_with_batch_normalisation_learn_as_well(photos: Path, tmp_
 def test_two_processes_train_one_head_on_the_same_features(photos: Path, tmp_path: Path, job: Job) -> None:
     """The first process alone reads the file, and the other one computes its features by the same weights."""
     torch.save(backbones.timm().create_model(FAST, num_classes=7).state_dict(), tmp_path / "w.pth")
-    alone = stopped(frozen(photos, tmp_path, name="one", weights=tmp_path / "w.pth", **EXACT))
+    alone = stopped(frozen(photos, tmp_path, name="one", weights=tmp_path / "w.pth", **EXACT), 2 * FROZEN_LOOKS - 1)
     assert furthest(by_two(job, alone, tmp_path), alone) < 1e-5
