@@ -18,7 +18,8 @@ import torch
 import tyro
 
 from training import failures, sagemaker
-from training.config import TrainConfig, from_yaml
+from training.config import TrainConfig
+from training.config_file import from_yaml
 from training.distributed import Group
 from training.engine import runs
 from training.errors import (

@@ -1,15 +1,13 @@
 """The options of a training run: one frozen dataclass, from which tyro makes the command line."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 from tyro.conf import DisallowNone
 
 from serving.contract.card import NormalizationMode
@@ -241,52 +239,16 @@ class TrainConfig:
         return self.mixup > 0 or self.cutmix > 0
 
     def to_yaml(self) -> str:
-        """The configuration as a person would read it and `from_yaml` does: all but the run's name."""
+        """The configuration as a person would read it and `config_file.from_yaml` does: all but the run's name."""
         values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         del values["name"], values["resume"]
         return yaml.safe_dump(values, sort_keys=False)
 
 
-def from_yaml(path: Path) -> TrainConfig:
-    """Options from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
-    given = {key: option(key, value, f"--config {path}") for key, value in values.items()}
-    try:
-        return TrainConfig(**given)
-    except ConfigError as error:
-        raise ConfigError(f"--config {path}: {error}") from error
-
-
-def option(name: str, value: object, where: str) -> Any:
-    """The value of an option that was written in a file, as its type. Raises ConfigError beginning with `where`."""
-    types = get_type_hints(TrainConfig)
-    if name not in types:
-        raise ConfigError(f"{where}: there is no option {name!r}; there are {', '.join(types)}")
-    return _typed(types[name], value, f"{where}: {name}")
-
-
 def default_name(model: str) -> str:
     """Date, time (UTC) and model: sorts by age."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
-
-
-def _typed(kind: Any, value: object, where: str) -> object:
-    """The value as the type of its option; a truth value is no number, and no number is one."""
-    try:
-        # By way of JSON, because in it a list may become a tuple and a string a path.
-        typed: object = TypeAdapter(kind).validate_json(json.dumps(value, default=str))
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from error
-    if isinstance(value, bool) != isinstance(typed, bool):
-        expected = "yes or no" if isinstance(typed, bool) else "a number"
-        raise ConfigError(f"{where}: expected {expected}, got {value!r}")
-    return typed
 
 
 def require(holds: bool, option: str, expected: str, value: object) -> None:

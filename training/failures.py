@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from training.config import from_yaml
+from training.config_file import from_yaml
 from training.data.loader import SHARED_MEMORY
 from training.engine import runs
 from training.errors import CheckpointRefused, ConfigError, OutOfMemory, WorkerLost

@@ -9,7 +9,8 @@ import yaml
 from tests.support.configs import settled
 from tests.support.trainer import command
 from training.__main__ import main, options
-from training.config import TrainConfig, from_yaml
+from training.config import TrainConfig
+from training.config_file import from_yaml
 from training.errors import ConfigError
 
 

@@ -14,7 +14,8 @@ from tests.support.configs import settled
 from tests.support.trainer import After
 from training import train
 from training.__main__ import options
-from training.config import ScoreName, TrainConfig, from_yaml
+from training.config import ScoreName, TrainConfig
+from training.config_file import from_yaml
 from training.data.dataset import load_dataset
 from training.data.loader import Batches, TrainingSet
 from training.engine import checkpoint, loop

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from training.data.loader import Batches, TrainingSet
 from training.engine import history, parallel, tensorboard
 from training.engine.checkpoint import CheckpointFolder, CheckpointInterval
-from training.engine.frozen import with_features
 from training.engine.objective import Objective
 from training.engine.optimizer import clip
 from training.engine.progress import Epoch, RunProgress, StepResult
@@ -23,6 +22,7 @@ from training.engine.train_state import RunContext, TrainState
 from training.errors import Interrupted, NonFiniteLoss
 from training.metrics.evaluation import predict, score
 from training.models import networks
+from training.models.prediction import with_features
 from training.signals import Interruption
 from training.storage import release
 

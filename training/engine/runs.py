@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from training.config import TrainConfig, from_yaml
+from training.config import TrainConfig
+from training.config_file import from_yaml
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError
 

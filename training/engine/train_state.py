@@ -12,9 +12,9 @@ from serving.contract.card import Normalization
 from training.data.dataset import Dataset
 from training.distributed import ALONE, Group
 from training.engine import optimizer, parallel
-from training.engine.ema import ExponentialMovingAverage
 from training.engine.objective import Objective
 from training.models import networks
+from training.models.ema import ExponentialMovingAverage
 from training.models.weights import Weights
 from training.settled import SettledConfig
 from training.signals import Interruption

@@ -8,7 +8,7 @@ import joblib
 import tyro
 import yaml
 
-from training.config import from_yaml, option
+from training.config_file import from_yaml, option
 from training.errors import ConfigError
 from training.study import spec
 from training.study.process_pool import visible_gpus

@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from training.config import TrainConfig, option
+from training.config import TrainConfig
+from training.config_file import option
 from training.errors import ConfigError
 from training.models import backbones
 from training.study.measures import MEASURES

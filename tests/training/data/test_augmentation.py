@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from serving.contract.decode import Channels
 from serving.contract.model import open_model
 from training import train
-from training.config import TrainConfig, from_yaml
+from training.config import TrainConfig
+from training.config_file import from_yaml
 from training.data import augmentation
 from training.errors import ConfigError
 

@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState
 
 from training.__main__ import main
-from training.config import from_yaml
+from training.config_file import from_yaml
 from training.engine import history
 from training.errors import ConfigError
 from training.study import spec

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.engine.ema import ExponentialMovingAverage
+from training.models.ema import ExponentialMovingAverage
 
 
 def network() -> nn.Sequential:
