@@ -246,6 +246,9 @@ def check_torchrun(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
+    if words[1] != "training":
+        assert (ROOT / Path(*words[1].split("."))).with_suffix(".py").is_file()
+        return
     assert words[:3] == ["-m", "training", "study"]
     config = tyro.cli(StudyConfig, args=words[3:])
     assert (ROOT / "training" / "study" / "studies" / f"{config.study}.yaml").is_file()

@@ -311,6 +311,8 @@ def _model_rules(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]
     yield not is_file or model != "auto", "model", "the architecture of the file of --weights", model
     both = weights not in (None, "none") and config.init_from is not None
     yield not both, "weights", "none beside --init-from, which brings weights", weights
+    frozen, epochs = config.freeze_epochs, config.epochs
+    yield epochs is None or frozen < epochs, "freeze_epochs", f"fewer than the {epochs} epochs", frozen
     if config.freeze:
         yield (
             config.init_from is not None or config.pretrained,

@@ -40,6 +40,7 @@ from training.errors import ConfigError
         ({"model": "cnn", "freeze": True}, "--freeze: expected --init-from or the pretrained weights of a timm"),
         ({"model": "resnet18", "freeze": True, "weights": "none"}, "--freeze: expected --init-from or"),
         ({"model": "resnet18", "freeze": True, "augment": "light"}, "--freeze: expected no --augment"),
+        ({"freeze_epochs": 3, "epochs": 3}, "--freeze-epochs: expected fewer than the 3 epochs, got 3"),
         ({"freeze": True, "mixup": 0.1}, "--freeze: expected no --augment, --symmetry, --mixup"),
         ({"model": "resnet18", "width": 8}, "--model: expected mlp or cnn beside --width, got resnet18"),
         ({"model": "cnn", "weights": "default"}, "--weights: expected none beside --model cnn, got default"),
