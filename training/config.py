@@ -320,10 +320,8 @@ def _model_rules(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]
             "--init-from or the pretrained weights of a timm architecture beside it",
             f"--model {model}",
         )
-        changed = config.augment not in (None, "none") or config.symmetry != "none" or config.mixes
-        yield (
-            not changed,
-            "freeze",
-            "no --augment, --symmetry, --mixup or --cutmix beside it: the features are computed once",
-            "one of them",
-        )
+        # What is computed once can be neither augmented nor mixed.
+        drawn = {"augment": config.augment or "none", "symmetry": config.symmetry, "mixup": config.mixup}
+        drawn["cutmix"] = config.cutmix
+        asked = [f"--{name} {value}" for name, value in drawn.items() if value not in ("none", 0)]
+        yield not asked, "freeze", "images that stay as they are, so that features are computed once", ", ".join(asked)

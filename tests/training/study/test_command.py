@@ -128,7 +128,7 @@ def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Pa
     [
         (
             {"study": "regularization"},
-            "there is no such file; the studies that have a name are activation, batch-size,",
+            "there is no such file; the studies that have a name are activation, backbone, batch-size,",
         ),
         ({"study": "merge"}, "expected the folders"),
         ({"study": "merge", "paths": (Path("absent"),)}, "absent: expected a study's folder, with its study.yaml"),
