@@ -150,6 +150,9 @@ def arguments(data: Path, out: Path, name: str, *more: str) -> list[str]:
     return [*common, "--precision", "float32", "--epochs", "3", *more]
 
 
+SAME_WEIGHTS = 1e-4
+"""Sums over parts of a batch are rounded in another order than sums over all of it: after 24 steps a weight differs by
+less than 1e-5 on one processor and by 2.1e-5 on another."""
 # A batch of 45 is 22 and 23, the last step of an epoch has one batch of two.
 EXACT = ["--width", "8", "--no-batch-norm", "--batch-size", "45", "--accumulate", "2", "--balance", "loss",
          "--ema", "0.9", "--clip-norm", "1", "--mixup", "0.4", "--cutmix", "1", "--label-smoothing", "0.1"]  # fmt: skip
@@ -165,10 +168,10 @@ def one_process(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
-    """The curve and the weights to 1e-5, in float32; one of them prints and writes."""
+    """The curve to 1e-5 and the weights to 1e-4, in float32; one of them prints and writes."""
     printed = done(job.torchrun(*arguments(digits, tmp_path, "two", *EXACT)))
     assert np.abs(curve(tmp_path / "two") - curve(one_process)).max() < 1e-5
-    assert furthest(tmp_path / "two", one_process) < 1e-5
+    assert furthest(tmp_path / "two", one_process) < SAME_WEIGHTS
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
     assert "in each of 2 processes" in printed
     assert printed.count("Parity held") == 1
@@ -193,7 +196,7 @@ def test_asked_to_stop_they_save_and_one_process_goes_on(
     assert printed.count("stopped by SIGTERM; a run continues with --resume") == 1
     assert "epoch 3/3" not in printed
     assert main([*options, "--resume", "auto"]) == 0
-    assert furthest(tmp_path / "x", one_process) < 1e-5
+    assert furthest(tmp_path / "x", one_process) < SAME_WEIGHTS
     assert np.abs(curve(tmp_path / "x") - curve(one_process)).max() < 1e-5
 
 
@@ -208,7 +211,7 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
     os.kill(workers(torchrun)[0], signal.SIGKILL)
     printed = done(torchrun)
     assert f"resume {tmp_path / 'x'}" in printed
-    assert furthest(tmp_path / "x", one_process) < 1e-5
+    assert furthest(tmp_path / "x", one_process) < SAME_WEIGHTS
 
 
 @pytest.mark.slow
@@ -249,7 +252,7 @@ def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_
     nodes = [job.torchrun(*options, processes=1, options=meeting) for _ in range(2)]
     printed = [done(node) for node in nodes]
     assert sum("Parity held" in each for each in printed) == 1
-    assert furthest(tmp_path / "x", one_process) < 1e-5
+    assert furthest(tmp_path / "x", one_process) < SAME_WEIGHTS
 
 
 @pytest.mark.slow
