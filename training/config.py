@@ -234,6 +234,11 @@ class TrainConfig:
         return not self.own_network and self.weights != "none" and (self.weights is not None or self.init_from is None)
 
     @property
+    def layer_options(self) -> list[str]:
+        """Options of the own networks' layers that have another value than their default."""
+        return [name for name in LAYER_OPTIONS if getattr(self, name) != getattr(TrainConfig, name)]
+
+    @property
     def mixes(self) -> bool:
         """Whether images are mixed with one another."""
         return self.mixup > 0 or self.cutmix > 0
@@ -275,15 +280,10 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
     yield len(mean) == len(std), "mean and std", "of the same length", (mean, std)
     yield len(mean) in (0, config.channels), "mean and std", f"of {config.channels} number(s)", mean
     yield name is None or Path(name).name == name, "name", "a folder's name, not a path", name
-    is_file = isinstance(augment, Path)
+    yield _file_or_word("augment", augment, "none, light, strong", PIPELINE_ENDINGS)
+    yield _file_or_word("weights", config.weights, "default, none", WEIGHTS_ENDINGS)
     yield (
-        not isinstance(augment, Path) or augment.suffix in PIPELINE_ENDINGS,
-        "augment",
-        f"none, light, strong or a file that ends in {', '.join(PIPELINE_ENDINGS)}",
-        augment,
-    )
-    yield (
-        config.symmetry == "none" or not is_file,
+        config.symmetry == "none" or not isinstance(augment, Path),
         "symmetry",
         "none beside a file of --augment, which contains all random changes",
         config.symmetry,
@@ -293,22 +293,20 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
     yield not single, "batch_size", "2 or more with --batch-norm", 1
 
 
+def _file_or_word(option: str, value: object, words: str, endings: tuple[str, ...]) -> tuple[bool, str, str, object]:
+    fits = not isinstance(value, Path) or value.suffix in endings
+    return fits, option, f"{words} or a file that ends in {', '.join(endings)}", value
+
+
 def _model_rules(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]:
     """The rules of --model, --weights and --freeze."""
     weights, model = config.weights, config.model
-    set_layers = [name for name in LAYER_OPTIONS if getattr(config, name) != getattr(TrainConfig, name)]
-    layers_fit = config.own_network or model == "auto" or not set_layers
-    yield layers_fit, "model", f"mlp or cnn beside --{'/'.join(set_layers).replace('_', '-')}", model
+    layers = config.layer_options
+    layers_fit = config.own_network or model == "auto" or not layers
+    yield layers_fit, "model", f"mlp or cnn beside --{'/'.join(layers).replace('_', '-')}", model
     yield not config.own_network or weights in (None, "none"), "weights", f"none beside --model {model}", weights
     yield not config.own_network or not config.drop_path, "drop_path", f"0 beside --model {model}", config.drop_path
-    is_file = isinstance(weights, Path)
-    yield (
-        not isinstance(weights, Path) or weights.suffix in WEIGHTS_ENDINGS,
-        "weights",
-        f"default, none or a file that ends in {', '.join(WEIGHTS_ENDINGS)}",
-        weights,
-    )
-    yield not is_file or model != "auto", "model", "the architecture of the file of --weights", model
+    yield not isinstance(weights, Path) or model != "auto", "model", "the architecture of the file of --weights", model
     both = weights not in (None, "none") and config.init_from is not None
     yield not both, "weights", "none beside --init-from, which brings weights", weights
     frozen, epochs = config.freeze_epochs, config.epochs
@@ -321,7 +319,6 @@ def _model_rules(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]
             f"--model {model}",
         )
         # What is computed once can be neither augmented nor mixed.
-        drawn = {"augment": config.augment or "none", "symmetry": config.symmetry, "mixup": config.mixup}
-        drawn["cutmix"] = config.cutmix
-        asked = [f"--{name} {value}" for name, value in drawn.items() if value not in ("none", 0)]
+        drawn = {name: getattr(config, name) for name in ("augment", "symmetry", "mixup", "cutmix")}
+        asked = [f"--{name} {value}" for name, value in drawn.items() if value not in (None, "none", 0)]
         yield not asked, "freeze", "images that stay as they are, so that features are computed once", ", ".join(asked)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from serving.contract.image_header import MIN_SIDE
-from training.config import LAYER_OPTIONS, OWN_NETWORKS, TrainConfig
+from training.config import OWN_NETWORKS, TrainConfig
 
 PHOTOGRAPH_SIDE = 96
 """Images whose median shorter side has at least as many pixels are photographs: a backbone, trained on photographs,
@@ -39,8 +39,7 @@ def choose(config: TrainConfig, sizes: Sequence[Size]) -> Sizing:
 
 
 def _model(config: TrainConfig, sizes: Sequence[Size]) -> tuple[str, str]:
-    layers = [name for name in LAYER_OPTIONS if getattr(config, name) != getattr(TrainConfig, name)]
-    if layers:
+    if layers := config.layer_options:
         return "cnn", f"--{layers[0].replace('_', '-')} is an option of its layers"
     side = median(min(size) for size in sizes) if sizes else 0
     if side >= PHOTOGRAPH_SIDE:

@@ -53,7 +53,10 @@ def clip(model: nn.Module, most: float | None) -> Tensor:
 
 
 def schedule(optimizer: Optimizer, config: SettledConfig, steps_an_epoch: int) -> LambdaLR:
-    """The learning rate by step: a linear rise over the warm-up, then the shape of --schedule."""
+    """The learning rate by step: a linear rise over the warm-up, then the shape of --schedule.
+
+    All layers but the last stand still in the first --freeze-epochs.
+    """
     total = config.epochs * steps_an_epoch
     warmup = min(round(config.warmup_epochs * steps_an_epoch), total // 2)
     frozen = config.freeze_epochs * steps_an_epoch
