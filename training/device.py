@@ -1,5 +1,8 @@
 """The device of a run and the precision of its arithmetic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import joblib
 import torch
 from torch import nn
@@ -47,3 +50,26 @@ def uses_bfloat16(config: SettledConfig, model: nn.Module) -> bool:
     capabilities = torch.cpu.get_capabilities()
     depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in model.modules())
     return not depthwise and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and matrix products of GPUs in float32, not in TF32, which rounds their factors to 10 bits.
+
+    Evaluation needs it: the rounding is larger than the tolerance of the golden examples. So does --precision float32.
+    cuDNN stays switched on, although `cudnn.flags` would switch it off by default; its other flags stay as they are.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    tf32 = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with cudnn.flags(
+            enabled=True,
+            benchmark=cudnn.benchmark,
+            benchmark_limit=cudnn.benchmark_limit,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = tf32

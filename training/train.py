@@ -18,7 +18,7 @@ from training.config import TrainConfig, default_name
 from training.data import augmentation
 from training.data.dataset import Dataset, load_dataset
 from training.data.formats import SPLITS, Split
-from training.device import find_device, uses_bfloat16
+from training.device import find_device, full_float32, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
 from training.engine.loop import fit
@@ -62,7 +62,8 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     config, run = replace(config, name=name), config.out / name
     device = find_device(config.device, group)
     folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
-    with failures.explain_errors(run, device), folder:
+    arithmetic = full_float32() if config.precision == "float32" else nullcontext()
+    with failures.explain_errors(run, device), folder, arithmetic:
         if group.share(lambda: runs.is_finished(run)):
             print(f"{run} is finished: there is nothing to resume")
             return run

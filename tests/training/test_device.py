@@ -2,15 +2,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from tests.support.configs import settled
 from tests.support.paths import ROOT
+from tests.support.trainer import config
 from training.config import TrainConfig
-from training.device import find_device
+from training.device import find_device, full_float32
 from training.errors import DeviceMissing
+from training.models.prediction import logits
+from training.train import train
 
 
 @pytest.fixture
@@ -39,3 +47,71 @@ def test_threads_asked_for_by_the_environment_stay() -> None:
 def test_a_gpu_that_is_not_there_is_no_reason_to_train_without_one() -> None:
     with pytest.raises(DeviceMissing, match="torch sees no GPU; --device cpu trains without one"):
         find_device("cuda")
+
+
+@pytest.fixture
+def _flags() -> Iterator[None]:
+    """Flags as another library may have left them, restored after the test."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=True, allow_tf32=True):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def flags() -> dict[str, bool]:
+    cudnn = torch.backends.cudnn
+    return {
+        "enabled": cudnn.enabled,
+        "benchmark": cudnn.benchmark,
+        "deterministic": cudnn.deterministic,
+        "convolutions in tf32": cudnn.allow_tf32,
+        "products in tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+@pytest.mark.usefixtures("_flags")
+def test_full_float32_switches_tf32_off_and_leaves_cudnn_on() -> None:
+    before = flags()
+    with full_float32():
+        assert flags() == before | {"convolutions in tf32": False, "products in tf32": False}
+        assert flags()["enabled"]
+    assert flags() == before
+
+
+class Flags(nn.Module):
+    """A layer that notes the flags that its forward passes see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.seen: list[dict[str, bool]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(flags())
+        return images.float().mean((1, 2)) * self.scale
+
+
+@pytest.mark.usefixtures("_flags")
+def test_evaluation_computes_with_cudnn_and_without_tf32() -> None:
+    layer = Flags()
+    logits(layer, np.zeros((3, 4, 4, 3), np.uint8))
+    assert [(seen["enabled"], seen["convolutions in tf32"], seen["products in tf32"]) for seen in layer.seen] == [
+        (True, False, False)
+    ]
+
+
+@pytest.mark.usefixtures("_flags")
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("auto", True)])
+def test_precision_float32_trains_without_tf32(
+    photos: Path, tmp_path: Path, precision: Literal["auto", "float32"], tf32: bool
+) -> None:
+    seen = []
+    hook = register_module_forward_hook(lambda module, *_: seen.append(flags()) if module.training else None)
+    try:
+        train(config(photos, tmp_path, name="x", model="mlp", hidden=(8,), epochs=1, precision=precision))
+    finally:
+        hook.remove()
+    assert seen
+    assert {(each["convolutions in tf32"], each["products in tf32"]) for each in seen} == {(tf32, tf32)}
+    assert all(each["enabled"] for each in seen)

@@ -12,10 +12,12 @@ The proof holds when
 
 1. `witness` and `served` have the pixels of `evaluated`, equal to the last bit;
 2. no probability is further from `evaluated` than the contract's tolerance;
-3. no predicted label differs from `evaluated`, except between labels that are equally probable there (a tie);
+3. no predicted label differs from `evaluated`, except between labels that are equally probable there (a tie), which are
+   those whose probabilities differ by no more than the same tolerance;
 4. the first layer, in torch and inside the finished file, computes what `A.Normalize` computes.
 
-Pixels are compared exactly. Probabilities cannot be: torch and ONNX Runtime add in different orders.
+Pixels are compared exactly. Probabilities cannot be: torch and ONNX Runtime add in different orders. Which of two tied
+labels is predicted depends on that order, hence on the device, on its algorithm for convolutions and on the batch.
 """
 
 import copy
@@ -33,15 +35,13 @@ from serving.contract.decode import Preprocessing
 from serving.contract.model import Classifier, open_model
 from training.data import augmentation
 from training.data.dataset import Dataset
+from training.device import full_float32
 from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER
 from training.metrics.classification import Probabilities
 from training.models.prediction import inference_batch, predict
 from training.storage import copied
 
-TIE = 1e-5
-"""Labels of an image whose evaluated probabilities are no further apart are tied. Which of them is predicted depends on
-the order of sums, so on the device and on the batch; among 10,000 images there may well be one."""
 NORMALIZED_IMAGES = 64
 """Test images over which the first layer is compared where it measures each image; 64 of 224 px hold 9.6 M values."""
 NORMALIZATION_TOLERANCE = 1e-5
@@ -142,15 +142,15 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset) -> Parity:
 
 
 def check_way(way: str, pixels_equal: float, evaluated: Probabilities, recomputed: Probabilities) -> WayCheck:
-    """Compare probabilities `[images, classes]`; a label that differs is a tie where the evaluated ones are close."""
+    """Compare probabilities `[images, classes]`; a label that differs is a tie where the evaluated ones are equal."""
     [differing] = np.nonzero(recomputed.argmax(1) != evaluated.argmax(1))
     lead = evaluated[differing].max(1) - evaluated[differing, recomputed[differing].argmax(1)]
     return WayCheck(
         way=way,
         pixels_equal=pixels_equal,
         largest_difference=float(np.abs(recomputed - evaluated).max()),
-        labels_differ=int((lead > TIE).sum()),
-        ties=int((lead <= TIE).sum()),
+        labels_differ=int((lead > TOLERANCE).sum()),
+        ties=int((lead <= TOLERANCE).sum()),
     )
 
 
@@ -228,7 +228,7 @@ def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -
 def _predict_normalized(model: nn.Sequential, images: Tensor) -> Probabilities:
     """Probabilities of normalised images, float32 `[batch, channels, height, width]`: the first layer is left out."""
     device = next(model.parameters()).device
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), full_float32():
         probabilities: Probabilities = model[1:].eval()(images.to(device)).softmax(1).cpu().numpy()
     return probabilities
 

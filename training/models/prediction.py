@@ -10,6 +10,7 @@ from scipy.special import softmax
 from torch import nn
 
 from training.data.dataset import Dataset
+from training.device import full_float32
 from training.storage import copied
 
 Images = UInt8[np.ndarray, "images height width channels"]
@@ -52,7 +53,7 @@ def logits(
     training = model.training
     model.eval()
     rows = []
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), full_float32():
         for batch in batches(images, np.arange(len(images)) if indices is None else indices):
             rows.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
     model.train(training)

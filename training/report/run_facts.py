@@ -11,7 +11,7 @@ from training.data.dataset import Dataset
 from training.data.formats import Split
 from training.data.metadata_baseline import LARGE_SHARE
 from training.engine.progress import Epoch
-from training.export.parity import TIE, Parity
+from training.export.parity import Parity
 from training.export.quantization import AGREEMENT, Quantized
 from training.metrics.bootstrap import Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage
@@ -76,7 +76,6 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
             "held": not parity.faults,
             "images": parity.images,
             "tolerance": TOLERANCE,
-            "tie": TIE,
             "normalization": asdict(parity.normalization),
             "comparisons": [asdict(way) for way in parity.ways],
         },
