@@ -20,6 +20,7 @@ from serving.api.middleware import Middleware
 from serving.api.readiness import Readiness
 from serving.api.state import ServiceState
 from serving.api.ui import Page
+from serving.contract import gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
@@ -32,6 +33,23 @@ log = logging.getLogger("bentoml.twinlens")
 
 
 settings = Settings.from_env()
+
+
+def _number_of_workers() -> int:
+    """Processes that serve. A child counts the GPUs: forks of a process that has asked CUDA cannot use it."""
+    if settings.workers != "gpus":
+        return settings.workers
+    child = multiprocessing.get_context("fork").Process(target=_exit_with_number_of_gpus)
+    child.start()
+    child.join()
+    return max(1, child.exitcode or 0)
+
+
+def _exit_with_number_of_gpus() -> None:
+    os._exit(len(gpu.gpus()))
+
+
+number_of_workers = _number_of_workers()
 
 
 class _Worker:
@@ -57,7 +75,7 @@ class DirectService(bentoml.Service[object]):  # type: ignore[misc]
         return direct
 
 
-@bentoml.service(name="twinlens", workers=settings.workers, service_class=DirectService)
+@bentoml.service(name="twinlens", workers=number_of_workers, service_class=DirectService)
 class Twinlens:
     """An image classifier that checks, before it is ready, that it predicts as it did when it was evaluated."""
 
@@ -112,7 +130,7 @@ class Twinlens:
         It checks in a child process, so that the supervisor holds neither the model's memory nor a CUDA context.
         """
         logs.write_json()
-        if settings.workers > 1:
+        if number_of_workers > 1:
             # In a container BentoML does not replace a worker that dies. A single worker's death ends the container,
             # which restarts; of several workers, the others would continue with less capacity, unnoticed.
             os.environ.pop("BENTOML_CONTAINERIZED", None)
@@ -124,7 +142,9 @@ class Twinlens:
 
 
 def _open(path: Path) -> Classifier:
-    return open_model(path, require_gpu=settings.require_gpu)
+    """Open the model on this worker's device. BentoML numbers workers from 1; a replacement keeps the number."""
+    worker = bentoml.server_context.worker_index or 1
+    return open_model(path, placement=settings.placement(worker - 1 if settings.workers == "gpus" else 0))
 
 
 def _check_model() -> None:

@@ -3,13 +3,15 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import MIN_WINDOW
+from serving.contract.session import Placement
 
 PREFIX = "TWINLENS_"
 
@@ -19,7 +21,14 @@ Flag = Annotated[
     BeforeValidator(lambda text: {"0": False, "1": True}.get(text, text)),
     Field(strict=True, description="0 or 1"),
 ]
+Requirement = Annotated[
+    Literal[False, True, "auto"],
+    BeforeValidator(lambda text: {"0": False, "1": True}.get(text, text)),
+    Field(description="0, 1 or auto"),
+]
 Count = Annotated[int, Field(gt=0, description="a whole number above 0")]
+Bytes = Annotated[int | None, Field(gt=0, description="a whole number above 0")]
+Workers = Annotated[Annotated[int, Field(gt=0)] | Literal["gpus"], Field(description="a whole number above 0, or gpus")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 Interval = Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 or a number above 0")]
 Confidence = Annotated[float | None, Field(gt=0, lt=1, description="a number above 0 and below 1")]
@@ -43,13 +52,14 @@ class Settings(BaseSettings):
 
     model: Path = Path("runs/latest/model.onnx")
     reload_s: Interval = 2.0
-    require_gpu: Flag = False
+    require_gpu: Requirement = False
+    gpu_mem_limit: Bytes = None
     max_bytes: Count = MAX_BYTES
     max_pixels: Count = MAX_PIXELS
     max_batch: Count = 32
     max_queue: Count = 128
     max_explanations: Count = 2
-    workers: Count = 1
+    workers: Workers = 1
     timeout_s: Seconds = 10.0
     idle_s: Seconds = 5.0
     grace_s: Seconds = 25.0
@@ -77,9 +87,16 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            raise ValueError(
-                "; ".join(_message(str(fault["loc"][0]), fault["input"]) for fault in error.errors())
-            ) from error
+            faults = dict.fromkeys(_message(str(fault["loc"][0]), fault["input"]) for fault in error.errors())
+            raise ValueError("; ".join(faults)) from error
+
+    def placement(self, device_id: int = 0) -> Placement:
+        """Where the graph of a process runs that has GPU number `device_id`, if there is one.
+
+        With `require_gpu` auto, a GPU is required where one is visible; asking for it makes forks unable to use CUDA.
+        """
+        required = gpu.visible() if self.require_gpu == "auto" else self.require_gpu
+        return Placement(on="cuda" if required else "auto", device_id=device_id, gpu_mem_limit=self.gpu_mem_limit)
 
 
 def _is_from_kubernetes(name: str, value: str) -> bool:

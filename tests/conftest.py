@@ -22,6 +22,15 @@ install_import_hook("serving", "beartype.beartype")
 install_import_hook("training", f"{tests.support.shapes.__name__}.checked")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no GPU")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files first that have a test with a longer time limit: at the end, one process would wait for them."""
     limits: dict[Path, float] = {}

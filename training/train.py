@@ -26,7 +26,7 @@ from training.engine.memory import fitting_batch
 from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
 from training.engine.transfer import inherit, transfer
-from training.errors import NonFiniteLoss
+from training.errors import ExportRefused, NonFiniteLoss
 from training.export import drift_reference, provenance
 from training.export.goldens import goldens
 from training.export.publication import export
@@ -272,9 +272,12 @@ def export_model(
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
     parity = export(model, card, dataset, config.run / "model.onnx")
-    quantized = None
+    quantized, no_int8 = None, None
     if config.quantize == "int8":
-        quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
+        try:
+            quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
+        except ExportRefused as error:
+            no_int8 = str(error)  # the float32 file is proved, and is published
     return ReportInput(
         config=config,
         card=card,
@@ -285,5 +288,6 @@ def export_model(
         uncalibrated=evaluation.uncalibrated,
         parity=parity,
         quantized=quantized,
+        no_int8=no_int8,
         environment=provenance.environment(context.device, context.group.size),
     )

@@ -29,6 +29,7 @@ from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels
 from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier, open_model
+from serving.inference.padding import padded
 from serving.inference.prediction import DECIMALS, Prediction, describe_batch
 from serving.settings import Settings
 
@@ -84,8 +85,9 @@ class FilePredictor:
     def _predict(self, images: Sequence[Pixels]) -> Iterator[Prediction]:
         size = self._settings.max_batch
         for start in range(0, len(images), size):
-            outputs = self._classifier.predict(np.stack(images[start : start + size]))
-            yield from describe_batch(outputs, self._classifier.card)
+            batch = np.stack(images[start : start + size])
+            outputs = self._classifier.predict(padded(batch, size) if self._classifier.on_gpu else batch)
+            yield from describe_batch(outputs[: len(batch)], self._classifier.card)
 
     def _row(self, path: str, prediction: Prediction) -> list[str]:
         card = self._classifier.card
@@ -105,7 +107,7 @@ def predict_images(source: Path, out: Path, settings: Settings, workers: int) ->
     Resumes an earlier call with the same source, output and model. Raises UsageError, ModelRefused, InvalidOutput,
     Busy, OSError, and BrokenProcessPool if a process was killed.
     """
-    classifier = open_model(settings.model, require_gpu=settings.require_gpu)
+    classifier = open_model(settings.model, placement=settings.placement())
     root = source if source.is_dir() else source.parent
     # The name keeps the rows of another model or of another source out of the table.
     identity = hashlib.sha256(f"{classifier.digest} {source.resolve()}".encode()).hexdigest()[:12]
@@ -181,7 +183,7 @@ def _begin(root: Path, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
-    _Process.predictor = FilePredictor(open_model(settings.model, require_gpu=settings.require_gpu), root, settings)
+    _Process.predictor = FilePredictor(open_model(settings.model, placement=settings.placement()), root, settings)
 
 
 def _end_with_parent() -> None:

@@ -3,7 +3,6 @@
 The trainer checks an exported file with the same `open_model`, so that its proof holds for the service.
 """
 
-import ctypes
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
@@ -16,13 +15,10 @@ from jaxtyping import Float32, UInt8
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, ModelCard
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
+from serving.contract.session import CUDA, Placement, SessionError, open_session
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 Probabilities = Float32[np.ndarray, "batch classes"]
-
-# With TF32, the rounding error is larger than the tolerance of the golden examples.
-CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})
-CPU = "CPUExecutionProvider"
 
 
 class ModelRefused(ValueError):
@@ -42,6 +38,11 @@ class Classifier:
         self.provider: str = session.get_providers()[0]
         self._session = session
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the graph runs on a GPU."""
+        return self.provider == CUDA
+
     def predict(self, images: Images) -> Probabilities:
         """Uint8 images `[batch, height, width, channels]` to float32 probabilities `[batch, classes]`."""
         probabilities: Probabilities = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
@@ -56,21 +57,21 @@ class Classifier:
         self._session.run([OUTPUT_NAME], {INPUT_NAME: image}, options)
 
 
-def open_model(path: Path, *, require_gpu: bool = False, threads: int = 1) -> Classifier:
+ANYWHERE = Placement()
+
+
+def open_model(path: Path, *, placement: Placement = ANYWHERE, threads: int = 1) -> Classifier:
     """Open a model file and check it: the card must fit the graph, and each golden example must give its result.
 
-    A prediction uses `threads` cores. The graph runs on a CUDA device if there is one; with `require_gpu`, it must be
-    there. Raises ModelRefused.
+    On the CPU, a prediction uses `threads` cores. Raises ModelRefused.
     """
     data = _read(path)
-    session = _session(path, data, threads)
     try:
+        session = open_session(data, placement, threads)
         card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""))
-    except CardError as error:
+    except (SessionError, CardError) as error:
         raise ModelRefused(f"{path}: {error}") from error
     classifier = Classifier(path, session, card, Digest(hashlib.sha256(data).hexdigest()))
-    if require_gpu and classifier.provider != CUDA[0]:
-        raise ModelRefused(f"{path}: a GPU is required, but the graph runs on {classifier.provider}")
     fault = next(chain(_graph_faults(session, card), _golden_faults(classifier)), None)
     if fault is not None:
         raise ModelRefused(f"{path}: {fault}")
@@ -82,35 +83,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelRefused(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _session(path: Path, data: bytes, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that wait in a loop take cores from decoding, also when the server is idle.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        # The session reads bytes, not a path, so that a graph with external data cannot read other files.
-        return onnxruntime.InferenceSession(data, options, providers=[CUDA, CPU] if _has_cuda() else [CPU])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ModelRefused(f"{path}: not a graph that onnxruntime can run ({error})") from error
-
-
-def _has_cuda() -> bool:
-    """Whether the driver has a device. Without a driver, ONNX Runtime logs an error and uses the CPU."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return False
-    onnxruntime.preload_dlls()
-    return True
 
 
 def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Iterator[str]:

@@ -11,9 +11,11 @@ from serving.contract import drift
 from serving.contract.decode import Pixels, decode
 from serving.contract.drift import ImageFeatures
 from serving.contract.image_header import ImageError
-from serving.contract.model import Classifier
+from serving.contract.model import Classifier, Images
+from serving.contract.model import Probabilities as BatchProbabilities
 from serving.cores import available_cores
 from serving.inference.batching import Batcher
+from serving.inference.padding import batch_sizes, padded
 from serving.inference.prediction import Prediction, check_output, describe
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -26,7 +28,7 @@ INLINE_BYTES = 8 * 1024
 INLINE_PIXELS = 2**15
 INLINE_S = 0.001
 """A model that takes less for one image runs in the event loop while no other image waits. A slower model would block
-the loop, which then could not refuse requests in time."""
+the loop, which then could not refuse requests in time. A GPU may take longer at any time, as others may use it, too."""
 SMALL_BATCH, LARGER_BATCH_AT_MOST = 4, 1.05
 """A model takes batches of 4 where an image takes more than 1.05 times as long in the largest batch. The tensors of a
 large batch leave the cache: for an image of 224 px EfficientNet-Lite0 takes 9.4 ms in batches of 4 on one core, 11.1 ms
@@ -51,12 +53,12 @@ class Predictor:
         self._metrics = metrics
         self._settings = settings
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        one_image_s, max_batch = self._warm_up()
+        one_image_s, max_batch = self._warm_up_on_gpu() if classifier.on_gpu else self._warm_up()
         self.batcher = Batcher(
-            classifier.predict,
+            self._predict_padded if classifier.on_gpu else classifier.predict,
             max_batch=max_batch,
             observe=metrics.inference.ran,
-            inline=one_image_s < INLINE_S,
+            inline=one_image_s < INLINE_S and not classifier.on_gpu,
             turns=TURNS if available_cores() == 1 else 0,
         )
         self._window = drift.Window(self.card.reference, settings.drift_window, metrics.model.drifted)
@@ -125,6 +127,20 @@ class Predictor:
         self.classifier.release_memory()
         self.classifier.predict(small)
         return one_image_s, len(small)
+
+    def _warm_up_on_gpu(self) -> tuple[float, int]:
+        """Run a batch of each size that will come, so that no request waits for the planning of its convolutions.
+
+        Returns what `_warm_up` does; batches stay as large as the settings allow.
+        """
+        size, largest = self.card.preprocessing, self._settings.max_batch
+        images = np.zeros((largest, size.height, size.width, size.channels), np.uint8)
+        for number in reversed(batch_sizes(largest)):  # the largest one makes room for all
+            self.classifier.predict(images[:number])
+        return self._image_seconds(images[:1]), largest
+
+    def _predict_padded(self, images: Images) -> BatchProbabilities:
+        return self.classifier.predict(padded(images, self._settings.max_batch))[: len(images)]
 
     def _image_seconds(self, images: np.ndarray) -> float:
         """Seconds for an image of this batch."""

@@ -7,7 +7,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from serving.contract.session import Placement
 from serving.settings import PREFIX, Settings
+from tests.support import cuda
 from tests.support.server import serving
 
 # What Kubernetes adds to a container for a Service named `twinlens` with one named port.
@@ -38,6 +40,8 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
     values = {
         "TWINLENS_MODEL": "/models/a.onnx",
         "TWINLENS_REQUIRE_GPU": "1",
+        "TWINLENS_GPU_MEM_LIMIT": "2000000000",
+        "TWINLENS_WORKERS": "gpus",
         "TWINLENS_PROTECT_METRICS": "0",
         "TWINLENS_TOKEN_FILE": "/run/tokens",
         "TWINLENS_MAX_BATCH": "4",
@@ -51,6 +55,8 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
     assert Settings.from_env().model_dump() == defaults | {
         "model": Path("/models/a.onnx"),
         "require_gpu": True,
+        "gpu_mem_limit": 2_000_000_000,
+        "workers": "gpus",
         "token_file": Path("/run/tokens"),
         "max_batch": 4,
         "timeout_s": 0.5,
@@ -65,7 +71,10 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
     [
         ("TWINLENS_MAX_BATCH", "many", "a whole number above 0"),
         ("TWINLENS_MAX_BATCH", "0", "a whole number above 0"),
-        ("TWINLENS_WORKERS", "1.5", "a whole number above 0"),
+        ("TWINLENS_WORKERS", "1.5", "a whole number above 0, or gpus"),
+        ("TWINLENS_WORKERS", "0", "a whole number above 0, or gpus"),
+        ("TWINLENS_GPU_MEM_LIMIT", "0", "a whole number above 0"),
+        ("TWINLENS_PROTECT_METRICS", "yes", "0 or 1"),
         ("TWINLENS_TIMEOUT_S", "0", "a number above 0"),
         ("TWINLENS_TIMEOUT_S", "nan", "a number above 0"),
         ("TWINLENS_RELOAD_S", "-1", "0 or a number above 0"),
@@ -74,9 +83,9 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         ("TWINLENS_RELOAD_S", "never", "0 or a number above 0"),
         ("TWINLENS_DRIFT_WINDOW", "499", "a whole number of at least 500"),
         ("TWINLENS_DRIFT_WINDOW", "1e3", "a whole number of at least 500"),
-        ("TWINLENS_REQUIRE_GPU", "yes", "0 or 1"),
-        ("TWINLENS_REQUIRE_GPU", "true", "0 or 1"),
-        ("TWINLENS_REQUIRE_GPU", "", "0 or 1"),
+        ("TWINLENS_REQUIRE_GPU", "yes", "0, 1 or auto"),
+        ("TWINLENS_REQUIRE_GPU", "true", "0, 1 or auto"),
+        ("TWINLENS_REQUIRE_GPU", "", "0, 1 or auto"),
         ("TWINLENS_ABSTAIN_BELOW", "never", "a number above 0 and below 1"),
         ("TWINLENS_ABSTAIN_BELOW", "0", "a number above 0 and below 1"),
         ("TWINLENS_ABSTAIN_BELOW", "1", "a number above 0 and below 1"),
@@ -92,6 +101,19 @@ def test_a_wrong_value_is_refused_with_name_value_and_expectation(
     with pytest.raises(ValueError, match="expected") as refused:
         Settings.from_env()
     assert str(refused.value) == f"{name}={value!r}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("value", "cards", "on"),
+    [("0", 1, "auto"), ("1", 0, "cuda"), ("1", 1, "cuda"), ("auto", 0, "auto"), ("auto", 2, "cuda")],
+)
+def test_a_gpu_is_required_always_never_or_where_one_is_visible(
+    environment: pytest.MonkeyPatch, value: str, cards: int, on: str
+) -> None:
+    cuda.install(environment, cuda.Provider(), cards=[cuda.CARD] * cards)
+    environment.setenv("TWINLENS_REQUIRE_GPU", value)
+    environment.setenv("TWINLENS_GPU_MEM_LIMIT", "1000")
+    assert Settings.from_env().placement(3) == Placement(on=on, device_id=3, gpu_mem_limit=1000)  # type: ignore[arg-type]
 
 
 def test_every_setting_that_can_be_wrong_has_an_expectation() -> None:

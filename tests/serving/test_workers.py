@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from serving.contract.gpu import gpus
 from tests.support.server import started
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,11 @@ def test_the_only_worker_takes_the_container_with_it(run: Path, tmp_path: Path) 
         [worker] = workers(server, url)
         worker.kill()
         assert server.wait(timeout=RESPAWN_S) != 0
+
+
+def test_a_worker_for_each_gpu_is_one_without_any(run: Path, tmp_path: Path) -> None:
+    with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", TWINLENS_WORKERS="gpus") as (server, url):
+        assert len(workers(server, url)) == max(1, len(gpus()))
 
 
 def test_one_of_several_is_replaced_and_the_others_answer_meanwhile(

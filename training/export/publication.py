@@ -8,6 +8,7 @@ from torch import nn
 
 from serving.contract.card import ModelCard
 from serving.contract.model import ModelRefused
+from serving.contract.session import RUNTIME_ERRORS
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import serialize
@@ -31,16 +32,26 @@ def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, path: Path) 
 def candidate(path: Path, content: bytes) -> Iterator[Path]:
     """A hidden file beside `path` with this content; what is not published inside the `with` is removed.
 
-    Turns ModelRefused inside the `with` into ExportRefused.
+    Turns refusals inside the `with` into ExportRefused, as `refusals` does.
     """
     file = path.with_name(f".{path.name}.candidate")
     try:
         write_atomically(file, lambda stream: stream.write(content))
-        yield file
-    except ModelRefused as error:
-        raise ExportRefused(f"the service would refuse the file: {error}") from error
+        with refusals():
+            yield file
     finally:
         file.unlink(missing_ok=True)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns ModelRefused and what ONNX Runtime raises into ExportRefused."""
+    try:
+        yield
+    except ModelRefused as error:
+        raise ExportRefused(f"the service would refuse the file: {error}") from error
+    except RUNTIME_ERRORS as error:
+        raise ExportRefused(f"ONNX Runtime cannot run the file: {error}") from error
 
 
 def publish(file: Path, path: Path) -> None:

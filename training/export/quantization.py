@@ -20,12 +20,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
 from serving.contract.model import Classifier, open_model
+from serving.contract.session import Placement
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export import drift_reference
 from training.export.bias_correction import correct_biases
 from training.export.onnx import FIRST_LAYER
-from training.export.publication import candidate, publish
+from training.export.publication import candidate, publish, refusals
 from training.metrics import calibration, classification
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
@@ -78,14 +79,16 @@ def quantize(source: Path, path: Path, dataset: Dataset) -> Quantized:
     """Write the published float32 file `source` as an int8 file to `path`, if the labels of both agree.
 
     The card of the new file has its own version, prediction sets, goldens, scores and drift reference. A file that
-    agrees too little is not published, and the result says so. Raises ExportRefused when the service's loader refuses
-    the file or gives other probabilities than the graph did. Raises OSError.
+    agrees too little is not published, and the result says so. The loader opens both on the CPU, where alone eight bits
+    are computed in integers. Raises ExportRefused when ONNX Runtime cannot quantise the graph, and when the service's
+    loader refuses the file or gives other probabilities than the graph did. Raises OSError.
     """
-    float32 = open_model(source)
-    graph = _quantized_graph(source, dataset)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    evaluated = _evaluate(session, dataset)
-    card = _card(float32.card, session, dataset, evaluated)
+    with refusals():
+        float32 = open_model(source, placement=Placement(on="cpu"))  # as the int8 file, with which it is compared
+        graph = _quantized_graph(source, dataset)
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        evaluated = _evaluate(session, dataset)
+        card = _card(float32.card, session, dataset, evaluated)
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     with candidate(path, graph.SerializeToString()) as file:
         quantized = _compare(float32, open_model(file), dataset, evaluated)
@@ -155,7 +158,7 @@ def _kept_in_float32(graph: onnx.ModelProto) -> list[str]:
     convolutions = [index for index, node in enumerate(nodes) if node.op_type == "Conv"]
     depthwise_second = len(convolutions) > 1 and _groups(nodes[convolutions[1]]) > 1
     leading = convolutions[1 if depthwise_second else 0] + 1 if convolutions else 0
-    head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1]
+    head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul", "Conv")][-1]
     return [*normalization, *(node.name for node in nodes[:leading]), head]
 
 

@@ -41,7 +41,9 @@ class ReportInput:
     """Of the test split, before the temperature was fitted."""
     parity: Parity
     quantized: Quantized | None
-    """None without --quantize."""
+    """None without --quantize, and where the file was refused."""
+    no_int8: str | None
+    """Why the eight-bit file was refused."""
     environment: dict[str, str]
 
 
@@ -125,6 +127,8 @@ def _warnings(inputs: ReportInput) -> Iterator[str]:
         count = len(inputs.dataset.splits["val"])
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
         yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    if inputs.no_int8:
+        yield f"There is no model.int8.onnx: {inputs.no_int8}. model.onnx is published."
     if (quantized := inputs.quantized) and not quantized.published:
         yield (
             "model.int8.onnx was not published: its labels agree with those of model.onnx on "

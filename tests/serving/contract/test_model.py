@@ -10,6 +10,7 @@ import pytest
 
 from serving.contract.card import Golden, ModelCard
 from serving.contract.model import ModelRefused, open_model
+from serving.contract.session import Placement
 from tests.support.forged_models import REFUSED, Change, golden, rewritten
 from tests.support.paths import ROOT
 
@@ -38,7 +39,7 @@ def test_a_missing_gpu_is_an_error_when_one_is_required(run: Path) -> None:
     if open_model(run / "model.onnx").provider == "CUDAExecutionProvider":
         pytest.skip("there is a GPU")
     with pytest.raises(ModelRefused, match="GPU is required"):
-        open_model(run / "model.onnx", require_gpu=True)
+        open_model(run / "model.onnx", placement=Placement(on="cuda"))
 
 
 def test_goldens_are_small_and_resized_on_replay(run: Path) -> None:

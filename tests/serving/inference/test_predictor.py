@@ -10,9 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from serving.contract.model import Classifier, Images, Probabilities, open_model
+from serving.contract.session import Placement
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
+from tests.support import cuda
 
 
 def test_running_requests_are_finished_by_their_model(run: Path, png: Callable[..., bytes]) -> None:
@@ -91,3 +93,29 @@ def test_batches_are_as_large_as_the_model_gains_from(run: Path, seconds: Callab
     asyncio.run(scenario())
     assert max(classifier.sizes) == largest
     assert sum(classifier.sizes) == 96
+
+
+def test_on_a_gpu_only_sizes_run_that_were_warmed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the answers are those of the images alone; a slow model keeps its large batches."""
+    provider = cuda.Provider()
+    cuda.install(monkeypatch, provider)
+    gpu = open_model(run / "model.onnx")
+    assert gpu.on_gpu
+    provider.sizes.clear()
+    predictor = Predictor(gpu, Settings(max_batch=32), Metrics(CollectorRegistry()))
+    warmed = set(provider.sizes)
+    assert warmed == {1, 2, 4, 8, 16, 32}
+    provider.sizes.clear()
+    images = np.random.default_rng(0).integers(0, 256, (37, 24, 24, 3), dtype=np.uint8)
+    threads = set()
+    provider.fails = lambda number: threads.add(threading.current_thread().name)
+
+    async def scenario(images: np.ndarray) -> list[np.ndarray]:
+        return await asyncio.gather(*(predictor.infer(image) for image in images))
+
+    rows = [row for part in (images[:1], images[1:4], images) for row in asyncio.run(scenario(part))]
+    assert set(provider.sizes) <= warmed
+    assert len(provider.sizes) >= 3
+    assert all(name.startswith("model") for name in threads), "no run of a GPU holds the event loop up"
+    expected = open_model(run / "model.onnx", placement=Placement(on="cpu")).predict(images)
+    assert np.abs(np.stack(rows[-len(images) :]) - expected).max() < 1e-6

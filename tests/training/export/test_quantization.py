@@ -6,11 +6,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
 
-from serving.contract.model import open_model
+from serving.contract.model import ModelRefused, open_model
+from serving.contract.session import Placement
+from tests.support import cuda
 from tests.support.server import serving
+from training.__main__ import main
 from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
+from training.export import quantization
 from training.export.quantization import AGREEMENT, quantize
 from training.train import train
 
@@ -76,6 +81,40 @@ def test_a_run_leaves_both_files_and_the_report_compares_them(photos: Path, tmp_
     assert sets[np.arange(len(val)), dataset.labels[val]].mean() >= 0.9, "the threshold was fitted on its own answers"
     for name in ("report.md", "report.html"):
         assert "In eight bits" in (run / "report" / name).read_text()
+
+
+def test_a_refused_eight_bit_file_does_not_cost_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's quantiser stands for whatever fails there: the float32 model is published, and it is said why."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise InvalidGraph("no kernel for this operator")
+
+    monkeypatch.setattr(quantization, "quantize_static", fails)
+    options = ["--model", "mlp", "--hidden", "8", "--image-size", "16", "--epochs", "1", "--name", "x"]
+    assert main(["train", "--data", str(photos), "--out", str(tmp_path), *options, "--quantize", "int8"]) == 0
+    assert (tmp_path / "latest").resolve() == tmp_path / "x"
+    assert open_model(tmp_path / "latest" / "model.onnx").card.name == "x"
+    assert not (tmp_path / "x" / "model.int8.onnx").exists()
+    said = "There is no model.int8.onnx: ONNX Runtime cannot run the file: no kernel for this operator."
+    assert f"warning: {said} model.onnx is published." in capsys.readouterr().out
+    assert said in (tmp_path / "x" / "report" / "report.md").read_text()
+
+
+def test_eight_bits_run_on_the_cpu_where_there_is_a_gpu(
+    run: Path, int8: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA would compute them in float. Both files are compared on the CPU."""
+    provider = cuda.Provider()
+    cuda.install(monkeypatch, provider)
+    assert open_model(run / "model.onnx").on_gpu
+    assert not open_model(int8).on_gpu
+    with pytest.raises(ModelRefused, match="a GPU is required, but eight-bit files run on the CPU"):
+        open_model(int8, placement=Placement(on="cuda"))
+    provider.sizes.clear()
+    assert quantize(run / "model.onnx", tmp_path / "model.int8.onnx", dataset).published
+    assert provider.sizes == []
 
 
 def test_it_is_served(int8: Path, dataset: Dataset, photos: Path, tmp_path: Path) -> None:

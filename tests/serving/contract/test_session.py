@@ -1,0 +1,132 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from serving.contract.card import INPUT_NAME, OUTPUT_NAME
+from serving.contract.model import ModelRefused, open_model
+from serving.contract.session import CPU, CUDA, Placement, SessionError, open_session
+from tests.support import cuda
+
+REQUIRED = Placement(on="cuda")
+WITHOUT_GPU = "a GPU is required, but "
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> cuda.Provider:
+    """The stand-in for CUDA, in use."""
+    provider = cuda.Provider()
+    cuda.install(monkeypatch, provider)
+    return provider
+
+
+def test_a_gpu_is_used_and_tried_once_at_opening(run: Path, provider: cuda.Provider) -> None:
+    classifier = open_model(run / "model.onnx", placement=Placement(gpu_mem_limit=2**30))
+    assert classifier.on_gpu
+    assert classifier.provider == CUDA
+    goldens = len(classifier.card.goldens)
+    assert provider.sizes == [1] * (1 + goldens)
+    [options] = provider.options
+    assert options == {
+        "device_id": "0",
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "gpu_mem_limit": str(2**30),
+    }
+
+
+def test_options_are_those_that_onnxruntime_knows(run: Path) -> None:
+    """It refuses unknown names and values before it looks for a device."""
+    options = {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "gpu_mem_limit": "1000000"}
+    silent = onnxruntime.SessionOptions()
+    silent.log_severity_level = 4
+    for name, value in options.items():
+        onnxruntime.InferenceSession(run / "model.onnx", silent, providers=[(CUDA, {name: value}), CPU])
+
+
+def test_a_card_without_kernels_is_named_where_a_gpu_is_required(run: Path, provider: cuda.Provider) -> None:
+    provider.fails = lambda images: cuda.NO_KERNEL
+    with pytest.raises(ModelRefused) as refused:
+        open_model(run / "model.onnx", placement=REQUIRED)
+    reason = "this onnxruntime has no kernels for NVIDIA B200 (compute capability 10.0)"
+    assert str(refused.value) == f"{run / 'model.onnx'}: {WITHOUT_GPU}{reason}"
+
+
+def test_a_card_without_kernels_leaves_the_cpu_and_is_logged(
+    run: Path, provider: cuda.Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider.fails = lambda images: cuda.NO_KERNEL
+    with caplog.at_level(logging.WARNING):
+        classifier = open_model(run / "model.onnx")
+    assert classifier.provider == CPU
+    assert provider.sizes == [1]
+    [message] = [record.message for record in caplog.records]
+    assert message.startswith("the graph runs on the CPU: ")
+    assert "compute capability 10.0" in message
+
+
+def test_another_failure_of_the_first_run_is_quoted(run: Path, provider: cuda.Provider) -> None:
+    provider.fails = lambda images: RuntimeError("out of memory")
+    with pytest.raises(ModelRefused, match=r"first run on NVIDIA B200 .* failed \(out of memory\)"):
+        open_model(run / "model.onnx", placement=REQUIRED)
+
+
+def test_nodes_left_to_the_cpu_are_named_where_a_gpu_is_required(run: Path, provider: cuda.Provider) -> None:
+    provider.leaves = {"Softmax", "Shape"}
+    with pytest.raises(ModelRefused, match=f"{WITHOUT_GPU}these operators of the graph would run on the CPU: Softmax$"):
+        open_model(run / "model.onnx", placement=REQUIRED)
+    assert open_model(run / "model.onnx").on_gpu, "otherwise they may run there"
+    provider.leaves = {"Shape", "Gather"}
+    assert open_model(run / "model.onnx", placement=REQUIRED).on_gpu, "shapes belong on the CPU"
+
+
+def test_onnxruntime_refuses_the_cpu_with_the_words_that_are_looked_for(run: Path) -> None:
+    """Here it has no CUDA libraries, so every node would run on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with pytest.raises(Exception, match="assigned to the default CPU EP"):
+        onnxruntime.InferenceSession(run / "model.onnx", options, providers=[CUDA])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(run / "model.onnx", options, providers=[CPU])
+    parts: list[Any] = session.get_provider_graph_assignment_info()
+    assert {part.ep_name for part in parts} == {CPU}
+    assert "Softmax" in {node.op_type for part in parts for node in part.get_nodes()}
+
+
+@pytest.mark.parametrize(
+    ("cards", "placement", "reason"),
+    [
+        ([], REQUIRED, "CUDA shows 0 devices, with no driver of NVIDIA; number 0 is not among them"),
+        ([cuda.CARD], Placement(on="cuda", device_id=1), "CUDA shows 1 devices, .* number 1 is not among them"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_where_it_is_required(
+    run: Path, monkeypatch: pytest.MonkeyPatch, cards: list[Any], placement: Placement, reason: str
+) -> None:
+    cuda.install(monkeypatch, cuda.Provider(), cards=cards)
+    with pytest.raises(ModelRefused, match=WITHOUT_GPU + reason):
+        open_model(run / "model.onnx", placement=placement)
+
+
+def test_the_cpu_is_taken_where_it_is_asked_for(run: Path, provider: cuda.Provider) -> None:
+    assert open_model(run / "model.onnx", placement=Placement(on="cpu")).provider == CPU
+    assert provider.sizes == []
+
+
+def test_a_file_that_is_no_graph_is_refused_on_a_gpu_too(provider: cuda.Provider) -> None:
+    for placement in (Placement(), REQUIRED):
+        with pytest.raises(SessionError, match="not a graph that onnxruntime can run"):
+            open_session(b"no graph", placement, threads=1)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_gives_what_the_cpu_gives(run: Path) -> None:
+    gpu, cpu = (open_model(run / "model.onnx", placement=Placement(on=on)) for on in ("cuda", "cpu"))
+    images = np.random.default_rng(0).integers(0, 256, (64, 24, 24, 3), dtype=np.uint8)
+    assert np.abs(gpu.predict(images) - cpu.predict(images)).max() < 1e-4
+    assert {INPUT_NAME, OUTPUT_NAME} == {"images", "probabilities"}
