@@ -73,7 +73,7 @@ class TrainConfig:
 
     image_size: Annotated[int, Side] | None = None
     """Side in pixels to which images are stretched. None: for mlp and cnn the images' own size when all share one of at
-    most 64 px, else 64; for a timm architecture 128, or its own where that is fixed."""
+    most 64 px, else 64; for a timm architecture 128, or its own where that is fixed, and with --freeze."""
     channels: Channels = 3
     """3 for colour, 1 for gray; images are converted."""
     interpolation: Interpolation = "area"

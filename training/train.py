@@ -21,6 +21,7 @@ from training.data.formats import SPLITS, Split
 from training.device import find_device, full_float32, uses_bfloat16
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
+from training.engine.checkpoint import CheckpointFolder
 from training.engine.loop import fit
 from training.engine.memory import fitting_batch
 from training.engine.progress import Epoch
@@ -28,6 +29,7 @@ from training.engine.train_state import RunContext
 from training.engine.transfer import inherit, transfer
 from training.errors import ExportRefused, NonFiniteLoss
 from training.export import drift_reference, provenance
+from training.export.features import with_features
 from training.export.goldens import goldens
 from training.export.publication import export
 from training.export.quantization import quantize
@@ -80,9 +82,10 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
             if writer is not None and is_new:
                 tensorboard.write_augmented(writer, context.config, context.dataset)
             try:
-                epochs = fit(model, context, writer)
+                dataset = with_frozen_features(model, context) if config.freeze else context.dataset
+                epochs = fit(model, dataset, context, writer)
                 if writer is not None:
-                    conclude(model, context, epochs, writer)
+                    conclude(model, dataset, context, epochs, writer)
             except NonFiniteLoss as error:
                 record_divergence(error, context)
                 raise
@@ -170,6 +173,12 @@ def start(context: RunContext) -> nn.Sequential:
     return model.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def with_frozen_features(model: nn.Sequential, context: RunContext) -> Dataset:
+    """The features that the body makes of all images. Raises CheckpointRefused."""
+    CheckpointFolder.of(context).restore_weights(model)  # the body's weights decide the features
+    return with_features(context.dataset, networks.features_and_head(model)[0], context.group)
+
+
 def announce(context: RunContext, model: nn.Module) -> None:
     """Write the options and the audit into the run's folder, and print what is about to be trained."""
     config, audited = context.config, audit_facts(context.dataset.audit)
@@ -205,11 +214,13 @@ def record_divergence(error: NonFiniteLoss, context: RunContext) -> None:
         history.mark_diverged(context.config.run, str(error))
 
 
-def conclude(model: nn.Sequential, context: RunContext, epochs: list[Epoch], writer: SummaryWriter) -> None:
+def conclude(
+    model: nn.Sequential, dataset: Dataset, context: RunContext, epochs: list[Epoch], writer: SummaryWriter
+) -> None:
     """Evaluate, export and report the best epoch; then `latest` points to the run. Raises ExportRefused."""
     best = context.config.run / "checkpoints" / "best.pt"
     model.load_state_dict(checkpoint.load(best, context.device)["model"])
-    evaluation = evaluate_best(model, context)
+    evaluation = evaluate_best(model, dataset, context)
     card = build_card(model, context, evaluation, best)
     report_input = export_model(model, context, evaluation, card, epochs)
     tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])
@@ -229,10 +240,13 @@ class Evaluation:
     intervals: Intervals
 
 
-def evaluate_best(model: nn.Sequential, context: RunContext) -> Evaluation:
-    """Calibrate the model, which gets one more layer for it, and score it. Raises NonFiniteLoss."""
-    dataset, level = context.dataset, context.config.confidence_level
-    logits = {split: compute_logits(model, dataset, split) for split in SPLITS}
+def evaluate_best(model: nn.Sequential, dataset: Dataset, context: RunContext) -> Evaluation:
+    """Calibrate the model, which gets one more layer for it, and score it on `dataset`, the input of what learned.
+
+    Raises NonFiniteLoss.
+    """
+    config, level = context.config, context.config.confidence_level
+    logits = {split: compute_logits(networks.learning_part(model, config), dataset, split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
     calibrated = calibration.fit(dataset.labels[val], logits["val"], level)
     if calibrated.threshold is None:
@@ -271,7 +285,7 @@ def export_model(
 ) -> ReportInput:
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
-    parity = export(model, card, dataset, config.run / "model.onnx")
+    parity = export(model, card, dataset, evaluation.probabilities["test"], config.run / "model.onnx")
     quantized, no_int8 = None, None
     if config.quantize == "int8":
         try:

@@ -12,7 +12,8 @@ PHOTOGRAPH_SIDE = 96
 does better on them than a small network from scratch (training/README.md has the figures)."""
 BACKBONE = "tf_efficientnet_lite0"
 """Its weights come as a package with the trainer, and it was made for CPUs and eight bits."""
-BACKBONE_SIDE = 128
+BACKBONE_SIDE, FROZEN_SIDE = 128, 224
+"""Sides of a backbone's input, the second with --freeze: frozen features are good at the size of their training."""
 OWN_SIDE_AT_MOST = 64
 
 Size = tuple[int, int]
@@ -34,7 +35,8 @@ def choose(config: TrainConfig, sizes: Sequence[Size]) -> Sizing:
     model, reason = config.model, ""
     if model == "auto":
         model, reason = _model(config, sizes)
-    side = config.image_size or (_own_side(sizes) if model in OWN_NETWORKS else BACKBONE_SIDE)
+    backbone_side = FROZEN_SIDE if config.freeze else BACKBONE_SIDE
+    side = config.image_size or (_own_side(sizes) if model in OWN_NETWORKS else backbone_side)
     return Sizing(model=model, side=side, reason=reason)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from training.data.dataset import Dataset
 from training.data.loader import Batches, TrainingSet
 from training.engine import history, parallel, tensorboard
 from training.engine.checkpoint import CheckpointFolder, CheckpointInterval
@@ -21,8 +22,6 @@ from training.engine.progress import Epoch, RunProgress, StepResult
 from training.engine.train_state import RunContext, TrainState
 from training.errors import Interrupted, NonFiniteLoss
 from training.metrics.evaluation import predict, score
-from training.models import networks
-from training.models.prediction import with_features
 from training.signals import Interruption
 from training.storage import release
 
@@ -41,18 +40,16 @@ class StepBatch:
     """Number of images of all processes together."""
 
 
-def fit(model: nn.Sequential, context: RunContext, writer: SummaryWriter | None) -> list[Epoch]:
+def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: SummaryWriter | None) -> list[Epoch]:
     """Train, and leave `checkpoints/last.pt`, the one before it, and `best.pt`, the best by --best-by on validation.
 
+    `dataset` is what the part that learns sees: images, or with --freeze the features that the body makes of them.
     Continues from `last.pt` if it exists. Only the process that has a `writer` writes. Raises NonFiniteLoss,
     CheckpointRefused, Interrupted.
     """
-    config, dataset, group, interruption = context.config, context.dataset, context.group, context.interruption
+    config, group, interruption = context.config, context.group, context.interruption
     train, classes = dataset.splits["train"], len(dataset.classes)
     checkpoints = CheckpointFolder.of(context)
-    if config.freeze:
-        checkpoints.restore_weights(model)  # before the features, which the body's weights decide
-        dataset = with_features(dataset, networks.features_and_head(model)[0])
     training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=train)
     batches = Batches(training_set, config, pin_memory=context.device.type == "cuda", group=group)
     objective = Objective.of(config, dataset.labels[train], classes, model, batches.borrowed)

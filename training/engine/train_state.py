@@ -62,7 +62,7 @@ class TrainState:
         group: Group = ALONE,
     ) -> "TrainState":
         """The state before the first step of a model that the processes of `group` train together."""
-        learner = networks.features_and_head(model)[1] if config.freeze else model
+        learner = networks.learning_part(model, config)
         wrapped = parallel.wrap(learner, group)
         stepper = optimizer.make(learner, config)
         return cls(

@@ -45,7 +45,20 @@ def serialize(model: nn.Sequential, card: ModelCard) -> bytes:
 
 
 def graph(model: nn.Sequential, shape: tuple[int, ...]) -> bytes:
-    """The graph of `model` for images of `shape` (height, width, channels), without a card."""
+    """The graph of `model` and its softmax for images of `shape` (height, width, channels), without a card."""
+    return _trace(_WithSoftmax(_prepared(model)), shape)
+
+
+def features_graph(body: nn.Sequential, shape: tuple[int, ...]) -> bytes:
+    """The graph of a network's body, uint8 images of `shape` -> features, without a card."""
+    return _trace(_prepared(body), shape)
+
+
+def _prepared(model: nn.Sequential) -> nn.Module:
+    return backbones.for_export(copy.deepcopy(model).cpu().eval())
+
+
+def _trace(function: nn.Module, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated. The new one needs another package, and it has exported networks like
@@ -54,7 +67,7 @@ def graph(model: nn.Sequential, shape: tuple[int, ...]) -> bytes:
         # Tracing keeps every size but the batch as a constant. It is one: the graph takes images of one size.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
-            _WithSoftmax(backbones.for_export(copy.deepcopy(model).cpu().eval())).eval(),
+            function.eval(),
             (torch.zeros((1, *shape), dtype=torch.uint8),),
             buffer,  # type: ignore[arg-type]  # a file object works too
             dynamo=False,

@@ -39,7 +39,7 @@ from training.device import full_float32
 from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER
 from training.metrics.classification import Probabilities
-from training.models.prediction import inference_batch, predict
+from training.models.prediction import inference_batch
 from training.storage import copied
 
 NORMALIZED_IMAGES = 64
@@ -119,15 +119,14 @@ class Parity:
         return [str(check) for check in checks if not check.holds]
 
 
-def prove(model: nn.Sequential, path: Path, dataset: Dataset) -> Parity:
-    """Prove the finished file at `path` against the evaluated `model`, on the test split of `dataset`.
+def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Probabilities) -> Parity:
+    """Prove the finished file at `path` against `evaluated`, what `model` predicted on the test split of `dataset`.
 
     Raises ExportRefused with a line for each check that fails, and ModelRefused where the service would refuse the
     file.
     """
     classifier = open_model(path, threads=0)
     test = dataset.splits["test"]
-    evaluated = predict(model, dataset.images, test)
     witness, served = _recompute(model, classifier, dataset)
     some = copied(dataset.images, test[:NORMALIZED_IMAGES])
     parity = Parity(

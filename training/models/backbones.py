@@ -37,7 +37,9 @@ def check(config: TrainConfig) -> TrainConfig:
     facts = pretrained_facts(config.model)
     own_side = facts.input_size[1]
     if not facts.fixed_input_size:
-        return config
+        # Frozen features are good at the size that they were trained at.
+        at_own_side = config.freeze and config.pretrained and config.image_size is None
+        return replace(config, image_size=own_side) if at_own_side else config
     if config.image_size not in (None, own_side):
         try:
             create(config, config.image_size or own_side, config.channels)

@@ -133,6 +133,11 @@ def settings(
     }
 
 
+def learning_part(model: nn.Sequential, config: TrainConfig) -> nn.Sequential:
+    """All of the network, or with --freeze the head alone."""
+    return features_and_head(model)[1] if config.freeze else model
+
+
 def features_and_head(model: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
     """The part of a network that turns images into features, and the rest; both share its weights and their names."""
     body, head = model[:2], model[2:]

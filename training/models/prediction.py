@@ -1,7 +1,6 @@
 """What a network computes for images, one batch at a time, when nothing is learned."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +8,6 @@ from jaxtyping import Float32, Int64, UInt8
 from scipy.special import softmax
 from torch import nn
 
-from training.data.dataset import Dataset
 from training.device import full_float32
 from training.storage import copied
 
@@ -58,16 +56,3 @@ def logits(
             rows.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
     model.train(training)
     return np.concatenate(rows)
-
-
-def with_features(dataset: Dataset, body: nn.Sequential) -> Dataset:
-    """The dataset with float32 features `[images, features]` in place of pixels, for training the head alone.
-
-    `body` turns uint8 images `[batch, height, width, channels]` into features. Those of test images are not needed
-    before the model is complete; they are left 0.
-    """
-    indices = np.concatenate([dataset.splits["train"], dataset.splits["val"]])
-    computed = logits(body, dataset.images, indices)
-    features = np.zeros((len(dataset.images), computed.shape[1]), np.float32)
-    features[indices] = computed
-    return replace(dataset, images=features)

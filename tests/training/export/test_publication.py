@@ -11,17 +11,24 @@ from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.publication import candidate, export
+from training.metrics.evaluation import predict
 
 
 def refusal(model: torch.nn.Sequential, card: ModelCard, dataset: Dataset, folder: Path) -> str:
     with pytest.raises(ExportRefused) as error:
-        export(model, card, dataset, folder / "model.onnx")
+        export(model, card, dataset, predict(model, dataset, "test"), folder / "model.onnx")
     assert list(folder.iterdir()) == [], "nothing is published and nothing is left"
     return str(error.value)
 
 
 def test_a_proved_file_is_published(run: Path, model: torch.nn.Sequential, dataset: Dataset, tmp_path: Path) -> None:
-    parity = export(model, open_model(run / "model.onnx").card, dataset, tmp_path / "model.onnx")
+    parity = export(
+        model,
+        open_model(run / "model.onnx").card,
+        dataset,
+        predict(model, dataset, "test"),
+        tmp_path / "model.onnx",
+    )
     assert not parity.faults
     assert parity.images == len(dataset.splits["test"]) == len(parity.served)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
