@@ -35,7 +35,7 @@ test-containers: $(VENV)/installed ## Build both images and run them as the mani
 bench-serving: $(VENV)/installed ## Compare the service with its peers, half an hour on a quiet machine; needs wrk. ARGS="--help".
 	python -m tests.bench.serving $(ARGS)
 
-images: ## Build both images, tagged with the version. REGISTRY=, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve".
+images: ## Build both images, tagged with the version. REGISTRY=, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve ...".
 	for kind in train serve; do \
 	    $(DOCKER) build --file Dockerfile.$$kind --build-arg VERSION=$(VERSION)$(SUFFIX) \
 	        --build-arg REVISION="$$(git rev-parse HEAD)" $(ARGS) \

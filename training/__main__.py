@@ -25,6 +25,7 @@ from training.engine import runs
 from training.errors import (
     EXIT_CODES,
     ConfigError,
+    DeviceFailed,
     ExportRefused,
     Interrupted,
     NonFiniteLoss,
@@ -48,10 +49,12 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
     "study": (StudyConfig, study, study_summary),
 }
+GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",
     OutOfMemory: "a smaller --batch-size or --image-size or fewer --workers need less; the first two make another run",
-    torch.AcceleratorError: "the GPU or its driver failed; the system's log says more",
+    torch.AcceleratorError: GPU_FAILED,
+    DeviceFailed: GPU_FAILED,
     ProcessLost: "the run continues from its last checkpoint with --resume and its folder, or --resume auto",
     ExportRefused: "no model was published and `latest` was left as it is",
 }
@@ -68,10 +71,12 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
     by_sagemaker = sagemaker.started(arguments, opt_ml)
     group = Group.from_environment()
     try:
+        if by_sagemaker and "RANK" not in os.environ:
+            start_together(sagemaker.torchrun(opt_ml, torch.cuda.device_count()), arguments)
         with group:
             config = group.share(lambda: options(verb, sagemaker.options(opt_ml) if by_sagemaker else rest))
             folder = run_command(verb, config, interruption, group)
-        if by_sagemaker:
+        if by_sagemaker and group.first:
             sagemaker.finish(folder, opt_ml)
     except tuple(EXIT_CODES) as error:
         interruption.stop_deferring()
@@ -85,6 +90,12 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
         interruption.stop_deferring()
         return group.fail(stop.exit_code, f"{stop}; a run continues with --resume and its folder, or --resume auto")
     return 0
+
+
+def start_together(torchrun: list[str], arguments: list[str]) -> None:
+    """Replace this process by torchrun, which signals then reach, unless one process is enough."""
+    if torchrun:
+        os.execv(torchrun[0], [*torchrun, "-m", "training", *arguments])  # noqa: S606
 
 
 def run_command(verb: str, config: Any, interruption: Interruption, group: Group) -> Path:

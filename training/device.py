@@ -2,24 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import joblib
 import torch
 from torch import nn
 
+from serving.contract import gpu
 from training.distributed import ALONE, Group
 from training.errors import DeviceMissing
 from training.settled import SettledConfig
+
+NEEDED_DRIVER = "CUDA 13 needs R580 or newer"
 
 
 def find_device(name: str, group: Group = ALONE) -> torch.device:
     """The device that --device names; each process of a machine has a GPU of its own. Raises DeviceMissing.
 
-    Limits PyTorch's threads to the cores of this process: PyTorch does not know a container's quota.
+    Prints a warning where `auto` takes the CPU of a machine that has a GPU. Limits PyTorch's threads to the cores of
+    this process: PyTorch does not know a container's quota.
     """
     torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceMissing("--device cuda: torch sees no GPU; --device cpu trains without one")
+        raise DeviceMissing(f"--device cuda: {unusable_gpu() or 'torch sees no GPU'}; --device cpu trains without one")
+    if name == "auto" and not torch.cuda.is_available() and (reason := unusable_gpu()):
+        print(f"warning: {reason}; training runs on the CPU, --device cpu does so without this warning")
     device = torch.device("cpu")
     if name != "cpu" and torch.cuda.is_available():
         if group.local_rank >= (count := torch.cuda.device_count()):
@@ -35,6 +42,20 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
             f"--device {name}: {with_gpu:.0f} of {group.size} processes have a GPU; --device cpu trains without"
         )
     return device
+
+
+def unusable_gpu(root: Path = Path("/")) -> str | None:
+    """Why torch sees no GPU although the machine has one of NVIDIA; None where it has none, or they are hidden."""
+    if gpu.hidden() or not gpu.machine_has_gpu(root):
+        return None
+    driver = gpu.driver_version(root) or "unknown"
+    if torch.version.cuda is None:
+        reason = "this torch is built without CUDA"
+    elif not gpu.device_files(root):
+        reason = "this process may reach none; a container needs `docker run --gpus all`, or a limit of nvidia.com/gpu"
+    else:
+        reason = f"CUDA {torch.version.cuda} may need a newer driver ({NEEDED_DRIVER})"
+    return f"there is a GPU of NVIDIA (driver {driver}), but torch sees none: {reason}"
 
 
 def uses_bfloat16(config: SettledConfig, model: nn.Module) -> bool:

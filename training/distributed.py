@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)
 """Closed connections reveal a crash at once; this only has to exceed the longest phase of the first process alone."""
+PATIENCE_OF_GPUS = timedelta(minutes=10)
+"""For gradients and batch statistics between GPUs: no process is alone then, and a machine that vanishes without
+closing its connections would hold the others up."""
 MEETING = timedelta(minutes=30)
 """Time for all processes to connect: machines may start one after the other."""
 POLL_S = 0.05
@@ -79,6 +82,8 @@ class Group:
         backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             dist.init_process_group(backends, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            if torch.cuda.is_available():
+                limit_wait("cuda", PATIENCE_OF_GPUS)
         except RuntimeError as error:
             raise self._lost() from error
         if not self.first:
@@ -170,6 +175,15 @@ class Group:
         with suppress(dist.DistError):  # torchrun hosts it, and has ended
             while store.add("failed", 0) < self.size and time.monotonic() < until:
                 time.sleep(POLL_S)
+
+
+def limit_wait(device: str, timeout: timedelta) -> None:
+    """Let collective operations on this type of device fail after `timeout`. Other types keep what they have.
+
+    `init_process_group` takes one time for all of its backends.
+    """
+    assert dist.group.WORLD is not None
+    dist.group.WORLD._get_backend(torch.device(device))._set_default_timeout(timeout)
 
 
 ALONE = Group()

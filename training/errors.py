@@ -51,6 +51,10 @@ class DeviceMissing(RuntimeError):
     """The requested device does not exist; training never falls back to another one silently."""
 
 
+class DeviceFailed(RuntimeError):
+    """A library of the GPU, cuBLAS or cuDNN, reported an error; the message is the library's."""
+
+
 class ProcessLost(RuntimeError):
     """Another process of the group has ended, or cannot be reached any more."""
 
@@ -73,6 +77,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OutOfMemory: 5,
     MemoryError: 5,
     torch.AcceleratorError: 5,
+    DeviceFailed: 5,
     WorkerLost: 6,
     OSError: 6,
     CheckpointRefused: 7,

@@ -13,12 +13,17 @@ import torch
 from training.config_file import from_yaml
 from training.data.loader import SHARED_MEMORY
 from training.engine import runs
-from training.errors import CheckpointRefused, ConfigError, OutOfMemory, WorkerLost
+from training.errors import CheckpointRefused, ConfigError, DeviceFailed, OutOfMemory, WorkerLost
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-SHORT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Insufficient memory", "can't start new thread")
-"""The messages of PyTorch, C++, OpenCV and Python where they raise no error type for it."""
+SHORT_OF_MEMORY = (
+    *("can't allocate memory", "bad_alloc", "Insufficient memory", "can't start new thread"),
+    *("STATUS_ALLOC_FAILED", "ALLOCATION_FAILED"),
+)
+"""The messages of PyTorch, C++, OpenCV, Python, cuBLAS and cuDNN where they raise no error type for it."""
+DEVICE_FAILED = ("CUBLAS_STATUS_", "CUDNN_STATUS_", "CUSOLVER_STATUS_", "unable to find an engine to execute")
+"""The messages of the GPU's libraries, which PyTorch raises as RuntimeError."""
 WORKERS = {
     "No space left on device": (
         f"{SHARED_MEMORY} has no room for the batches of the data workers: `docker run --shm-size 2g`, in Kubernetes "
@@ -43,7 +48,8 @@ WORKERS = {
 def explain_errors(run: Path, device: torch.device) -> Iterator[None]:
     """Add notes to an error: what it means for the run, and how to resume.
 
-    A lack of memory becomes OutOfMemory, whichever library raised it, and trouble with the data workers WorkerLost.
+    A lack of memory becomes OutOfMemory, whichever library raised it, another error of cuBLAS or cuDNN DeviceFailed,
+    and trouble with the data workers WorkerLost.
     """
     try:
         yield
@@ -84,6 +90,8 @@ def _named(error: Exception, run: Path, device: torch.device) -> Exception:
         return named
     if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:
         return OSError(error.errno, error.strerror, str(run))  # the library that wrote there did not name the file
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_FAILED):
+        return DeviceFailed(f"{first}; another --batch-size or --precision float32 may do")
     text = f"{error} {error.__cause__}"
     meaning = next((meaning for words, meaning in WORKERS.items() if words in text), None)
     of_workers = isinstance(error, RuntimeError) or getattr(error, "filename", None) == SHARED_MEMORY

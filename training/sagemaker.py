@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo.ht
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,8 @@ import yaml
 from training.errors import ConfigError
 
 ROOT = Path("/opt/ml")
+PORT = 29500
+"""Of the first host, for the processes that train together; SageMaker leaves all ports between its hosts open."""
 RESULTS = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predictions.csv", "report")
 """The parts of a run that become model.tar.gz; SageMaker keeps checkpoints in another place."""
 
@@ -20,6 +23,25 @@ RESULTS = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predic
 def started(arguments: list[str], root: Path) -> bool:
     """Whether SageMaker started this process: as `train` without options, which are in files below `root`."""
     return arguments == ["train"] and (root / "input" / "config").is_dir()
+
+
+def torchrun(root: Path, gpus: int) -> list[str]:
+    """The command for a process on each of this host's `gpus`, on every host of resourceconfig.json.
+
+    Empty where one process is enough. The first host in the list is where the processes meet. Raises ConfigError.
+    """
+    file = root / "input" / "config" / "resourceconfig.json"
+    try:
+        resources = json.loads(file.read_bytes()) if file.exists() else {"hosts": [""], "current_host": ""}
+        hosts, number = resources["hosts"], resources["hosts"].index(resources["current_host"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: expected hosts and current_host, one of them ({error})") from error
+    processes = max(1, gpus)
+    if len(hosts) * processes == 1:
+        return []
+    sizes = [f"--nnodes={len(hosts)}", f"--node-rank={number}", f"--nproc-per-node={processes}"]
+    meeting = [f"--master-addr={hosts[0] or '127.0.0.1'}", f"--master-port={PORT}"]
+    return [sys.executable, "-m", "torch.distributed.run", *sizes, *meeting]
 
 
 def options(root: Path) -> list[str]:

@@ -31,7 +31,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in vars(runtime).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
 """What ONNX Runtime raises; the classes share no base of their own."""
-RAISED = (*RUNTIME_ERRORS, RuntimeError, ValueError)
+RAISED: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError)
 
 log = logging.getLogger("bentoml.twinlens")
 

@@ -260,3 +260,20 @@ def test_images_are_small_pinned_and_powerless(kind: str) -> None:
     final = text.rpartition("FROM ")[2]
     assert "pip" not in final
     assert not re.search(r"apt-get|curl|wget|ADD ", text)
+
+
+@pytest.mark.parametrize("kind", ["train", "serve"])
+def test_images_find_the_driver_that_a_cluster_mounts(kind: str) -> None:
+    """By path on GKE, by a container runtime elsewhere; an image without CUDA is built to want none."""
+    final = (ROOT / f"Dockerfile.{kind}").read_text().rpartition("FROM ")[2].replace("\\\n", " ")
+    variables = dict(
+        pair.split("=", 1) for line in re.findall(r"^ENV (.*)$", final, re.MULTILINE) for pair in line.split()
+    )
+    assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib:/usr/local/nvidia/lib64"
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert variables["NVIDIA_VISIBLE_DEVICES"] == "${NVIDIA_VISIBLE_DEVICES}"
+    assert re.search(r"^ARG NVIDIA_VISIBLE_DEVICES=all$", final, re.MULTILINE)
+    settings = {name: value for name, value in variables.items() if name.startswith(PREFIX) and kind == "serve"}
+    assert settings == ({"TWINLENS_REQUIRE_GPU": "auto"} if kind == "serve" else {})
+    for page in (ROOT / "README.md", K8S / "README.md"):
+        assert "--build-arg NVIDIA_VISIBLE_DEVICES=void" in page.read_text()

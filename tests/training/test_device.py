@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from serving.contract import gpu
 from tests.support.configs import settled
+from tests.support.cuda import CLOSED, machine
 from tests.support.paths import ROOT
 from tests.support.trainer import config
 from training.config import TrainConfig
-from training.device import find_device, full_float32
+from training.device import find_device, full_float32, unusable_gpu
 from training.errors import DeviceMissing
 from training.models.prediction import logits
 from training.train import train
@@ -46,6 +48,37 @@ def test_threads_asked_for_by_the_environment_stay() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_no_reason_to_train_without_one() -> None:
     with pytest.raises(DeviceMissing, match="torch sees no GPU; --device cpu trains without one"):
+        find_device("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_torch_does_not_see_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given, not_given, none = (tmp_path / name for name in ("given", "not given", "none"))
+    for root in (given, not_given, none):
+        root.mkdir()
+    machine(given, version=CLOSED, devices=1, listed=1)
+    machine(not_given, version=CLOSED, listed=1)
+    assert unusable_gpu(machine(none)) is None
+    known = "there is a GPU of NVIDIA (driver 535.183.01), but torch sees none: "
+    assert unusable_gpu(given) == known + "this torch is built without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert unusable_gpu(given) == known + "CUDA 13.0 may need a newer driver (CUDA 13 needs R580 or newer)"
+    assert str(unusable_gpu(not_given)).startswith(known + "this process may reach none; a container needs")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert unusable_gpu(given) is None, "hidden by the user"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_auto_warns_before_it_trains_on_the_cpu_of_a_machine_with_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpu, "machine_has_gpu", lambda root: True)
+    for name, warned in {"auto": 1, "cpu": 0}.items():
+        assert find_device(name) == torch.device("cpu")
+        assert capsys.readouterr().out.count("warning: there is a GPU of NVIDIA (driver ") == warned
+    with pytest.raises(DeviceMissing, match=r"--device cuda: there is a GPU of NVIDIA .* torch sees none"):
         find_device("cuda")
 
 

@@ -5,14 +5,17 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._C._distributed_c10d import HashStore
 
 from serving.contract.decode import Preprocessing
 from tests.support.checkpoints import furthest, last
@@ -22,7 +25,7 @@ from tests.support.server import free_port
 from training.__main__ import main
 from training.config import TrainConfig
 from training.data.loader import Batches, TrainingSet
-from training.distributed import Group
+from training.distributed import PATIENCE, PATIENCE_OF_GPUS, Group, limit_wait
 from training.engine.mixup import Mixing
 from training.errors import ConfigError
 from training.models import networks, prediction
@@ -40,6 +43,18 @@ def test_parts_are_all_places_once_and_alike_in_length(size: int) -> None:
         parts = [Group(rank=rank, size=size).part(count) for rank in range(size)]
         assert [place for part in parts for place in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_kind_of_device_gets_a_limit_of_its_own() -> None:
+    """Of the two backends of a process with a GPU, NCCL's wait is limited; here gloo stands for it."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=PATIENCE)
+    try:
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+        assert backend.options._timeout == timedelta(hours=6)
+        limit_wait("cpu", PATIENCE_OF_GPUS)
+        assert backend.options._timeout == timedelta(minutes=10)
+    finally:
+        dist.destroy_process_group()
 
 
 def batches(size: int, rank: int, **given: object) -> Batches:

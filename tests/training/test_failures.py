@@ -31,11 +31,11 @@ from tests.support.pickles import Canary
 from tests.support.processes import PATIENCE_S, is_gone, wait_until, workers_of
 from tests.support.trainer import SMALL, After, arguments_for, run_of, start
 from training import failures, train
-from training.__main__ import main, options
+from training.__main__ import HINTS, main, options
 from training.config import TrainConfig
 from training.data.dataset import load_dataset
 from training.engine import checkpoint, history
-from training.errors import Interrupted
+from training.errors import EXIT_CODES, DeviceFailed, Interrupted, OutOfMemory
 
 
 def goes_on(arguments: list[str]) -> None:
@@ -130,6 +130,28 @@ def test_want_of_memory_has_one_name_whoever_notices_it() -> None:
             demand()
         assert failures.is_short_of_memory(error.value)
     assert not failures.is_short_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "said"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", OutOfMemory, "out of memory on"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", OutOfMemory, "out of memory on"),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", DeviceFailed, "CUDNN_STATUS_EXECUTION_FAILED; another --batch"),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `x`", DeviceFailed, "CUBLAS_STATUS_EXECUTION_FAILED"),
+        ("GET was unable to find an engine to execute this computation", DeviceFailed, "unable to find an engine"),
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError, "^mat1 and mat2"),
+    ],
+)
+def test_errors_of_the_gpu_s_libraries_have_a_name_and_an_exit_code(
+    tmp_path: Path, message: str, kind: type[Exception], said: str
+) -> None:
+    """PyTorch raises them as RuntimeError; one of our own stays what it is."""
+    with pytest.raises(kind, match=said) as error, failures.explain_errors(tmp_path, torch.device("cpu")):
+        raise RuntimeError(message)
+    assert type(error.value) is kind
+    assert EXIT_CODES.get(kind) == (None if kind is RuntimeError else 5)
+    assert kind is RuntimeError or kind in HINTS
 
 
 @pytest.mark.slow

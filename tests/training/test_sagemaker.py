@@ -1,10 +1,14 @@
 """SageMaker's contract, in a folder that stands for /opt/ml."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
+from tests.support.server import free_port
 from training import __main__, sagemaker
 from training.errors import ConfigError
 
@@ -61,6 +65,60 @@ def test_channels_are_the_images_or_their_splits(opt_ml: Path) -> None:
     assert data() == str(channels / "train" / "labels.csv")
     (channels / "validation").mkdir()
     assert data() == str(channels)
+
+
+def resources(root: Path, hosts: list[str], current: str) -> Path:
+    (root / "input" / "config").mkdir(parents=True, exist_ok=True)
+    listed = {"current_host": current, "hosts": hosts, "network_interface_name": "eth0"}
+    (root / "input" / "config" / "resourceconfig.json").write_text(json.dumps(listed))
+    return root
+
+
+def test_there_are_as_many_processes_as_hosts_and_gpus(tmp_path: Path) -> None:
+    assert sagemaker.torchrun(tmp_path, gpus=0) == sagemaker.torchrun(tmp_path, gpus=1) == []
+    two = resources(tmp_path, ["algo-1", "algo-2"], "algo-2")
+    expected = ["--nnodes=2", "--node-rank=1", "--nproc-per-node=8", "--master-addr=algo-1", "--master-port=29500"]
+    assert sagemaker.torchrun(two, gpus=8)[3:] == expected
+    assert "--nproc-per-node=1" in sagemaker.torchrun(two, gpus=0), "two machines without GPUs train together, too"
+    one = resources(tmp_path, ["algo-1"], "algo-1")
+    assert sagemaker.torchrun(one, gpus=1) == []
+    assert "--nproc-per-node=4" in sagemaker.torchrun(one, gpus=4)
+
+
+def test_a_host_that_is_not_listed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"resourceconfig\.json: expected hosts and current_host"):
+        sagemaker.torchrun(resources(tmp_path, ["algo-1", "algo-2"], "algo-3"), gpus=1)
+
+
+MEET = """
+import sys
+from training.distributed import Group
+group = Group.from_environment()
+with group:
+    print(f"process {group.rank} of {group.size}, sum {group.sum(1.0)[0]:.0f}", file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_two_hosts_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command itself; both hosts are this machine."""
+    monkeypatch.setattr(sagemaker, "PORT", free_port())
+    (tmp_path / "meet.py").write_text(MEET)
+    hosts = ["localhost", "127.0.0.1"]
+    roots = {host: resources(tmp_path / host, hosts, host) for host in hosts}
+    started = [
+        subprocess.Popen(
+            [*sagemaker.torchrun(root, gpus=0), str(tmp_path / "meet.py")],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for root in roots.values()
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    for rank, text in enumerate(said):
+        assert f"process {rank} of 2, sum 2" in text
 
 
 def test_train_is_an_ordinary_verb_elsewhere(tmp_path: Path) -> None:

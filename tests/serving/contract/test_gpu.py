@@ -4,24 +4,7 @@ import pytest
 
 from serving.contract import gpu
 from tests.support import cuda
-
-OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs)  Sun Jul 27 06:54:38\n"
-CLOSED = (
-    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC version:  gcc 12\n"
-)
-
-
-def machine(root: Path, *, version: str | None = None, devices: int = 0, listed: int = 0) -> Path:
-    """Files of a machine with a driver; `listed` devices are its own, `devices` are given to this process."""
-    (root / "dev").mkdir()
-    for name in ["nvidiactl", "nvidia-uvm", *map("nvidia{}".format, range(devices))] if devices else []:
-        (root / "dev" / name).touch()
-    if version is not None:
-        (root / "proc" / "driver" / "nvidia" / "gpus").mkdir(parents=True)
-        (root / "proc" / "driver" / "nvidia" / "version").write_text(version)
-        for number in range(listed):
-            (root / "proc" / "driver" / "nvidia" / "gpus" / f"0000:0{number}:00.0").mkdir()
-    return root
+from tests.support.cuda import CLOSED, OPEN, machine
 
 
 @pytest.mark.parametrize(("text", "version"), [(OPEN, "580.65.06"), (CLOSED, "535.183.01"), ("", None), (None, None)])
