@@ -7,7 +7,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test test-slow test-containers bench-serving images sbom lint clean
+.PHONY: help train serve test test-slow test-containers bench-serving check-gpu images sbom lint clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,13 @@ test-containers: $(VENV)/installed ## Build both images and run them as the mani
 
 bench-serving: $(VENV)/installed ## Compare the service with its peers, half an hour on a quiet machine; needs wrk. ARGS="--help".
 	python -m tests.bench.serving $(ARGS)
+
+check-gpu: $(VENV)/installed ## Check driver, GPU, training and serving in minutes, also without a GPU; leaves check/check.json.
+	status=0; \
+	python -m training check || status=1; \
+	python -m serving check --model check/cnn.onnx || status=1; \
+	pytest -m gpu --numprocesses=0 || status=1; \
+	exit $$status
 
 images: ## Build both images, tagged with the version. REGISTRY=, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve ...".
 	for kind in train serve; do \

@@ -1,5 +1,7 @@
 """The container's command: `python -m serving [options of bentoml serve]`; with `serve` first, as SageMaker calls it.
 
+With `check` first, it checks this machine instead (`serving.check`).
+
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
 """
 
@@ -12,7 +14,9 @@ SAGEMAKER = {"BENTOML_PORT": "8080", "TWINLENS_MODEL": "/opt/ml/model/model.onnx
 
 
 def main(arguments: list[str]) -> None:
-    """Replace this process by `bentoml serve`, so that signals reach it."""
+    """Replace this process by `bentoml serve` or by the check, so that signals reach it."""
+    if arguments[:1] == ["check"]:
+        os.execv(sys.executable, [sys.executable, "-m", "serving.check", *arguments[1:]])  # noqa: S606
     defaults = CONTAINER
     if arguments[:1] == ["serve"]:
         defaults, arguments = CONTAINER | SAGEMAKER, arguments[1:]

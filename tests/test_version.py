@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.contract.selfcheck import FILE
 from tests.support.markdown import PAGES
 from tests.support.paths import ROOT
 
@@ -63,3 +64,15 @@ def test_the_hooks_are_those_of_lint() -> None:
     entries = [hook["entry"] for repository in config["repos"] for hook in repository["hooks"]]
     assert entries == [".venv/bin/ruff format", ".venv/bin/ruff check", ".venv/bin/mypy"]
     assert all(hook["language"] == "system" for repository in config["repos"] for hook in repository["hooks"])
+
+
+def test_a_report_of_a_bug_brings_the_check() -> None:
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text())
+    [check] = [field for field in form["body"] if field["id"] == "check"]
+    assert check["validations"]["required"]
+    assert check["attributes"]["label"] == FILE
+    assert "check-gpu" in TARGETS
+    command = ["make", "--dry-run", "check-gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for part in ("python -m training check", "python -m serving check", "pytest -m gpu"):
+        assert part in done.stdout

@@ -1,4 +1,4 @@
-"""The command line: `python -m training [train|audit|evaluate] [options]`; `--help` shows every option."""
+"""The command line: `python -m training [train|audit|evaluate|study|check] [options]`; `--help` shows every option."""
 
 import argparse
 import os
@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from training import failures, sagemaker
+from training.check.command import CheckConfig, CheckFailed, check
 from training.config import TrainConfig
 from training.config_file import from_yaml
 from training.distributed import Group
@@ -48,6 +49,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "audit": (AuditConfig, run_audit, audit_summary),
     "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
     "study": (StudyConfig, study, study_summary),
+    "check": (CheckConfig, check, str),
 }
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"
 HINTS: dict[type[BaseException], str] = {
@@ -89,6 +91,8 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
     except Interrupted as stop:
         interruption.stop_deferring()
         return group.fail(stop.exit_code, f"{stop}; a run continues with --resume and its folder, or --resume auto")
+    except CheckFailed as failed:
+        return group.fail(1, f"error: {failed}")
     return 0
 
 

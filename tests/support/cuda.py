@@ -46,7 +46,7 @@ def machine(root: Path, *, version: str | None = None, devices: int = 0, listed:
 class Driver(ctypes.CDLL):
     """The calls of libcuda that are used, as https://docs.nvidia.com/cuda/cuda-driver-api/ describes them."""
 
-    def __init__(self, cards: list[tuple[str, tuple[int, int], int]], version: int = 13000) -> None:
+    def __init__(self, cards: list[tuple[str, tuple[int, int], int]], version: int) -> None:
         self._cards, self._version = cards, version  # no library is loaded
 
     def cuInit(self, flags: int) -> int:
@@ -98,10 +98,13 @@ def is_strict(options: Any) -> bool:
 
 
 def install(
-    patch: pytest.MonkeyPatch, provider: Provider, cards: list[tuple[str, tuple[int, int], int]] | None = None
+    patch: pytest.MonkeyPatch,
+    provider: Provider,
+    cards: list[tuple[str, tuple[int, int], int]] | None = None,
+    cuda_version: int = 13000,
 ) -> None:
     """Let this process see `cards`, by default one, and run sessions that ask for CUDA by `provider`."""
-    driver, library = Driver([CARD] if cards is None else cards), ctypes.CDLL
+    driver, library = Driver([CARD] if cards is None else cards, cuda_version), ctypes.CDLL
     patch.setattr(ctypes, "CDLL", lambda name, *more: driver if name == "libcuda.so.1" else library(name, *more))
     patch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     patch.setattr(onnxruntime, "preload_dlls", lambda: None)
@@ -119,6 +122,7 @@ def install(
                     assert len(providers) == 1, "ONNX Runtime refuses a session with CPU that forbids the CPU"
                     if provider.leaves:
                         raise Fail("This session contains graph nodes that are assigned to the default CPU EP, but ...")
+                    options.log_severity_level = 4
                     options.add_session_config_entry(STRICT, "0")
             super().__init__(graph, options, providers=[CPU], **more)
 

@@ -1,0 +1,69 @@
+"""Lines of the check about the speed of a step alone: the images are on the device already."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from serving.contract.card import Normalization
+from serving.contract.decode import Preprocessing
+from serving.contract.selfcheck import Result
+from training.config import TrainConfig
+from training.device import uses_bfloat16
+from training.engine import optimizer
+from training.models import networks
+from training.settled import settle
+
+SIZES = {"mlp": 64, "cnn": 64, "tf_efficientnet_lite0": 128}
+"""Side of the images in pixels."""
+BATCHES = {"mlp": 4096, "cnn": 1024, "tf_efficientnet_lite0": 256}
+"""Images on a GPU."""
+BATCH_ON_CPU = 16
+SECONDS = 1.0
+"""Of steps, and at least three of them."""
+CLASSES = 10
+
+
+def step(family: str, device: torch.device) -> Result:
+    """Images a second of forward pass, backward pass and optimizer, on one batch that stays on the device."""
+    side, batch = SIZES[family], BATCHES[family] if device.type == "cuda" else BATCH_ON_CPU
+    weights: dict[str, Any] = {} if family in ("mlp", "cnn") else {"weights": "none"}
+    config = settle(TrainConfig(model=family, image_size=side, batch_size=batch, **weights), training_images=10 * batch)
+    made = Preprocessing(height=side, width=side, channels=3, interpolation="area")
+    scale = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
+    model = networks.build(config, made, scale, CLASSES)
+    model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    stepper, bfloat16 = optimizer.make(model, config), uses_bfloat16(config, model)
+    images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
+    labels = torch.arange(batch, device=device) % CLASSES
+
+    def run() -> None:
+        stepper.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            logits = model(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        stepper.step()
+
+    count, seconds = _count(run, device)
+    rate = count * batch / seconds
+    kind = "bfloat16" if bfloat16 else "float32"
+    return Result(detail=f"{rate:,.0f} images/s of {side} px, batch {batch}, {kind}", numbers={"images/s": rate})
+
+
+def _count(run: Callable[[], None], device: torch.device) -> tuple[int, float]:
+    """How many runs are done in how many seconds, after three that are not counted."""
+    for _ in range(3):
+        run()
+    _wait(device)
+    start, count = perf_counter(), 0
+    while count < 3 or perf_counter() - start < SECONDS:
+        run()
+        _wait(device)
+        count += 1
+    return count, perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
