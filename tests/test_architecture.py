@@ -75,7 +75,7 @@ def test_only_the_service_needs_bentoml() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "blocked"), [("serving.service", "bentoml"), ("training.data.augmentation", "albumentations")]
+    ("name", "blocked"), [("serving.service", "bentoml"), ("training.data.augmentation.pipeline", "albumentations")]
 )
 def test_blocking_works(name: str, blocked: str) -> None:
     done = imports([name], [blocked])

@@ -104,6 +104,10 @@ class TrainConfig:
     """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: larger and more
     often, also colour and a cut-out; or a file written by Albumentations' A.save (.yaml, .json). None: none for the MLP
     and with --freeze, else light."""
+    augment_on: Literal["auto", "device", "workers"] = "auto"
+    """Where light, strong and --symmetry are applied. device: to whole batches, on the GPU, or on CPUs by OpenCV;
+    workers: image by image by Albumentations, which draws from the same distributions; auto: workers with a file of
+    --augment, else device."""
     symmetry: Symmetry = "none"
     """What leaves the label of an image as it is, and is therefore done to training images at random. mirror: swap left
     and right; square: also up and down, and turn by quarters, where no direction is up, as under a microscope."""
@@ -201,8 +205,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU when there is one."""
     workers: Annotated[int, NotNegative] | None = None
-    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores when
-    images are augmented, else 0."""
+    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores where
+    images are augmented one by one, else 0."""
     worker_timeout: Annotated[float, NotNegative] = 120.0
     """Seconds to wait for a batch before the process that prepares it counts as hanging and the run ends; 0: for ever.
     Far more than a batch takes: slow network disks and pipelines of one's own need it."""
@@ -288,6 +292,12 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
         "symmetry",
         "none beside a file of --augment, which contains all random changes",
         config.symmetry,
+    )
+    yield (
+        config.augment_on != "device" or not isinstance(augment, Path),
+        "augment_on",
+        "workers beside a file of --augment, which Albumentations applies image by image",
+        config.augment_on,
     )
     yield from _model_rules(config)
     single = config.model == "mlp" and config.batch_norm and config.batch_size == 1

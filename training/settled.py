@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 
@@ -26,12 +26,18 @@ class SettledConfig(TrainConfig):
     name: str = field()
     image_size: int = field()
     augment: Policy | Path = field()
+    augment_on: Literal["device", "workers"] = field()
     balance: Balance = field()
     epochs: int = field()
     batch_size: int = field()
     lr: float = field()
     weight_decay: float = field()
     workers: int = field()
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are changed at random, mixing apart."""
+        return self.augment != "none" or self.symmetry != "none"
 
     @property
     def run(self) -> Path:
@@ -50,7 +56,9 @@ def settle(config: TrainConfig, *, training_images: int, processes: int = 1, on_
     cores = max(1, joblib.cpu_count() // on_this_machine)
     augment = config.augment or ("none" if config.model == "mlp" or config.freeze else "light")
     tuned = config.pretrained or (config.init_from is not None and not config.own_network)
-    augmented = augment != "none" or config.symmetry != "none"
+    by_batch = "workers" if isinstance(augment, Path) else "device"
+    augment_on = by_batch if config.augment_on == "auto" else config.augment_on
+    by_image = augment_on == "workers" and (augment != "none" or config.symmetry != "none")
     batch_size = config.batch_size or _batch_size(config.image_size, training_images)
     shared = min(batch_size, training_images)
     needed = processes * (2 if config.model == "mlp" and config.normalizes_batches else 1)
@@ -59,6 +67,7 @@ def settle(config: TrainConfig, *, training_images: int, processes: int = 1, on_
     decided: dict[str, Any] = {
         "name": config.name or default_name(config.model),
         "augment": augment,
+        "augment_on": augment_on,
         "balance": config.balance or ("sampler" if config.best_by in COUNT_CLASSES_ALIKE else "none"),
         "batch_norm": config.normalizes_batches if config.own_network else None,
         "epochs": config.epochs or (PRETRAINED_EPOCHS if tuned and not config.freeze else EPOCHS),
@@ -66,7 +75,7 @@ def settle(config: TrainConfig, *, training_images: int, processes: int = 1, on_
         "weights": None if config.own_network else config.weights or ("default" if config.pretrained else "none"),
         "lr": config.lr or LR.get((config.optimizer, config.model), OTHER_LR[config.optimizer]),
         "weight_decay": WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
-        "workers": config.workers if config.workers is not None else (min(cores - 1, 8) if augmented else 0),
+        "workers": config.workers if config.workers is not None else (min(cores - 1, 8) if by_image else 0),
     }
     return SettledConfig(**asdict(config) | decided)
 

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from serving.contract.card import CONTRACT_VERSION, Calibration, ModelCard
 from training import failures
 from training.config import TrainConfig, default_name
-from training.data import augmentation
+from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
 from training.data.formats import SPLITS, Split
 from training.device import find_device, full_float32, uses_bfloat16
@@ -148,7 +148,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     )
     if not isinstance(settled.augment, Path):
         return settled
-    augmentation.check(settled.augment, settled.image_size, settled.channels)
+    pipeline.check(settled.augment, settled.image_size, settled.channels)
     kept = settled.run / f"augment{settled.augment.suffix}"
     if settled.augment != kept:  # they are equal when the run resumes
         shutil.copyfile(settled.augment, kept)

@@ -181,8 +181,8 @@ def one_epoch(labels: np.ndarray = LABELS, **given: Any) -> tuple[TrainState, Ru
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
     model = networks.build(config, size, normalization(config, IMAGES, np.arange(48)), 3)
-    batches = Batches(TrainingSet(images=IMAGES, labels=labels, indices=np.arange(48)), config, pin_memory=False)
-    state = TrainState.start(model, config, Objective.of(config, labels, 3, model), len(batches))
+    batches = Batches(TrainingSet(images=IMAGES, labels=labels, indices=np.arange(48)), config, gpu=False)
+    state = TrainState.start(model, config, Objective.of(config, labels, 3, model, batches), len(batches))
     progress = RunProgress()
     loop.run_epoch(state, batches, progress, Interruption())
     return state, progress
@@ -208,7 +208,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     state, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert state.schedule.last_epoch == 2
     config = settled(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
-    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, pin_memory=False)
+    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, gpu=False)
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
     momentum = torch.zeros(())

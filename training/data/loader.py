@@ -1,4 +1,4 @@
-"""Batches of training images. Seed and epoch determine the order; seed, epoch and place determine the augmentation.
+"""Batches of training images. Seed and epoch determine the order; seed, epoch and batch determine the augmentation.
 
 So batches do not depend on the number of processes that prepare them.
 """
@@ -18,7 +18,9 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from training.data import augmentation, class_balance
+from training.data import class_balance
+from training.data.augmentation import opencv, pipeline
+from training.data.augmentation.draws import BatchPolicy
 from training.distributed import ALONE, Group
 from training.settled import SettledConfig
 from training.signals import SIGNALS, end_with_parent
@@ -41,25 +43,45 @@ class TrainingSet:
 
 
 class _Images(Dataset[Batch]):
-    """The images; `__getitems__` returns a whole batch, which saves a call and a copy for each image."""
+    """The images; `__getitems__` returns a whole batch, which saves a call and a copy for each image.
 
-    def __init__(self, training_set: TrainingSet, config: SettledConfig) -> None:
+    With `policy` they are augmented a batch at a time, without it one by one, where the options ask for it.
+    """
+
+    def __init__(self, training_set: TrainingSet, config: SettledConfig, policy: BatchPolicy | None) -> None:
         self.images = training_set.images
         self.labels = training_set.labels
         self.seed = config.seed
-        self.transform = augmentation.policy(config)
+        self.policy = policy
+        self.transform = pipeline.policy(config) if config.augment_on == "workers" else None
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         indices = [index for _, _, index in keys]
         images = self.images[indices]
+        if self.policy is not None:
+            batch_size, (epoch, first, _) = self.policy.batch_size, keys[0]
+            draws = self.policy.draw(epoch, first // batch_size)
+            opencv.change(images, draws.rows([place % batch_size for _, place, _ in keys]))
         if self.transform is not None:
             for row, (epoch, place, _) in enumerate(keys):
-                images[row] = augmentation.apply(self.transform, images[row], self.seed, epoch, place)
+                images[row] = pipeline.apply(self.transform, images[row], self.seed, epoch, place)
         batch = torch.from_numpy(images), torch.from_numpy(self.labels[indices])
         if get_worker_info() is not None:
             for part in batch:  # raises where memory is short; the queue would do it later, in a thread, unnoticed
                 part.share_memory_()  # type: ignore[no-untyped-call]
         return batch
+
+
+def augmented(
+    images: UInt8[np.ndarray, "images height width channels"], config: SettledConfig, epoch: int
+) -> UInt8[np.ndarray, "images height width channels"]:
+    """The images as training would change them if they were the first batch of an epoch."""
+    everything = np.arange(len(images))
+    training_set = TrainingSet(images=images, labels=everything, indices=everything)
+    changed, _ = _Images(training_set, config, BatchPolicy.of(config, len(images))).__getitems__(
+        [(epoch, place, place) for place in range(len(images))]
+    )
+    return changed.numpy()
 
 
 class _Order(Sampler[list[Key]]):
@@ -105,19 +127,20 @@ class Batches:
     workers have ended.
     """
 
-    def __init__(
-        self, training_set: TrainingSet, config: SettledConfig, *, pin_memory: bool, group: Group = ALONE
-    ) -> None:
+    def __init__(self, training_set: TrainingSet, config: SettledConfig, *, gpu: bool, group: Group = ALONE) -> None:
         self._accumulate = config.accumulate
         self._images = training_set.images
         self._order = _Order(training_set, config, group)
         self._other_children: set[BaseProcess] = set()
+        policy = BatchPolicy.of(config, self.size)
+        self.policy = policy if gpu else None
+        """What is left to do on the GPU that trains."""
         self._loader: DataLoader[Batch] = DataLoader(
-            _Images(training_set, config),
+            _Images(training_set, config, None if gpu else policy),
             batch_sampler=self._order,
             num_workers=config.workers,
             collate_fn=lambda batch: batch,
-            pin_memory=pin_memory,
+            pin_memory=gpu,
             worker_init_fn=_begin_worker,
             timeout=config.worker_timeout if config.workers else 0,
             persistent_workers=config.workers > 0,
@@ -147,6 +170,11 @@ class Batches:
     def size(self) -> int:
         """Images in a batch of all processes together."""
         return self._order.batch_size
+
+    @property
+    def rows(self) -> list[int]:
+        """The places in a batch of the images that this process gets, the borrowed ones first."""
+        return list(self._order.part)
 
     @property
     def borrowed(self) -> int:

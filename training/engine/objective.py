@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from training.data import class_balance
+from training.data.augmentation.tensors import BatchAugmentation
+from training.data.loader import Batches
 from training.device import uses_bfloat16
 from training.engine.mixup import Mixing
 from training.metrics.classification import Labels
@@ -22,6 +24,7 @@ class Objective:
     The network computes in bfloat16 where `bfloat16` is true; the loss is always computed in float32.
     """
 
+    augment: BatchAugmentation
     mix: Mixing
     class_weights: Tensor
     """Float32 `[classes]`, on the device that trains; ones where classes are not weighted."""
@@ -29,21 +32,20 @@ class Objective:
     bfloat16: bool
 
     @classmethod
-    def of(
-        cls, config: SettledConfig, labels: Labels, classes: int, model: nn.Module, borrowed: int = 0
-    ) -> "Objective":
+    def of(cls, config: SettledConfig, labels: Labels, classes: int, model: nn.Module, batches: Batches) -> "Objective":
         """The loss that the options ask for, on the device of `model`; class weights follow the training labels.
 
-        The first `borrowed` images of each batch are only mixed into others (see `Mixing`).
+        `batches` say what they leave to do: to augment on a GPU, and to mix images that they borrowed (see `Mixing`).
         """
         weights = class_balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
         return cls(
+            augment=BatchAugmentation(policy=batches.policy, rows=batches.rows, accumulate=config.accumulate),
             mix=Mixing(
                 classes=classes,
                 seed=config.seed,
                 mixup=config.mixup,
                 cutmix=config.cutmix,
-                borrowed=borrowed,
+                borrowed=batches.borrowed,
             ),
             class_weights=torch.tensor(weights, dtype=torch.float32, device=next(model.parameters()).device),
             label_smoothing=config.label_smoothing,
@@ -54,11 +56,11 @@ class Objective:
         """The sum of the images' losses and the number of correct predictions, both scalars on the device.
 
         `batch` is uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`. `key` (epoch, step, part)
-        decides how images are mixed.
+        decides how images are augmented and mixed.
         """
         device = self.class_weights.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
-        images, targets = self.mix(images, labels, *key)
+        images, targets = self.mix(self.augment(images, *key), labels, *key)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             logits: Tensor = model(images)
         loss = cross_entropy(

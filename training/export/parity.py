@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from serving.contract.card import INPUT_NAME, TOLERANCE, ModelCard
 from serving.contract.decode import Preprocessing
 from serving.contract.model import Classifier, open_model
-from training.data import augmentation
+from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
 from training.device import full_float32
 from training.errors import ExportRefused
@@ -161,7 +161,7 @@ def check_normalization(model: nn.Sequential, path: Path, card: ModelCard, image
     standard = card.normalization.mode == "standard"
     if standard:
         images = _every_value(card.preprocessing)
-    witness = augmentation.reference(card.preprocessing, card.normalization)
+    witness = pipeline.reference(card.preprocessing, card.normalization)
     expected = torch.stack([witness(image=image)["image"] for image in images]).float()
     in_torch = copy.deepcopy(model[0]).cpu()(torch.from_numpy(images))
     in_onnx = torch.from_numpy(_with_first_layer_as_output(path).run([NORMALIZED], {INPUT_NAME: images})[0])
@@ -203,7 +203,7 @@ class _Recomputed:
 
 def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -> tuple[_Recomputed, _Recomputed]:
     """Both other ways over the test split: `witness` and `served`."""
-    reference = augmentation.reference(dataset.preprocessing, classifier.card.normalization)
+    reference = pipeline.reference(dataset.preprocessing, classifier.card.normalization)
     resize = reference.transforms[0]
     witness = _Recomputed("torch, pixels resized and normalised by Albumentations")
     served = _Recomputed(f"model.onnx in the service's loader ({classifier.provider})")

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from serving.contract.card import Provenance
-from training.data import augmentation
+from training.data.augmentation import pipeline
 from training.engine import history
 from training.engine.train_state import RunContext
 from training.storage import digest
@@ -33,7 +33,7 @@ def collect(context: RunContext, best: Path) -> Provenance:
     config, begun = context.config, history.read(context.config.run)
     values = yaml.safe_load(config.to_yaml())
     if isinstance(config.augment, Path):
-        values["augment"] = augmentation.content(config.augment)
+        values["augment"] = pipeline.content(config.augment)
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=values,

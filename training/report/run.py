@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.data import augmentation
+from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
 from training.metrics.classification import TITLES, reliability, risk_coverage
@@ -143,17 +143,13 @@ def augmentation_sheet(config: SettledConfig, dataset: Dataset) -> Figure | None
 
     Mixup and CutMix, which come later and work on whole batches, are not shown.
     """
-    transform = augmentation.policy(config)
-    if transform is None:
+    if not config.augmented:
         return None
     train = dataset.splits["train"]
     _, first = np.unique(dataset.labels[train], return_index=True)
     originals = dataset.images[train[first[:SHEET_ROWS]]]
-    rows = [
-        [image] + [augmentation.apply(transform, image, config.seed, epoch, row) for epoch in range(SHEET_COLUMNS)]
-        for row, image in enumerate(originals)
-    ]
-    return figures.sheet(np.array(rows), "original")
+    columns = [originals] + [loader.augmented(originals, config, epoch) for epoch in range(SHEET_COLUMNS)]
+    return figures.sheet(np.stack(columns, 1), "original")
 
 
 def _curves(history: Sequence[Epoch]) -> dict[str, Figure]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.support.configs import settled
 from training.config import TrainConfig
+from training.data.loader import Batches, TrainingSet
 from training.engine import checkpoint
 from training.engine.objective import Objective
 from training.engine.train_state import TrainState
@@ -15,7 +16,9 @@ from training.engine.train_state import TrainState
 def state(ema: float) -> TrainState:
     config = settled(TrainConfig(ema=ema), image_size=16, training_images=100)
     model = nn.Sequential(nn.Linear(100, 100))
-    objective = Objective.of(config, np.zeros(100, int), 2, model)
+    images, labels = np.zeros((100, 16, 16, 3), np.uint8), np.zeros(100, int)
+    batches = Batches(TrainingSet(images=images, labels=labels, indices=np.arange(100)), config, gpu=False)
+    objective = Objective.of(config, labels, 2, model, batches)
     return TrainState.start(model, config, objective, steps_an_epoch=10)
 
 

@@ -12,7 +12,7 @@ import torch
 from serving.contract.card import NormalizationMode
 from serving.contract.model import open_model
 from training.config import Activation, TrainConfig
-from training.data import augmentation
+from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.goldens import goldens
@@ -125,7 +125,5 @@ def test_a_label_may_differ_only_where_two_are_equal_within_the_tolerance() -> N
 
 def test_the_reference_pipeline_is_albumentations_alone(dataset: Dataset, run: Path) -> None:
     card = open_model(run / "model.onnx").card
-    names = [
-        type(step).__name__ for step in augmentation.reference(dataset.preprocessing, card.normalization).transforms
-    ]
+    names = [type(step).__name__ for step in pipeline.reference(dataset.preprocessing, card.normalization).transforms]
     assert names == ["Resize", "Normalize", "ToTensorV2"]

@@ -15,7 +15,7 @@ from serving.contract.model import open_model
 from training import train
 from training.config import TrainConfig
 from training.config_file import from_yaml
-from training.data import augmentation
+from training.data.augmentation import pipeline
 from training.errors import ConfigError
 
 OWN = A.Compose(
@@ -37,17 +37,17 @@ def saved(pipeline: object, path: Path) -> Path:
 @pytest.mark.parametrize("ending", ["yaml", "yml", "json"])
 def test_a_file_of_the_librarys_own_draws_what_the_pipeline_draws(tmp_path: Path, ending: str) -> None:
     path = saved(OWN, tmp_path / f"own.{ending}")
-    augmentation.check(path, 32, 3)
-    read = augmentation.policy(TrainConfig(augment=path))
+    pipeline.check(path, 32, 3)
+    read = pipeline.policy(TrainConfig(augment=path))
     for key in range(20):
-        changed = augmentation.apply(read, IMAGE, 0, 0, key)
-        assert np.array_equal(changed, augmentation.apply(OWN, IMAGE, 0, 0, key))
+        changed = pipeline.apply(read, IMAGE, 0, 0, key)
+        assert np.array_equal(changed, pipeline.apply(OWN, IMAGE, 0, 0, key))
         assert not np.array_equal(changed, IMAGE)
 
 
 def drawn(image: np.ndarray, count: int, **options: Any) -> np.ndarray:
-    transform = augmentation.policy(TrainConfig(**options))
-    return np.array([augmentation.apply(transform, image, 0, 0, place) for place in range(count)])
+    transform = pipeline.policy(TrainConfig(**options))
+    return np.array([pipeline.apply(transform, image, 0, 0, place) for place in range(count)])
 
 
 def squares(image: np.ndarray) -> list[np.ndarray]:
@@ -83,13 +83,13 @@ def test_a_symmetry_beside_a_file_is_refused() -> None:
 
 def test_a_single_transform_is_a_pipeline_too(tmp_path: Path) -> None:
     path = saved(A.VerticalFlip(p=1), tmp_path / "flip.yaml")
-    augmentation.check(path, 32, 3)
-    assert np.array_equal(augmentation.apply(augmentation.read(path), IMAGE, 0), IMAGE[::-1])
+    pipeline.check(path, 32, 3)
+    assert np.array_equal(pipeline.apply(pipeline.read(path), IMAGE, 0), IMAGE[::-1])
 
 
 def refusal(path: Path, side: int = 32, channels: Channels = 3) -> str:
     with pytest.raises(ConfigError) as error:
-        augmentation.check(path, side, channels)
+        pipeline.check(path, side, channels)
     assert str(error.value).startswith(f"--augment {path}: ")
     return str(error.value)
 
@@ -153,7 +153,7 @@ def test_a_run_keeps_the_file_and_the_card_holds_its_content(photos: Path, tmp_p
     first = train.train(config)
     assert (first / "augment.yaml").read_text() == path.read_text()
     card = open_model(first / "model.onnx").card
-    assert card.provenance.config["augment"] == augmentation.content(path)
+    assert card.provenance.config["augment"] == pipeline.content(path)
     assert json.loads((first / "report" / "report.json").read_text())["parity"]["held"]
     assert (first / "report" / "figures" / "augmented.png").stat().st_size > 10_000
 
