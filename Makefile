@@ -7,7 +7,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test test-slow test-containers bench-serving check-gpu images sbom lint clean
+.PHONY: help train serve test test-slow test-containers bench-serving bench-training check-gpu images sbom lint clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ check-gpu: $(VENV)/installed ## Check driver, GPU, training and serving in minut
 	python -m serving check --model check/cnn.onnx || status=1; \
 	pytest -m gpu --numprocesses=0 || status=1; \
 	exit $$status
+
+bench-training: $(VENV)/installed ## Compare the trainer with other loops, minutes on a quiet machine. ARGS="--data DIR".
+	python -m tests.bench.training $(ARGS)
 
 images: ## Build both images, tagged with the version. REGISTRY=, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve ...".
 	for kind in train serve; do \

@@ -139,7 +139,9 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
     large = settled(TrainConfig(model="mlp"), image_size=28, training_images=55_000)
     assert (large.augment, large.batch_size, large.lr, large.workers) == ("none", 64, 1e-3, 0)
     mirrored = settled(TrainConfig(model="mlp", symmetry="mirror"), image_size=28, training_images=55_000)
-    assert mirrored.workers == min(joblib.cpu_count() - 1, 8)
+    assert mirrored.workers == 0, "whole batches are augmented where they are trained on"
+    by_image = TrainConfig(model="mlp", symmetry="mirror", augment_on="workers")
+    assert settled(by_image, image_size=28, training_images=55_000).workers == min(joblib.cpu_count() - 1, 8)
     given = TrainConfig(
         name="x",
         augment="strong",
