@@ -90,6 +90,7 @@ def full_float32() -> Iterator[None]:
             benchmark_limit=cudnn.benchmark_limit,
             deterministic=cudnn.deterministic,
             allow_tf32=False,
+            fp32_precision="ieee",
         ):
             yield
     finally:

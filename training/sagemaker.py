@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -78,9 +79,13 @@ def finish(run: Path, root: Path) -> None:
 
 
 def fail(reason: str, root: Path) -> None:
-    """Write the reason to the file of which SageMaker shows the first 1,024 characters."""
+    """Write the reason to the file of which SageMaker shows the first 1,024 characters.
+
+    Of the processes of a host the first to fail has the reason; those that lose it leave the file as it is.
+    """
     (root / "output").mkdir(parents=True, exist_ok=True)
-    (root / "output" / "failure").write_text(reason)
+    with suppress(FileExistsError), (root / "output" / "failure").open("x") as file:
+        file.write(reason)
 
 
 def _images(channels: Path) -> Path | None:

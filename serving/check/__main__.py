@@ -20,7 +20,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m serving check",
         description="Check that this machine serves a model as it was evaluated, on GPU and CPU, and how fast.",
-        epilog=f"Exit codes: {PASSED} no line failed; {FAILED} a line failed; {USAGE} usage.",
+        epilog=f"Exit codes: {PASSED} no line failed; {FAILED} a line failed; {USAGE} usage, or --out cannot be made.",
     )
     parser.add_argument("--model", type=Path, help="the model file (default: TWINLENS_MODEL, runs/latest/model.onnx)")
     parser.add_argument("--out", type=Path, default=Path("check"), help="folder of check.json (default: check)")
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _arguments(arguments)
     try:
         settings = Settings.from_env()
-    except ValueError as error:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:  # before anything is measured
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     cv2.setNumThreads(1)

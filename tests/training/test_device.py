@@ -109,6 +109,11 @@ def test_full_float32_switches_tf32_off_and_leaves_cudnn_on() -> None:
     with full_float32():
         assert flags() == before | {"convolutions in tf32": False, "products in tf32": False}
         assert flags()["enabled"]
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        with full_float32():
+            assert not flags()["convolutions in tf32"]
+        assert flags()["enabled"], "evaluation within a run in float32"
     assert flags() == before
 
 

@@ -39,7 +39,10 @@ def test_a_job_trains_by_its_hyperparameters_and_leaves_the_model(opt_ml: Path, 
 def test_a_failure_says_why_where_sagemaker_looks(opt_ml: Path) -> None:
     (opt_ml / "input" / "data" / "training").mkdir(parents=True)
     assert __main__.main(["train"], opt_ml) == 3
-    assert str(opt_ml / "input" / "data" / "training") in (opt_ml / "output" / "failure").read_text()
+    reason = (opt_ml / "output" / "failure").read_text()
+    assert str(opt_ml / "input" / "data" / "training") in reason
+    sagemaker.fail("process 1 lost another of the 2 that train together", opt_ml)
+    assert (opt_ml / "output" / "failure").read_text() == reason
 
 
 def test_an_unknown_hyperparameter_is_named(opt_ml: Path) -> None:

@@ -44,7 +44,7 @@ def check(config: CheckConfig) -> Path:
         for family in FAMILIES:
             record.try_line(f"train {family}", partial(_quietly, log, partial(made.train, family)))
         record.try_line("eight bits", made.eight_bits)
-        record.try_line("GPU beside CPU", partial(runs.gpu_is_as_cpu, made, device))
+        record.try_line("torch on GPU beside CPU", partial(runs.gpu_is_as_cpu, made, device))
         record.try_line("goldens of GPU on CPU", partial(runs.goldens_of_gpu, made, device))
         record.try_line("goldens of CPU on GPU", partial(_quietly, log, partial(runs.goldens_of_cpu, made, device)))
     for family in FAMILIES:

@@ -59,6 +59,7 @@ def test_a_line_that_fails_is_the_exit_code(run: Path, tmp_path: Path) -> None:
     assert failed["status"] == "failed"
     assert "ModelRefused: " in failed["detail"]
     assert command("--out", tmp_path, TWINLENS_MAX_BATCH="many").returncode == 2
+    assert command("--out", tmp_path / "model.onnx").returncode == 2, "there is a file of that name"
 
 
 def on_stand_in(monkeypatch: pytest.MonkeyPatch, provider: cuda.Provider, model: Path) -> dict[str, Line]:

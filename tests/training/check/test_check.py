@@ -34,7 +34,14 @@ def test_the_command_trains_every_family_and_says_what_it_cannot_show(tmp_path: 
     if not torch.cuda.is_available():
         assert "There is no GPU: no line says how one behaves." in done.stdout
         skipped = {name for name, line in tried.items() if line["status"] == "skipped"}
-        assert {"card", "torch", "cuDNN, no TF32", "GPU beside CPU", "goldens of CPU on GPU", "NCCL"} <= skipped
+        assert {
+            "card",
+            "torch",
+            "cuDNN, no TF32",
+            "torch on GPU beside CPU",
+            "goldens of CPU on GPU",
+            "NCCL",
+        } <= skipped
 
 
 @pytest.mark.slow
@@ -59,6 +66,17 @@ def test_tf32_would_be_noticed() -> None:
     exact = torch.nn.functional.conv2d(images.double(), weights.double())
     difference = (torch.nn.functional.conv2d(rounded[0], rounded[1]) - exact).abs().max() / exact.abs().max()
     assert difference > 2 * arithmetic.TF32
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+def test_on_this_machine_s_gpu_nothing_fails(tmp_path: Path) -> None:
+    done = command("check", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried = lines(tmp_path)
+    assert [name for name, line in tried.items() if line["status"] == "skipped"] == []
+    for family in FAMILIES:
+        assert "CUDAExecutionProvider" in tried[f"train {family}"]["detail"]
 
 
 @pytest.mark.slow

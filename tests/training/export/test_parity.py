@@ -11,6 +11,8 @@ import torch
 
 from serving.contract.card import NormalizationMode
 from serving.contract.model import open_model
+from serving.contract.session import CPU, CUDA
+from tests.support import cuda
 from training.config import Activation, TrainConfig
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
@@ -110,6 +112,21 @@ def test_a_file_with_other_weights_is_refused(
     [line] = str(error.value).splitlines()
     assert "service's loader" in line, "the other checks hold"
     assert re.search(r"pixels equal in 100.0% of the images, \d+ labels differ, .* 0\.\d+ \(at most 0.0001\)", line)
+
+
+@pytest.mark.parametrize(("kernels", "provider"), [(True, CUDA), (False, CPU)])
+def test_a_run_is_proved_on_the_gpu_or_where_it_has_no_kernels_on_the_cpu(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: bool, provider: str
+) -> None:
+    """As on a B200, for which torch has kernels and ONNX Runtime has none; here torch trains on the CPU."""
+    card = cuda.Provider(fails=lambda images: None if kernels else cuda.NO_KERNEL)
+    cuda.install(monkeypatch, card)
+    options: dict[str, Any] = {"model": "mlp", "hidden": (8,), "image_size": 16, "epochs": 1, "device": "cpu"}
+    folder = train(TrainConfig(data=photos, out=tmp_path, name="x", **options))
+    assert (tmp_path / "latest").resolve() == folder
+    served = json.loads((folder / "report" / "report.json").read_text())["parity"]["comparisons"][-1]["way"]
+    assert served == f"model.onnx in the service's loader ({provider})"
+    assert (max(card.sizes) > 1) is kernels
 
 
 def test_a_label_may_differ_only_where_two_are_equal_within_the_tolerance() -> None:
