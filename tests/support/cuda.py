@@ -97,17 +97,8 @@ def is_strict(options: Any) -> bool:
     return False
 
 
-def install(
-    patch: pytest.MonkeyPatch,
-    provider: Provider,
-    cards: list[tuple[str, tuple[int, int], int]] | None = None,
-    cuda_version: int = 13000,
-) -> None:
-    """Let this process see `cards`, by default one, and run sessions that ask for CUDA by `provider`."""
-    driver, library = Driver([CARD] if cards is None else cards, cuda_version), ctypes.CDLL
-    patch.setattr(ctypes, "CDLL", lambda name, *more: driver if name == "libcuda.so.1" else library(name, *more))
-    patch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    patch.setattr(onnxruntime, "preload_dlls", lambda: None)
+def session_class(provider: Provider) -> type[onnxruntime.InferenceSession]:
+    """ONNX Runtime's session, which leaves to the provider what asks for CUDA."""
     original = onnxruntime.InferenceSession
 
     class Session(original):  # type: ignore[misc,valid-type]
@@ -141,4 +132,22 @@ def install(
                     raise error
             return super().run(names, feeds, *more)
 
-    patch.setattr(onnxruntime, "InferenceSession", Session)
+    return Session
+
+
+def install(
+    patch: pytest.MonkeyPatch,
+    provider: Provider,
+    cards: list[tuple[str, tuple[int, int], int]] | None = None,
+    cuda_version: int = 13000,
+) -> None:
+    """Let this process see `cards`, by default one, and run sessions that ask for CUDA by `provider`."""
+    driver, library = Driver([CARD] if cards is None else cards, cuda_version), ctypes.CDLL
+
+    def opened(name: str | None, *positional: Any, **named: Any) -> ctypes.CDLL:
+        return driver if name == "libcuda.so.1" else library(name, *positional, **named)
+
+    patch.setattr(ctypes, "CDLL", opened)
+    patch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    patch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    patch.setattr(onnxruntime, "InferenceSession", session_class(provider))
