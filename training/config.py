@@ -19,7 +19,7 @@ Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
 Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
 ScheduleName = Literal["cosine", "constant", "step"]
-Balance = Literal["none", "loss", "sampler"]
+Balance = Literal["none", "loss", "logits", "sampler"]
 Policy = Literal["none", "light", "strong"]
 Symmetry = Literal["none", "mirror", "square"]
 Leaks = Literal["drop", "error", "warn"]
@@ -119,7 +119,9 @@ class TrainConfig:
     0: not (Yun et al. 2019)."""
     balance: Balance | None = None
     """What to do about classes of different size. loss: weigh each image by the inverse of its class's frequency;
-    sampler: draw the classes equally often. None: sampler where --best-by counts all classes alike, else none."""
+    logits: add the log of this frequency to the logits that are trained (Menon et al. 2021), so that the model learns
+    what speaks for a class beside its frequency; sampler: draw the classes equally often. None: sampler where --best-by
+    counts all classes alike, else none."""
 
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as

@@ -19,12 +19,13 @@ class DataError(ValueError):
 class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number: the weights are lost, the last checkpoint is not.
 
-    `images` are those of the step it happened in.
+    `step` is the step of the epoch that it happened in, from 0, and `images` are those of this step.
     """
 
-    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, step: int = 0) -> None:
         super().__init__(message)
-        self.images = images
+        self.step = step
+        self.images: Sequence[int] = ()
 
 
 class OutOfMemory(RuntimeError):

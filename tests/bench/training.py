@@ -114,7 +114,7 @@ def other(config: SettledConfig, dataset: Dataset, *, plain: bool) -> Iterator[i
 def state_and_batches(config: SettledConfig, dataset: Dataset) -> tuple[TrainState, Batches]:
     model = build(config, dataset)
     training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=dataset.splits["train"])
-    batches = Batches(training_set, config, gpu=False)
+    batches = Batches(training_set, config, torch.device("cpu"))
     labels = dataset.labels[dataset.splits["train"]]
     objective = Objective.of(config, labels, len(dataset.classes), model, batches)
     return TrainState.start(model.train(), config, objective, len(batches)), batches
@@ -128,7 +128,7 @@ def ours(config: SettledConfig, dataset: Dataset) -> Iterator[int]:
         while True:
             for step, parts in enumerate(batches.epoch(epoch)):
                 batch = StepBatch(epoch=epoch, step=step, parts=parts, images=len(parts) * batches.size)
-                progress.add_step(train_step(state, batch), 0.0)
+                progress.add_steps([train_step(state, batch)], 0.0)
                 yield batch.images
             epoch += 1
 

@@ -63,7 +63,7 @@ def batches(size: int, rank: int, **given: object) -> Batches:
     return Batches(
         TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(2, 62)),
         config,
-        gpu=False,
+        torch.device("cpu"),
         group=Group(rank=rank, size=size),
     )
 

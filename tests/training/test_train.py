@@ -181,11 +181,23 @@ def one_epoch(labels: np.ndarray = LABELS, **given: Any) -> tuple[TrainState, Ru
     size = Preprocessing(height=12, width=12, channels=3, interpolation="area")
     torch.manual_seed(0)
     model = networks.build(config, size, normalization(config, IMAGES, np.arange(48)), 3)
-    batches = Batches(TrainingSet(images=IMAGES, labels=labels, indices=np.arange(48)), config, gpu=False)
+    batches = Batches(TrainingSet(images=IMAGES, labels=labels, indices=np.arange(48)), config, torch.device("cpu"))
     state = TrainState.start(model, config, Objective.of(config, labels, 3, model, batches), len(batches))
     progress = RunProgress()
     loop.run_epoch(state, batches, progress, Interruption())
     return state, progress
+
+
+@pytest.mark.parametrize("between", [1, 2, 7])
+def test_how_often_a_device_is_read_changes_no_number(between: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's numbers are read every few steps; the same is done here with a CPU's."""
+    _, expected = one_epoch(batch_size=4)
+    monkeypatch.setitem(loop.STEPS_BETWEEN_READS, "cpu", between)
+    _, read = one_epoch(batch_size=4)
+    assert replace(read, seconds=0) == replace(expected, seconds=0)
+    with pytest.raises(NonFiniteLoss, match="epoch 1, step 2") as stopped:
+        one_epoch(batch_size=4, lr=1e30, optimizer="sgd")
+    assert len(stopped.value.images) == 4
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -208,7 +220,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     state, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)
     assert state.schedule.last_epoch == 2
     config = settled(TrainConfig(batch_size=12, augment="none", balance="none"), image_size=12, training_images=48)
-    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, gpu=False)
+    batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=np.arange(48)), config, torch.device("cpu"))
     [first, second, third, fourth] = [step[0] for step in batches.epoch(0)]
     model, _ = one_epoch(optimizer="sgd", lr=1e-30)
     momentum = torch.zeros(())

@@ -1,4 +1,4 @@
-"""Balance classes of different size, by weights in the loss or by the frequency at which images are drawn."""
+"""Balance classes of different size: by weights in the loss, by the logits, or by how often images are drawn."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -7,6 +7,11 @@ from jaxtyping import Float64, Int64
 def weights(labels: Int64[np.ndarray, " images"], classes: int) -> Float64[np.ndarray, " classes"]:
     """Return the weight of each class: its inverse frequency, scaled so that the mean weight of the images is 1."""
     return len(labels) / (classes * np.bincount(labels, minlength=classes))
+
+
+def frequencies(labels: Int64[np.ndarray, " images"], classes: int) -> Float64[np.ndarray, " classes"]:
+    """Return the share of each class."""
+    return np.bincount(labels, minlength=classes) / len(labels)
 
 
 def order(labels: Int64[np.ndarray, " images"], rng: np.random.Generator) -> Int64[np.ndarray, " images"]:

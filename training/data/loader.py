@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from training.data import class_balance
 from training.data.augmentation import opencv, pipeline
 from training.data.augmentation.draws import BatchPolicy
+from training.data.resident import ResidentImages, fits
 from training.distributed import ALONE, Group
 from training.settled import SettledConfig
 from training.signals import SIGNALS, end_with_parent
@@ -122,16 +123,22 @@ class _Order(Sampler[list[Key]]):
 class Batches:
     """Batches of uint8 images `[batch, height, width, channels]` and int64 labels `[batch]`.
 
-    One batch at a time is copied from the mapped images. The length is the number of optimizer steps in an epoch. Order
-    and augmentation do not depend on the number of processes that share the batches. At the end of `with batches:` all
-    workers have ended.
+    One batch at a time is copied from the mapped images, unless all stay on the GPU. The length is the number of
+    optimizer steps in an epoch. Order and augmentation do not depend on the number of processes that share the batches.
+    At the end of `with batches:` all workers have ended.
     """
 
-    def __init__(self, training_set: TrainingSet, config: SettledConfig, *, gpu: bool, group: Group = ALONE) -> None:
+    def __init__(
+        self, training_set: TrainingSet, config: SettledConfig, device: torch.device, group: Group = ALONE
+    ) -> None:
         self._accumulate = config.accumulate
         self._images = training_set.images
         self._order = _Order(training_set, config, group)
         self._other_children: set[BaseProcess] = set()
+        gpu = device.type == "cuda"
+        self._resident: ResidentImages | None = None
+        if fits(training_set.images, training_set.indices, config, device):
+            self._resident = ResidentImages(training_set.images, training_set.labels, training_set.indices, device)
         policy = BatchPolicy.of(config, self.size)
         self.policy = policy if gpu else None
         """What is left to do on the GPU that trains."""
@@ -193,12 +200,16 @@ class Batches:
         """
         self._order.epoch, self._order.first = epoch, first_step * self._accumulate
         try:
-            batches = iter(self._loader)
+            batches = iter(self._loader) if self._resident is None else self._on_device(self._resident)
         except OSError as error:  # raised for the locks that workers share
             raise OSError(error.errno, error.strerror, SHARED_MEMORY) from error
         while step := list(islice(batches, self._accumulate)):
             yield step
         release(self._images)  # else, in the end, all images would count as memory of this process
+
+    def _on_device(self, resident: ResidentImages) -> Iterator[Batch]:
+        for keys in self._order:
+            yield resident.batch([image for *_, image in keys])
 
 
 def _begin_worker(worker: int) -> None:

@@ -1,6 +1,5 @@
 """The loop: for each epoch, for each batch, forward, backward, step; then evaluate, and keep the best."""
 
-import math
 import signal
 import time
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from training.metrics.evaluation import predict, score
 from training.signals import Interruption
 from training.storage import release
 
+STEPS_BETWEEN_READS = {"cuda": 16}
+"""By kind of device, 1 of others: a GPU would stand still until the host has read its numbers and sent a new step."""
 DROPOUT_STREAM = 2
 """Separates these draws from others that are made from a seed, an epoch and a number."""
 
@@ -51,7 +52,7 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
     train, classes = dataset.splits["train"], len(dataset.classes)
     checkpoints = CheckpointFolder.of(context)
     training_set = TrainingSet(images=dataset.images, labels=dataset.labels, indices=train)
-    batches = Batches(training_set, config, gpu=context.device.type == "cuda", group=group)
+    batches = Batches(training_set, config, context.device, group)
     objective = Objective.of(config, dataset.labels[train], classes, model, batches)
     record = replace(history.read(config.run) or history.begin(model, context, len(batches)), diverged=None)
     state = TrainState.start(model, config, objective, len(batches), group)
@@ -94,25 +95,29 @@ def run_epoch(
 ) -> bool:
     """One pass over the training images, or the rest of it; True when it was left early because of a signal.
 
-    All processes stop after the same step, whichever of them received the signal. Raises NonFiniteLoss.
+    All processes stop after the same step, whichever of them received the signal. A GPU is not waited for but every
+    few steps: then its numbers are read, a checkpoint may be due, and a signal is seen. Raises NonFiniteLoss.
     """
     epoch, first = progress.epoch, progress.step
+    steps_between_reads = STEPS_BETWEEN_READS.get(state.objective.class_weights.device.type, 1)
     state.model.train()
     with tqdm(
         desc=f"epoch {epoch + 1}", initial=first, total=len(batches), unit=" steps", disable=None, leave=False
     ) as bar:
-        started = time.perf_counter()
+        started, results = time.perf_counter(), []
         for step, parts in enumerate(batches.epoch(epoch, first), first):
             batch = StepBatch(epoch=epoch, step=step, parts=parts, images=len(parts) * batches.size)
+            results.append(train_step(state, batch))
+            if len(results) < steps_between_reads and step + 1 < len(batches):
+                continue
             try:
-                result = train_step(state, batch)
+                progress.add_steps(results, time.perf_counter() - started, state.group)
             except NonFiniteLoss as error:
-                error.images = batches.images(epoch, step)
+                error.images = batches.images(epoch, error.step)
                 raise
-            started, seconds = (now := time.perf_counter()), now - started
-            progress.add_step(result, seconds)
             bar.set_postfix_str(str(progress), refresh=False)
-            bar.update()
+            bar.update(len(results))
+            started, results = time.perf_counter(), []
             if interval is not None:
                 interval.save_if_due()
             if state.group.any(interruption.number is not None):
@@ -121,7 +126,7 @@ def run_epoch(
 
 
 def train_step(state: TrainState, batch: StepBatch) -> StepResult:
-    """Forward, backward and one step of the optimizer. Raises NonFiniteLoss."""
+    """Forward, backward and one step of the optimizer; nothing here waits for a GPU."""
     config, device = state.config, state.objective.class_weights.device
     torch.manual_seed(dropout_seed(config.seed, batch.epoch, batch.step, state.group.rank))
     state.optimizer.zero_grad()
@@ -133,16 +138,12 @@ def train_step(state: TrainState, batch: StepBatch) -> StepResult:
             (loss * (state.group.size / batch.images)).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
         correct += hits
-    total, right = state.group.sum(float(loss_sum), float(correct))
-    if not math.isfinite(total):
-        where = f"epoch {batch.epoch + 1}, step {batch.step + 1}"
-        raise NonFiniteLoss(f"the loss is {total / batch.images} in {where}")
     norm = clip(state.model, config.clip_norm)
     state.optimizer.step()
     state.schedule.step()
     parallel.average_statistics(state.model, state.group)
     state.average.update(state.model)
-    return StepResult(images=batch.images, loss_sum=total, correct=int(right), norm=float(norm))
+    return StepResult(step=batch.step, images=batch.images, measured=torch.stack([loss_sum, correct, norm.detach()]))
 
 
 def dropout_seed(*key: int) -> int:

@@ -28,6 +28,8 @@ class Objective:
     mix: Mixing
     class_weights: Tensor
     """Float32 `[classes]`, on the device that trains; ones where classes are not weighted."""
+    log_frequencies: Tensor
+    """Float32 `[classes]`, added to the logits that are trained; zeros where they are not adjusted."""
     label_smoothing: float
     bfloat16: bool
 
@@ -37,7 +39,9 @@ class Objective:
 
         `batches` say what they leave to do: to augment on a GPU, and to mix images that they borrowed (see `Mixing`).
         """
+        device = next(model.parameters()).device
         weights = class_balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
+        frequencies = class_balance.frequencies(labels, classes) if config.balance == "logits" else np.ones(classes)
         return cls(
             augment=BatchAugmentation(policy=batches.policy, rows=batches.rows, accumulate=config.accumulate),
             mix=Mixing(
@@ -47,7 +51,8 @@ class Objective:
                 cutmix=config.cutmix,
                 borrowed=batches.borrowed,
             ),
-            class_weights=torch.tensor(weights, dtype=torch.float32, device=next(model.parameters()).device),
+            class_weights=torch.tensor(weights, dtype=torch.float32, device=device),
+            log_frequencies=torch.tensor(np.log(frequencies), dtype=torch.float32, device=device),
             label_smoothing=config.label_smoothing,
             bfloat16=uses_bfloat16(config, model),
         )
@@ -64,6 +69,10 @@ class Objective:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             logits: Tensor = model(images)
         loss = cross_entropy(
-            logits.float(), targets, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
+            logits.float() + self.log_frequencies,
+            targets,
+            self.class_weights,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
         return loss, (logits.argmax(1) == targets.argmax(1)).sum()

@@ -1,9 +1,15 @@
 """How far a run has come: what a checkpoint holds beside the train state, so that the run continues exactly."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from training.distributed import ALONE, Group
+from training.errors import NonFiniteLoss
 from training.metrics.classification import TITLES, Scores
 from training.settled import SettledConfig
 
@@ -46,14 +52,14 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step of the optimizer measured, over all processes."""
+    """What one step of the optimizer measured. The numbers are on the device, which may not have computed them yet."""
 
+    step: int
     images: int
-    loss_sum: float
-    """Of the images' losses."""
-    correct: int
-    norm: float
-    """Of all gradients together, before any clipping."""
+    """Of all processes together."""
+    measured: Tensor
+    """Float32 `[3]`: sum of the losses and number of correct predictions of this process's images; norm of all
+    gradients together, before any clipping."""
 
 
 @dataclass(kw_only=True)
@@ -105,18 +111,31 @@ class RunProgress:
         patient = config.patience is None or self.epoch - self.best_epoch < config.patience
         return self.epoch >= config.epochs or not patient
 
-    def add_step(self, result: StepResult, seconds: float) -> None:
-        """Add one step of the optimizer, which took `seconds` with the wait for its images."""
-        loss = result.loss_sum / result.images
+    def add_steps(self, results: Sequence[StepResult], seconds: float, group: Group = ALONE) -> None:
+        """Add the next steps of the epoch, which took `seconds` with the wait for their images.
+
+        Waits for the device. Every process of a group must call it. Raises NonFiniteLoss naming the first such step.
+        """
+        self.seconds += seconds
+        if not results:
+            return
+        measured = torch.stack([result.measured for result in results]).tolist()
+        sums = group.sum(*(value for loss_sum, correct, _ in measured for value in (loss_sum, correct)))
+        for result, loss_sum, correct, (*_, norm) in zip(results, sums[::2], sums[1::2], measured, strict=True):
+            self._add(result, loss_sum, correct, norm)
+
+    def _add(self, result: StepResult, loss_sum: float, correct: float, norm: float) -> None:
+        loss = loss_sum / result.images
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"the loss is {loss} in epoch {self.epoch + 1}, step {result.step + 1}", result.step)
         self.change_sum += 0.0 if self.last_loss is None else (loss - self.last_loss) ** 2
         self.last_loss = loss
         self.step += 1
         self.images += result.images
-        self.loss_sum += result.loss_sum
-        self.correct += result.correct
-        self.norm_sum += result.norm
-        self.norm_max = max(self.norm_max, result.norm)
-        self.seconds += seconds
+        self.loss_sum += loss_sum
+        self.correct += int(correct)
+        self.norm_sum += norm
+        self.norm_max = max(self.norm_max, norm)
 
     def __str__(self) -> str:
         """Loss, accuracy and speed of the epoch under way, for the progress bar."""

@@ -28,7 +28,7 @@ def config(**options: Any) -> SettledConfig:
 
 
 def drawn(epoch: int, labels: np.ndarray = LABELS, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = Batches(replace(ALL, labels=labels), config(batch_size=8, **options), gpu=False)
+    batches = Batches(replace(ALL, labels=labels), config(batch_size=8, **options), torch.device("cpu"))
     images, drawn_labels = zip(*(batch for step in batches.epoch(epoch) for batch in step), strict=True)
     return torch.cat(images), torch.cat(drawn_labels)
 
@@ -79,7 +79,7 @@ def test_only_what_is_drawn_is_copied(tmp_path: Path) -> None:
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
     chosen = np.arange(0, len(images), 2)
     training_set = TrainingSet(images=images, labels=np.arange(len(images)), indices=chosen)
-    batches = Batches(training_set, config(batch_size=64, augment="none"), gpu=False)
+    batches = Batches(training_set, config(batch_size=64, augment="none"), torch.device("cpu"))
     tracemalloc.start()
     for [(drawn_images, labels)] in batches.epoch(0):
         assert np.array_equal(drawn_images, images[labels])
@@ -92,7 +92,7 @@ def test_only_what_is_drawn_is_copied(tmp_path: Path) -> None:
 def test_workers_end_with_the_batches_and_no_other_process_does() -> None:
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     other.start()
-    batches = Batches(ALL, config(batch_size=8, workers=2), gpu=False)
+    batches = Batches(ALL, config(batch_size=8, workers=2), torch.device("cpu"))
     with batches:
         next(batches.epoch(0))
         workers = set(multiprocessing.active_children()) - {other}
@@ -105,14 +105,14 @@ def test_workers_end_with_the_batches_and_no_other_process_does() -> None:
 
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
     options = config(batch_size=64, augment="none")
-    [[(images, _)]] = Batches(ALL, options, gpu=False).epoch(0)
+    [[(images, _)]] = Batches(ALL, options, torch.device("cpu")).epoch(0)
     assert len(images) == 50
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 9])
 def test_batches_come_in_steps_and_the_last_step_may_be_shorter(accumulate: int) -> None:
     options = config(batch_size=8, accumulate=accumulate, augment="none")
-    batches = Batches(ALL, options, gpu=False)
+    batches = Batches(ALL, options, torch.device("cpu"))
     steps = list(batches.epoch(0))
     assert len(steps) == len(batches)
     assert [len(step) for step in steps] == {1: [1] * 6, 2: [2, 2, 2], 4: [4, 2], 9: [6]}[accumulate]

@@ -17,7 +17,7 @@ def state(ema: float) -> TrainState:
     config = settled(TrainConfig(ema=ema), image_size=16, training_images=100)
     model = nn.Sequential(nn.Linear(100, 100))
     images, labels = np.zeros((100, 16, 16, 3), np.uint8), np.zeros(100, int)
-    batches = Batches(TrainingSet(images=images, labels=labels, indices=np.arange(100)), config, gpu=False)
+    batches = Batches(TrainingSet(images=images, labels=labels, indices=np.arange(100)), config, torch.device("cpu"))
     objective = Objective.of(config, labels, 2, model, batches)
     return TrainState.start(model, config, objective, steps_an_epoch=10)
 
