@@ -13,8 +13,6 @@ from training.distributed import ALONE, Group
 from training.errors import DeviceMissing
 from training.settled import SettledConfig
 
-NEEDED_DRIVER = "CUDA 13 needs R580 or newer"
-
 
 def find_device(name: str, group: Group = ALONE) -> torch.device:
     """The device that --device names; each process of a machine has a GPU of its own. Raises DeviceMissing.
@@ -54,7 +52,7 @@ def unusable_gpu(root: Path = Path("/")) -> str | None:
     elif not gpu.device_files(root):
         reason = "this process may reach none; a container needs `docker run --gpus all`, or a limit of nvidia.com/gpu"
     else:
-        reason = f"CUDA {torch.version.cuda} may need a newer driver ({NEEDED_DRIVER})"
+        reason = f"CUDA {torch.version.cuda} may need a newer driver ({gpu.NEEDED_DRIVER})"
     return f"there is a GPU of NVIDIA (driver {driver}), but torch sees none: {reason}"
 
 

@@ -58,7 +58,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
 
     With --resume it continues where the run stopped, and does nothing when the run is finished. Every process of a
     group must call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing,
-    NonFiniteLoss, OutOfMemory, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
+    NonFiniteLoss, OutOfMemory, DeviceFailed, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
     """
     name = group.share(lambda: config.name or default_name(config.model))
     config, run = replace(config, name=name), config.out / name

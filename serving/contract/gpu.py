@@ -9,6 +9,9 @@ from pathlib import Path
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
 """CUdevice_attribute, https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html"""
 
+NEEDED_CUDA = (13, 0)
+NEEDED_DRIVER = "CUDA 13 needs R580 or newer"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:

@@ -14,7 +14,6 @@ import onnxruntime
 from serving.contract import gpu
 
 FILE = "check.json"
-NEEDED_CUDA = (13, 0)
 NO_GPU = "there is no GPU"
 
 
@@ -102,9 +101,9 @@ def driver() -> Result:
     version, cuda = gpu.driver_version(), gpu.cuda_version()
     if version is None and cuda is None:
         raise Skipped("NVIDIA's driver is not installed")
-    if cuda is None or cuda < NEEDED_CUDA:
+    if cuda is None or cuda < gpu.NEEDED_CUDA:
         newest = "no CUDA" if cuda is None else f"CUDA {cuda[0]}.{cuda[1]}"
-        raise RuntimeError(f"driver {version} runs {newest}; CUDA 13.0 is needed, so R580 or newer")
+        raise RuntimeError(f"driver {version} runs {newest}; {gpu.NEEDED_DRIVER}")
     return Result(detail=f"driver {version or 'of unknown version'}, CUDA {cuda[0]}.{cuda[1]}")
 
 

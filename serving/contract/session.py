@@ -80,11 +80,13 @@ def _device(graph: bytes, placement: Placement) -> tuple[Gpu | None, str]:
         return None, "the CPU was asked for"
     if CUDA not in onnxruntime.get_available_providers():
         return None, "this onnxruntime is built without CUDA"
-    devices = gpu.gpus()
-    if placement.device_id >= len(devices):
+    devices, cuda = gpu.gpus(), gpu.cuda_version()
+    if not devices or cuda is None or cuda < gpu.NEEDED_CUDA:
         driver = gpu.driver_version()
         loaded = f"NVIDIA's driver {driver}" if driver else "no driver of NVIDIA"
-        return None, f"CUDA shows {len(devices)} devices, with {loaded}; number {placement.device_id} is not among them"
+        return None, f"CUDA shows {len(devices)} devices, with {loaded}; {gpu.NEEDED_DRIVER}"
+    if placement.device_id >= len(devices):
+        return None, f"CUDA shows {len(devices)} devices, and number {placement.device_id} is not among them"
     onnxruntime.preload_dlls()
     return devices[placement.device_id], ""
 

@@ -158,7 +158,7 @@ def _kept_in_float32(graph: onnx.ModelProto) -> list[str]:
     convolutions = [index for index, node in enumerate(nodes) if node.op_type == "Conv"]
     depthwise_second = len(convolutions) > 1 and _groups(nodes[convolutions[1]]) > 1
     leading = convolutions[1 if depthwise_second else 0] + 1 if convolutions else 0
-    head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul", "Conv")][-1]
+    head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1]
     return [*normalization, *(node.name for node in nodes[:leading]), head]
 
 

@@ -89,18 +89,19 @@ def test_onnxruntime_refuses_the_cpu_with_the_words_that_are_looked_for(run: Pat
 
 
 @pytest.mark.parametrize(
-    ("cards", "placement", "reason"),
+    ("cards", "version", "number", "reason"),
     [
-        ([], REQUIRED, "CUDA shows 0 devices, with no driver of NVIDIA; number 0 is not among them"),
-        ([cuda.CARD], Placement(on="cuda", device_id=1), "CUDA shows 1 devices, .* number 1 is not among them"),
+        ([], 13000, 0, "CUDA shows 0 devices, with no driver of NVIDIA; CUDA 13 needs R580 or newer"),
+        ([cuda.CARD], 12040, 0, "CUDA shows 1 devices, with no driver of NVIDIA; CUDA 13 needs R580 or newer"),
+        ([cuda.CARD], 13000, 1, "CUDA shows 1 devices, and number 1 is not among them"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused_where_it_is_required(
-    run: Path, monkeypatch: pytest.MonkeyPatch, cards: list[Any], placement: Placement, reason: str
+    run: Path, monkeypatch: pytest.MonkeyPatch, cards: list[Any], version: int, number: int, reason: str
 ) -> None:
-    cuda.install(monkeypatch, cuda.Provider(), cards=cards)
+    cuda.install(monkeypatch, cuda.Provider(), cards=cards, cuda_version=version)
     with pytest.raises(ModelRefused, match=WITHOUT_GPU + reason):
-        open_model(run / "model.onnx", placement=placement)
+        open_model(run / "model.onnx", placement=Placement(on="cuda", device_id=number))
 
 
 def test_the_cpu_is_taken_where_it_is_asked_for(run: Path, provider: cuda.Provider) -> None:
