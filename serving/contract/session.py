@@ -68,7 +68,7 @@ def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntim
     if placement.on == "cuda":
         raise SessionError(f"a GPU is required, but {reason}")
     if device is not None:
-        log.warning("the graph runs on the CPU: %s", reason)
+        log.warning("the graph runs on the CPU, not on GPU %d: %s", placement.device_id, reason)
     return _open(graph, [CPU], _options(threads))
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from serving.contract.gpu import gpus
+from tests.support import cuda
 from tests.support.server import started
 
 pytestmark = pytest.mark.slow
@@ -40,6 +41,33 @@ def test_the_only_worker_takes_the_container_with_it(run: Path, tmp_path: Path) 
 def test_a_worker_for_each_gpu_is_one_without_any(run: Path, tmp_path: Path) -> None:
     with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", TWINLENS_WORKERS="gpus") as (server, url):
         assert len(workers(server, url)) == max(1, len(gpus()))
+
+
+NO_CUDA = "onnxruntime could not load CUDA; its log says which library is missing"
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+def test_two_gpus_have_a_worker_each(run: Path, tmp_path: Path) -> None:
+    """As a driver shows them; without CUDA's libraries each says so and serves on the CPU."""
+    driver = {"LD_LIBRARY_PATH": str(cuda.library(tmp_path, cards=2)), "TWINLENS_WORKERS": "gpus"}
+    with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", **driver) as (server, url):
+        until = time.monotonic() + RESPAWN_S
+        while len(workers(server, url)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(workers(server, url)) == 2
+        assert httpx.get(f"{url}/readyz").status_code == 200
+    for number in (0, 1):
+        assert f"the graph runs on the CPU, not on GPU {number}: {NO_CUDA}" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+def test_a_visible_gpu_is_required_by_auto(run: Path, tmp_path: Path) -> None:
+    driver = {"LD_LIBRARY_PATH": str(cuda.library(tmp_path, cards=1)), "TWINLENS_REQUIRE_GPU": "auto"}
+    with (
+        pytest.raises(AssertionError, match=f"(?s)the server ended .*a GPU is required, but {NO_CUDA}"),
+        started(run / "model.onnx", tmp_path / "home", tmp_path / "log", **driver),
+    ):
+        pass
 
 
 def test_one_of_several_is_replaced_and_the_others_answer_meanwhile(

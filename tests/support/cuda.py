@@ -4,6 +4,8 @@ Only what needs a device is replaced: the driver's library and the provider. All
 """
 
 import ctypes
+import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,6 +77,37 @@ class Driver(ctypes.CDLL):
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
         value._obj.value = self._cards[device.value][1][attribute - 75]
         return 0
+
+
+LIBRARY = """
+#include <string.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+int cuDeviceGetCount(int *count) { *count = CARDS; return 0; }
+int cuDeviceGet(int *device, int number) { *device = number; return 0; }
+int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "stand-in", length); return 0; }
+int cuDeviceTotalMem_v2(size_t *memory, int device) { *memory = 1 << 30; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 9 : 0; return 0; }
+"""
+
+
+def library(folder: Path, cards: int) -> Path:
+    """The same driver as a library, for other processes: in this folder, which LD_LIBRARY_PATH is to name."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    command: list[str | Path] = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        f"-DCARDS={cards}",
+        "-x",
+        "c",
+        "-",
+        "-o",
+        folder / "libcuda.so.1",
+    ]
+    subprocess.run(command, input=LIBRARY, text=True, check=True)
+    return folder
 
 
 @dataclass

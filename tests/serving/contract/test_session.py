@@ -54,7 +54,7 @@ def test_a_card_without_kernels_leaves_the_cpu_and_is_logged(
     assert classifier.provider == CPU
     assert provider.sizes == [1]
     [message] = [record.message for record in caplog.records]
-    assert message.startswith("the graph runs on the CPU: ")
+    assert message.startswith("the graph runs on the CPU, not on GPU 0: ")
     assert "compute capability 10.0" in message
 
 
