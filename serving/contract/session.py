@@ -67,7 +67,7 @@ def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntim
             reason = _explain(error, device)
     if placement.on == "cuda":
         raise SessionError(f"a GPU is required, but {reason}")
-    if device is not None:
+    if placement.on == "auto" and EIGHT_BITS not in graph and gpu.visible():
         log.warning("the graph runs on the CPU, not on GPU %d: %s", placement.device_id, reason)
     return _open(graph, [CPU], _options(threads))
 

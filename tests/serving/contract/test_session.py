@@ -58,6 +58,22 @@ def test_a_card_without_kernels_leaves_the_cpu_and_is_logged(
     assert "compute capability 10.0" in message
 
 
+def test_a_driver_that_is_too_old_leaves_the_cpu_and_is_logged(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without any device nothing is said."""
+    cuda.install(monkeypatch, cuda.Provider(), cuda_version=12040)
+    with caplog.at_level(logging.WARNING):
+        assert not open_model(run / "model.onnx").on_gpu
+    [message] = [record.message for record in caplog.records]
+    assert message.endswith("CUDA 13 needs R580 or newer")
+    caplog.clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with caplog.at_level(logging.WARNING):
+        assert not open_model(run / "model.onnx").on_gpu
+    assert caplog.records == []
+
+
 def test_another_failure_of_the_first_run_is_quoted(run: Path, provider: cuda.Provider) -> None:
     provider.fails = lambda images: RuntimeError("out of memory")
     with pytest.raises(ModelRefused, match=r"first run on NVIDIA B200 .* failed \(out of memory\)"):
