@@ -272,6 +272,16 @@ def test_class_weights_weigh_the_loss() -> None:
     assert one_epoch(labels, batch_size=48)[1].loss == pytest.approx(float(by_image.mean()), rel=1e-5)
 
 
+def test_adjusted_logits_learn_what_speaks_for_a_class_beside_its_frequency() -> None:
+    """In the loss the classes' frequencies come from the data, so a model that knows nothing has equal logits."""
+    labels = np.repeat([0, 1, 2], [36, 8, 4])
+    model = one_epoch(labels, batch_size=48, lr=1e-30)[0].model
+    prior = torch.tensor([36, 8, 4]).div(48).log()
+    expected = torch.nn.functional.cross_entropy(model(torch.from_numpy(IMAGES)) + prior, torch.from_numpy(labels))
+    found = one_epoch(labels, batch_size=48, balance="logits")[1].loss
+    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
 def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_path: Path) -> None:
     run = train.train(
         TrainConfig(
