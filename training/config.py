@@ -201,7 +201,7 @@ class TrainConfig:
     """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives at least 99 % of the test
     images the label that model.onnx gives them."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of training; auto takes bfloat16 where the device computes in it. float32 is so in convolutions, too:
     without TF32. Scores are always float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -18,7 +18,7 @@ from training.config import TrainConfig, default_name
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
 from training.data.formats import SPLITS, Split
-from training.device import find_device, full_float32, uses_bfloat16
+from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
 from training.engine.checkpoint import CheckpointFolder
@@ -196,7 +196,7 @@ def describe(context: RunContext, model: nn.Module) -> str:
     sizes = ", ".join(f"{split} {len(indices):,}" for split, indices in dataset.splits.items())
     made = dataset.preprocessing
     together = f" in each of {group.size} processes" if group.size > 1 else ""
-    arithmetic = "bfloat16" if uses_bfloat16(config, model) else "float32"
+    arithmetic = str(training_dtype(config, model)).removeprefix("torch.")
     return (
         f"data   {dataset.name}: {len(dataset.keys):,} images, {len(dataset.classes)} classes ({sizes})\n"
         f"model  {config.model}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "

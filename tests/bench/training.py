@@ -33,7 +33,7 @@ from training.config import TrainConfig
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
 from training.data.loader import Batches, TrainingSet
-from training.device import find_device, uses_bfloat16
+from training.device import find_device, training_dtype
 from training.engine.loop import StepBatch, train_step
 from training.engine.objective import Objective
 from training.engine.progress import RunProgress
@@ -98,11 +98,11 @@ def other(config: SettledConfig, dataset: Dataset, *, plain: bool) -> Iterator[i
         Originals(dataset, config, decoded=plain), config.batch_size, True, num_workers=workers, drop_last=True
     )
     optimizer = torch.optim.AdamW(model.parameters(), fused=True) if plain else torch.optim.Adam(model.parameters())
-    low = plain and uses_bfloat16(config, model)
+    dtype = training_dtype(config, model) if plain else torch.float32
     while True:
         for images, labels in batches:
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
                 logits = model(images)
             loss = cross_entropy(logits.float(), labels)
             loss.backward()

@@ -215,6 +215,24 @@ def test_two_batches_of_eight_make_the_step_of_one_of_sixteen(optimizer: str) ->
     assert (flat(whole.model) - flat(alone.model)).abs().max() > 1e-4
 
 
+def test_float16_leaves_out_a_step_that_overflows_and_scales_less() -> None:
+    state, progress = one_epoch(precision="float16", optimizer="sgd", lr=1e-3)
+    _, exact = one_epoch(optimizer="sgd", lr=1e-3)
+    assert progress.loss == pytest.approx(exact.loss, rel=1e-2)
+    assert progress.norm_max == pytest.approx(exact.norm_max, rel=5e-2)
+    scale, before = state.scaler.get_scale(), flat(state.model).clone()
+    next(state.model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+    state.scaler.scale(torch.ones(1))
+    state.scaler.unscale_(state.optimizer)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    assert torch.equal(flat(state.model), before)
+    assert state.scaler.get_scale() == scale / 2
+    again, _ = one_epoch(precision="float16", optimizer="sgd", lr=1e-3)
+    again.load_state_dict(state.state_dict())
+    assert again.scaler.get_scale() == scale / 2
+
+
 def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:
     """48 images in batches of 12, three a step: 36, then 12, whose gradient is not a third of itself."""
     state, _ = one_epoch(optimizer="sgd", batch_size=12, accumulate=3, weight_decay=0.0, lr=0.01)

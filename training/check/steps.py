@@ -5,12 +5,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
 from serving.contract.selfcheck import Result
 from training.config import TrainConfig
-from training.device import uses_bfloat16
+from training.device import training_dtype
 from training.engine import optimizer
 from training.models import networks
 from training.settled import settle
@@ -34,20 +35,23 @@ def step(family: str, device: torch.device) -> Result:
     scale = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
     model = networks.build(config, made, scale, CLASSES)
     model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    stepper, bfloat16 = optimizer.make(model, config), uses_bfloat16(config, model)
+    stepper, dtype = optimizer.make(model, config), training_dtype(config, model)
+    scaler = GradScaler(device.type, enabled=dtype is torch.float16)
     images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
     labels = torch.arange(batch, device=device) % CLASSES
 
     def run() -> None:
         stepper.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             logits = model(images)
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
-        stepper.step()
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(stepper)
+        scaler.update()
 
     count, seconds = _count(run, device)
     rate = count * batch / seconds
-    kind = "bfloat16" if bfloat16 else "float32"
+    kind = str(dtype).removeprefix("torch.")
     return Result(detail=f"{rate:,.0f} images/s of {side} px, batch {batch}, {kind}", numbers={"images/s": rate})
 
 

@@ -135,11 +135,13 @@ def train_step(state: TrainState, batch: StepBatch) -> StepResult:
         with parallel.exchanging(state.parallel, last=part + 1 == len(batch.parts)):
             loss, hits = state.objective(state.parallel, images_and_labels, batch.epoch, batch.step, part)
             # In the mean of the processes' gradients, every image of the step has the same weight.
-            (loss * (state.group.size / batch.images)).backward()  # type: ignore[no-untyped-call]
+            state.scaler.scale(loss * (state.group.size / batch.images)).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
         correct += hits
+    state.scaler.unscale_(state.optimizer)
     norm = clip(state.model, config.clip_norm)
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)  # leaves out a step whose gradients overflowed, and then scales less
+    state.scaler.update()
     state.schedule.step()
     parallel.average_statistics(state.model, state.group)
     state.average.update(state.model)

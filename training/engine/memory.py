@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from training.device import uses_bfloat16
+from training.device import training_dtype
 from training.engine.train_state import RunContext
 
 COPIES = 3
@@ -35,7 +35,8 @@ def _fits(model: nn.Module, context: RunContext, batch_size: int) -> bool:
     try:
         held += [torch.zeros_like(parameter) for parameter in model.parameters() for _ in range(COPIES)]
         images = torch.zeros((shared, made.height, made.width, made.channels), dtype=torch.uint8, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(context.config, model)):
+        dtype = training_dtype(context.config, model)
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             logits = model.train()(images)
         logits.float().sum().backward()
     except (RuntimeError, MemoryError):  # PyTorch raises the former on CPUs, a subclass of it on GPUs

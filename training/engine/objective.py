@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from training.data import class_balance
 from training.data.augmentation.tensors import BatchAugmentation
 from training.data.loader import Batches
-from training.device import uses_bfloat16
+from training.device import training_dtype
 from training.engine.mixup import Mixing
 from training.metrics.classification import Labels
 from training.settled import SettledConfig
@@ -21,7 +21,7 @@ from training.settled import SettledConfig
 class Objective:
     """Cross entropy with mixed images and labels, label smoothing and class weights, each where its option asks for it.
 
-    The network computes in bfloat16 where `bfloat16` is true; the loss is always computed in float32.
+    The network computes in `dtype`; the loss is always computed in float32.
     """
 
     augment: BatchAugmentation
@@ -31,7 +31,7 @@ class Objective:
     log_frequencies: Tensor
     """Float32 `[classes]`, added to the logits that are trained; zeros where they are not adjusted."""
     label_smoothing: float
-    bfloat16: bool
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, config: SettledConfig, labels: Labels, classes: int, model: nn.Module, batches: Batches) -> "Objective":
@@ -54,7 +54,7 @@ class Objective:
             class_weights=torch.tensor(weights, dtype=torch.float32, device=device),
             log_frequencies=torch.tensor(np.log(frequencies), dtype=torch.float32, device=device),
             label_smoothing=config.label_smoothing,
-            bfloat16=uses_bfloat16(config, model),
+            dtype=training_dtype(config, model),
         )
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor], *key: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class Objective:
         device = self.class_weights.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         images, targets = self.mix(self.augment(images, *key), labels, *key)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not torch.float32):
             logits: Tensor = model(images)
         loss = cross_entropy(
             logits.float() + self.log_frequencies,

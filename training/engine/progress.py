@@ -134,8 +134,9 @@ class RunProgress:
         self.images += result.images
         self.loss_sum += loss_sum
         self.correct += int(correct)
-        self.norm_sum += norm
-        self.norm_max = max(self.norm_max, norm)
+        if math.isfinite(norm):  # in float16 gradients may overflow; such a step is left out
+            self.norm_sum += norm
+            self.norm_max = max(self.norm_max, norm)
 
     def __str__(self) -> str:
         """Loss, accuracy and speed of the epoch under way, for the progress bar."""

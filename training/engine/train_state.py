@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -46,6 +47,8 @@ class TrainState:
     """The same model, as all processes train it together."""
     average: ExponentialMovingAverage
     optimizer: Optimizer
+    scaler: GradScaler
+    """Scales the loss so that small gradients are not zero in float16; does nothing in other types."""
     schedule: LambdaLR
     objective: Objective
     """Constant, like `config` and `group`: what a step minimizes."""
@@ -71,6 +74,7 @@ class TrainState:
             parallel=wrapped,
             average=ExponentialMovingAverage(learner, config.ema),
             optimizer=stepper,
+            scaler=GradScaler(objective.class_weights.device.type, enabled=objective.dtype is torch.float16),
             schedule=optimizer.schedule(stepper, config, steps_an_epoch),
             objective=objective,
             config=config,
@@ -83,6 +87,7 @@ class TrainState:
         self.average.load(state["model"], state["averaged_steps"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: `model` are the weights that are scored and exported, `weights` those that learn.
@@ -95,4 +100,5 @@ class TrainState:
             "averaged_steps": self.average.steps,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }

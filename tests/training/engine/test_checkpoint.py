@@ -62,7 +62,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> 
 def test_the_checkpoints_of_a_run_say_what_they_are(run: Path) -> None:
     for name in ("last", "best"):
         state = checkpoint.load(run / "checkpoints" / f"{name}.pt", torch.device("cpu"))
-        learned = {"model", "weights", "averaged_steps", "optimizer", "schedule"}
+        learned = {"model", "weights", "averaged_steps", "optimizer", "schedule", "scaler"}
         assert set(state) == learned | {"settings", "data", "progress"}
         settings = state["settings"]
         assert settings["model"] == {
