@@ -36,6 +36,7 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
             )
         device = torch.device("cuda", group.local_rank)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # a run's batches have few shapes; each is timed once
     [with_gpu] = group.sum(device.type == "cuda")
     if 0 < with_gpu < group.size:
         raise DeviceMissing(
