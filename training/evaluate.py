@@ -23,8 +23,9 @@ from serving.contract.model import Classifier, open_model
 from training.data import audit, dataset, inspection, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
-from training.data.formats import NAMES_SHOWN, SPLITS, Source, Split, find
+from training.data.formats import find
 from training.data.inspection import ImageSet
+from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import ConfigError, DataError
 from training.metrics.classification import Probabilities
@@ -67,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     classifiers = [open_model(_model_file(path), threads=0) for path in paths]
     _check_classes(classifiers)
     cache = Cache(config.cache)
-    source = find(config.data, cache)
+    source = find(config.data, cache, [config.out] if config.out else [])
     _check_labels(source, classifiers[0].card.classes)
     folder = _make_folder(config)
     try:
@@ -76,7 +77,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     except (ConfigError, DataError, OSError):
         folder.rmdir()  # empty; the next attempt can use the name
         raise
-    warnings = [*_missing_classes(images, indices), *_trained_on(classifiers, trained_on, indices)]
+    warnings = [
+        *images.image_set.notes,
+        *_missing_classes(images, indices),
+        *_trained_on(classifiers, trained_on, indices),
+    ]
     for letter, classifier in zip("AB" if config.compare else " ", classifiers, strict=True):
         print(f"model {letter} {_describe(classifier)}")
     print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")

@@ -17,7 +17,7 @@ from training import failures
 from training.config import TrainConfig, default_name
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
-from training.data.formats import SPLITS, Split
+from training.data.sources.source import SPLITS, Split
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs

@@ -104,7 +104,7 @@ class FilePredictor:
 def predict_images(source: Path, out: Path, settings: Settings, workers: int) -> Counter[str]:
     """Write a row for each image of `source` to `out`. Returns the number of failed images by error code.
 
-    Resumes an earlier call with the same source, output and model. Raises UsageError, ModelRefused, InvalidOutput,
+    Resumes an earlier call with the same source, output and model. Raises ManifestError, ModelRefused, InvalidOutput,
     Busy, OSError, and BrokenProcessPool if a process was killed.
     """
     classifier = open_model(settings.model, placement=settings.placement())

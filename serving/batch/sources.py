@@ -1,43 +1,41 @@
 """The paths of the images to predict: those in a folder, or those that a manifest lists."""
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.listing import is_hidden, on_disk, read_manifest
 
-
-class UsageError(ValueError):
-    """The manifest has no column of paths."""
+UNDECODED = "surrogateescape"
+"""A path that is not UTF-8 keeps its bytes."""
 
 
 def image_paths(source: Path, skipped: Counter[str]) -> Iterator[str]:
     """Paths relative to the folder `source`, or to the folder of the manifest `source`, one at a time.
 
     A manifest is a CSV with a column `path`, or a text file with a path on each line. In a folder, the files with the
-    extension of an image are taken, at any depth. Hidden files and linked folders are left out. The other files are
-    counted in `skipped`, by extension. Raises UsageError, OSError.
+    extension of an image are taken, at any depth. Hidden files and folders, and linked folders, are left out. The other
+    files are counted in `skipped`, by extension. Raises ManifestError before the first path, OSError.
     """
     if source.is_dir():
         yield from _in_folder(source, "", skipped)
     elif source.suffix.lower() == ".csv":
-        with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = csv.DictReader(file)
-            if "path" not in (lines.fieldnames or ()):
-                raise UsageError(f"{source}: no column path; there are {', '.join(lines.fieldnames or ['none'])}")
-            yield from (line["path"] for line in lines)
+        for _ in read_manifest(source, ("path",), UNDECODED):
+            pass  # a broken row is found before hours of predictions
+        for _, row in read_manifest(source, ("path",), UNDECODED):
+            yield on_disk(source.parent, row["path"])
     else:
-        with source.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from (line.rstrip("\n") for line in file if line.strip())
+        with source.open(encoding="utf-8-sig", errors=UNDECODED) as file:
+            yield from (on_disk(source.parent, line.rstrip("\n")) for line in file if line.strip())
 
 
 def _in_folder(root: Path, below: str, skipped: Counter[str]) -> Iterator[str]:
     with os.scandir(root / below) as entries:
         for entry in entries:
             path = f"{below}{entry.name}"
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _in_folder(root, f"{path}/", skipped)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 MIN_SIDE = 8
 FORMATS = "JPEG, PNG, WebP, BMP"
-FILE_EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",)}
+FILE_EXTENSIONS = {"JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",)}
 """The usual extensions of a file's name, in lower case, by `Header.format`."""
 IMAGE_EXTENSIONS = tuple(extension for extensions in FILE_EXTENSIONS.values() for extension in extensions)
 MAX_SEGMENTS = 10_000

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
-from training.data.formats import SPLITS
+from training.data.sources.source import SPLITS
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> Path:

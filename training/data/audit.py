@@ -14,9 +14,9 @@ from serving.contract.image_header import FILE_EXTENSIONS
 from training.data import metadata_baseline
 from training.data.cache import Cache
 from training.data.duplicates import Pair
-from training.data.formats import NAMES_SHOWN, SPLITS, Split
 from training.data.inspection import ARRAY, ImageSet
 from training.data.metadata_baseline import MetadataBaseline
+from training.data.sources.source import NAMES_SHOWN, SPLITS, Split
 from training.data.splits import Division
 from training.errors import DataError
 

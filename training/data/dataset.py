@@ -11,9 +11,9 @@ from training.config import TrainConfig
 from training.data import formats, inspection, splits
 from training.data.audit import Audit, audit, check_classes, check_readable
 from training.data.cache import Cache
-from training.data.formats import Split
 from training.data.inspection import ImageSet
 from training.data.sizing import Sizing
+from training.data.sources.source import Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
 
@@ -88,12 +88,14 @@ class Dataset(LabelledImages):
 def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
-    source = formats.find(config.data, cache)
+    source = formats.find(config.data, cache, [config.out])
     inspected = inspection.inspect(source, config, cache)
     source.release()
     image_set = inspection.image_set(source, inspected.contents)
     audited = divide_and_audit(image_set, SplitPolicy.of(config), cache)
     if audited.fault is not None:
+        for note in image_set.notes:
+            print(f"warning: {note}")
         raise DataError(audited.fault)
     return Dataset(
         image_set=image_set,

@@ -20,9 +20,9 @@ from training.config import TrainConfig
 from training.data import duplicates
 from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT, Duplicates
-from training.data.formats import Source, Split
 from training.data.pixel_file import PixelFile
 from training.data.sizing import Size, Sizing, choose
+from training.data.sources.source import Source, Split, shortened
 
 T = TypeVar("T")
 
@@ -101,6 +101,8 @@ class ImageSet:
     """Key of each image that cannot be read, and the reason."""
     ignored: list[str] = field(default_factory=list)
     """`Source.ignored`."""
+    notes: list[str] = field(default_factory=list)
+    """`Source.notes`, and classes of which no image can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,13 @@ def image_set(source: Source, contents: Contents, classes: Sequence[str] | None 
         read=lambda i: to_rgb(source.read(positions[i])),
         unreadable=dict(sorted((source.keys[i], reason) for i, reason in contents.unreadable.items())),
         ignored=source.ignored,
+        notes=[*source.notes, *_lost_classes(source, names)],
     )
+
+
+def _lost_classes(source: Source, remaining: Sequence[str]) -> list[str]:
+    lost = sorted(set(source.labels) - set(remaining), key=_natural)
+    return [f"classes of which no image can be read are left out: {shortened(lost)}."] if lost else []
 
 
 def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:

@@ -10,8 +10,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from training.config import Leaks, TrainConfig
-from training.data.formats import SPLITS, Split
 from training.data.inspection import ImageSet
+from training.data.sources.source import SPLITS, Split
 from training.errors import DataError
 
 CONTRADICTION = "one picture under two labels"

@@ -6,7 +6,7 @@ from scipy.special import softmax
 from torch import nn
 
 from training.data.dataset import Dataset
-from training.data.formats import Split
+from training.data.sources.source import Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
 from training.metrics import classification

@@ -19,7 +19,7 @@ from training.data.audit import Audit
 from training.data.cache import Cache
 from training.data.dataset import divide_and_audit
 from training.data.duplicates import Pair
-from training.data.formats import NAMES_SHOWN
+from training.data.sources.source import NAMES_SHOWN
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
 from training.report import html
@@ -63,7 +63,7 @@ def run_audit(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cache = Cache(config.cache)
-    source = formats.find(config.data, cache)
+    source = formats.find(config.data, cache, [config.out or Path("runs")])
     images = inspection.image_set(source, inspection.inspect_files(source, cache))
     audited = divide_and_audit(images, config.split_policy, cache)
     facts = audit_facts(audited)
@@ -110,6 +110,7 @@ def audit_warnings(audited: Audit) -> Iterator[str]:
     """Sentences on what to know before trusting a score."""
     unreadable, reasons = len(audited.images.unreadable), Counter(audited.division.removed.values())
     contradictory = reasons.pop(CONTRADICTION, 0)
+    yield from audited.images.notes
     removed = reasons.total()
     if unreadable:
         yield f"{_images(unreadable)} cannot be read and {_were(unreadable)} left out."

@@ -8,8 +8,8 @@ import numpy as np
 
 from serving.contract.card import TOLERANCE, ModelCard
 from training.data.dataset import Dataset
-from training.data.formats import Split
 from training.data.metadata_baseline import LARGE_SHARE
+from training.data.sources.source import Split
 from training.engine.progress import Epoch
 from training.export.parity import Parity
 from training.export.quantization import AGREEMENT, Quantized

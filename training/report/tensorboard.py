@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from training.data.dataset import Dataset
-from training.data.formats import Split
+from training.data.sources.source import Split
 from training.metrics.classification import Probabilities
 from training.report import figures
 from training.report.predictions import class_table, gallery, worst_mistakes

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from training.data.formats import Split
+from training.data.sources.source import Split
 from training.engine.history import History
 from training.engine.progress import Epoch
 from training.models.diagnostics import AtStart

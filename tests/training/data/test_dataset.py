@@ -8,7 +8,7 @@ import pytest
 from tests.support import forged
 from tests.support.datasets import counts, manifest, of, write
 from tests.support.paths import SHARED
-from training.data.formats import SPLITS
+from training.data.sources.source import SPLITS
 from training.errors import DataError
 
 

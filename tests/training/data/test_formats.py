@@ -8,7 +8,7 @@ import pytest
 
 from serving.contract.decode import decode
 from tests.support.datasets import counts, manifest, of, write
-from training.data.formats import SPLITS
+from training.data.sources.source import SPLITS
 from training.errors import DataError
 
 

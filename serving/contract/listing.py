@@ -1,0 +1,87 @@
+"""What both sides take for an image when they list a folder or read a CSV manifest, so that they list the same ones."""
+
+import csv
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+HIDDEN_FOLDERS = {
+    *("__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp"),
+    *("#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"),
+}
+"""Folders of archives, network storage and systems, in lower case; names that begin with a dot are hidden, too."""
+_ZERO_WIDTH = "\u200b\u2060\ufeff"
+_CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]*[\n\r\x00-\x1f\x7f-\x9f\u2028\u2029][\s\x00-\x1f\x7f-\x9f]*")
+
+
+class ManifestError(ValueError):
+    """A CSV file that is no manifest; the message names the file, the line and what is there."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name was left by a tool and is no data."""
+    return name.startswith(".") or name.lower() in HIDDEN_FOLDERS
+
+
+def clean(text: str) -> str:
+    """The text in Unicode's form NFC, without blanks around it; a line end or control character is one blank."""
+    return _CONTROL.sub(" ", unicodedata.normalize("NFC", text)).strip().strip(_ZERO_WIDTH).strip()
+
+
+def on_disk(root: Path, path: str) -> str:
+    """`path` as the file below `root` is spelt: as written, without blanks around it, or in Unicode's other form.
+
+    Where there is no such file, `path` without blanks around it.
+    """
+    stripped = path.strip()
+    forms = (path, stripped, *(unicodedata.normalize(form, stripped) for form in ("NFC", "NFD")))
+    return next((form for form in dict.fromkeys(forms) if (root / form).is_file()), stripped)
+
+
+def read_manifest(
+    path: Path, required: tuple[str, ...], errors: str = "strict"
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file in UTF-8, one at a time: the number of the line, and the values by column.
+
+    Names of columns are in lower case and `clean`; values are as written. Empty lines are left out. Raises
+    ManifestError: a row of more or fewer values than the header, a value with a line end (mostly a quote that is not
+    closed), a column twice, a column of `required` that is missing, other bytes than UTF-8 (with `errors` of strict).
+    """
+    with path.open(newline="", encoding="utf-8-sig", errors=errors) as file:
+        reader = csv.reader(file, strict=True)
+        columns: list[str] = []
+        try:
+            for row in reader:
+                if not row:
+                    continue
+                if not columns:
+                    columns = _columns(path, row, required)
+                    continue
+                _check(path, reader.line_num, row, len(columns))
+                yield reader.line_num, dict(zip(columns, row, strict=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ManifestError(f"{path}: line {reader.line_num + 1}: not a CSV file in UTF-8 ({error})") from error
+    if not columns:
+        raise ManifestError(f"{path}: the manifest has no rows")
+
+
+def _columns(path: Path, row: list[str], required: tuple[str, ...]) -> list[str]:
+    columns = [clean(name).lower() for name in row]
+    if missing := [name for name in required if name not in columns]:
+        raise ManifestError(f"{path}: no column {' and '.join(missing)}; there are {', '.join(columns)}")
+    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise ManifestError(f"{path}: more than one column {', '.join(twice)}; there are {', '.join(map(repr, row))}")
+    return columns
+
+
+def _check(path: Path, line: int, row: list[str], expected: int) -> None:
+    if len(row) != expected:
+        hint = "; a value that holds a comma needs quotes around it" if len(row) > expected else ""
+        raise ManifestError(
+            f"{path}: line {line}: expected {expected} values, as in the header, got {len(row)}{hint}\n  {row}"
+        )
+    if broken := [value for value in row if "\n" in value or "\r" in value]:
+        raise ManifestError(
+            f"{path}: line {line}: a value holds a line end; is a quote not closed?\n  {broken[0][:200]!r}"
+        )

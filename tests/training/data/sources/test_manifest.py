@@ -1,0 +1,39 @@
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from training.data.cache import Cache
+from training.data.formats import find
+from training.errors import DataError
+
+
+def test_values_are_clean_so_that_no_group_is_parted_by_a_blank(tmp_path: Path) -> None:
+    accents = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    for number in range(4):
+        (tmp_path / f"{number}.png").touch()
+    text = f"path , Label,group ,SPLIT\n0.png ,cat ,P0, Train\n 1.png,cat,P0 ,testing\n2.png,{accents[0]},p0,eval\n"
+    (tmp_path / "m.csv").write_text(f"{text}3.png,{accents[1]},,\n", encoding="utf-8")
+    source = find(tmp_path / "m.csv", Cache())
+    assert source.keys == ["0.png", "1.png", "2.png", "3.png"]
+    assert source.labels == ["cat", "cat", accents[0], accents[0]]
+    assert source.groups == ["P0", "P0", "p0", ""]
+    assert source.splits == ["train", "test", "test", None]
+    assert source.notes == ["groups that differ only by case count as different: P0 and p0."]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,label\n0.png,cat, black\n", "line 2: expected 2 values"),
+        ("path,label,group\n0.png,cat\n", "line 2: expected 3 values"),
+        ("path,label\n0.png,  \n", "rows without a label: 1\n  0.png"),
+        ("path,label\n0.png,cat\n0.png ,dog\n", "more than once: 1\n  0.png"),
+        ("path,label\n", "no rows"),
+    ],
+)
+def test_what_is_ragged_or_lacks_a_label_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "0.png").touch()
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        find(tmp_path / "m.csv", Cache())

@@ -1,0 +1,35 @@
+"""Images that a CSV manifest lists: columns path and label, and perhaps split and group."""
+
+from collections import Counter
+from pathlib import Path
+
+from serving.contract.listing import ManifestError, clean, on_disk, read_manifest
+from training.data.sources.source import SPLIT_NAMES, SPLITS, Row, Source, of_files, refuse
+from training.errors import DataError
+
+
+def manifest(path: Path) -> Source:
+    """The images of a manifest; paths are relative to its folder. Raises DataError, OSError."""
+    root = path.parent
+    try:
+        lines = list(read_manifest(path, ("path", "label")))
+    except ManifestError as error:
+        raise DataError(str(error)) from error
+    if not lines:
+        raise DataError(f"{path}: the manifest has no rows")
+    splits = {line: clean(row.get("split", "")).lower() for line, row in lines}
+    rows = [
+        Row(
+            path=on_disk(root, row["path"]),
+            label=clean(row["label"]),
+            group=clean(row.get("group", "")),
+            split=SPLIT_NAMES.get(splits[line]),
+        )
+        for line, row in lines
+    ]
+    refuse(path, "rows without a label", (row.path for row in rows if not row.label))
+    refuse(path, "images that do not exist", (row.path for row in rows if not (root / row.path).is_file()))
+    refuse(path, "paths that appear more than once", (p for p, n in Counter(row.path for row in rows).items() if n > 1))
+    unknown = sorted(set(splits.values()) - SPLIT_NAMES.keys() - {""})
+    refuse(path, f"splits other than {', '.join(SPLITS)}", unknown)
+    return of_files(root, rows, name=str(path), ignored=(), notes=())

@@ -1,0 +1,87 @@
+"""Images in an .npz file in the MedMNIST layout: train_images and train_labels, and perhaps val_ and test_."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.listing import clean
+from training.data.cache import Cache
+from training.data.sources.source import SPLITS, Source, alike_but_for_case, identity
+from training.errors import DataError
+from training.storage import release
+
+
+def npz(path: Path, cache: Cache) -> Source:
+    """The images of an .npz file, mapped from the cache. Raises DataError, OSError."""
+    state = identity(path.parent, [path.name])
+    arrays = cache.arrays("npz", state, lambda folder: _unpack(path, folder))
+    present = [split for split in SPLITS if f"{split}_images" in arrays]
+    for split in present:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise DataError(
+                f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 (n, h, w) or (n, h, w, 3)"
+            )
+        if labels.size != len(images):
+            raise DataError(f"{path}: {split}_labels holds {labels.size} labels for {len(images)} images")
+
+    def release_all() -> None:
+        for array in arrays.values():
+            release(array)
+
+    order = [(split, i) for split in present for i in range(len(arrays[f"{split}_images"]))]
+    names = [name for split in present for name in _names(path, f"{split}_labels", arrays[f"{split}_labels"].ravel())]
+    return Source(
+        name=str(path),
+        identity=state,
+        keys=[f"{path.name}#{split}/{i}" for split, i in order],
+        labels=names,
+        groups=[""] * len(order),
+        splits=[split for split, _ in order],
+        read=lambda i: arrays[f"{order[i][0]}_images"][order[i][1]],
+        notes=alike_but_for_case("class names", names),
+        release=release_all,
+    )
+
+
+def _names(path: Path, array: str, labels: np.ndarray) -> list[str]:
+    """Labels as names of classes: 1.0 is `1`, bytes are UTF-8. Raises DataError for a label that names no class."""
+    kind = labels.dtype.kind
+    if kind not in "biufUS":
+        raise DataError(f"{path}: {array} is {labels.dtype}; expected integers or text")
+    if kind == "f":
+        broken = np.flatnonzero(~np.isfinite(labels) | (labels != np.round(labels)))
+        names = [] if len(broken) else [str(int(label)) for label in labels]
+    else:
+        try:
+            names = [clean(label.decode() if kind == "S" else str(label)) for label in labels.tolist()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {array} holds bytes that are not UTF-8 ({error})") from error
+        broken = np.flatnonzero([not name for name in names])
+    if len(broken):
+        first = broken[0]
+        raise DataError(
+            f"{path}: {array}: {len(broken):,} labels name no class; the first is {labels[first].item()!r}, "
+            f"of image {first}"
+        )
+    return names
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Extract images and labels as .npy files, which can be mapped: they need not fit into memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if not {"train_images", "train_labels"} <= set(names):
+                raise DataError(
+                    f"{path}: no arrays train_images and train_labels; there are {', '.join(names) or 'none'}"
+                )
+            for split in SPLITS:
+                wanted = {f"{split}_images", f"{split}_labels"}
+                for name in wanted if wanted <= set(names) else ():
+                    np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise their own classes for damage
+        raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
