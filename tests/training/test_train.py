@@ -406,7 +406,7 @@ def test_data_that_is_refused_leaves_no_run_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_on_the_gpu(photos: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=photos, out=tmp_path, name="x", width=8, epochs=1, device="cuda")
     assert json.loads((train.train(config) / "report" / "report.json").read_text())["parity"]["held"]

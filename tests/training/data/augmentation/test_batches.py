@@ -136,6 +136,14 @@ def test_every_number_fills_its_range_evenly(augment: Policy) -> None:
     assert int(0.1 * SIDE) <= sides.min() < sides.max() <= int(0.25 * SIDE)
 
 
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_same_operations_compute_on_the_cpu() -> None:
+    images, draws = torch.from_numpy(copies()), policy(augment="strong", symmetry="square").draw(1, 2)
+    difference = tensors.changed(images.cuda(), draws).cpu().int() - tensors.changed(images, draws).int()
+    assert difference.abs().max() <= 1, "a value on the edge of two"
+    assert (difference == 0).float().mean() > 0.999
+
+
 def test_a_part_of_a_batch_gets_its_own_rows() -> None:
     made = policy(augment="strong", symmetry="square")
     images = torch.from_numpy(copies())
