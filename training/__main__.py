@@ -17,6 +17,7 @@ if os.environ.get("RANK", "0") != "0":
 import torch
 import tyro
 
+from serving.contract.console import show_every_name
 from training import failures, sagemaker
 from training.check.command import CheckConfig, CheckFailed, check
 from training.config import TrainConfig
@@ -139,6 +140,7 @@ def options(verb: str, arguments: list[str]) -> Any:
 
 if __name__ == "__main__":
     threading.excepthook = failures.of_thread
+    show_every_name()
     code = main(sys.argv[1:])
     # All results are on the disk, and shutting the interpreter down would take some of the seconds after SIGTERM.
     for stream in (sys.stdout, sys.stderr):

@@ -66,7 +66,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
     arithmetic = full_float32() if config.precision == "float32" else nullcontext()
     with failures.explain_errors(run, device), folder, arithmetic:
-        if group.share(lambda: runs.is_finished(run)):
+        if group.share(lambda: runs.finish(run)):
             print(f"{run} is finished: there is nothing to resume")
             return run
         is_new = group.share(lambda: not (run / runs.CONFIG).exists())
@@ -225,6 +225,7 @@ def conclude(
     report_input = export_model(model, context, evaluation, card, epochs)
     tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])
     writer.flush()
+    (context.config.run / runs.UNPUBLISHED).touch()
     write_report(report_input)  # last, because a run with a report is finished
     runs.publish(context.config.run)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.batch.parts import Busy
 from serving.batch.predict import predict_images
+from serving.contract.console import show_every_name
 from serving.contract.model import ModelRefused
 from serving.cores import available_cores
 from serving.inference.prediction import InvalidOutput
@@ -77,4 +78,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    show_every_name()
     sys.exit(main(sys.argv[1:]))

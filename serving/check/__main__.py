@@ -10,6 +10,7 @@ import cv2
 
 from serving.check import model, speed
 from serving.contract import gpu, selfcheck
+from serving.contract.console import show_every_name
 from serving.contract.selfcheck import NO_GPU, Result, SelfCheck, Skipped
 from serving.settings import Settings
 
@@ -77,4 +78,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    show_every_name()
     sys.exit(main(sys.argv[1:]))

@@ -39,7 +39,7 @@ def check(config: CheckConfig) -> Path:
     record.try_line("providers", selfcheck.providers)
     record.try_line("torch", arithmetic.torch_sees_the_gpu)
     record.try_line("cuDNN, no TF32", partial(arithmetic.convolution_is_float32, device))
-    with TemporaryDirectory() as folder, (config.out / LOG).open("w") as log:
+    with TemporaryDirectory() as folder, (config.out / LOG).open("w", encoding="utf-8") as log:
         made = Runs(Path(folder), config.out)
         for family in FAMILIES:
             record.try_line(f"train {family}", partial(_quietly, log, partial(made.train, family)))

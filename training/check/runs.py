@@ -68,7 +68,7 @@ class Runs:
         if name not in self.done:
             options = FAMILIES[family] | {"device": device, "epochs": EPOCHS, "workers": 0}
             folder = train(TrainConfig(model=family, data=self._data(), out=self.folder, name=name, **options))
-            facts = json.loads((folder / "report" / "report.json").read_text())
+            facts = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
             self.done[name] = Run(folder=folder, facts=facts)
         return self.done[name]
 

@@ -64,6 +64,13 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     drop = policy.leaks == "drop"
     contradictory = contradictions(images) if drop else np.zeros(len(images.labels), bool)
     usable = np.flatnonzero(~contradictory)
+    if usable.size == 0:
+        raise DataError(f"{images.name}: every image shows a picture that is also under another label; none is left")
+    lost = [name for label, name in enumerate(images.classes) if label not in images.labels[usable]]
+    if lost:
+        raise DataError(
+            f"{images.name}: every image of {', '.join(lost)} shows a picture that is also under another label"
+        )
     component = components(images.groups, images.duplicates.links)
     made = complete(
         [images.source_splits[i] for i in usable], images.labels[usable], component[usable], images.classes, policy
@@ -76,7 +83,7 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
         removed = leaking(assigned, component, contradictory) | removed
     remains = ~np.isin(np.arange(len(assigned)), list(removed))
     splits = {split: np.flatnonzero((assigned == split) & remains) for split in SPLITS}
-    if policy.images_per_class is not None:
+    if policy.images_per_class is not None and len(splits["train"]):
         splits["train"] = at_most(policy.images_per_class, splits["train"], images.labels, policy.seed)
     _check(splits, images.labels, images.classes)
     return Division(assigned=list(assigned), splits=splits, components=component, removed=dict(sorted(removed.items())))

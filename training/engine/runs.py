@@ -19,6 +19,9 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
 """Options that do not change the result of a run."""
+LATEST = "latest"
+UNPUBLISHED = ".unpublished"
+"""File in a run whose report is written and to which `latest` does not point yet."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
     *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", HISTORY, f".{HISTORY}.partial"),
@@ -36,6 +39,7 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
     is not empty is refused. This comes first in a run, so that a folder that cannot be written costs no time. Raises
     ConfigError, OSError.
     """
+    _refuse_latest(run)
     is_new = not (resume and (run / CONFIG).is_file())
     if is_new:
         _refuse_taken(run)
@@ -62,8 +66,8 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the run has written all its results; the report comes last."""
-    return (run / "report").is_dir()
+    """Whether the run has written all its results, the report last, and `latest` has moved to it."""
+    return _is_reported(run) and not (run / UNPUBLISHED).exists()
 
 
 def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
@@ -102,11 +106,42 @@ def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
 
 
 def publish(run: Path) -> None:
-    """Point `latest` beside the run to it, in one step: a reader sees the old model or the new one."""
-    link = run.parent / f".latest.{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(run.name)
-    link.replace(run.parent / "latest")
+    """Point `latest` beside the run to it, in one step: a reader sees the old model or the new one.
+
+    Raises OSError whose message says that the run is complete.
+    """
+    link = run.parent / f".{LATEST}.{os.getpid()}"
+    try:
+        link.unlink(missing_ok=True)
+        link.symlink_to(run.name)
+        link.replace(run.parent / LATEST)
+        (run / UNPUBLISHED).unlink(missing_ok=True)
+    except OSError as error:
+        link.unlink(missing_ok=True)
+        lost = f"it could not be moved to {run} ({error.strerror}), which is complete; --resume {run} tries again"
+        raise OSError(error.errno, lost, str(run.parent / LATEST)) from error
+
+
+def finish(run: Path) -> bool:
+    """Whether the run is finished. Where nothing but `publish` is left, that is done. Raises OSError."""
+    if _is_reported(run) and (run / UNPUBLISHED).exists():
+        publish(run)
+    return is_finished(run)
+
+
+def _is_reported(run: Path) -> bool:
+    return (run / "report").is_dir()
+
+
+def _refuse_latest(run: Path) -> None:
+    """Raise ConfigError where `latest` could not point to the run at its end."""
+    latest = run.parent / LATEST
+    if run.name == LATEST:
+        raise ConfigError(f"--name {LATEST}: expected another name; `{latest}` is the link to the newest run")
+    if latest.exists() and not latest.is_symlink():
+        raise ConfigError(
+            f"--out {run.parent}: {latest} is no link, so it cannot point to the run; rename it, or give another --out"
+        )
 
 
 def _refuse_taken(run: Path) -> None:

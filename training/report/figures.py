@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.metrics.classification import RiskCoverage, Scores
+from training.report.names import displayed, legend
 
 # Okabe and Ito (2008), Color universal design: distinguishable with colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -30,7 +31,6 @@ DASHES = ("-", "--", ":", "-.")
 Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
 """By panel title and line name: the values of each seed, which may be of different lengths."""
 COUNTS_SHOWN_UP_TO = 20
-MAX_NAME = 30
 NAMES_SHOWN_UP_TO = 120
 GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
 """Space between images, and above an image with a title of two lines; in shares of the image's side."""
@@ -99,8 +99,8 @@ def _panel(axes: Axes, lines: Mapping[str, Sequence[Sequence[float | None]]], *,
 
 def confusion(scores: Scores) -> Figure:
     """Confusion matrix: colour is the share of the true class, numbers are counts."""
-    # A longer name would leave no room for the matrix; the tables have it in full.
-    names = [_shortened(scored.name) for scored in scores.by_class]
+    classes = [scored.name for scored in scores.by_class]
+    names, note = displayed(classes), legend(classes)
     counts = np.array(scores.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.55 * len(names) + 2), 14)
@@ -110,7 +110,7 @@ def confusion(scores: Scores) -> Figure:
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
         bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.set(xlabel="predicted", ylabel="true")
+        axes.set(xlabel=f"predicted{note}", ylabel="true")
         every = math.ceil(len(names) / NAMES_SHOWN_UP_TO)
         shown, size = names[::every], min(10, 0.6 * 72 * side / len(names[::every]))
         turned = {"rotation": 45, "rotation_mode": "anchor"} if size == 10 else {"rotation": 90}
@@ -212,7 +212,3 @@ def _mosaic(figure: Figure, images: np.ndarray, above: int) -> Axes:
     )
     axes.axis("off")
     return axes
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."

@@ -55,9 +55,8 @@ def photo(figure: Figure) -> str:
 def thumbnail(pixels: np.ndarray) -> str:
     """Pixels uint8 `[height, width, 1 or 3]` as a small JPEG inside a data URI."""
     scale = THUMBNAIL / max(pixels.shape[:2])
-    small = cv2.resize(
-        pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    )
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
     assert done
     return _data_uri("image/jpeg", bytes(encoded))

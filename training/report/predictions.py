@@ -10,6 +10,7 @@ from training.data.dataset import Dataset, LabelledImages
 from training.metrics.bootstrap import Interval, Intervals
 from training.metrics.classification import Labels, Probabilities, Scores
 from training.report import figures, html
+from training.report.names import displayed
 
 MISTAKES = 24
 """Mistakes that a page shows."""
@@ -65,8 +66,9 @@ def gallery(dataset: Dataset, indices: np.ndarray, probabilities: Probabilities)
     """The images `indices` with true and predicted labels; `probabilities` has a row for each."""
     assert len(indices) == len(probabilities)
     predicted = probabilities.argmax(1)
+    names = displayed(dataset.classes)
     titles = [
-        f"{dataset.classes[dataset.labels[index]]}\n-> {dataset.classes[label]} {row[label]:.0%}"
+        f"{names[dataset.labels[index]]}\n-> {names[label]} {row[label]:.0%}"
         for index, label, row in zip(indices, predicted, probabilities, strict=True)
     ]
     return figures.gallery(dataset.images[indices], titles, list(predicted != dataset.labels[indices]))

@@ -51,7 +51,7 @@ def write_study_report(folder: Path, study: Study, results: Sequence[RunResult])
 
 def study_summary(folder: Path) -> str:
     """The answers that a study prints at its end."""
-    facts = json.loads((folder / "study.json").read_text())
+    facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     lines = ["", facts["runs"]["sentence"]]
     for answer in facts["answers"]:
         lines += ["", answer["ask"], f"  {answer['sentence']}"]

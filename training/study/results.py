@@ -89,7 +89,7 @@ def _result(cell: Cell, run: Path, record: History | None, references: Mapping[i
     values: dict[str, float | None] = dict.fromkeys(MEASURES)
     if record is not None and state in ("done", "diverged"):
         report = run / "report" / "report.json"
-        scores = json.loads(report.read_text())["scores"] if state == "done" else None
+        scores = json.loads(report.read_text(encoding="utf-8"))["scores"] if state == "done" else None
         measurements = RunMeasurements(history=record, scores=scores, reference=references[cell.seed])
         values = {name: measure.of(measurements) for name, measure in MEASURES.items()}
     return RunResult(

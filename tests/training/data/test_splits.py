@@ -190,3 +190,17 @@ def test_the_policy_of_a_card_is_that_of_its_training() -> None:
     assert SplitPolicy.of(config) == SplitPolicy.of_card(options)
     with pytest.raises(ValueError, match="val_fraction"):
         SplitPolicy.of_card(options | {"val_fraction": None})
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs", "reason"),
+    [
+        ([0, 1, 0, 1], [(0, 1), (2, 3)], "every image shows a picture that is also under another label; none is left"),
+        ([0, 1, 0, 0, 0], [(0, 1)], "every image of b shows"),
+    ],
+)
+def test_nothing_left_after_contradictions_is_a_sentence(
+    labels: list[int], pairs: list[tuple[int, int]], reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        divide(image_set([None] * len(labels), np.array(labels), pairs=pairs), POLICY)

@@ -10,6 +10,7 @@ import pytest
 from tests.support.checkpoints import last, same
 from tests.support.trainer import STEPS_AN_EPOCH, After, config, start
 from training.__main__ import main, options
+from training.engine.runs import UNPUBLISHED, is_finished, publish
 from training.errors import CheckpointRefused, ConfigError, Interrupted
 from training.signals import Interruption
 from training.train import train
@@ -186,3 +187,27 @@ def test_a_second_signal_ends_it_at_once(photos: Path, tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+
+
+def test_latest_must_be_free_before_training(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--name latest"):
+        train(config(photos, tmp_path / "new", name="latest"))
+    (tmp_path / "out" / "latest").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="latest is no link"):
+        train(config(photos, tmp_path / "out", name="x"))
+    assert not (tmp_path / "out" / "x").exists()
+
+
+def test_publishing_that_failed_is_resumed_and_leaves_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "x")
+    (run / UNPUBLISHED).touch()
+    (tmp_path / "latest").mkdir()  # made by another program while the run trained
+    with pytest.raises(OSError, match="is complete; --resume"):
+        publish(run)
+    assert not is_finished(run)
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "latest"}
+    (tmp_path / "latest").rmdir()
+    assert train(options("train", ["--resume", str(run)])) == run
+    assert is_finished(run)
+    assert (tmp_path / "latest").resolve() == run
+    assert not (run / UNPUBLISHED).exists()

@@ -22,6 +22,11 @@ def test_a_thumbnail_keeps_shape_and_colour(shape: tuple[int, int, int]) -> None
     assert np.abs(small.astype(int) - colour).max() <= 2
 
 
+@pytest.mark.parametrize("shape", [(10, 5000, 3), (5000, 10, 1), (8, 8192, 3)])
+def test_a_thumbnail_of_a_line_has_a_pixel_across(shape: tuple[int, int, int]) -> None:
+    assert min(decoded(html.thumbnail(np.zeros(shape, np.uint8))).shape[:2]) == 1
+
+
 def test_what_is_undefined_is_a_dash_and_not_a_number() -> None:
     assert (html.percent(None), html.number(None), html.interval(None)) == ("-", "-", "-")
     assert (html.percent(0.0), html.number(0.0), html.interval((0.0, 1.0))) == ("0.0%", "0.000", "0.000 to 1.000")
