@@ -11,7 +11,7 @@ import yaml
 from tyro.conf import DisallowNone
 
 from serving.contract.card import NormalizationMode
-from serving.contract.decode import Channels, Interpolation
+from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
 from serving.contract.image_header import MIN_SIDE
 from training.errors import ConfigError
 
@@ -45,6 +45,7 @@ Positive = Bound("above 0", lambda value: value > 0)
 NotNegative = Bound("0 or more", lambda value: value >= 0)
 AtLeastOne = Bound("1 or more", lambda value: value >= 1)
 Share = Bound("at least 0 and below 1", lambda value: 0 <= value < 1)
+Byte = Bound("0 to 255", lambda value: 0 <= value <= 255)
 Side = Bound(f"{MIN_SIDE} or more", lambda value: value >= MIN_SIDE)
 
 
@@ -72,12 +73,17 @@ class TrainConfig:
     any time. None: .cache in --out."""
 
     image_size: Annotated[int, Side] | None = None
-    """Side in pixels to which images are stretched. None: for mlp and cnn the images' own size when all share one of at
+    """Side in pixels to which images are resized. None: for mlp and cnn the images' own size when all share one of at
     most 64 px, else 64; for a timm architecture 128, or its own where that is fixed, and with --freeze."""
     channels: Channels = 3
     """3 for colour, 1 for gray; images are converted."""
     interpolation: Interpolation = "area"
     """How images are resized (OpenCV's INTER_AREA or INTER_LINEAR)."""
+    fit: Fit = "stretch"
+    """How an image that is not square becomes square. stretch: its proportions change; pad: it is centred on a ground
+    of --fill; crop: its centre is taken."""
+    fill: Annotated[int, Byte] = NEUTRAL
+    """Value of the ground with --fit pad, in every channel. The default is near the mean of photographs."""
     val_fraction: Annotated[float, Positive] = 0.15
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: Annotated[float, Positive] = 0.15

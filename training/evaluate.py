@@ -160,7 +160,7 @@ def predict_images(
 
     def fitted(index: int) -> Pixels:
         # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
-        return preprocessing.fit(as_channels(images.original(index), preprocessing.channels))
+        return preprocessing.fitted(as_channels(images.original(index), preprocessing.channels))
 
     rows = []
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:

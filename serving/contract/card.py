@@ -15,7 +15,9 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from serving.contract.decode import Digest, Preprocessing
 from serving.contract.drift import Histogram
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+"""Written. Version 1 has no `preprocessing.fit` and no `preprocessing.fill`, and is read, too."""
+READABLE_VERSIONS = (1, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
@@ -142,8 +144,9 @@ class ModelCard:
             version = json.loads(text)["contract_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise CardError("the card is not a JSON object with a contract_version") from error
-        if version != CONTRACT_VERSION:
-            raise CardError(f"the card is of contract version {version!r}; this side reads version {CONTRACT_VERSION}")
+        if version not in READABLE_VERSIONS:
+            read = " and ".join(map(str, READABLE_VERSIONS))
+            raise CardError(f"the card is of contract version {version!r}; this side reads versions {read}")
         try:
             return _CARD.validate_json(text)
         except ValidationError as error:

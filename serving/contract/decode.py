@@ -19,9 +19,14 @@ MAX_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the limit of OpenCV is far a
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 40_000_000
 STRIP_PIXELS = 1 << 16
+NEUTRAL = 114
+"""Near the mean of photographs, so that ImageNet's mean and deviation make it nearly 0."""
 
 Channels = Literal[1, 3]
 Interpolation = Literal["area", "linear"]
+Fit = Literal["stretch", "pad", "crop"]
+Window = tuple[float, float, float, float]
+"""Top, bottom, left and right as shares of an image's height and width."""
 Digest = NewType("Digest", str)
 
 INTERPOLATION_FLAGS: dict[Interpolation, int] = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
@@ -42,20 +47,58 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """The input of the graph: its size in pixels, its channels, and the interpolation of the resizing."""
+    """The input of the graph: its size in pixels, its channels, and how an image is brought to this size."""
 
     height: int
     width: int
     channels: Channels
     interpolation: Interpolation
+    fit: Fit = "stretch"
+    """stretch: both sides are resized, whatever the proportions; pad: the whole image is resized and centred on a
+    ground of `fill`; crop: the image is resized to cover the input, and its centre taken. Cards of version 1 have none:
+    they stretch."""
+    fill: int = NEUTRAL
+    """Value of every channel of the ground."""
 
     def __call__(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Decode and resize an encoded image to uint8 `[height, width, channels]`. Raises what `decode` raises."""
-        return self.fit(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
+        return self.fitted(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
 
-    def fit(self, pixels: Decoded) -> Pixels:
-        """Resize decoded pixels to uint8 `[height, width, channels]`."""
-        return fit(pixels, self.height, self.width, self.interpolation)
+    def fitted(self, pixels: Decoded) -> Pixels:
+        """Bring decoded pixels to uint8 `[height, width, channels]`, exactly as Albumentations does.
+
+        That is `A.Resize`; `A.LongestMaxSize` and `A.PadIfNeeded`; `A.SmallestMaxSize` and `A.CenterCrop`.
+        """
+        height, width = self.resized(*pixels.shape[:2])
+        resized = fit(pixels, height, width, self.interpolation)
+        if (height, width) == (self.height, self.width):
+            return resized
+        if self.fit == "crop":
+            top, left = (height - self.height) // 2, (width - self.width) // 2
+            return np.ascontiguousarray(resized[top : top + self.height, left : left + self.width])
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        ground = np.full((self.height, self.width, pixels.shape[2]), self.fill, np.uint8)
+        ground[top : top + height, left : left + width] = resized
+        return ground
+
+    def window(self, height: int, width: int) -> Window:
+        """Where the input lies in an image of this height and width; with `pad` it reaches beyond the image."""
+        resized_height, resized_width = self.resized(height, width)
+        top, left = (resized_height - self.height) / 2, (resized_width - self.width) / 2
+        return (
+            top / resized_height,
+            (top + self.height) / resized_height,
+            left / resized_width,
+            (left + self.width) / resized_width,
+        )
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which an image of this height and width is resized, before it is padded or cropped."""
+        if self.fit == "stretch":
+            return self.height, self.width
+        choose = min if self.fit == "pad" else max
+        scale = choose(self.height / height, self.width / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:

@@ -4,9 +4,9 @@ import base64
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
-from serving.contract.decode import as_channels
+from serving.contract.decode import Window, as_channels
 from serving.inference.occlusion import Drops, Explanation
 
 FOR = (0, 200, 170)
@@ -21,16 +21,30 @@ HEATMAP_SIDE = 128
 LONGER_SIDE = 256
 """Pixels of an overlay along its longer side, at least."""
 
+WHOLE: Window = (0.0, 1.0, 0.0, 1.0)
 RGBA = UInt8[np.ndarray, "height width 4"]
 RGB = UInt8[np.ndarray, "height width 3"]
 
 
-def heatmap(drops: Drops, height: int = HEATMAP_SIDE, width: int = HEATMAP_SIDE) -> RGBA:
-    """The drops as colours `[height, width, 4]` to lay over the image; a larger drop is more opaque."""
-    smooth = cv2.resize(drops, (width, height), interpolation=cv2.INTER_CUBIC)
+def heatmap(drops: Drops, height: int = HEATMAP_SIDE, width: int = HEATMAP_SIDE, window: Window = WHOLE) -> RGBA:
+    """The drops as colours `[height, width, 4]` to lay over the image; a larger drop is more opaque.
+
+    `window` is where the regions lie in the image; what the model has not seen has no colour.
+    """
+    smooth = _placed(drops, height, width, window)
     strength = np.clip(np.abs(smooth) / max(float(np.abs(drops).max()), LEAST_SCALE), 0, 1)
     colours = np.where(smooth[..., np.newaxis] > 0, np.array(FOR, np.uint8), np.array(AGAINST, np.uint8))
     return np.dstack([colours, np.rint(strength * STRONGEST * 255).astype(np.uint8)])
+
+
+def _placed(drops: Drops, height: int, width: int, window: Window) -> Float32[np.ndarray, "height width"]:
+    top, bottom = (round(edge * height) for edge in window[:2])
+    left, right = (round(edge * width) for edge in window[2:])
+    smooth = cv2.resize(drops, (right - left, bottom - top), interpolation=cv2.INTER_CUBIC)
+    seen = smooth[max(0, -top) : height - top, max(0, -left) : width - left]
+    placed = np.zeros((height, width), np.float32)
+    placed[max(0, top) :, max(0, left) :][: seen.shape[0], : seen.shape[1]] = seen
+    return placed
 
 
 def overlay(explanation: Explanation) -> RGB:
@@ -38,7 +52,8 @@ def overlay(explanation: Explanation) -> RGB:
     pixels = as_channels(explanation.original, 3)
     enlarge = max(1, round(LONGER_SIDE / max(pixels.shape[:2])))
     pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    colours = heatmap(explanation.drops, *pixels.shape[:2])
+    height, width = pixels.shape[:2]
+    colours = heatmap(explanation.drops, height, width, explanation.window)
     opacity = colours[..., 3:].astype(np.float32) / 255
     return np.rint(pixels * (1 - opacity) + colours[..., :3] * opacity).astype(np.uint8)
 
@@ -58,6 +73,6 @@ def as_json(explanation: Explanation) -> dict[str, object]:
         "confidence": explanation.confidence,
         "drops": [[round(float(drop), 6) for drop in row] for row in explanation.drops],
         "fitted_png": base64.b64encode(as_png(explanation.fitted)).decode(),
-        "heat_png": base64.b64encode(as_png(heatmap(explanation.drops))).decode(),
+        "heat_png": base64.b64encode(as_png(heatmap(explanation.drops, window=explanation.window))).decode(),
         "model_version": explanation.model_version,
     }

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from serving.contract.decode import Decoded, Pixels, decode
+from serving.contract.decode import Decoded, Pixels, Window, decode
 from serving.inference.batching import BACKGROUND_ALONE, Overloaded
 from serving.inference.prediction import check_output
 from serving.inference.predictor import Predictor
@@ -46,6 +46,8 @@ class Explanation:
     drops: Drops
     original: Decoded
     fitted: Pixels
+    window: Window
+    """Where `fitted` lies in the original."""
     model_version: str
 
 
@@ -82,7 +84,7 @@ class Explainer:
     def _decode(self, predictor: Predictor, data: bytes) -> tuple[Decoded, Pixels]:
         limits = {"max_bytes": self._settings.max_bytes, "max_pixels": self._settings.max_pixels}
         pixels = decode(data, predictor.card.preprocessing.channels, **limits)
-        return _shrunk(pixels), predictor.card.preprocessing.fit(pixels)
+        return _shrunk(pixels), predictor.card.preprocessing.fitted(pixels)
 
 
 def covered(pixels: Pixels) -> UInt8[np.ndarray, "regions height width channels"]:
@@ -125,6 +127,7 @@ async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, labe
         drops=(column[0] - column[1:]).reshape(GRID, GRID),
         original=original,
         fitted=fitted,
+        window=predictor.card.preprocessing.window(*original.shape[:2]),
         model_version=predictor.card.version,
     )
 

@@ -152,7 +152,7 @@ class Predictor:
         start = perf_counter()
         preprocessing = self.card.preprocessing
         decoded = decode(data, preprocessing.channels, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
-        pixels = preprocessing.fit(decoded)
+        pixels = preprocessing.fitted(decoded)
         features = drift.image_features(decoded, pixels)
         self._metrics.inference.decoded(perf_counter() - start)
         return pixels, features

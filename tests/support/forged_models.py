@@ -55,7 +55,7 @@ def golden(card: dict[str, Any], **changes: object) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "no card": (lambda graph, card: None, "contract_version"),
-    "unknown version": (lambda graph, card: card | {"contract_version": 2}, "version 2"),
+    "unknown version": (lambda graph, card: card | {"contract_version": 3}, "version 3"),
     "another class": (lambda graph, card: card | {"classes": [*card["classes"], "more"]}, "names 4 classes"),
     "another size": (
         lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"height": 32}},

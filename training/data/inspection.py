@@ -128,7 +128,12 @@ def inspect(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
     sizing = choose(config, contents.sizes if contents else _first_size(source))
     while True:
         preprocessing = Preprocessing(
-            height=sizing.side, width=sizing.side, channels=config.channels, interpolation=config.interpolation
+            height=sizing.side,
+            width=sizing.side,
+            channels=config.channels,
+            interpolation=config.interpolation,
+            fit=config.fit,
+            fill=config.fill,
         )
         pixels = _pixels(source, preprocessing, cache)
         contents = contents or inspect_files(source, cache)

@@ -26,7 +26,7 @@ class PixelFile:
 
     def write(self, row: int, pixels: Decoded) -> None:
         """Resize one decoded RGB image and write it as a row."""
-        fitted = self._preprocessing.fit(as_channels(pixels, self._preprocessing.channels)).tobytes()
+        fitted = self._preprocessing.fitted(as_channels(pixels, self._preprocessing.channels)).tobytes()
         with self._lock:
             self._file.seek(self._start + row * self._row_bytes)
             self._file.write(fitted)

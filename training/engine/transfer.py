@@ -1,12 +1,13 @@
 """Start from the weights of another run."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from serving.contract.decode import Preprocessing
 from training.config import TrainConfig
 from training.engine import checkpoint
 from training.errors import CheckpointRefused
@@ -76,5 +77,6 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that the shapes of weights depend on: not dropout, classes, or the numbers of the normalisation."""
     model = {name: value for name, value in settings["model"].items() if name not in ("dropout", "drop_path")}
-    images = {f"image {name}": value for name, value in settings["preprocessing"].items()}
+    preprocessing = asdict(Preprocessing(**settings["preprocessing"]))  # an older one has no --fit
+    images = {f"image {name}": value for name, value in preprocessing.items()}
     return model | images | {"normalization": settings["normalization"]["mode"]}

@@ -204,14 +204,14 @@ class _Recomputed:
 def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -> tuple[_Recomputed, _Recomputed]:
     """Both other ways over the test split: `witness` and `served`."""
     reference = pipeline.reference(dataset.preprocessing, classifier.card.normalization)
-    resize = reference.transforms[0]
+    resize = pipeline.resizing(dataset.preprocessing)
     witness = _Recomputed("torch, pixels resized and normalised by Albumentations")
     served = _Recomputed(f"model.onnx in the service's loader ({classifier.provider})")
 
     def views(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
         original = dataset.original(index)  # one at a time: a batch of original photographs may take gigabytes
         resized = resize(image=original)["image"]
-        return dataset.preprocessing.fit(original), resized, reference(image=original)["image"]
+        return dataset.preprocessing.fitted(original), resized, reference(image=original)["image"]
 
     test = dataset.splits["test"]
     size = inference_batch(dataset.preprocessing.height, dataset.preprocessing.width)

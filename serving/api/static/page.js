@@ -2,6 +2,7 @@
 const SHOWN_CLASSES = 10;
 const RETRY_MS = 5000;
 const TOKEN = "twinlens-token";
+const FITS = { stretch: "", pad: ", padded", crop: ", the centre" };
 const SCORES = { macro_f1: "Macro F1", roc_auc: "ROC AUC" };
 const TITLES = { 0: "No connection", 401: "No access", 403: "No access", 429: "The service is busy", 503: "The service is not ready" };
 
@@ -203,7 +204,7 @@ async function loadCard() {
 }
 
 function showCard(digest) {
-  const { height, width, channels } = card.preprocessing;
+  const { height, width, channels, fit } = card.preprocessing;
   $("model").textContent = `${card.name} · ${card.version}`;
   $("card-classes").replaceChildren(...card.classes.map((name) => element("li", name)));
   $("card-scores").replaceChildren(...Object.entries(card.scores).map(scoreRow));
@@ -211,7 +212,7 @@ function showCard(digest) {
     Name: card.name,
     Version: card.version,
     Created: new Date(card.provenance.created).toLocaleString([], { dateStyle: "long", timeStyle: "short" }),
-    Sees: `${width} × ${height} px, ${channels === 3 ? "colour" : "gray"}`,
+    Sees: `${width} × ${height} px, ${channels === 3 ? "colour" : "gray"}${FITS[fit]}`,
     "File, SHA-256": digest,
     "Data, digest": card.provenance.data_digest,
     Revision: card.provenance.git_revision ?? "unknown",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from serving.contract.card import CardError, ModelCard
-from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Interpolation, decode, fit
+from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Fit, Interpolation, Preprocessing, decode, fit
 from serving.contract.image_header import ImageError
 from serving.contract.model import open_model
 from tests.support.forged import SIGNATURE, chunk, encoded
@@ -280,6 +280,53 @@ def test_fit_is_what_albumentations_resize_does(
     assert np.array_equal(fit(pixels, *target, interpolation), resize(image=pixels)["image"])
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    source=st.tuples(st.integers(8, 300), st.integers(8, 300), st.sampled_from([1, 3])),
+    target=st.tuples(st.integers(8, 96), st.integers(8, 96)),
+    interpolation=st.sampled_from(["area", "linear"]),
+    fit_mode=st.sampled_from(["pad", "crop"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_padded_and_cropped_images_are_what_albumentations_makes(
+    source: tuple[int, int, int], target: tuple[int, int], interpolation: Interpolation, fit_mode: Fit, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, source, dtype=np.uint8)
+    flag = INTERPOLATION_FLAGS[interpolation]
+    steps = {
+        "pad": [
+            A.LongestMaxSize(max_size_hw=target, interpolation=flag),
+            A.PadIfNeeded(*target, border_mode=cv2.BORDER_CONSTANT, fill=seed % 256),
+        ],
+        "crop": [A.SmallestMaxSize(max_size_hw=target, interpolation=flag), A.CenterCrop(*target)],
+    }[fit_mode]
+    preprocessing = Preprocessing(
+        height=target[0],
+        width=target[1],
+        channels=source[2],  # type: ignore[arg-type]
+        interpolation=interpolation,
+        fit=fit_mode,
+        fill=seed % 256,
+    )
+    fitted = preprocessing.fitted(pixels)
+    assert fitted.flags.c_contiguous
+    assert np.array_equal(fitted, A.Compose(steps)(image=pixels)["image"])
+    top, bottom, left, right = preprocessing.window(*source[:2])
+    assert (bottom - top) * (right - left) == pytest.approx(
+        np.prod(target) / np.prod(preprocessing.resized(*source[:2]))
+    )
+    assert top + bottom == pytest.approx(1)
+    assert left + right == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(10, 5000, 3), (5000, 10, 3)])
+def test_a_very_long_image_has_at_least_a_line(shape: tuple[int, int, int]) -> None:
+    made = Preprocessing(height=64, width=64, channels=3, interpolation="area", fit="pad", fill=7)
+    fitted = made.fitted(np.full(shape, 200, np.uint8))
+    assert fitted.shape == (64, 64, 3)
+    assert sorted(np.unique(fitted, return_counts=True)[1]) == [64 * 3, 63 * 64 * 3]
+
+
 @pytest.fixture(scope="module")
 def card(run: Path) -> ModelCard:
     return open_model(run / "model.onnx").card
@@ -287,6 +334,17 @@ def card(run: Path) -> ModelCard:
 
 def test_a_card_survives_its_own_json(card: ModelCard) -> None:
     assert ModelCard.from_json(card.to_json()) == card
+
+
+def test_a_card_of_version_1_stretches(card: ModelCard) -> None:
+    value = json.loads(card.to_json())
+    old = value | {"contract_version": 1}
+    old["preprocessing"] = {
+        name: value["preprocessing"][name] for name in ("height", "width", "channels", "interpolation")
+    }
+    read = ModelCard.from_json(json.dumps(old))
+    assert read.preprocessing.fit == "stretch"
+    assert read == dataclasses.replace(card, contract_version=1)
 
 
 def test_a_card_is_refused_by_name(card: ModelCard) -> None:

@@ -1,12 +1,21 @@
 import numpy as np
+import pytest
 
-from serving.inference.heatmap import AGAINST, FOR, HEATMAP_SIDE, STRONGEST, heatmap, overlay
+from serving.contract.decode import Fit, Preprocessing, Window
+from serving.inference.heatmap import AGAINST, FOR, HEATMAP_SIDE, STRONGEST, WHOLE, heatmap, overlay
 from serving.inference.occlusion import GRID, LONGEST_SIDE, Explanation
 
 
-def explanation(drops: np.ndarray, original: np.ndarray) -> Explanation:
-    fitted = np.zeros((8, 8, original.shape[2]), np.uint8)
-    return Explanation(label="a", confidence=0.9, drops=drops, original=original, fitted=fitted, model_version="1")
+def explanation(drops: np.ndarray, original: np.ndarray, window: Window = WHOLE) -> Explanation:
+    return Explanation(
+        label="a",
+        confidence=0.9,
+        drops=drops,
+        original=original,
+        fitted=np.zeros((8, 8, original.shape[2]), np.uint8),
+        window=window,
+        model_version="1",
+    )
 
 
 def one_region(row: int, column: int, drop: float) -> np.ndarray:
@@ -24,6 +33,34 @@ def test_a_region_is_coloured_by_its_sign_where_it_is() -> None:
         assert tuple(colours[row, column, :3]) == colour
         assert colours[..., 3].max() <= round(STRONGEST * 255)
         assert (colours[HEATMAP_SIDE // 2 :, :, 3] == 0).all()
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+@pytest.mark.parametrize("shape", [(100, 400), (400, 100), (64, 64)])
+def test_a_region_lies_on_the_part_of_the_original_that_it_covers(fit: Fit, shape: tuple[int, int]) -> None:
+    """A white square in the original; the region whose pixels it makes white in the input is drawn where it is."""
+    original = np.zeros((*shape, 3), np.uint8)
+    rows, columns = (slice(int(0.45 * side), int(0.58 * side)) for side in shape)
+    original[rows, columns] = 255
+    preprocessing = Preprocessing(height=64, width=64, channels=3, interpolation="area", fit=fit)
+    fitted = preprocessing.fitted(original)[..., 0].astype(np.float32)
+    drops = (fitted == 255).reshape(GRID, 8, GRID, 8).mean((1, 3)).astype(np.float32)
+    assert drops.any()
+    drawn = overlay(explanation(drops, original, preprocessing.window(*shape)))
+    changed = (drawn != original.repeat(len(drawn) // shape[0], 0).repeat(len(drawn) // shape[0], 1)).any(2)
+    centre = np.argwhere(changed).mean(0) / drawn.shape[:2]
+    np.testing.assert_allclose(centre, (0.515, 0.515), atol=0.08)
+
+
+def test_what_the_model_did_not_see_has_no_colour() -> None:
+    preprocessing = Preprocessing(height=64, width=64, channels=3, interpolation="area", fit="crop")
+    everything = np.full((GRID, GRID), 0.5, np.float32)
+    [top, bottom, left, right] = preprocessing.window(100, 400)
+    assert (top, bottom, left, right) == (0, 1, 0.375, 0.625)
+    colours = heatmap(everything, 100, 400, (top, bottom, left, right))[..., 3]
+    assert (colours[:, 150:250] > 0).all()
+    assert not colours[:, :150].any()
+    assert not colours[:, 250:].any()
 
 
 def test_a_tiny_drop_does_not_look_strong() -> None:

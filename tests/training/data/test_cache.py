@@ -88,7 +88,7 @@ def test_the_data_is_the_same_to_the_last_bit_made_or_found(kind: Callable[[Path
     assert entries(kept) == before, "nothing was made again"
     assert_same(made, found)
     for i in range(len(made.keys)):
-        assert np.array_equal(found.images[i], found.preprocessing.fit(found.original(i)))
+        assert np.array_equal(found.images[i], found.preprocessing.fitted(found.original(i)))
     other = load(source, kept, image_size=9, channels=1)
     assert entries(kept) > before, "of another size, only the pixels are made"
     assert {name.split("-")[0] for name, _ in entries(kept) - before} == {"images"}

@@ -94,5 +94,5 @@ def test_one_image_of_another_size_means_64_px_wherever_it_is(odd_one: int, tmp_
     source = formats.find(tmp_path / "data", Cache())
     inspected = inspection.inspect(source, TrainConfig(), Cache(tmp_path / "cache"))
     assert inspected.sizing.side == inspected.preprocessing.height == 64
-    expected = [inspected.preprocessing.fit(inspection.to_rgb(source.read(i))) for i in range(12)]
+    expected = [inspected.preprocessing.fitted(inspection.to_rgb(source.read(i))) for i in range(12)]
     assert np.array_equal(inspected.pixels, expected)

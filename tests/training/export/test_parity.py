@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from serving.contract.card import NormalizationMode
+from serving.contract.decode import Fit, Preprocessing, decode
 from serving.contract.model import open_model
 from serving.contract.session import CPU, CUDA
 from tests.support import cuda
@@ -51,6 +53,31 @@ def test_every_mode_and_model_holds_in_both_runtimes(
         assert comparison["pixels_equal"] == 1
         assert comparison["labels_differ"] == 0
         assert comparison["largest_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_picture_that_keeps_its_shape_passes_the_proof(wide: Path, tmp_path: Path, fit: Fit) -> None:
+    config = TrainConfig(
+        data=wide, out=tmp_path, name="x", model="mlp", hidden=(16,), image_size=20, epochs=1, fit=fit, fill=9
+    )
+    run = train(config)
+    report = json.loads((run / "report" / "report.json").read_text())["parity"]
+    assert report["held"]
+    assert [comparison["pixels_equal"] for comparison in report["comparisons"]] == [1, 1]
+    assert open_model(run / "model.onnx").card.preprocessing == Preprocessing(
+        height=20, width=20, channels=3, interpolation="area", fit=fit, fill=9
+    )
+
+
+@pytest.fixture
+def wide(photos: Path, tmp_path: Path) -> Path:
+    """The photographs, each with another width."""
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        target = tmp_path / "wide" / path.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image = decode(path.read_bytes())
+        cv2.imwrite(str(target), cv2.resize(image, (20 + number % 50, 40)))
+    return tmp_path / "wide"
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "gelu", "tanh", "sigmoid"])

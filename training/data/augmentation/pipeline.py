@@ -101,15 +101,16 @@ def apply(transform: A.Compose, image: UInt8[np.ndarray, "h w c"], *key: int) ->
     return changed
 
 
+def resizing(preprocessing: Preprocessing) -> A.Compose:
+    """Bring decoded uint8 pixels to the size of the input, by Albumentations itself."""
+    return A.Compose(_resizing(preprocessing))
+
+
 def reference(preprocessing: Preprocessing, normalization: Normalization) -> A.Compose:
     """Resize, Normalize, ToTensorV2 by Albumentations itself: decoded uint8 pixels -> tensor `[channels, h, w]`."""
     return A.Compose(
         [
-            A.Resize(
-                preprocessing.height,
-                preprocessing.width,
-                interpolation=INTERPOLATION_FLAGS[preprocessing.interpolation],
-            ),
+            *_resizing(preprocessing),
             A.Normalize(
                 mean=normalization.mean,
                 std=normalization.std,
@@ -119,6 +120,17 @@ def reference(preprocessing: Preprocessing, normalization: Normalization) -> A.C
             A.ToTensorV2(),
         ]
     )
+
+
+def _resizing(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+    height, width = preprocessing.height, preprocessing.width
+    flag = INTERPOLATION_FLAGS[preprocessing.interpolation]
+    if preprocessing.fit == "stretch":
+        return [A.Resize(height, width, interpolation=flag)]
+    if preprocessing.fit == "crop":
+        return [A.SmallestMaxSize(max_size_hw=(height, width), interpolation=flag), A.CenterCrop(height, width)]
+    longest = A.LongestMaxSize(max_size_hw=(height, width), interpolation=flag)
+    return [longest, A.PadIfNeeded(height, width, border_mode=cv2.BORDER_CONSTANT, fill=preprocessing.fill)]
 
 
 def _ignored(written: dict[str, Any], loaded: dict[str, Any]) -> list[str]:
