@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketClose
 
 from serving.api.bearer import BearerTokens
 from serving.api.errors import RequestError
+from serving.api.linger import Exchange, Lingering
 from serving.api.routes import ROUTES, Kind, Route, RouteTable, refusal, respond
 from serving.api.state import ServiceState
 from serving.inference.batching import Overloaded
@@ -39,6 +40,7 @@ class Middleware:
         self._routes = RouteTable(ROUTES)
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
         self._unprotected = {Kind.PROBE, Kind.PAGE} if settings.protect_metrics else set(Kind) - {Kind.API}
+        self._lingering = Lingering()
         self._running: set[asyncio.Task[object]] = set()
         self._all_answered = asyncio.Event()
 
@@ -50,6 +52,7 @@ class Middleware:
         start = perf_counter()
         request_id = scope["state"]["request_id"] = _request_id(scope)
         route, scope["path_params"] = self._routes.find(scope["path"])
+        exchange = Exchange(scope, receive, send)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -57,7 +60,7 @@ class Middleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((b"x-request-id", request_id.encode()))
-            await send(message)
+            await exchange.send(message)
 
         task = asyncio.current_task()
         assert task is not None
@@ -65,7 +68,9 @@ class Middleware:
         readiness = self._state.readiness
         try:
             error = self._reason_to_refuse(scope, route)
-            response = refusal(error, scope) if error else await respond(Request(scope, receive), route, self._state)
+            response = (
+                refusal(error, scope) if error else await respond(Request(scope, exchange.receive), route, self._state)
+            )
             await response(scope, receive, send_with_id)
         except asyncio.CancelledError:
             if not readiness.draining or status:
@@ -77,6 +82,7 @@ class Middleware:
             if readiness.draining and not self._running:
                 self._all_answered.set()
             self._record(scope, route, status, perf_counter() - start)
+        await exchange.finish(self._lingering)
 
     def _reason_to_refuse(self, scope: Scope, route: Route | None) -> Exception | None:
         kind = route.kind if route else Kind.API

@@ -108,7 +108,7 @@ def _files(body: bytes, boundary: str, field: str, max_files: int, how_to_send: 
     except MultipartError as error:
         broken = "the body is not the multipart form its header announces, or is cut off before the closing boundary"
         raise RequestError(400, "malformed_multipart", broken) from error
-    names = [part.name for part, _ in parts]
+    names = [part.name.encode("latin-1").decode("utf-8", "replace") for part, _ in parts]
     if field not in names:
         received = f"the form has only {', '.join(map(repr, names))}" if names else "the form is empty"
         raise RequestError(400, "missing_image", f"{received}; {how_to_send}")
@@ -124,7 +124,8 @@ def _files(body: bytes, boundary: str, field: str, max_files: int, how_to_send: 
 def _parts(body: bytes, boundary: str, most: int) -> list[tuple[MultipartSegment, bytes]]:
     """Each part's header and bytes, one piece a part because the body is one. Raises MultipartError, RequestError."""
     parts: list[tuple[MultipartSegment, bytes]] = []
-    with PushMultipartParser(boundary, strict=True) as parser:
+    # In Latin-1 every byte is a character: a file name may be in any encoding, since it is not used.
+    with PushMultipartParser(boundary, strict=True, header_charset="latin-1") as parser:
         data = b""
         for event in parser.parse(body):
             if isinstance(event, MultipartSegment):
