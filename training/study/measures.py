@@ -107,6 +107,9 @@ def _gap(run: RunMeasurements) -> float | None:
 
 
 def _ratio(layers: Sequence[AtStart], name: str) -> float | None:
+    """None where nothing was measured before the first step: of a timm architecture."""
+    if not layers:
+        return None
     first, last = (getattr(layers[place], name) for place in (0, -1))
     return math.log10(first / last) if first and last else None
 

@@ -186,3 +186,28 @@ def test_a_study_that_is_killed_ends_its_runs_and_can_be_continued(photos: Path,
         assert stopped.wait(60) == 143
     logs = [path.read_text() for path in (runs.parent / "logs").iterdir()]
     assert all("resume " in log for log in logs), "not from the beginning"
+
+
+BACKBONES = """
+title: A backbone or a small network?
+base: {image_size: 32, epochs: 1, batch_size: 16}
+axes:
+  model:
+    mlp: {model: mlp, hidden: [8]}
+    backbone: {model: mobilenetv3_small_050, weights: none}
+seeds: 1
+questions:
+  - {ask: "Is the backbone better?", measure: val_score, axis: model, compare: [backbone, mlp]}
+  - {ask: "What becomes of the gradient?", measure: gradient_ratio, axis: model, against: mlp}
+"""
+
+
+def test_a_study_of_backbones_has_nothing_to_say_of_layers_before_the_first_step(photos: Path, tmp_path: Path) -> None:
+    """Those of timm are not measured then, and the figures show the own network alone."""
+    (tmp_path / "backbones.yaml").write_text(BACKBONES)
+    done = run("backbones.yaml", "--data", photos, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 runs: 2 done" in done.stdout
+    with (tmp_path / "runs" / "studies" / "backbones" / "results.csv").open(newline="") as file:
+        ratios = {row["model"]: row["gradient_ratio"] for row in csv.DictReader(file)}
+    assert ratios["backbone"] == "" != ratios["mlp"]
