@@ -92,7 +92,7 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
         ("epochs: true", "epochs: expected a number, got True"),
         ("batch_norm: 1", "batch_norm: .* got 1"),
         ("hidden: 512", "hidden: Input should be a valid array, got 512"),
-        ("balance: 2026-11-24", "balance: Input should be 'none', 'loss' or 'sampler'"),
+        ("balance: 2026-11-24", "balance: Input should be 'none', 'loss', 'logits' or 'sampler'"),
         ("augment: 3", "augment: .* got 3"),
         ("epochs: 0", "--epochs: expected above 0, got 0"),
         ("- epochs", r"expected options, `name: value` a line, got \['epochs'\]"),
@@ -145,6 +145,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
     given = TrainConfig(
         name="x",
         augment="strong",
+        augment_on="workers",
         balance="loss",
         batch_size=7,
         lr=0.5,

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.contract.decode import Preprocessing
 from tests.support.paths import ROOT
 from tests.support.pickles import Canary
 from training.engine import checkpoint
@@ -73,7 +75,9 @@ def test_the_checkpoints_of_a_run_say_what_they_are(run: Path) -> None:
             "dropout": 0.0,
         }
         assert settings["classes"] == ["Red rash", "blue", "green leaf"]
-        assert settings["preprocessing"] == {"height": 24, "width": 24, "channels": 3, "interpolation": "area"}
+        assert settings["preprocessing"] == dataclasses.asdict(
+            Preprocessing(height=24, width=24, channels=3, interpolation="area")
+        )
         assert settings["normalization"]["mode"] == "standard"
 
 
