@@ -208,8 +208,8 @@ class TrainConfig:
     images the label that model.onnx gives them."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of training; auto takes bfloat16 where the device computes in it. float32 is so in convolutions, too:
-    without TF32. Scores are always float32."""
+    """Arithmetic of training; auto takes bfloat16 where the device computes in it, and float16 with a scaled loss on a
+    GPU that does not. float32 is so in convolutions, too: without TF32. Scores are always float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU when there is one."""
     workers: Annotated[int, NotNegative] | None = None

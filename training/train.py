@@ -2,22 +2,19 @@
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
 
-import numpy as np
 import torch
-from scipy.special import softmax
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from serving.contract.card import CONTRACT_VERSION, Calibration, ModelCard
+from serving.contract.card import ModelCard
 from training import failures
 from training.config import TrainConfig, default_name
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
-from training.data.sources.source import SPLITS, Split
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
@@ -28,18 +25,15 @@ from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
 from training.engine.transfer import inherit, transfer
 from training.errors import ExportRefused, NonFiniteLoss
-from training.export import drift_reference, provenance
+from training.export import provenance
+from training.export.card import build_card
 from training.export.features import with_features
-from training.export.goldens import goldens
 from training.export.publication import export
 from training.export.quantization import quantize
-from training.metrics import calibration
-from training.metrics.bootstrap import Intervals, bootstrap, card_scores
-from training.metrics.classification import Probabilities, Scores
-from training.metrics.evaluation import compute_logits, score
+from training.metrics.evaluation import Evaluation, evaluate_best
 from training.models import backbones, networks, weights
 from training.models.initialization import initialize
-from training.models.normalization import Temperature, normalization
+from training.models.normalization import normalization
 from training.models.weights import Weights
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
@@ -47,7 +41,7 @@ from training.report.run import write_report
 from training.report.run_facts import ReportInput
 from training.settled import SettledConfig, settle
 from training.signals import Interruption
-from training.storage import digest, write_atomically
+from training.storage import write_atomically
 
 IMAGES_NAMED = 5
 """Number of images that are named of the step whose loss is not finite."""
@@ -220,7 +214,8 @@ def conclude(
     """Evaluate, export and report the best epoch; then `latest` points to the run. Raises ExportRefused."""
     best = context.config.run / "checkpoints" / "best.pt"
     model.load_state_dict(checkpoint.load(best, context.device)["model"])
-    evaluation = evaluate_best(model, dataset, context)
+    learner = networks.learning_part(model, context.config)
+    evaluation = evaluate_best(model, learner, dataset, context.config.confidence_level)
     card = build_card(model, context, evaluation, best)
     report_input = export_model(model, context, evaluation, card, epochs)
     tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])
@@ -228,57 +223,6 @@ def conclude(
     (context.config.run / runs.UNPUBLISHED).touch()
     write_report(report_input)  # last, because a run with a report is finished
     runs.publish(context.config.run)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The calibrated model on every split; `uncalibrated` are its scores on the test split before calibration."""
-
-    uncalibrated: Scores
-    calibration: Calibration
-    probabilities: dict[Split, Probabilities]
-    scores: dict[Split, Scores]
-    intervals: Intervals
-
-
-def evaluate_best(model: nn.Sequential, dataset: Dataset, context: RunContext) -> Evaluation:
-    """Calibrate the model, which gets one more layer for it, and score it on `dataset`, the input of what learned.
-
-    Raises NonFiniteLoss.
-    """
-    config, level = context.config, context.config.confidence_level
-    logits = {split: compute_logits(networks.learning_part(model, config), dataset, split) for split in SPLITS}
-    val, test = dataset.splits["val"], dataset.splits["test"]
-    calibrated = calibration.fit(dataset.labels[val], logits["val"], level)
-    if calibrated.threshold is None:
-        print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
-    model.append(Temperature(calibrated.temperature).to(context.device))
-    probabilities = {split: softmax(logits[split] / np.float32(calibrated.temperature), axis=1) for split in SPLITS}
-    return Evaluation(
-        uncalibrated=score(dataset, "test", softmax(logits["test"], axis=1)),
-        calibration=calibrated,
-        probabilities=probabilities,
-        scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
-        intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
-    )
-
-
-def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation, best: Path) -> ModelCard:
-    """All that the exported file says about itself; `best` is the checkpoint of the weights."""
-    config, dataset = context.config, context.dataset
-    return ModelCard(
-        contract_version=CONTRACT_VERSION,
-        name=config.run.name,
-        version=digest(best)[:12],
-        classes=dataset.classes,
-        preprocessing=dataset.preprocessing,
-        normalization=context.normalization,
-        calibration=evaluation.calibration,
-        goldens=goldens(model, dataset),
-        scores=card_scores(evaluation.scores["test"], evaluation.intervals),
-        reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
-        provenance=provenance.collect(context, best),
-    )
 
 
 def export_model(

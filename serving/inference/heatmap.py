@@ -40,7 +40,8 @@ def heatmap(drops: Drops, height: int = HEATMAP_SIDE, width: int = HEATMAP_SIDE,
 def _placed(drops: Drops, height: int, width: int, window: Window) -> Float32[np.ndarray, "height width"]:
     top, bottom = (round(edge * height) for edge in window[:2])
     left, right = (round(edge * width) for edge in window[2:])
-    smooth = cv2.resize(drops, (right - left, bottom - top), interpolation=cv2.INTER_CUBIC)
+    size = max(1, right - left), max(1, bottom - top)  # of a very long image a crop is less than a pixel
+    smooth = cv2.resize(drops, size, interpolation=cv2.INTER_CUBIC)
     seen = smooth[max(0, -top) : height - top, max(0, -left) : width - left]
     placed = np.zeros((height, width), np.float32)
     placed[max(0, top) :, max(0, left) :][: seen.shape[0], : seen.shape[1]] = seen

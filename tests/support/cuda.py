@@ -114,7 +114,8 @@ def library(folder: Path, cards: int) -> Path:
 class Provider:
     """The stand-in for the CUDA provider; `sizes` are the batches that it has run, `options` those it was opened with.
 
-    `fails` gives the error of a run by its number of images, None where it succeeds; `leaves` are operators for the CPU.
+    `fails` gives the error of a run by its number of images, None where it succeeds; `leaves` are operators for the
+    CPU.
     """
 
     fails: Callable[[int], Exception | None] = lambda images: None

@@ -19,7 +19,7 @@ from training.settled import SettledConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Cross entropy with mixed images and labels, label smoothing and class weights, each where its option asks for it.
+    """Cross entropy of augmented and mixed images with label smoothing and class weights or adjusted logits, if asked.
 
     The network computes in `dtype`; the loss is always computed in float32.
     """

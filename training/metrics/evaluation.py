@@ -1,17 +1,22 @@
 """What a model predicts on a split of the data, and how good that is."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float32
 from scipy.special import softmax
 from torch import nn
 
+from serving.contract.card import Calibration
 from training.data.dataset import Dataset
-from training.data.sources.source import Split
+from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
-from training.metrics import classification
+from training.metrics import calibration, classification
+from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.classification import Probabilities, Scores
 from training.models import prediction
+from training.models.normalization import Temperature
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
@@ -41,3 +46,37 @@ def score(dataset: Dataset, split: Split, probabilities: Probabilities) -> Score
     """Scores of the probabilities that `predict` returned for this split."""
     labels = dataset.labels[dataset.splits[split][: len(probabilities)]]
     return classification.score(labels, probabilities, dataset.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The calibrated model on every split; `uncalibrated` are its scores on the test split before calibration."""
+
+    uncalibrated: Scores
+    calibration: Calibration
+    probabilities: dict[Split, Probabilities]
+    scores: dict[Split, Scores]
+    intervals: Intervals
+
+
+def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, level: float) -> Evaluation:
+    """Calibrate `model`, which gets one more layer for it, and score it.
+
+    `dataset` is what `learner` takes, the part of the model that learned: images, or the features of a frozen body.
+    `level` is how often the prediction sets shall hold the true class. Raises NonFiniteLoss.
+    """
+    logits = {split: compute_logits(learner, dataset, split) for split in SPLITS}
+    val, test = dataset.splits["val"], dataset.splits["test"]
+    calibrated = calibration.fit(dataset.labels[val], logits["val"], level)
+    if calibrated.threshold is None:
+        print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
+    device = next(model.parameters()).device
+    model.append(Temperature(calibrated.temperature).to(device))
+    probabilities = {split: softmax(logits[split] / np.float32(calibrated.temperature), axis=1) for split in SPLITS}
+    return Evaluation(
+        uncalibrated=score(dataset, "test", softmax(logits["test"], axis=1)),
+        calibration=calibrated,
+        probabilities=probabilities,
+        scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
+        intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
+    )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,16 @@ def test_what_the_model_did_not_see_has_no_colour() -> None:
     assert (colours[:, 150:250] > 0).all()
     assert not colours[:, :150].any()
     assert not colours[:, 250:].any()
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+@pytest.mark.parametrize("shape", [(2, 1024), (1024, 2)])
+def test_a_very_long_image_has_a_heat_map(fit: Fit, shape: tuple[int, int]) -> None:
+    preprocessing = Preprocessing(height=64, width=64, channels=3, interpolation="area", fit=fit)
+    seen = explanation(np.full((GRID, GRID), 0.5, np.float32), np.zeros((*shape, 3), np.uint8))
+    seen = replace(seen, window=preprocessing.window(*shape))
+    assert overlay(seen).any()
+    assert heatmap(seen.drops, window=seen.window)[..., 3].any()
 
 
 def test_a_tiny_drop_does_not_look_strong() -> None:

@@ -14,6 +14,8 @@ from training.settled import SettledConfig
 
 STREAM = 3
 """Separates these draws from others that are made from a seed, an epoch and a number."""
+HUES = 180
+"""OpenCV stores a hue in units of two degrees."""
 ORIENTATIONS: dict[Symmetry, int] = {"none": 1, "mirror": 2, "square": 8}
 """Of the eight ways in which a square can lie the first ones: 1 swaps left and right, 2 up and down, 4 the two axes."""
 
@@ -40,7 +42,7 @@ class Strength:
     color: float = 0.0
     """Probability of a shift of hue and saturation; of images with colours only."""
     hue: float = 4.0
-    """In units of two degrees, as OpenCV stores a hue."""
+    """In units of two degrees."""
     saturation: float = 15.0
     """Of 255."""
 
@@ -53,7 +55,10 @@ STRENGTHS: dict[Policy, Strength] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What changes each image of a batch. A row without a change holds the numbers that change nothing."""
+    """What changes each image of a batch. Numbers count where the mask before them is true.
+
+    Where `lit` is false, `contrast` and `brightness` change nothing.
+    """
 
     orientation: Int64[np.ndarray, " batch"]
     affine: Bool[np.ndarray, " batch"]

@@ -1,16 +1,14 @@
 """The random changes of a batch on the CPU, image by image in uint8 by OpenCV, as Albumentations computes them.
 
-Six times as fast as an Albumentations pipeline: an image of 64 px takes it 0.2 ms, most of which is not arithmetic.
+An image takes 12 us at 28 px, 27 at 64, 81 at 128 with `light`, and an Albumentations pipeline 96, 107, 160: one core.
 """
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from training.data.augmentation.draws import Draws
+from training.data.augmentation.draws import HUES, Draws
 
-HUES = 180
-"""OpenCV stores a hue in units of two degrees."""
 VALUES = np.arange(256, dtype=np.float32)
 
 Image = UInt8[np.ndarray, "side side channels"]

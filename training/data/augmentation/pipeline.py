@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from serving.contract.card import Normalization
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Preprocessing
 from training.config import TrainConfig
+from training.data.augmentation.draws import STRENGTHS, Strength
 from training.errors import ConfigError
 
 TRIALS = 16
@@ -30,30 +31,37 @@ def policy(config: TrainConfig) -> A.Compose | None:
     """
     if isinstance(config.augment, Path):
         return read(config.augment)
-    border = cv2.BORDER_REFLECT_101
     changes: list[A.BasicTransform] = {
         "none": [],
         "mirror": [A.HorizontalFlip(p=0.5)],
         "square": [A.SquareSymmetry(p=1)],
     }[config.symmetry]
-    if config.augment == "light":
-        shift = {"x": (-0.06, 0.06), "y": (-0.06, 0.06)}
-        changes += [
-            A.Affine(scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), border_mode=border, p=0.5),
-            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.3),
-        ]
-    if config.augment == "strong":
-        shift, side = {"x": (-0.08, 0.08), "y": (-0.08, 0.08)}, (0.1, 0.25)
-        changes += [
-            A.Affine(scale=(0.85, 1.15), translate_percent=shift, rotate=(-15, 15), border_mode=border, p=0.7),
-            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.4),
-            A.CoarseDropout(
-                num_holes_range=(1, 1), hole_height_range=side, hole_width_range=side, fill="random_uniform", p=0.25
-            ),
-        ]
-        if config.channels == 3:
-            changes += [A.HueSaturationValue(hue_shift_limit=4, sat_shift_limit=15, val_shift_limit=0, p=0.2)]
+    if strength := STRENGTHS.get(config.augment or "none"):
+        changes += _of_strength(strength, config.channels)
     return A.Compose(changes) if changes else None
+
+
+def _of_strength(strength: Strength, channels: Channels) -> list[A.BasicTransform]:
+    limits = (-strength.shift, strength.shift)
+    changes: list[A.BasicTransform] = [
+        A.Affine(
+            scale=(1 - strength.scale, 1 + strength.scale),
+            translate_percent={"x": limits, "y": limits},
+            rotate=(-strength.degrees, strength.degrees),
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=strength.affine,
+        ),
+        A.RandomBrightnessContrast(
+            brightness_limit=strength.brightness_by, contrast_limit=strength.brightness_by, p=strength.brightness
+        ),
+    ]
+    if strength.cut_out:
+        sides = {"hole_height_range": strength.box, "hole_width_range": strength.box}
+        changes.append(A.CoarseDropout(num_holes_range=(1, 1), fill="random_uniform", p=strength.cut_out, **sides))
+    if strength.color and channels == 3:
+        shifts = {"hue_shift_limit": strength.hue, "sat_shift_limit": strength.saturation, "val_shift_limit": 0}
+        changes.append(A.HueSaturationValue(**shifts, p=strength.color))
+    return changes
 
 
 def content(path: Path) -> Any:

@@ -8,10 +8,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from training.data.augmentation.draws import BatchPolicy, Draws
-
-HUES = 180.0
-"""A hue is in units of two degrees."""
+from training.data.augmentation.draws import HUES, BatchPolicy, Draws
 
 Images = UInt8[Tensor, "batch side side channels"]
 Pixels = Float32[Tensor, "batch channels side side"]
