@@ -21,7 +21,8 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m serving check",
         description="Check that this machine serves a model as it was evaluated, on GPU and CPU, and how fast.",
-        epilog=f"Exit codes: {PASSED} no line failed; {FAILED} a line failed; {USAGE} usage, or --out cannot be made.",
+        epilog=f"Exit codes: {PASSED} no line failed; {FAILED} a line failed; "
+        f"{USAGE} usage, a named model that does not exist, or --out cannot be made.",
     )
     parser.add_argument("--model", type=Path, help="the model file (default: TWINLENS_MODEL, runs/latest/model.onnx)")
     parser.add_argument("--out", type=Path, default=Path("check"), help="folder of check.json (default: check)")
@@ -62,17 +63,27 @@ def _on_gpu(settings: Settings, number: int) -> Result:
     return _with_gpu(partial(model.opens_on_gpu, number=number), settings)
 
 
+def _settings(model: Path | None) -> Settings:
+    """The settings, with `model` if it is given. Raises ValueError, and FileNotFoundError for a named file."""
+    settings = Settings.from_env()
+    named = model is not None or "model" in settings.model_fields_set
+    settings = settings.model_copy(update={} if model is None else {"model": model})
+    if named and not settings.model.is_file():
+        raise FileNotFoundError(f"{settings.model}: there is no such file")
+    return settings
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Returns its exit code."""
     options = _arguments(arguments)
     try:
-        settings = Settings.from_env()
+        settings = _settings(options.model)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:  # before anything is measured
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     cv2.setNumThreads(1)
-    record = check(settings.model_copy(update={"model": options.model or settings.model}))
+    record = check(settings)
     print(record.summary(record.write(options.out)))
     return FAILED if record.failed else PASSED
 

@@ -113,11 +113,11 @@ def test_a_changed_token_file_is_read_at_the_next_request(guarded: Guarded, imag
 
 def test_an_upload_that_stalls_ends_with_408(guarded: Guarded) -> None:
     with connection_to(guarded.address) as stalled:
+        start = time.monotonic()  # before the upload: the server's second begins when it has arrived
         stalled.sendall(
             b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\n"
             b"Content-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
         )
-        start = time.monotonic()
         assert stalled.recv(65_536).startswith(b"HTTP/1.1 408")
         assert 1 <= time.monotonic() - start < Settings().timeout_s, "after TWINLENS_IDLE_S, long before TIMEOUT_S"
 

@@ -16,11 +16,11 @@ from tests.support import cuda
 from tests.support.paths import ROOT
 
 
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "serving", "check", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | environment,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -46,9 +46,20 @@ def test_the_command_tries_all_that_this_machine_can_show(run: Path, tmp_path: P
 
 
 def test_without_a_model_it_says_what_makes_one(tmp_path: Path) -> None:
-    done = command("--model", tmp_path / "absent.onnx", "--out", tmp_path)
-    assert done.returncode == 0
-    assert "`python -m training check` leaves models" in lines(tmp_path)["model on CPU"]["detail"]
+    done = command(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "`python -m training check` leaves models" in lines(tmp_path / "check")["model on CPU"]["detail"]
+
+
+def test_a_named_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.onnx"
+    for done in (
+        command("--model", absent, "--out", tmp_path / "by_option"),
+        command("--out", tmp_path / "by_setting", TWINLENS_MODEL=str(absent)),
+    ):
+        assert done.returncode == 2
+        assert f"{absent}: there is no such file" in done.stderr
+    assert not list(tmp_path.iterdir()), "refused before anything was measured"
 
 
 def test_a_line_that_fails_is_the_exit_code(run: Path, tmp_path: Path) -> None:
