@@ -17,7 +17,7 @@ from training.storage import write_atomically
 from training.study.measures import MEASURES
 from training.study.results import RunResult, write_csv
 from training.study.spec import Question, Study, plain
-from training.study.statistics import conclude
+from training.study.statistics import Conclusion, conclude
 
 COLUMNS = (
     "val_score",
@@ -67,7 +67,7 @@ def _facts(folder: Path, study: Study, results: Sequence[RunResult]) -> dict[str
         "base": plain(study.base),
         "axes": {axis: {level: plain(options) for level, options in of.items()} for axis, of in study.axes.items()},
         "seeds": study.seeds,
-        "answers": [_answer(question, results) for question in study.questions],
+        "answers": list(map(_answer, study.questions, conclude(study.questions, results))),
         "runs": _runs(results),
         "measures": {name: {"title": measure.title, "places": measure.places} for name, measure in MEASURES.items()},
         "columns": COLUMNS,
@@ -76,12 +76,16 @@ def _facts(folder: Path, study: Study, results: Sequence[RunResult]) -> dict[str
     }
 
 
-def _answer(question: Question, results: Sequence[RunResult]) -> dict[str, Any]:
-    conclusion = conclude(question, results)
+def _answer(question: Question, conclusion: Conclusion | None) -> dict[str, Any]:
     if conclusion is None:
         nothing = "No run that the question concerns has a value."
         return asdict(question) | {"sentence": nothing, "decided": False, "reference": None, "differences": []}
-    return asdict(question) | {name: value for name, value in asdict(conclusion).items() if name != "question"}
+    return asdict(question) | {
+        "sentence": conclusion.sentence,
+        "decided": conclusion.decided,
+        "reference": conclusion.reference,
+        "differences": [asdict(row) | {"verdict": row.verdict} for row in conclusion.differences],
+    }
 
 
 def _runs(results: Sequence[RunResult]) -> dict[str, Any]:

@@ -1,9 +1,14 @@
-"""Statistics of a study: differences between levels, paired over seeds, with 95 % intervals, in sentences."""
+"""Statistics of a study: differences between levels, paired over seeds, with 95 % intervals, in sentences.
+
+A study compares much at once, and one comparison in twenty would seem decided by chance. So verdicts follow from p
+values that are corrected for all comparisons of the study (Holm, A simple sequentially rejective multiple test
+procedure, 1979). Intervals are those of each comparison alone.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -30,7 +35,23 @@ class LevelDifference:
     interval: Interval | None
     """Student's, over the seeds; None with one seed."""
     seeds: int
-    verdict: Verdict
+    p: float | None
+    """Of Student's paired test, two-sided; None with one seed, or when no seed has a difference."""
+    corrected_p: float | None = None
+    """By Holm's method, for all comparisons of the study."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the evidence says of the level against the reference level."""
+        if self.value is None:
+            return "no runs"
+        if self.interval is None:
+            return "no interval"
+        if self.p is None:
+            return "equal"
+        if self.corrected_p is None or self.corrected_p >= 1 - LEVEL:
+            return "undecided"
+        return "higher" if self.value > 0 else "lower"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +63,43 @@ class Conclusion:
     differences: Sequence[LevelDifference]
     sentence: str
     decided: bool
-    """Whether any interval excludes zero, or any difference is zero with every seed."""
+    """Whether any level is higher, lower or equal."""
 
 
-def conclude(question: Question, results: Sequence[RunResult]) -> Conclusion | None:
-    """The answer of these results to a question; None when no run that it concerns has a value."""
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """The differences that one question asks for, with the runs that it concerns."""
+
+    question: Question
+    selected: Sequence[RunResult]
+    reference: str
+    reference_values: Values
+    differences: Sequence[LevelDifference]
+
+
+def conclude(questions: Sequence[Question], results: Sequence[RunResult]) -> list[Conclusion | None]:
+    """The answer of these results to each question; None when no run that a question concerns has a value."""
+    asked = [_compare(question, results) for question in questions]
+    every = [difference for of in asked if of is not None for difference in of.differences]
+    corrected = iter(holm([difference.p for difference in every]))
+    return [None if of is None else _conclusion(of, corrected) for of in asked]
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Correct p values for their number: times the number of those that are not smaller, in order, at most 1.
+
+    None, for a comparison that was not tested, stays None and does not count.
+    """
+    corrected: list[float | None] = [None] * len(values)
+    tested = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    largest = 0.0
+    for rank, (value, place) in enumerate(tested):
+        largest = max(largest, min(1.0, value * (len(tested) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | None:
     selected = [
         result for result in results if all(result.cell.levels[axis] == level for axis, level in question.where.items())
     ]
@@ -61,17 +114,30 @@ def conclude(question: Question, results: Sequence[RunResult]) -> Conclusion | N
     if reference not in measured:
         return None
     asked = question.compare[:1] if question.compare else [level for level in levels if level != reference]
-    differences = [paired_difference(level, values[level], values[reference]) for level in asked]
-    sentence = (
-        _pair(measure, differences[0], reference)
-        if question.compare
-        else _all(question, differences, reference, values)
+    return Comparisons(
+        question=question,
+        selected=selected,
+        reference=reference,
+        reference_values=values[reference],
+        differences=[paired_difference(level, values[level], values[reference]) for level in asked],
     )
+
+
+def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclusion:
+    """Take the next corrected p values, one for each difference."""
+    question, reference = asked.question, asked.reference
+    differences = [replace(difference, corrected_p=next(corrected)) for difference in asked.differences]
+    sentence = (
+        _pair(MEASURES[question.measure], differences[0], reference)
+        if question.compare
+        else _all(question, differences, reference, asked.reference_values)
+    )
+    levels = [*(difference.level for difference in differences), reference]
     return Conclusion(
         question=question,
         reference=reference,
         differences=differences,
-        sentence=" ".join([sentence[0].upper() + sentence[1:], *_losses(question, selected, [*asked, reference])]),
+        sentence=" ".join([sentence[0].upper() + sentence[1:], *_losses(question, asked.selected, levels)]),
         decided=any(difference.verdict in ("higher", "lower", "equal") for difference in differences),
     )
 
@@ -80,25 +146,17 @@ def paired_difference(level: str, values: Values, reference: Values) -> LevelDif
     """Pair the values of the same seed and other levels; the mean for each seed, and its interval over the seeds."""
     pairs = sorted(values.keys() & reference.keys())
     if not pairs:
-        return LevelDifference(
-            level=level, mean=None, reference_mean=None, value=None, interval=None, seeds=0, verdict="no runs"
-        )
+        return LevelDifference(level=level, mean=None, reference_mean=None, value=None, interval=None, seeds=0, p=None)
     seeds = sorted({seed for seed, _ in pairs})
     by_seed = [fmean(values[key] - reference[key] for key in pairs if key[0] == seed) for seed in seeds]
-    interval = student(by_seed) if len(seeds) > 1 else None
-    verdict: Verdict = "no interval"
-    if interval is not None:
-        verdict = "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else "undecided"
-        if not any(by_seed):
-            verdict = "equal"
     return LevelDifference(
         level=level,
         mean=fmean(values[key] for key in pairs),
         reference_mean=fmean(reference[key] for key in pairs),
         value=fmean(by_seed),
-        interval=interval,
+        interval=student(by_seed) if len(seeds) > 1 else None,
         seeds=len(seeds),
-        verdict=verdict,
+        p=student_p(by_seed) if len(seeds) > 1 and any(by_seed) else None,
     )
 
 
@@ -106,6 +164,12 @@ def student(values: Sequence[float]) -> Interval:
     """The 95 % interval of the mean of two or more independent values (Student 1908)."""
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def student_p(values: Sequence[float]) -> float:
+    """The two-sided p value of the mean of two or more independent values, not all zero, against zero."""
+    error = stdev(values) / math.sqrt(len(values))
+    return float(2 * t.sf(abs(fmean(values)) / error, len(values) - 1)) if error else 0.0
 
 
 def _values(question: Question, results: Sequence[RunResult], level: str) -> Values:
@@ -127,16 +191,14 @@ def _pair(measure: Measure, difference: LevelDifference, reference: str) -> str:
     )
     return sentence + {
         "equal": " Equal with every seed.",
-        "undecided": " The interval contains zero: undecided.",
+        "undecided": " Undecided.",
         "no interval": " One seed has no interval: undecided.",
     }.get(difference.verdict, "")
 
 
-def _all(
-    question: Question, differences: Sequence[LevelDifference], reference: str, values: Mapping[str, Values]
-) -> str:
+def _all(question: Question, differences: Sequence[LevelDifference], reference: str, reference_values: Values) -> str:
     measure = MEASURES[question.measure]
-    mean = f"{fmean(values[reference].values()):,.{measure.places}f}"
+    mean = f"{fmean(reference_values.values()):,.{measure.places}f}"
     parts = [f"{measure.title}: {reference} has {mean}" + ("" if question.against else ", the best mean") + "."]
     for verdict, title in {"higher": "Higher", "lower": "Lower"}.items():
         listed = [
@@ -149,7 +211,7 @@ def _all(
     if equal := [difference.level for difference in differences if difference.verdict == "equal"]:
         parts.append(f"Equal: {', '.join(equal)}.")
     for verdict, why in {
-        "undecided": "the interval contains zero",
+        "undecided": "could be chance",
         "no interval": "one seed has no interval",
         "no runs": "no run has a value to compare",
     }.items():
@@ -165,9 +227,13 @@ def _numbers(measure: Measure, difference: LevelDifference) -> str:
     if difference.interval is None:
         return f"difference {difference.value:+,.{places}f}, {seeds}"
     low, high = difference.interval
-    return (
-        f"difference {difference.value:+,.{places}f}, 95 % interval {low:+,.{places}f} to {high:+,.{places}f}, {seeds}"
-    )
+    interval = f"95 % interval {low:+,.{places}f} to {high:+,.{places}f}"
+    tested = "" if difference.corrected_p is None else f", corrected p {_p(difference.corrected_p)}"
+    return f"difference {difference.value:+,.{places}f}, {interval}, {seeds}{tested}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
 
 
 def _losses(question: Question, results: Sequence[RunResult], levels: Sequence[str]) -> list[str]:

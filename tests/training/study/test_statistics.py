@@ -2,12 +2,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from training.study.measures import MEASURES
 from training.study.results import RunResult
 from training.study.spec import Cell, Question
-from training.study.statistics import Conclusion, conclude, student
+from training.study.statistics import Conclusion, conclude, holm, student
 
 
 def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> RunResult:
@@ -23,8 +25,8 @@ def result(level: str, seed: int, value: float | None, measure: str = "val_score
 
 
 def asked(results: list[RunResult], **question: Any) -> Conclusion:
-    conclusion = conclude(
-        Question(**{"ask": "?", "measure": "val_score", "axis": "axis", "where": {}} | question), results
+    [conclusion] = conclude(
+        [Question(**{"ask": "?", "measure": "val_score", "axis": "axis", "where": {}} | question)], results
     )
     assert conclusion is not None
     return conclusion
@@ -46,7 +48,47 @@ def test_differences_are_paired_over_seeds() -> None:
     assert only.verdict == "higher"
     assert found.decided
     assert found.sentence.startswith("A scored 0.351 on validation images against 0.300 of b (difference +0.051, ")
-    assert "95 % interval +0.050 to +0.051, 4 seeds" in found.sentence
+    assert "95 % interval +0.050 to +0.051, 4 seeds, corrected p < 0.001" in found.sentence
+
+
+def test_the_p_value_is_that_of_scipy_s_paired_test() -> None:
+    a, b = [0.61, 0.58, 0.67, 0.60], [0.55, 0.57, 0.60, 0.52]
+    results = [result(level, seed, value) for level, of in {"a": a, "b": b}.items() for seed, value in enumerate(of)]
+    [only] = asked(results, compare=("a", "b")).differences
+    assert only.p == pytest.approx(ttest_rel(a, b).pvalue)
+    assert only.corrected_p == only.p, "there is one comparison"
+
+
+def test_holm_s_correction_is_that_of_three_by_hand_and_skips_what_was_not_tested() -> None:
+    """0.01 times 3, 0.03 times 2, and for 0.04 no less than the one before."""
+    assert holm([0.03, None, 0.01, 0.04]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_chance_among_many_comparisons_decides_nothing() -> None:
+    """Twenty levels that are equal but for noise: alone, some intervals exclude zero; corrected, nothing is decided."""
+    noise = np.random.default_rng(1)
+    results = [result(f"level {level}", seed, 0.5 + noise.normal(0, 0.05)) for level in range(20) for seed in range(5)]
+    results += [result("reference", seed, 0.5 + noise.normal(0, 0.05)) for seed in range(5)]
+    found = asked(results, against="reference")
+    excluded = [row for row in found.differences if row.interval and not row.interval[0] <= 0 <= row.interval[1]]
+    assert excluded, "the case would show nothing"
+    assert not found.decided
+
+
+def test_all_questions_of_a_study_are_corrected_together() -> None:
+    a, b = [0.61, 0.58, 0.67, 0.60], [0.55, 0.57, 0.60, 0.52]
+    results = [result(level, seed, value) for level, of in {"a": a, "b": b}.items() for seed, value in enumerate(of)]
+    question = Question(ask="?", measure="val_score", axis="axis", where={}, compare=("a", "b"))
+    [alone] = conclude([question], results)
+    twice = conclude([question, question], results)
+    assert alone is not None
+    assert alone.decided
+    for answer in twice:
+        assert answer is not None
+        assert answer.differences[0].corrected_p == pytest.approx(2 * ttest_rel(a, b).pvalue)
+        assert not answer.decided
 
 
 def test_an_interval_that_contains_zero_is_undecided() -> None:
@@ -55,7 +97,7 @@ def test_an_interval_that_contains_zero_is_undecided() -> None:
     found = asked(results, compare=("a", "b"))
     assert found.differences[0].verdict == "undecided"
     assert not found.decided
-    assert "The interval contains zero: undecided." in found.sentence
+    assert found.sentence.endswith(", corrected p = 0.48). Undecided.")
 
 
 def test_what_is_the_same_with_every_seed_is_called_equal() -> None:
@@ -93,6 +135,6 @@ def test_only_runs_that_differ_in_nothing_else_are_paired_and_lost_ones_are_repo
     found = asked(results, compare=("a", "b"))
     assert found.differences[0].value == 0, "b's runs on y have nothing to be compared with"
     assert "Runs that diverged: 3 of a." in found.sentence
-    assert conclude(Question(ask="?", measure="gap", axis="axis", where={}), results) is None
+    assert conclude([Question(ask="?", measure="gap", axis="axis", where={})], results) == [None]
     inside = asked(results, compare=("a", "b"), where={"other": "x"})
     assert "diverged" not in inside.sentence
