@@ -14,10 +14,11 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from serving.contract.decode import Digest, Preprocessing
 from serving.contract.drift import Histogram
+from serving.contract.scene import Scene
 
-CONTRACT_VERSION = 2
-"""Written. Version 1 has no `preprocessing.fit` and no `preprocessing.fill`, and is read, too."""
-READABLE_VERSIONS = (1, CONTRACT_VERSION)
+CONTRACT_VERSION = 3
+"""Written. Version 2 has no `goldens.decoded`, version 1 no `preprocessing.fit` and no `preprocessing.fill` either."""
+READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
@@ -76,8 +77,10 @@ class Score:
 class Golden:
     """A golden example: an image with the result of each step. The service repeats the steps before it is ready."""
 
-    image: bytes
-    """An encoded image."""
+    image: bytes | Scene
+    """An encoded image, or what to draw where the image is large."""
+    decoded: Digest | None = None
+    """Digest of the decoded pixels; None in cards of versions 1 and 2."""
     pixels: Digest
     """Digest of the decoded and resized pixels."""
     probabilities: tuple[float, ...]
@@ -145,8 +148,8 @@ class ModelCard:
         except (ValueError, KeyError, TypeError) as error:
             raise CardError("the card is not a JSON object with a contract_version") from error
         if version not in READABLE_VERSIONS:
-            read = " and ".join(map(str, READABLE_VERSIONS))
-            raise CardError(f"the card is of contract version {version!r}; this side reads versions {read}")
+            read = f"{READABLE_VERSIONS[0]} to {CONTRACT_VERSION}"
+            raise CardError(f"the card is of contract version {version!r}; this side reads {read}")
         try:
             return _CARD.validate_json(text)
         except ValidationError as error:

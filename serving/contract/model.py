@@ -15,6 +15,7 @@ from jaxtyping import Float32, UInt8
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, ModelCard
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
+from serving.contract.scene import decoded
 from serving.contract.session import CUDA, Placement, SessionError, open_session
 
 Images = UInt8[np.ndarray, "batch height width channels"]
@@ -106,16 +107,22 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
 
 def _golden_faults(classifier: Classifier) -> Iterator[str]:
     """Each golden example whose pixels or probabilities differ from those of the evaluation."""
+    preprocessing = classifier.card.preprocessing
     if not classifier.card.goldens:
         yield "the card has no golden example, so the model cannot be checked"
     for number, golden in enumerate(classifier.card.goldens):
         try:
-            pixels = classifier.card.preprocessing(golden.image)
+            pixels = decoded(golden.image, preprocessing)
         except ImageError as error:
             yield f"golden {number}: cannot be decoded here ({error})"
             continue
+        if golden.decoded is not None and pixel_digest(pixels) != golden.decoded:
+            yield f"golden {number}: decoding does not give the pixels of the training side"
+            continue
+        pixels = preprocessing.fitted(pixels)
         if pixel_digest(pixels) != golden.pixels:
-            yield f"golden {number}: decoding and resizing do not give the pixels of the training side"
+            steps = "decoding and resizing do" if golden.decoded is None else "resizing does"
+            yield f"golden {number}: {steps} not give the pixels of the training side"
             continue
         probabilities = classifier.predict(pixels[np.newaxis])[0]
         if len(golden.probabilities) != len(probabilities):

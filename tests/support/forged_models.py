@@ -53,9 +53,14 @@ def golden(card: dict[str, Any], **changes: object) -> dict[str, Any]:
     return card | {"goldens": [first | changes, *others]}
 
 
+def another_scene(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
+    *others, last = card["goldens"]
+    return card | {"goldens": [*others, last | {"image": last["image"] | {"seed": 13}}]}
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "no card": (lambda graph, card: None, "contract_version"),
-    "unknown version": (lambda graph, card: card | {"contract_version": 3}, "version 3"),
+    "unknown version": (lambda graph, card: card | {"contract_version": 4}, "version 4; this side reads 1 to 3"),
     "another class": (lambda graph, card: card | {"classes": [*card["classes"], "more"]}, "names 4 classes"),
     "another size": (
         lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"height": 32}},
@@ -63,11 +68,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a fixed batch": (wider_batch, "must be dynamic"),
     "no such output": (renamed, "no output 'probabilities'"),
-    "other pixels": (lambda graph, card: golden(card, pixels="0" * 64), "golden 0: decoding and resizing"),
+    "other decoded pixels": (lambda graph, card: golden(card, decoded="0" * 64), "golden 0: decoding does not"),
+    "other pixels": (lambda graph, card: golden(card, pixels="0" * 64), "golden 0: resizing does not"),
+    "other pixels, in version 2": (
+        lambda graph, card: golden(card, decoded=None, pixels="0" * 64) | {"contract_version": 2},
+        "golden 0: decoding and resizing do not",
+    ),
     "another interpolation": (
         lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"interpolation": "linear"}},
-        "golden 0: decoding and resizing",
+        "golden 0: resizing does not",
     ),
+    "another scene": (another_scene, "golden 8: decoding does not"),
     "other probabilities": (
         lambda graph, card: golden(card, probabilities=[0, 0, 1]),
         "golden 0: a probability differs",

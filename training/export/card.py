@@ -24,7 +24,7 @@ def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation
         preprocessing=dataset.preprocessing,
         normalization=context.normalization,
         calibration=evaluation.calibration,
-        goldens=goldens(model, dataset),
+        goldens=goldens(model, dataset.preprocessing),
         scores=card_scores(evaluation.scores["test"], evaluation.intervals),
         reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
         provenance=provenance.collect(context, best),

@@ -1,49 +1,102 @@
-"""Golden examples: small images with known probabilities, which the service replays whenever it opens the file."""
+"""Golden examples: drawn images with known results, which the service replays whenever it opens the file.
 
-import cv2
+They are drawn, not taken from the data, because the file travels and nobody's picture should travel in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from serving.contract.card import Golden
 from serving.contract.decode import Preprocessing, pixel_digest
-from training.data.dataset import Dataset
+from serving.contract.scene import Scene, decoded
 from training.models.prediction import predict
 
-GOLDENS = 4
-SIDE = 96
-"""Largest side of a golden image, in pixels."""
+ORIENTATION = 274
+"""The tag of EXIF (TIFF 6.0)."""
+CANDIDATES = 4
+"""Of as many scenes, each kind takes the one on whose label the model is least sure: near 1, probabilities hide changes
+of the logits."""
 
 
-def goldens(model: nn.Sequential, dataset: Dataset) -> tuple[Golden, ...]:
-    """Five golden examples from the test split: four PNG images of different classes, and the first again as JPEG.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of file: what a service that decodes or resizes otherwise would get wrong."""
 
-    Each is cut from the middle of an original image, so that the service replays resizing too. The JPEG is there
-    because two builds of a JPEG decoder may differ by a grey level, and the service must detect that. With fewer than
-    four classes more images of a class are taken, with fewer than four test images rotated copies of the last.
-    """
-    test = dataset.splits["test"]
-    _, first_of_class = np.unique(dataset.labels[test], return_index=True)
-    chosen = [*test[first_of_class], *np.delete(test, first_of_class)][:GOLDENS]
-    crops = [_center(dataset.original(int(index))) for index in chosen]
-    while len(crops) < GOLDENS:
-        crops.append(np.rot90(crops[-1]))
-    files = [_encode(crop, ".png") for crop in crops] + [_encode(crops[0], ".jpg")]
-    return tuple(_golden(model, dataset.preprocessing, file) for file in files)
+    height: int
+    width: int
+    encode: Callable[[Image.Image], bytes]
 
 
-def _golden(model: nn.Sequential, preprocessing: Preprocessing, file: bytes) -> Golden:
-    pixels = preprocessing(file)
-    [probabilities] = predict(model, pixels[np.newaxis])
-    return Golden(image=file, pixels=pixel_digest(pixels), probabilities=tuple(map(float, probabilities)))
+def _saved(format_name: str, **options: Any) -> Callable[[Image.Image], bytes]:
+    def encode(picture: Image.Image) -> bytes:
+        file = BytesIO()
+        picture.save(file, format_name, **options)
+        return file.getvalue()
+
+    return encode
 
 
-def _center(pixels: np.ndarray) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    top, left = max(0, (height - SIDE) // 2), max(0, (width - SIDE) // 2)
-    return pixels[top : top + SIDE, left : left + SIDE]
+def _turned(picture: Image.Image) -> bytes:
+    """A JPEG whose EXIF says that it must be turned by a quarter."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    return _saved("JPEG", quality=90, exif=exif)(picture)
 
 
-def _encode(pixels: np.ndarray, extension: str) -> bytes:
-    succeeded, file = cv2.imencode(extension, pixels[:, :, ::-1] if pixels.shape[2] == 3 else pixels)
-    assert succeeded
-    return bytes(file)
+def _transparent(picture: Image.Image) -> bytes:
+    """A PNG whose opacity grows from the left to the right."""
+    opacity = np.linspace(0, 255, picture.width).astype(np.uint8)
+    picture.putalpha(Image.fromarray(np.broadcast_to(opacity, (picture.height, picture.width))))
+    return _saved("PNG")(picture)
+
+
+KINDS = (
+    Kind(height=61, width=97, encode=_saved("PNG")),
+    Kind(height=64, width=48, encode=_transparent),
+    Kind(height=80, width=112, encode=_saved("JPEG", quality=90, subsampling="4:4:4")),
+    # Colour at half the resolution, as cameras save it: decoders differ in how they double it.
+    Kind(height=450, width=600, encode=_saved("JPEG", quality=75, subsampling="4:2:0")),
+    Kind(height=96, width=72, encode=_turned),
+    Kind(height=90, width=90, encode=lambda picture: _saved("JPEG", quality=90)(picture.convert("L"))),
+    Kind(height=88, width=66, encode=_saved("WEBP", quality=80)),
+    Kind(height=40, width=40, encode=_saved("BMP")),
+)
+PHOTOGRAPH = Scene(height=3000, width=4000, seed=12)
+"""As large as a telephone's; drawn by the service, too, because it would be megabytes in the file."""
+
+
+def goldens(model: nn.Sequential, preprocessing: Preprocessing) -> tuple[Golden, ...]:
+    """A golden example of each kind of file, and one of 12 megapixels that is not a file."""
+    chosen = [
+        min((_example(model, preprocessing, image) for image in _candidates(number, kind)), key=_sureness)
+        for number, kind in enumerate(KINDS)
+    ]
+    return (*chosen, _example(model, preprocessing, PHOTOGRAPH))
+
+
+def _candidates(number: int, kind: Kind) -> list[bytes]:
+    seeds = range(number * CANDIDATES, (number + 1) * CANDIDATES)
+    scenes = [Scene(height=kind.height, width=kind.width, seed=seed).draw() for seed in seeds]
+    return [kind.encode(Image.fromarray(scene)) for scene in scenes]
+
+
+def _example(model: nn.Sequential, preprocessing: Preprocessing, image: bytes | Scene) -> Golden:
+    pixels = decoded(image, preprocessing)
+    fitted = preprocessing.fitted(pixels)
+    [probabilities] = predict(model, fitted[np.newaxis])
+    return Golden(
+        image=image,
+        decoded=pixel_digest(pixels),
+        pixels=pixel_digest(fitted),
+        probabilities=tuple(map(float, probabilities)),
+    )
+
+
+def _sureness(example: Golden) -> float:
+    return max(example.probabilities)

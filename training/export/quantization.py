@@ -20,6 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
 from serving.contract.model import Classifier, open_model
+from serving.contract.scene import decoded
 from serving.contract.session import Placement
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
@@ -184,7 +185,8 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
 
 
 def _golden(golden: Golden, card: ModelCard, session: onnxruntime.InferenceSession) -> Golden:
-    [probabilities] = session.run([OUTPUT_NAME], {INPUT_NAME: card.preprocessing(golden.image)[np.newaxis]})[0]
+    pixels = card.preprocessing.fitted(decoded(golden.image, card.preprocessing))
+    [probabilities] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels[np.newaxis]})[0]
     return replace(golden, probabilities=tuple(map(float, probabilities)))
 
 

@@ -2,13 +2,20 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
+from serving.contract import decode
 from serving.contract.card import Golden, ModelCard
+from serving.contract.image_header import FILE_EXTENSIONS
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.session import Placement
 from tests.support.forged_models import REFUSED, Change, golden, rewritten
@@ -42,11 +49,66 @@ def test_a_missing_gpu_is_an_error_when_one_is_required(run: Path) -> None:
         open_model(run / "model.onnx", placement=Placement(on="cuda"))
 
 
-def test_goldens_are_small_and_resized_on_replay(run: Path) -> None:
+def _files(card: ModelCard) -> list[bytes]:
+    return [example.image for example in card.goldens if isinstance(example.image, bytes)]
+
+
+def test_goldens_are_of_every_format_and_small(run: Path) -> None:
     card = open_model(run / "model.onnx").card
-    assert len(card.goldens) >= 4
-    assert sum(example.image.startswith(b"\x89PNG") for example in card.goldens) >= 4
-    assert all(len(example.image) < 40_000 for example in card.goldens)
+    files = _files(card)
+    assert {Image.open(BytesIO(file)).format for file in files} == set(FILE_EXTENSIONS)
+    assert sum(map(len, files)) < 150_000
+    [scene] = [example.image for example in card.goldens if not isinstance(example.image, bytes)]
+    assert scene.height * scene.width == 12_000_000
+
+
+def _chroma_by_repetition(decode_with: Callable[[bytes, int], np.ndarray]) -> Callable[[bytes, int], np.ndarray]:
+    """As a JPEG decoder without "fancy" upsampling makes colour of half the resolution."""
+
+    def decode(data: bytes, flags: int) -> np.ndarray:
+        pixels = decode_with(data, flags)
+        if not data.startswith(b"\xff\xd8") or pixels.ndim != 3 or min(pixels.shape[:2]) < 200:
+            return pixels
+        converted = cv2.cvtColor(pixels, cv2.COLOR_RGB2YCrCb)
+        converted[:, :, 1:] = np.kron(converted[::2, ::2, 1:], np.ones((2, 2, 1), np.uint8))
+        return cv2.cvtColor(converted, cv2.COLOR_YCrCb2RGB)
+
+    return decode
+
+
+def _bgr(decode_with: Callable[[bytes, int], np.ndarray]) -> Callable[[bytes, int], np.ndarray]:
+    return lambda data, flags: decode_with(data, flags)[:, :, ::-1].copy()
+
+
+def _one_level_off(fit: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A resize that rounds otherwise where much is shrunk, as with the photographs of a telephone."""
+
+    def fitted(pixels: np.ndarray, *options: Any) -> np.ndarray:
+        resized = fit(pixels, *options)
+        return resized if pixels.size < 10_000_000 else resized ^ 1
+
+    return fitted
+
+
+PLANTED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "another resize": ("INTERPOLATION_FLAGS", lambda flags: flags | {"area": cv2.INTER_LINEAR}, "resizing does not"),
+    "another resize of large images": ("fit", _one_level_off, "golden 8: resizing does not"),
+    "BGR for RGB": ("_decode_with", _bgr, "golden 0: decoding does not"),
+    "EXIF ignored": ("TURNS", lambda turns: {}, "golden 4: decoding does not"),
+    "another chroma upsampling": ("_decode_with", _chroma_by_repetition, "golden 3: decoding does not"),
+    "alpha ignored": ("_on_white", lambda on_white: lambda pixels, gray: pixels[:, :, 2::-1].copy(), "golden 1: decod"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), PLANTED.values(), ids=PLANTED)
+def test_a_service_that_sees_other_pixels_does_not_start(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any], reason: str
+) -> None:
+    """Each planted in the code that both sides share, as another version of a library would change it."""
+    open_model(run / "model.onnx")
+    monkeypatch.setattr(decode, name, change(getattr(decode, name)))
+    with pytest.raises(ModelRefused, match=reason):
+        open_model(run / "model.onnx")
 
 
 def test_the_answer_does_not_depend_on_the_batch_or_its_neighbours(run: Path) -> None:

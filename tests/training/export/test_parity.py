@@ -132,7 +132,7 @@ def test_a_file_with_other_weights_is_refused(
     other: Any = copy.deepcopy(model)
     with torch.no_grad():
         other[2][-1].bias[0] += 3
-    card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset))
+    card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset.preprocessing))
     (tmp_path / "model.onnx").write_bytes(serialize(other, card))
     with pytest.raises(ExportRefused) as error:
         prove(model, tmp_path / "model.onnx", dataset, predict(model, dataset, "test"))
