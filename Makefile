@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 DOCKER ?= docker
+# Of the images' names. No registry has `localhost`, so a cluster cannot pull a stranger's image by the default.
+REGISTRY ?= localhost
 # The one place of the version is pyproject.toml; a test compares the manifests with it.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 export NO_ALBUMENTATIONS_UPDATE = 1
@@ -45,11 +47,11 @@ check-gpu: $(VENV)/installed ## Check driver, GPU, training and serving in minut
 bench-training: $(VENV)/installed ## Compare the trainer with other loops, minutes on a quiet machine. ARGS="--data DIR".
 	python -m tests.bench.training $(ARGS)
 
-images: ## Build both images, tagged with the version. REGISTRY=, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve ...".
+images: ## Build both images, tagged with the version. REGISTRY=localhost, SUFFIX=-cpu, ARGS="--build-arg EXTRAS=serve ...".
 	for kind in train serve; do \
 	    $(DOCKER) build --file Dockerfile.$$kind --build-arg VERSION=$(VERSION)$(SUFFIX) \
 	        --build-arg REVISION="$$(git rev-parse HEAD)" $(ARGS) \
-	        --tag $(if $(REGISTRY),$(REGISTRY)/)twinlens/$$kind:$(VERSION)$(SUFFIX) . || exit 1; \
+	        --tag $(REGISTRY)/twinlens/$$kind:$(VERSION)$(SUFFIX) . || exit 1; \
 	done
 
 sbom: $(VENV)/installed ## Write build/sbom.json (CycloneDX) and build/licenses.md of all that is installed.

@@ -127,6 +127,11 @@ def test_every_manifest_is_in_the_table() -> None:
     assert names == {path.name for path in (ROOT / "k8s").iterdir()} - {"README.md"}
 
 
+def test_every_component_is_in_the_table_with_its_gpus() -> None:
+    names = {codes(name)[0] for name, *_ in table(K8S, "component")}
+    assert names == {path.name for path in (ROOT / "k8s" / "components").iterdir()}
+
+
 def test_every_study_is_in_the_table() -> None:
     studies = {path.stem for path in (ROOT / "training" / "study" / "studies").glob("*.yaml")}
     assert {codes(study)[0] for study, _ in table(STUDY, "study")} == studies
@@ -256,6 +261,12 @@ def check_python(words: list[str]) -> None:
     assert (ROOT / "training" / "study" / "studies" / f"{config.study}.yaml").is_file()
 
 
+def check_kind(words: list[str]) -> None:
+    assert words[:2] == ["load", "docker-image"]
+    manifests = "".join(path.read_text() for path in (ROOT / "k8s").glob("*.yaml"))
+    assert all(f"image: {name}\n" in manifests for name in words[2:])
+
+
 def check_git(words: list[str]) -> None:
     assert words[0] in ("clone", "switch", "commit")
 
@@ -268,6 +279,7 @@ def check_pre_commit(words: list[str]) -> None:
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "docker": check_docker,
+    "kind": check_kind,
     "kubectl": check_kubectl,
     "torchrun": check_torchrun,
     "git": check_git,

@@ -14,8 +14,8 @@ from tests.support.paths import ROOT
 K8S = ROOT / "k8s"
 
 
-def without_gpus(kind: str, name: str, folder: Path = K8S) -> dict[str, Any]:
-    """A manifest as `kubectl apply -k k8s/` sends it."""
+def manifest(kind: str, name: str, folder: Path = K8S) -> dict[str, Any]:
+    """The object as `kubectl apply -f` sends it."""
     [found] = [
         one
         for path in sorted(folder.glob("*.yaml"))
@@ -23,23 +23,7 @@ def without_gpus(kind: str, name: str, folder: Path = K8S) -> dict[str, Any]:
         if (one["kind"], one["metadata"]["name"]) == (kind, name)
     ]
     assert isinstance(found, dict)
-    for patch in yaml.safe_load((K8S / "Kustomization").read_text())["patches"]:
-        if patch["target"] == {"kind": kind, "name": name}:
-            for change in yaml.safe_load(patch["patch"]):
-                _apply(found, change)
     return found
-
-
-def _apply(manifest: Any, change: dict[str, Any]) -> None:
-    """One `remove` or `replace` of a JSON patch (RFC 6902)."""
-    *parents, last = [key.replace("~1", "/") for key in change["path"].split("/")[1:]]
-    for key in parents:
-        manifest = manifest[int(key) if isinstance(manifest, list) else key]
-    place = int(last) if isinstance(manifest, list) else last
-    if change["op"] == "remove":
-        del manifest[place]
-    else:
-        manifest[place] = change["value"]
 
 
 class Pod:
@@ -75,9 +59,9 @@ class Pod:
 
 
 @contextmanager
-def pod(name: str, manifest: dict[str, Any], image: str, claims: dict[str, str], folder: Path) -> Iterator[Pod]:
-    """Play a manifest's pod template, with `image` as its image and podman's volumes as its claims."""
-    template = json.loads(json.dumps(manifest["spec"]["template"]))
+def pod(name: str, controller: dict[str, Any], image: str, claims: dict[str, str], folder: Path) -> Iterator[Pod]:
+    """Play the pod template of a Deployment or a Job, with `image` as its image and podman's volumes as its claims."""
+    template = json.loads(json.dumps(controller["spec"]["template"]))
     [container] = template["spec"]["containers"]
     container["image"] = image
     # Kubernetes makes an emptyDir for everybody; podman gives it to root, unless the image has a folder there.

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.containers.cluster import K8S, Pod, pod, without_gpus
+from tests.containers.cluster import K8S, Pod, manifest, pod
 from tests.containers.images import SERVE, TRAIN, digit
 from tests.containers.podman import podman
 
@@ -129,7 +129,7 @@ def test_the_service_waits_for_a_model_takes_the_next_one_and_ends_without_loss(
     tmp_path: Path,
 ) -> None:
     volume = folder_of(claims["runs"])
-    with pod("twinlens-serve", without_gpus("Deployment", "serve"), SERVE, claims, tmp_path) as service:
+    with pod("twinlens-serve", manifest("Deployment", "serve"), SERVE, claims, tmp_path) as service:
         address = f"http://{service.address}:3000"
         until(lambda: status(f"{address}/livez") == 200, service)
         assert status(f"{address}/readyz") == 503
@@ -165,7 +165,7 @@ def test_a_training_job_that_is_killed_goes_on(
     claims: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    job = without_gpus("Job", "train")
+    job = manifest("Job", "train")
     checkpoint = folder_of(claims["runs"]) / "train" / "checkpoints" / "last.pt"
     with pod("twinlens-train", job, TRAIN, claims, tmp_path) as trainer:
         until(lambda: checkpoint.exists() or trainer.exit_code is not None, trainer)
@@ -182,7 +182,7 @@ def test_a_training_job_that_is_killed_goes_on(
 
 def test_two_hosts_train_together(images: None, tmp_path: Path) -> None:
     """The Job's own command in two containers, each a host with an address of its own, as the Service names them."""
-    job = without_gpus("Job", "train-together", K8S / "distributed")
+    job = manifest("Job", "train-together", K8S / "distributed")
     [container] = job["spec"]["template"]["spec"]["containers"]
     given = {"--device=cuda": "--device=cpu", "--epochs=30": "--epochs=2"}
     words = [given.get(word, word) for word in container["args"]]
@@ -207,10 +207,10 @@ def test_two_hosts_train_together(images: None, tmp_path: Path) -> None:
 
 def test_probes_are_answered_inside(runs: Path, claims: dict[str, str], tmp_path: Path) -> None:
     publish(runs / "latest", folder_of(claims["runs"]), "one")
-    manifest = without_gpus("Deployment", "serve")
-    with pod("twinlens-probed", manifest, SERVE, claims, tmp_path) as service:
+    deployment = manifest("Deployment", "serve")
+    with pod("twinlens-probed", deployment, SERVE, claims, tmp_path) as service:
         until(lambda: status(f"http://{service.address}:3000/readyz") == 200, service)
-        [container] = manifest["spec"]["template"]["spec"]["containers"]
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
         for name in ("startupProbe", "livenessProbe", "readinessProbe"):
             path = container[name]["httpGet"]["path"]
             assert status(f"http://{service.address}:{container['ports'][0]['containerPort']}{path}") == 200

@@ -74,19 +74,33 @@ def test_the_namespace_comes_first() -> None:
     }
 
 
-def test_kustomize_reads_every_file_that_apply_reads_and_takes_the_gpus_out() -> None:
-    kustomization = yaml.safe_load((K8S / "Kustomization").read_text())
-    assert kustomization["resources"] == [path.name for path in APPLIED]
-    for patch in kustomization["patches"]:
-        target = named(patch["target"]["kind"], patch["target"]["name"])
-        for change in yaml.safe_load(patch["patch"]):
-            value: Any = target
-            for key in change["path"].split("/")[1:]:
-                value = value[int(key) if isinstance(value, list) else key.replace("~1", "/")]
-            if change["op"] == "remove":
-                assert change["path"].endswith("nvidia.com~1gpu")
-            else:
-                assert (value, change["value"]) in {("--device=cuda", "--device=cpu"), ("1", "0")}
+def test_what_is_applied_without_more_starts_on_one_small_node_without_gpus() -> None:
+    """Of two CPUs and 4 GiB, beside what the cluster takes: both replicas and the training, on claims of any class."""
+    cpus = memory = 0.0
+    for name, count in (
+        ("Deployment-serve", named("HorizontalPodAutoscaler", "serve")["spec"]["minReplicas"]),
+        ("Job-train", 1),
+    ):
+        [container] = pods()[name]["containers"]
+        assert "nvidia.com/gpu" not in container["resources"]["limits"]
+        assert container["image"].endswith("-cpu")
+        cpus += count * float(container["resources"]["requests"]["cpu"].removesuffix("m")) / 1000
+        memory += count * {"512Mi": 0.5, "2Gi": 2.0}[container["resources"]["requests"]["memory"]]
+        [affinity] = pods()[name]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert affinity["topologyKey"] == "kubernetes.io/hostname"
+        for labels in (template_of("Deployment", "serve"), template_of("Job", "train")):
+            assert affinity["labelSelector"]["matchLabels"].items() <= labels["metadata"]["labels"].items()
+    assert cpus <= 1
+    assert memory <= 3
+    assert settings_of(pods()["Deployment-serve"]["containers"][0])["TWINLENS_REQUIRE_GPU"] == "0"
+    claims = [one["spec"] for one in everything() if one["kind"] == "PersistentVolumeClaim"]
+    assert [claim["accessModes"] for claim in claims] == [["ReadWriteOnce"]] * 2
+    assert not [claim for claim in claims if "storageClassName" in claim]
+
+
+def template_of(kind: str, name: str) -> dict[str, Any]:
+    template: dict[str, Any] = named(kind, name)["spec"]["template"]
+    return template
 
 
 @pytest.mark.parametrize("pod", pods().values(), ids=pods())
@@ -117,7 +131,7 @@ def test_containers_may_do_nothing_but_their_work(pod: dict[str, Any]) -> None:
             assert kind in container["resources"]["requests"]
             assert kind in container["resources"]["limits"]
         assert "nvidia.com/gpu" not in container["resources"]["requests"]
-        assert re.fullmatch(r"twinlens/(train|serve):\d+\.\d+\.\d+", container["image"])
+        assert re.fullmatch(r"localhost/twinlens/(train|serve):\d+\.\d+\.\d+(-cpu)?", container["image"])
         assert container["imagePullPolicy"] == "IfNotPresent"
         assert not [port for port in container.get("ports", []) if "hostPort" in port]
         for mount in container["volumeMounts"]:
@@ -173,11 +187,16 @@ def test_machines_that_train_together_find_each_other() -> None:
     job = named("Job", "train-together")
     pod = job["spec"]["template"]["spec"]
     service = named("Service", "train-together")
-    words = pod["containers"][0]["args"]
+    [container] = pod["containers"]
+    words = container["args"][0].split()
     assert job["spec"]["completionMode"] == "Indexed"
     assert f"--nnodes={job['spec']['completions']}" in words
     assert job["spec"]["parallelism"] == job["spec"]["completions"]
     assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:29500" in words
+    assert "--rdzv-conf=is_host=$((JOB_COMPLETION_INDEX" in words
+    assert settings_of(container)["NCCL_IB_DISABLE"] == "1"
+    assert '--local-addr="$POD_IP"' in words
+    assert job["spec"]["backoffLimit"] >= 3 * job["spec"]["completions"], "each failure ends a pod of every node"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -185,7 +204,15 @@ def test_machines_that_train_together_find_each_other() -> None:
     policy = named("NetworkPolicy", "train-together")["spec"]
     for selector in (service["spec"]["selector"], policy["podSelector"]["matchLabels"]):
         assert selector.items() <= labels.items()
-    [runtime] = named("TrainingRuntime", "twinlens")["spec"]["template"]["spec"]["replicatedJobs"]
+    peers, name_server = policy["egress"]
+    assert peers["to"] == policy["ingress"][0]["from"] == [{"podSelector": policy["podSelector"]}]
+    assert "to" not in name_server, "NodeLocal DNSCache answers from an address that no selector matches"
+    assert {(port["port"], port["protocol"]) for port in name_server["ports"]} == {
+        (53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP"),
+    }  # fmt: skip
+    runtimes = named("TrainingRuntime", "twinlens")["spec"]
+    assert runtimes["mlPolicy"]["torch"] == {}, "Kubeflow Trainer 2.2 has no fields in it"
+    [runtime] = runtimes["template"]["spec"]["replicatedJobs"]
     assert (
         policy["podSelector"]["matchLabels"].items()
         <= runtime["template"]["spec"]["template"]["metadata"]["labels"].items()
@@ -214,7 +241,7 @@ def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:
     assert set(final["values"]) == set(EXIT_CODES.values()) - memory_storage_or_a_lost_process
     assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]} in job["podFailurePolicy"]["rules"]
     [container] = job["template"]["spec"]["containers"]
-    assert {"--resume=auto", "--device=cuda"} <= set(container["args"])
+    assert {"--resume=auto", "--device=cpu"} <= set(container["args"])
     assert any(argument.startswith("--name=") for argument in container["args"]), "or auto might take another's run"
     shared = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"}
     memory = [volume for volume in job["template"]["spec"]["volumes"] if volume["name"] in shared]

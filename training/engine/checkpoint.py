@@ -4,10 +4,12 @@ Beside each checkpoint stands its SHA-256, `NAME.pt.sha256`, in the format of `s
 detected before any of the checkpoint is interpreted.
 """
 
+import errno
 import hashlib
 import io
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ SAVE_EVERY_S = 600
 """The longest time between two checkpoints: the most that a killed process loses."""
 SAVE_SHARE = 0.02
 """The share of a run's time that a kill may lose, and that checkpoints within epochs may take."""
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What `os.link` raises on file systems without hard links: SMB shares, FAT, some FUSE file systems."""
 SAVE_FIRST_S = 1
 """Time before the first checkpoint within an epoch: a run that diverges earlier leaves none, and its name is free."""
 
@@ -185,11 +189,18 @@ def _replace(path: Path, digests: list[str], put: Callable[[], object]) -> None:
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give the file a second name, in place of the file that has it."""
+    """Give the file a second name, in place of the file that has it; where there are no hard links, copy the file."""
     link = target.with_name(f".{target.name}.link")
     link.unlink(missing_ok=True)
-    os.link(path, link)
-    link.replace(target)
+    try:
+        os.link(path, link)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        with path.open("rb") as file:
+            write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))
+    else:
+        link.replace(target)
 
 
 def _differing(then: dict[str, Any], now: dict[str, Any], within: str = "") -> Iterator[str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -122,12 +123,48 @@ def test_a_byte_that_changed_is_noticed_wherever_it_is(run: Path, tmp_path: Path
             checkpoint.load(tmp_path / "x.pt", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_without_hard_links_keeps_the_previous_checkpoint_too(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for epoch in range(1, 4):
+        checkpoint.save({"epoch": epoch}, last, previous=previous)
+    assert checkpoint.load(last, torch.device("cpu")) == {"epoch": 3}
+    assert checkpoint.load(previous, torch.device("cpu")) == {"epoch": 2}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "last.pt",
+        "last.pt.sha256",
+        "previous.pt",
+        "previous.pt.sha256",
+    }
+
+
+def test_another_fault_of_the_storage_is_no_reason_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint.save({"epoch": 1}, tmp_path / "last.pt")
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoint.save({"epoch": 2}, tmp_path / "last.pt", previous=tmp_path / "previous.pt")
+    assert checkpoint.load(tmp_path / "last.pt", torch.device("cpu")) == {"epoch": 1}
+
+
 SAVING = """
-import sys
+import errno, os, sys
 from pathlib import Path
 import torch
 from training.engine import checkpoint
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
+if sys.argv[3] == "without hard links":
+    def link(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+    os.link = link
 while True:
     state = {"number": number, "weight": torch.full((500_000,), float(number))}
     checkpoint.save(state, folder / "last.pt", previous=folder / "previous.pt")
@@ -136,11 +173,15 @@ while True:
 """
 
 
-def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_system", ["with hard links", "without hard links"])
+def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(file_system: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for first in range(0, 5000, 1000):
         saver = subprocess.Popen(
-            [sys.executable, "-c", SAVING, str(tmp_path), str(first)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SAVING, str(tmp_path), str(first), file_system],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert saver.stdout is not None
         assert saver.stdout.readline() == f"{first}\n", "it saves"

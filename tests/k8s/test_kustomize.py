@@ -1,0 +1,124 @@
+"""The components of k8s/Kustomization, put together by kubectl itself, which needs no cluster for that."""
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+
+K8S = ROOT / "k8s"
+COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/Kustomization"))
+OPTIONAL = [name for name in COMPONENTS if name != "images"]
+CHOICES = [choice for size in range(len(OPTIONAL) + 1) for choice in itertools.combinations(OPTIONAL, size)]
+# A runner of GitHub has it; the package of PyPI that carries it wants another typeguard than tyro does, and 60 MB more.
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+Objects = dict[tuple[str, str], dict[str, Any]]
+
+
+def by_name(text: str) -> Objects:
+    """The objects of a stream of YAML documents by kind and name."""
+    return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
+
+
+def kustomize(folder: Path) -> Objects:
+    """What `kubectl apply -k` sends."""
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return by_name(done.stdout)
+
+
+def choose(components: tuple[str, ...], folder: Path) -> Objects:
+    """As an operator does who lists these components, and the registry of the images, in a copy of the manifests."""
+    copy = folder / "k8s"
+    shutil.copytree(K8S, copy)
+    kustomization = yaml.safe_load((copy / "Kustomization").read_text())
+    kustomization["components"] = [f"components/{name}" for name in (*components, "images")]
+    (copy / "Kustomization").write_text(yaml.safe_dump(kustomization))
+    images = copy / "components" / "images" / "Kustomization"
+    images.write_text(images.read_text().replace("newName: localhost", "newName: registry.example"))
+    return kustomize(copy)
+
+
+def applied() -> Objects:
+    """What `kubectl apply -f k8s/` sends."""
+    return by_name("\n---\n".join(path.read_text() for path in sorted(K8S.glob("*.yaml"))))
+
+
+def container(found: Objects, kind: str, name: str) -> dict[str, Any]:
+    [one] = found[kind, name]["spec"]["template"]["spec"]["containers"]
+    assert isinstance(one, dict)
+    return one
+
+
+def gpus(found: Objects, kind: str, name: str) -> int:
+    return int(container(found, kind, name)["resources"]["limits"].get("nvidia.com/gpu", 0))
+
+
+def test_every_component_can_be_chosen_and_every_file_is_read() -> None:
+    text = (K8S / "Kustomization").read_text()
+    assert sorted(re.findall(r"^  (?:# )?- components/([\w-]+)$", text, re.MULTILINE)) == COMPONENTS
+    kustomization = yaml.safe_load(text)
+    assert kustomization["resources"] == [path.name for path in sorted(K8S.glob("*.yaml"))]
+    assert kustomization["components"] == ["components/gpu-training", "components/images"]
+
+
+def test_apply_f_reads_no_kustomization() -> None:
+    """It sends the files that end in .json, .yaml or .yml, and the cluster knows no Kustomization."""
+    for folder in (K8S, K8S / "distributed", *(K8S / "components").iterdir()):
+        named = {path.name.lower() for path in folder.iterdir()}
+        assert "kustomization" in named
+        assert not named & {"kustomization.yaml", "kustomization.yml"}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda names: "+".join(names) or "none")
+def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str, ...], tmp_path: Path) -> None:
+    base, found = applied(), choose(choice, tmp_path)
+    assert found.keys() == base.keys()
+    training, serving = "gpu-training" in choice, "gpu-serving" in choice
+    assert gpus(found, "Job", "train") == training
+    assert gpus(found, "Deployment", "serve") == serving
+    assert container(found, "Job", "train")["args"][3] == ("--device=cuda" if training else "--device=cpu")
+    settings = {one["name"]: one["value"] for one in container(found, "Deployment", "serve")["env"]}
+    assert settings["TWINLENS_REQUIRE_GPU"] == ("1" if serving else "0")
+    surge = {"maxUnavailable": 1, "maxSurge": 0} if serving else {"maxUnavailable": 0, "maxSurge": 1}
+    assert found["Deployment", "serve"]["spec"]["strategy"]["rollingUpdate"] == surge
+    for (kind, name), gpu in {("Job", "train"): training, ("Deployment", "serve"): serving}.items():
+        image = container(base, kind, name)["image"].replace("localhost/", "registry.example/")
+        assert container(found, kind, name)["image"] == (image.removesuffix("-cpu") if gpu else image)
+        pod = found[kind, name]["spec"]["template"]["spec"]
+        assert ("tolerations" in pod) == gpu
+        assert ("affinity" in pod) == ("several-nodes" not in choice)
+        assert pod.get("runtimeClassName") == ("nvidia" if "nvidia-runtime-class" in choice else None)
+    modes = {one["spec"]["accessModes"][0] for (kind, _), one in found.items() if kind == "PersistentVolumeClaim"}
+    assert modes == {"ReadWriteMany" if "several-nodes" in choice else "ReadWriteOnce"}
+
+
+@needs_kubectl
+def test_the_api_takes_what_all_components_make(tmp_path: Path) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(yaml.safe_dump_all(choose(tuple(OPTIONAL), tmp_path).values()))
+    command: list[str | Path] = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", ["train", "trainjob", "study", "study-merge"])
+def test_what_runs_on_several_nodes_takes_its_images_from_the_same_place(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "k8s"
+    shutil.copytree(K8S, copy)
+    images = copy / "components" / "images" / "Kustomization"
+    images.write_text(images.read_text().replace("newName: localhost", "newName: registry.example"))
+    kustomization = copy / "distributed" / "Kustomization"
+    kustomization.write_text(kustomization.read_text().replace("[train.yaml]", f"[{name}.yaml]"))
+    text = yaml.safe_dump_all(kustomize(copy / "distributed").values())
+    assert re.findall(r"image: (\S+)/twinlens/train:", text) == ["registry.example"]
