@@ -1,15 +1,24 @@
 """The container's command: `python -m serving [options of bentoml serve]`; with `serve` first, as SageMaker calls it.
 
-With `check` first, it checks this machine instead (`serving.check`).
+With `check` first, it checks this machine instead (`serving.check`). The variables of other platforms become settings:
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+https://cloud.google.com/run/docs/container-contract
+https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
 """
 
 import os
 import sys
+from collections.abc import Mapping
 
 SERVICE = "serving.service:Twinlens"
 CONTAINER = {"BENTOML_HOST": "0.0.0.0"}  # noqa: S104 (the network decides which clients reach it)
+CLOUD_RUN = {"PORT": "BENTOML_PORT"}
+VERTEX_AI = {
+    "AIP_HTTP_PORT": "BENTOML_PORT",
+    "AIP_HEALTH_ROUTE": "TWINLENS_HEALTH_ROUTE",
+    "AIP_PREDICT_ROUTE": "TWINLENS_PREDICT_ROUTE",
+}
 SAGEMAKER = {"BENTOML_PORT": "8080", "TWINLENS_MODEL": "/opt/ml/model/model.onnx"}
 
 
@@ -17,11 +26,16 @@ def main(arguments: list[str]) -> None:
     """Replace this process by `bentoml serve` or by the check, so that signals reach it."""
     if arguments[:1] == ["check"]:
         os.execv(sys.executable, [sys.executable, "-m", "serving.check", *arguments[1:]])  # noqa: S606
-    defaults = CONTAINER
+    defaults = CONTAINER | _renamed(CLOUD_RUN) | _renamed(VERTEX_AI)
     if arguments[:1] == ["serve"]:
-        defaults, arguments = CONTAINER | SAGEMAKER, arguments[1:]
+        defaults, arguments = defaults | SAGEMAKER, arguments[1:]
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, *arguments]
     os.execve(sys.executable, command, defaults | os.environ)  # noqa: S606
+
+
+def _renamed(names: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a platform has set, by the names that are read here."""
+    return {ours: os.environ[theirs] for theirs, ours in names.items() if theirs in os.environ}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ Workers = Annotated[Annotated[int, Field(gt=0)] | Literal["gpus"], Field(descrip
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 Interval = Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 or a number above 0")]
 Confidence = Annotated[float | None, Field(gt=0, lt=1, description="a number above 0 and below 1")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="letters, digits, ., _ and -")]
+UrlPath = Annotated[str | None, Field(pattern=r"^/[^\s{}?#]+$", description="a path that begins with /")]
 Window = Annotated[int, Field(ge=MIN_WINDOW, description=f"a whole number of at least {MIN_WINDOW}")]
 
 # For a Service named `twinlens` or `twinlens-...`, Kubernetes adds these variables to every container of the namespace:
@@ -51,6 +53,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     model: Path = Path("runs/latest/model.onnx")
+    name: Name = "twinlens"
     reload_s: Interval = 2.0
     require_gpu: Requirement = False
     gpu_mem_limit: Bytes = None
@@ -65,6 +68,8 @@ class Settings(BaseSettings):
     grace_s: Seconds = 25.0
     token_file: Path | None = None
     protect_metrics: Flag = False
+    health_route: UrlPath = None
+    predict_route: UrlPath = None
     log_requests: Flag = False
     slow_s: Seconds = 1.0
     abstain_below: Confidence = None

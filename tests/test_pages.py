@@ -102,6 +102,8 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
             assert text == "none", setting
         elif isinstance(default, Path):
             assert Path(text) == default, setting
+        elif isinstance(default, str):
+            assert text == default, setting
         else:
             assert float(text) == float(str(int(default)) if isinstance(default, bool) else str(default)), setting
 

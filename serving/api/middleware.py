@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketClose
 from serving.api.bearer import BearerTokens
 from serving.api.errors import RequestError
 from serving.api.linger import Exchange, Lingering
-from serving.api.routes import ROUTES, Kind, Route, RouteTable, refusal, respond
+from serving.api.routes import Kind, Route, RouteTable, refusal, respond, routes_of
 from serving.api.state import ServiceState
 from serving.inference.batching import Overloaded
 from serving.logs import FIELDS
@@ -37,7 +37,7 @@ class Middleware:
     def __init__(self, state: ServiceState) -> None:
         settings = state.settings
         self._state = state
-        self._routes = RouteTable(ROUTES)
+        self._routes = RouteTable(routes_of(settings))
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
         self._unprotected = {Kind.PROBE, Kind.PAGE} if settings.protect_metrics else set(Kind) - {Kind.API}
         self._lingering = Lingering()

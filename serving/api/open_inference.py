@@ -1,8 +1,8 @@
 """The Open Inference Protocol, version 2, which the clients of KServe and Triton use; with binary tensors.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md and, for tensors
-that follow the JSON as bytes, https://github.com/triton-inference-server/server/blob/main/docs/protocol. The model
-always has the same name, so that clients need not change with it; its version is the card's.
+that follow the JSON as bytes, https://github.com/triton-inference-server/server/blob/main/docs/protocol. The model's
+name is a setting, so that clients need not change with the model; its version is the card's.
 """
 
 import asyncio
@@ -28,7 +28,6 @@ from serving.contract.card import INPUT_NAME, OUTPUT_NAME
 from serving.contract.decode import Pixels, Preprocessing
 from serving.inference.predictor import Predictor
 
-NAME = "twinlens"
 FILES, LABELS = "files", "labels"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 2**20
@@ -83,7 +82,7 @@ class InferRequest:
 
 
 async def server(request: Request, state: ServiceState) -> Response:
-    return JSONResponse({"name": NAME, "version": "1", "extensions": ["binary_tensor_data"]})
+    return JSONResponse({"name": state.settings.name, "version": "1", "extensions": ["binary_tensor_data"]})
 
 
 async def live(request: Request, state: ServiceState) -> Response:
@@ -98,7 +97,7 @@ async def ready(request: Request, state: ServiceState) -> Response:
 
 
 async def metadata(request: Request, state: ServiceState) -> Response:
-    return JSONResponse(model_metadata(_predictor(request, state)))
+    return JSONResponse(model_metadata(_predictor(request, state), state.settings.name))
 
 
 async def infer(request: Request, state: ServiceState) -> Response:
@@ -115,7 +114,8 @@ async def infer(request: Request, state: ServiceState) -> Response:
     for row in rows:
         if isinstance(row, BaseException):
             raise row
-    return _response(wanted, predictor, np.stack([row for row in rows if isinstance(row, np.ndarray)]))
+    probabilities = np.stack([row for row in rows if isinstance(row, np.ndarray)])
+    return _response(wanted, predictor, settings.name, probabilities)
 
 
 def error_body(error: RequestError) -> dict[str, object]:
@@ -123,11 +123,11 @@ def error_body(error: RequestError) -> dict[str, object]:
     return {"error": str(error)}
 
 
-def model_metadata(predictor: Predictor) -> dict[str, object]:
+def model_metadata(predictor: Predictor, name: str) -> dict[str, object]:
     """The model's metadata; a request has one of the two inputs."""
     size, classes = predictor.card.preprocessing, predictor.card.classes
     return {
-        "name": NAME,
+        "name": name,
         "versions": [predictor.card.version],
         "platform": "onnxruntime_onnx",
         "inputs": [
@@ -195,9 +195,9 @@ def _images(tensor: _Input, binary: bytes, preprocessing: Preprocessing) -> Sequ
 
 def _predictor(request: Request, state: ServiceState) -> Predictor:
     predictor, parameters = state.readiness.current_predictor(), request.path_params
-    version = predictor.card.version
-    if parameters.get("name", NAME) != NAME or parameters.get("version", version) != version:
-        available = f"{NAME!r}, version {version!r}"
+    name, version = state.settings.name, predictor.card.version
+    if parameters.get("name", name) != name or parameters.get("version", version) != version:
+        available = f"{name!r}, version {version!r}"
         raise RequestError(404, "not_found", f"no such model or version; there is {available}")
     return predictor
 
@@ -240,7 +240,9 @@ def _files(data: Any, count: int) -> list[bytes]:
     return files
 
 
-def _response(wanted: InferRequest, predictor: Predictor, probabilities: Float32[np.ndarray, "n classes"]) -> Response:
+def _response(
+    wanted: InferRequest, predictor: Predictor, model: str, probabilities: Float32[np.ndarray, "n classes"]
+) -> Response:
     labels = [predictor.describe(row).label for row in probabilities]
     tensors: list[dict[str, object]] = []
     blobs: list[bytes] = []
@@ -256,7 +258,7 @@ def _response(wanted: InferRequest, predictor: Predictor, probabilities: Float32
             # As Python floats: JSON then holds all digits of the float32 values.
             tensor["data"] = probabilities.ravel().tolist() if name == OUTPUT_NAME else labels
         tensors.append(tensor)
-    value = {"model_name": NAME, "model_version": predictor.card.version, "outputs": tensors}
+    value = {"model_name": model, "model_version": predictor.card.version, "outputs": tensors}
     header = json.dumps(value | ({"id": wanted.id} if wanted.id else {}), ensure_ascii=False).encode()
     if not blobs:
         return Response(header, media_type="application/json")

@@ -15,16 +15,18 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import compile_path
 from starlette.types import Scope
 
-from serving.api import open_inference
+from serving.api import open_inference, vertex_ai
 from serving.api.errors import RequestError, as_request_error, error_body, log_error
 from serving.api.state import ServiceState
-from serving.api.upload import Limits, read_files
+from serving.api.upload import Limits, read_body, read_files
 from serving.api.waiting import await_for_client
 from serving.contract.card import ModelCard
 from serving.inference.heatmap import as_json, as_png, overlay
 from serving.inference.occlusion import Explanation
 from serving.inference.prediction import Prediction
+from serving.inference.predictor import Predictor
 from serving.metrics import exposition
+from serving.settings import Settings
 
 
 class JSONResponse(Response):
@@ -54,11 +56,18 @@ async def predict_batch(request: Request, state: ServiceState) -> Response:
     predictor = state.readiness.current_predictor()
     with state.admission.reserve() as reservation:
         images = await read_files(request, "images", Limits.of_batch(state.settings), reservation)
-        request.state.images = images
         reservation.add_images(len(images))
-        predicting = asyncio.gather(*(predictor.predict(image, top_k) for image in images), return_exceptions=True)
-        results = await await_for_client(request, predicting, state.settings.timeout_s)
-    return JSONResponse({"results": [_batch_element(request, result, state) for result in results]})
+        return JSONResponse({"results": await _results(request, state, predictor, images, top_k)})
+
+
+async def predict_instances(request: Request, state: ServiceState) -> Response:
+    predictor = state.readiness.current_predictor()
+    limits = Limits.of_batch(state.settings)
+    with state.admission.reserve() as reservation:
+        body = await read_body(request, vertex_ai.most_bytes(state.settings), limits, reservation)
+        images, top_k = vertex_ai.parse(body, limits.files)
+        reservation.add_images(len(images))
+        return JSONResponse({"predictions": await _results(request, state, predictor, images, top_k)})
 
 
 async def explain(request: Request, state: ServiceState) -> Response:
@@ -140,6 +149,16 @@ def _explanation_as_json(explanation: Explanation) -> Response:
     return JSONResponse(as_json(explanation))
 
 
+async def _results(
+    request: Request, state: ServiceState, predictor: Predictor, images: Sequence[bytes], top_k: int | None
+) -> list[dict[str, object]]:
+    """The result, or the error, of each image."""
+    request.state.images = images
+    predicting = asyncio.gather(*(predictor.predict(image, top_k) for image in images), return_exceptions=True)
+    results = await await_for_client(request, predicting, state.settings.timeout_s)
+    return [_batch_element(request, result, state) for result in results]
+
+
 def _batch_element(request: Request, result: Prediction | BaseException, state: ServiceState) -> dict[str, object]:
     if isinstance(result, Prediction):
         return vars(result)
@@ -186,6 +205,7 @@ MODEL_READY = f"{MODEL}/ready"
 ROUTES = (
     Route("/predict", predict, "POST"),
     Route("/predict_batch", predict_batch, "POST"),
+    Route("/predict_instances", predict_instances, "POST"),
     Route("/explain", explain, "POST"),
     Route("/model", model_card),
     Route("/ui", ui, kind=Kind.PAGE),
@@ -206,9 +226,20 @@ ROUTES = (
     Route(VERSION, open_inference.metadata, alias_of=MODEL),
     Route(f"{VERSION}/ready", open_inference.ready, alias_of=MODEL_READY),
     Route(f"{VERSION}/infer", open_inference.infer, "POST", alias_of=f"{MODEL}/infer"),
-    # Without a token for this model only: for another name the answer would tell which model there is.
-    Route(MODEL_READY.format(name=open_inference.NAME), open_inference.ready, kind=Kind.PROBE, alias_of=MODEL_READY),
 )
+"""The same in every service."""
+
+
+def routes_of(settings: Settings) -> tuple[Route, ...]:
+    """All routes of a service, also those whose paths the settings name, which come last and replace others."""
+    # Without a token for this model only: for another name the answer would tell which model there is.
+    its_own = MODEL_READY.format(name=settings.name)
+    named = [Route(its_own, open_inference.ready, kind=Kind.PROBE, alias_of=MODEL_READY)]
+    if settings.health_route:
+        named.append(Route(settings.health_route, readyz, kind=Kind.PROBE, alias_of="/readyz"))
+    if settings.predict_route:
+        named.append(Route(settings.predict_route, predict_instances, "POST", alias_of="/predict_instances"))
+    return (*ROUTES, *named)
 
 
 class RouteTable:

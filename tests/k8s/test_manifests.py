@@ -43,6 +43,8 @@ def pods() -> dict[str, dict[str, Any]]:
         name = f"{one['kind']}-{one['metadata']['name']}"
         if one["kind"] in ("Deployment", "Job"):
             found[name] = one["spec"]["template"]["spec"]
+        elif one["kind"] == "InferenceService":
+            found[name] = one["spec"]["predictor"]
         elif one["kind"] == "TrainingRuntime":
             [nodes] = one["spec"]["template"]["spec"]["replicatedJobs"]
             found[name] = nodes["template"]["spec"]["template"]["spec"]
@@ -161,6 +163,25 @@ def test_the_service_is_asked_in_three_ways_and_ends_without_loss() -> None:
     assert "replicas" not in deployment["spec"], "the autoscaler sets the number"
     assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
     assert [mount["readOnly"] for mount in container["volumeMounts"] if mount["mountPath"] == "/runs"] == [True]
+
+
+def test_the_inference_service_of_kserve_is_found_by_its_name() -> None:
+    service = named("InferenceService", "digits")
+    [container] = service["spec"]["predictor"]["containers"]
+    [deployed] = template_of("Deployment", "serve")["spec"]["containers"]
+    name = service["metadata"]["name"]
+    assert settings_of(container) == settings_of(deployed) | {"TWINLENS_NAME": name}
+    assert container["readinessProbe"]["httpGet"]["path"] == f"/v2/models/{name}/ready"
+    assert container["name"] == "kserve-container", "the name by which KServe knows the model's container"
+    for part in ("image", "resources", "volumeMounts", "lifecycle"):
+        assert container[part] == deployed[part]
+    [port] = container["ports"]
+    assert port["containerPort"] == deployed["ports"][0]["containerPort"]
+    policy = named("NetworkPolicy", name)["spec"]
+    assert policy["podSelector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": name}
+    [allowed] = policy["ingress"]
+    assert allowed["from"] == named("NetworkPolicy", "serve")["spec"]["ingress"][0]["from"]
+    assert allowed["ports"] == [{"port": port["containerPort"]}]
 
 
 def options_of(container: dict[str, Any]) -> list[str]:
