@@ -160,6 +160,7 @@ def test_a_frozen_run_moves_the_head_alone_and_goes_on_without_its_origin(
     assert same(last(resumed(run, 2 * FROZEN_LOOKS - 2)), last(once))
 
 
+@pytest.mark.slow
 def test_a_frozen_run_on_a_file_s_weights_goes_on_without_the_file(photos: Path, tmp_path: Path) -> None:
     """The published model is whole: its body is the file's, and it predicts by it from images."""
     torch.manual_seed(1)

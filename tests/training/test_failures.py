@@ -49,6 +49,7 @@ def goes_on(arguments: list[str]) -> None:
     assert after["history"][: len(before["history"])] == before["history"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
@@ -85,6 +86,7 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Pa
     goes_on(arguments)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_and_resumed_ends_as_one_that_is_not(photos: Path, tmp_path: Path) -> None:
     levers = ["--epochs", "8", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
     assert main(arguments_for(photos, tmp_path / "whole", "--workers", "0", *levers)) == 0
@@ -98,6 +100,7 @@ def test_a_run_that_is_killed_twice_and_resumed_ends_as_one_that_is_not(photos: 
     assert (tmp_path / "latest").resolve() == tmp_path / "x"
 
 
+@pytest.mark.slow
 def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path: Path) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "0")
     arguments[arguments.index("--batch-size") + 1] = "2"

@@ -117,6 +117,7 @@ LEVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
 def test_the_same_seed_gives_the_same_weights_for_any_number_of_workers(
     photos: Path, tmp_path: Path, levers: dict[str, Any]
@@ -352,6 +353,7 @@ def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
     assert len(state["progress"]["history"]) == best + 1
 
 
+@pytest.mark.slow
 def test_a_hundred_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every picture of a class is its number in grey levels, two digits in two halves, and noise."""
     rng = np.random.default_rng(0)
