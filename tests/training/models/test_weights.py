@@ -196,7 +196,7 @@ def hub() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_without_the_hub_a_run_ends_before_its_data_is_read_and_says_what_helps(photos: Path, tmp_path: Path, hub: str) -> None:
+def test_without_the_hub_a_run_ends_early_and_says_what_helps(photos: Path, tmp_path: Path, hub: str) -> None:
     arguments = ("--data", photos, "--out", tmp_path / "runs", "--model", "resnet18")
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"HF_ENDPOINT": hub}, "404"),
