@@ -208,6 +208,9 @@ def check_docker(words: list[str]) -> None:
     verb, *words = words
     if verb == "build":
         assert (ROOT / words[words.index("-f") + 1]).is_file()
+    elif verb == "compose":
+        assert words == ["up", "--build"]
+        assert (ROOT / "compose.yaml").is_file()
     elif verb == "push":
         assert re.fullmatch(r"\S+/twinlens/(train|serve):\S+", words[0])
     else:
@@ -263,6 +266,10 @@ def check_python(words: list[str]) -> None:
     assert (ROOT / "training" / "study" / "studies" / f"{config.study}.yaml").is_file()
 
 
+def check_mkdir(words: list[str]) -> None:
+    assert words[0] == "-p"
+
+
 def check_kind(words: list[str]) -> None:
     assert words[:2] == ["load", "docker-image"]
     manifests = "".join(path.read_text() for path in (ROOT / "k8s").glob("*.yaml"))
@@ -282,6 +289,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "docker": check_docker,
     "kind": check_kind,
+    "mkdir": check_mkdir,
     "kubectl": check_kubectl,
     "torchrun": check_torchrun,
     "git": check_git,

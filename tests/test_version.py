@@ -20,7 +20,7 @@ TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M
 
 
 def test_manifests_and_pages_name_images_of_this_version() -> None:
-    manifests = [path for path in (ROOT / "k8s").rglob("*") if path.suffix == ".yaml"]
+    manifests = [*(ROOT / "k8s").rglob("*.yaml"), *ROOT.glob("compose*.yaml")]
     named = {
         (path.name, version)
         for path in chain(manifests, PAGES)

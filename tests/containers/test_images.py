@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.containers.images import SERVE, SOMEBODY, TRAIN, VERSION, digit
-from tests.containers.podman import inspect, podman
+from tests.containers.podman import build, inspect, podman
 
 FORBIDDEN = ("torch", "scipy", "sklearn", "albumentations", "tensorboard", "onnx", "training")
 SERVE_BYTES_AT_MOST = 1.1e9
@@ -65,12 +65,19 @@ def test_the_images_hold_what_they_need_and_no_more(images: None) -> None:
 
 
 def test_sagemaker_trains_and_serves(images: None, tmp_path: Path) -> None:
+    """On folders as SageMaker makes them, root's and closed to others, with the image that is built for it."""
+    for_sagemaker = f"{TRAIN}-sagemaker"
+    build("train", for_sagemaker, VERSION=VERSION, REVISION="0123456789", RUN_AS="0:0")
     ml = tmp_path / "ml"
     (ml / "input" / "config").mkdir(parents=True)
     (ml / "input" / "config" / "hyperparameters.json").write_text('{"epochs": "1", "model": "mlp"}')
     for path in (ml, *ml.rglob("*")):
-        path.chmod(0o777)
-    podman("run", "--rm", "--network=none", f"--volume={ml}:/opt/ml", TRAIN, "train")
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    command = ["run", "--rm", "--cap-drop=ALL", "--network=none", f"--volume={ml}:/opt/ml"]
+    refused = podman(*command, TRAIN, "train", check=False, merge=True)
+    assert "Permission denied" in refused, "what RUN_AS is for"
+    assert not (ml / "model").exists()
+    podman(*command, for_sagemaker, "train")
     assert (ml / "model" / "model.onnx").exists()
     with container(SERVE, f"--volume={ml}:/opt/ml:ro", command=["serve"], port=8080) as address:
         wait_for(f"{address}/ping")

@@ -302,7 +302,8 @@ def test_both_dockerfiles_are_clean() -> None:
 def test_images_are_small_pinned_and_powerless(kind: str) -> None:
     text = (ROOT / f"Dockerfile.{kind}").read_text()
     assert re.search(r"^ARG BASE_IMAGE=\S+:\S+@sha256:[0-9a-f]{64}$", text, flags=re.MULTILINE)
-    assert re.findall(r"^USER (.*)$", text, flags=re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^USER (.*)$", text, flags=re.MULTILINE) == ["${RUN_AS}"]
+    assert re.findall(r"^ARG RUN_AS=(.*)$", text, flags=re.MULTILINE) == ["10001:10001"]
     assert re.search(r'^ENTRYPOINT \["python", "-m", "\w+"\]$', text, flags=re.MULTILINE)
     assert "--constraint constraints.txt" in text
     final = text.rpartition("FROM ")[2]
