@@ -1,6 +1,9 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn.metrics import recall_score
 
 from serving.contract.card import Calibration
 from training.metrics import calibration
@@ -56,6 +59,51 @@ def test_sets_hold_the_true_class_as_often_as_they_say() -> None:
         assert 1 <= measured.mean_size <= len(CLASSES)
         shares.append(measured.coverage)
     assert 0.88 <= np.mean(shares) <= 0.92
+
+
+FREQUENCIES = np.array([0.6, 0.12, 0.1, 0.08, 0.05, 0.03, 0.02])
+"""Of seven classes, about as frequent as those of a dermatoscopic data set."""
+
+
+def draw(rng: np.random.Generator, images: int, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.choice(len(FREQUENCIES), images, p=FREQUENCIES)
+    return labels, (means[labels] + rng.normal(size=(images, means.shape[1]))).astype(np.float32)
+
+
+def trained(rng: np.random.Generator, means: np.ndarray) -> Iterator[np.ndarray]:
+    """The weights of a softmax regression after each of 20 epochs, by steps so large that epochs differ."""
+    labels, features = draw(rng, 600, means)
+    weights = np.zeros((means.shape[1], len(means)))
+    for _ in range(20):
+        for batch in rng.permutation(len(labels)).reshape(-1, 10):
+            error = softmax(features[batch] @ weights, axis=1)
+            error[np.arange(len(batch)), labels[batch]] -= 1
+            weights = weights - 0.03 * features[batch].T @ error
+        yield weights
+
+
+@pytest.mark.slow
+def test_sets_hold_as_often_when_the_same_images_choose_the_epoch() -> None:
+    """As in a run: one split of 100 images chooses the best epoch, the temperature and the threshold."""
+    classes = tuple(map(str, range(len(FREQUENCIES))))
+    together: list[float] = []
+    apart: list[float] = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        means = rng.normal(0, 0.55, (len(FREQUENCIES), 20))
+        (val, val_features), (own, own_features), (test, test_features) = (
+            draw(rng, images, means) for images in (100, 100, 5_000)
+        )
+        best = max(trained(rng, means), key=lambda weights: recall_score(
+            val, (val_features @ weights).argmax(1), average="macro", zero_division=0))  # fmt: skip
+        for labels, features, shares in ((val, val_features, together), (own, own_features, apart)):
+            fitted = calibration.fit(labels, (features @ best).astype(np.float32), level=0.9)
+            probabilities = softmax(test_features @ best / fitted.temperature, axis=1).astype(np.float32)
+            measured = calibration.coverage(test, probabilities, fitted, classes)
+            assert measured is not None
+            shares.append(measured.coverage)
+    assert 0.88 <= np.mean(together) <= 0.92
+    assert abs(np.mean(together) - np.mean(apart)) < 0.01, f"{np.mean(together):.3f}, apart {np.mean(apart):.3f}"
 
 
 def test_a_set_is_never_empty_and_grows_with_its_level() -> None:
