@@ -1,4 +1,4 @@
-"""The command line: `python -m training [train|audit|evaluate|study|check] [options]`; `--help` shows every option."""
+"""The command line: `python -m training [VERB] [options]`; `--help` shows the options of a verb, by default `train`."""
 
 import argparse
 import os
@@ -19,13 +19,14 @@ import tyro
 
 from serving.contract.console import show_every_name
 from training import failures, sagemaker
-from training.check.command import CheckConfig, CheckFailed, check
+from training.check.command import CheckConfig, check
 from training.config import TrainConfig
 from training.config_file import from_yaml
 from training.distributed import Group
 from training.engine import runs
 from training.errors import (
     EXIT_CODES,
+    CheckFailed,
     ConfigError,
     DeviceFailed,
     ExportRefused,
@@ -35,8 +36,10 @@ from training.errors import (
     ProcessLost,
 )
 from training.evaluate import EvaluateConfig, evaluate
+from training.parity.command import ParityConfig, parity
 from training.report.audit import AuditConfig, audit_summary, run_audit
 from training.report.evaluation import evaluation_summary
+from training.report.parity import parity_summary
 from training.report.run import run_summary
 from training.signals import Interruption
 from training.study.command import study
@@ -50,6 +53,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "audit": (AuditConfig, run_audit, audit_summary),
     "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
     "study": (StudyConfig, study, study_summary),
+    "parity": (ParityConfig, parity, parity_summary),
     "check": (CheckConfig, check, str),
 }
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"

@@ -48,6 +48,10 @@ class ExportRefused(RuntimeError):
     """The exported file does not predict what the evaluated model predicts; it is not published."""
 
 
+class CheckFailed(RuntimeError):
+    """A check that a person asked for failed; the message names what."""
+
+
 class DeviceMissing(RuntimeError):
     """The requested device does not exist; training never falls back to another one silently."""
 

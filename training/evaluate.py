@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import joblib
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels, as_channels
-from serving.contract.model import Classifier, open_model
+from serving.contract.model import Classifier, Images, open_model
 from training.data import audit, dataset, inspection, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
@@ -65,11 +65,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     Raises ModelRefused, ConfigError, DataError, OSError.
     """
     paths = [path for path in (config.run, config.compare) if path is not None]
-    classifiers = [open_model(_model_file(path), threads=0) for path in paths]
+    classifiers = [open_model(model_file(path), threads=0) for path in paths]
     _check_classes(classifiers)
     cache = Cache(config.cache)
     source = find(config.data, cache, [config.out] if config.out else [])
-    _check_labels(source, classifiers[0].card.classes)
+    check_labels(source, classifiers[0].card.classes)
     folder = _make_folder(config)
     try:
         images, trained_on = gather(source, cache, [classifier.card for classifier in classifiers])
@@ -148,8 +148,17 @@ def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tup
     return f"{wanted} split", images.splits[wanted], reason
 
 
+class Predictor(Protocol):
+    """A model with its card: the service's Classifier, or torch in its place."""
+
+    card: ModelCard
+
+    def predict(self, images: Images) -> Probabilities:
+        """Uint8 images `[batch, height, width, channels]` to probabilities `[batch, classes]`."""
+
+
 def predict_images(
-    classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
+    classifier: Predictor, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
 ) -> Probabilities:
     """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`.
 
@@ -170,7 +179,8 @@ def predict_images(
     return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The model file of a run's folder; another path as it is."""
     return path / "model.onnx" if path.is_dir() else path
 
 
@@ -183,7 +193,8 @@ def _check_classes(classifiers: Sequence[Classifier]) -> None:
         )
 
 
-def _check_labels(source: Source, classes: Sequence[str]) -> None:
+def check_labels(source: Source, classes: Sequence[str]) -> None:
+    """Raise DataError, with names and counts, for labels that the model does not know."""
     names, counts = np.unique(source.labels, return_counts=True)
     unknown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True) if name not in classes]
     if unknown:
@@ -197,7 +208,7 @@ def _check_labels(source: Source, classes: Sequence[str]) -> None:
 def _make_folder(config: EvaluateConfig) -> Path:
     """Make the folder of the results, before any image is read: one that cannot be written to then costs no time."""
     name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
-    folder = config.out or _model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    folder = config.out or model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:

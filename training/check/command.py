@@ -13,6 +13,7 @@ from serving.contract.selfcheck import Result, SelfCheck
 from training.check import arithmetic, collectives, runs, steps
 from training.check.runs import FAMILIES, Runs
 from training.device import find_device
+from training.errors import CheckFailed
 
 LOG = "training.log"
 
@@ -23,10 +24,6 @@ class CheckConfig:
 
     out: Path = Path("check")
     """Folder for check.json, a model file of each kind, and what the runs print."""
-
-
-class CheckFailed(RuntimeError):
-    """A line of the check failed; the message names it."""
 
 
 def check(config: CheckConfig) -> Path:

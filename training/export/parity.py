@@ -53,8 +53,8 @@ class WayCheck:
     """One way of computing the probabilities of the test split, compared with the evaluated one."""
 
     way: str
-    pixels_equal: float
-    """Share of the images whose resized pixels all equal the evaluated ones."""
+    pixels_equal: float | None
+    """Share of the images whose resized pixels all equal the evaluated ones; None: they were not compared."""
     largest_difference: float
     """Of a probability."""
     labels_differ: int
@@ -65,12 +65,13 @@ class WayCheck:
     @property
     def holds(self) -> bool:
         """All pixels equal, no label differs, no probability differs by more than the tolerance."""
-        return self.pixels_equal == 1 and self.labels_differ == 0 and self.largest_difference <= TOLERANCE
+        return self.pixels_equal in (1, None) and self.labels_differ == 0 and self.largest_difference <= TOLERANCE
 
     def __str__(self) -> str:
-        """One line for the message of ExportRefused."""
+        """One line for a message."""
+        pixels = "" if self.pixels_equal is None else f"pixels equal in {self.pixels_equal:.1%} of the images, "
         return (
-            f"{self.way}: pixels equal in {self.pixels_equal:.1%} of the images, {self.labels_differ} labels differ, "
+            f"{self.way}: {pixels}{self.labels_differ} labels differ, "
             f"largest difference of a probability {self.largest_difference:.2g} (at most {TOLERANCE:g})"
         )
 
@@ -140,7 +141,7 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Probabi
     return parity
 
 
-def check_way(way: str, pixels_equal: float, evaluated: Probabilities, recomputed: Probabilities) -> WayCheck:
+def check_way(way: str, pixels_equal: float | None, evaluated: Probabilities, recomputed: Probabilities) -> WayCheck:
     """Compare probabilities `[images, classes]`; a label that differs is a tie where the evaluated ones are equal."""
     [differing] = np.nonzero(recomputed.argmax(1) != evaluated.argmax(1))
     lead = evaluated[differing].max(1) - evaluated[differing, recomputed[differing].argmax(1)]

@@ -1,0 +1,118 @@
+"""`python -m training parity`: that everything which answers for a model gives the answers that were evaluated."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import tyro
+
+from serving.contract import gpu
+from serving.contract.model import Classifier, open_model
+from serving.contract.session import Placement
+from training.data.cache import Cache
+from training.data.formats import find
+from training.engine import runs
+from training.errors import CheckFailed, ConfigError
+from training.evaluate import Wanted, check_labels, choose, gather, model_file, predict_images
+from training.export.parity import check_way
+from training.metrics.classification import Probabilities
+from training.parity.answers import Asked, Service, TorchModel, stored
+from training.report.parity import Answers, ParityReport, parity_summary, write_parity
+
+Way = tuple[str, Callable[[], Probabilities]]
+"""What answers, in words, and how it is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityConfig:
+    """Ask everything that answers for a model about the same labelled images, and compare all answers with torch's.
+
+    That is the run's own record, torch, the model file on the CPU and on a GPU, and with --url a running service.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or an .onnx file; torch is asked where the run's checkpoint is beside it."""
+    data: Path | None = None
+    """Images with labels, in one of the formats of training. None: the digits."""
+    split: Wanted | None = None
+    """Images to ask about. None: as for evaluate, the test split where there is one."""
+    url: str | None = None
+    """A running service that serves this model, such as http://localhost:3000."""
+    token_file: Path | None = None
+    """File whose first line is the service's bearer token."""
+    cache: Path | None = None
+    """As for evaluate."""
+    out: Path | None = None
+    """Folder for parity.html and parity.json, which must not exist yet. None: parity/<date, time> beside the model."""
+
+
+def parity(config: ParityConfig) -> Path:
+    """Ask, compare, write the page and return its folder.
+
+    Raises CheckFailed when an answer differs, ModelRefused, ConfigError, DataError, CheckpointRefused, OSError.
+    """
+    path = model_file(config.model).resolve()
+    classifier = open_model(path, placement=Placement(on="cpu"), threads=0)
+    cache = Cache(config.cache)
+    service = None
+    if config.url is not None:
+        service = Service(url=config.url, token=_token(config.token_file))
+        service.check(classifier.card)  # before the images are read
+    source = find(config.data, cache, [config.out] if config.out else [])
+    check_labels(source, classifier.card.classes)
+    folder = config.out or path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    if folder.exists():
+        raise ConfigError(f"--out {folder}: expected a folder that does not exist yet")
+    images, [trained_on] = gather(source, cache, [classifier.card])
+    split, indices, reason = choose(config.split, images, remade=trained_on is not None)
+    asked = Asked(source=source, images=images, indices=indices, card=classifier.card)
+    print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
+    answers: list[Answers] = []
+    reference = None
+    for name, ask in _ways(path, classifier, asked, service):
+        start = perf_counter()
+        probabilities = ask()
+        reference = probabilities if reference is None else reference
+        answers.append(Answers(check=check_way(name, None, reference, probabilities), seconds=perf_counter() - start))
+    report = ParityReport(
+        model=path, card=classifier.card, data=images.name, split=split, images=len(indices), answers=answers
+    )
+    folder.mkdir(parents=True)
+    write_parity(report, folder)
+    if report.faults:
+        print(parity_summary(folder))
+        raise CheckFailed("\n".join(report.faults))
+    return folder
+
+
+def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | None) -> Iterator[Way]:
+    """All that can be asked here; what the others are compared with comes first."""
+    best = path.parent / "checkpoints" / "best.pt"
+    of_run = path.name == "model.onnx"  # an eight-bit file answers differently, by design
+    if of_run and best.is_file():
+        network = TorchModel(runs.begun(path.parent), best, asked.card)
+        yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
+    if of_run and (recorded := stored(path.parent / "predictions.csv", asked)) is not None:
+        yield "predictions.csv, what the run evaluated", lambda: recorded
+    yield f"{path.name} on the CPU", partial(predict_images, classifier, asked.images, asked.indices)
+    for number, card in enumerate(gpu.gpus()):
+        placed = open_model(path, placement=Placement(on="cuda", device_id=number))
+        yield f"{path.name} on {card}", partial(predict_images, placed, asked.images, asked.indices)
+    if service is not None:
+        yield f"the service at {service.url}", partial(service.answers, asked)
+
+
+def _token(path: Path | None) -> str | None:
+    """Raises ConfigError."""
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise ConfigError(f"--token-file {path}: cannot be read ({error.strerror})") from error
+    if not lines:
+        raise ConfigError(f"--token-file {path}: expected a token")
+    return lines[0]
