@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import joblib
 import numpy as np
@@ -148,6 +148,7 @@ def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tup
     return f"{wanted} split", images.splits[wanted], reason
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A model with its card: the service's Classifier, or torch in its place."""
 
