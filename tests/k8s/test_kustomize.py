@@ -103,6 +103,18 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
 
 
 @needs_kubectl
+def test_the_images_that_the_page_pushes_are_those_that_are_pulled(tmp_path: Path) -> None:
+    listed = yaml.safe_load((K8S / "Kustomization").read_text())["components"]
+    found = choose(tuple(Path(name).name for name in listed if name != "components/images"), tmp_path)
+    pulled = {container(found, kind, name)["image"] for kind, name in (("Job", "train"), ("Deployment", "serve"))}
+    pushed = re.findall(r"^docker push (\S+)$", (K8S / "README.md").read_text(), re.MULTILINE)
+    assert set(pushed) == pulled
+    page = (K8S / "README.md").read_text()
+    loaded = re.findall(r"^kind load docker-image (.*)$", page, re.MULTILINE)[0].split()
+    assert set(loaded) == {container(applied(), *one)["image"] for one in (("Job", "train"), ("Deployment", "serve"))}
+
+
+@needs_kubectl
 def test_the_api_takes_what_all_components_make(tmp_path: Path) -> None:
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump_all(choose(tuple(OPTIONAL), tmp_path).values()))
