@@ -31,7 +31,7 @@ test: $(VENV)/installed ## Run the tests, but for the slow ones.
 test-slow: $(VENV)/installed ## Run the tests that take minutes, or both cores, one after the other.
 	pytest -m slow --numprocesses=0
 
-test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap.
+test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap, dnsmasq.
 	pytest -m containers --numprocesses=0 tests/containers
 
 bench-serving: $(VENV)/installed ## Compare the service with its peers, half an hour on a quiet machine; needs wrk. ARGS="--help".

@@ -81,11 +81,13 @@ def finish(run: Path, root: Path) -> None:
 def fail(reason: str, root: Path) -> None:
     """Write the reason to the file of which SageMaker shows the first 1,024 characters.
 
-    Of the processes of a host the first to fail has the reason; those that lose it leave the file as it is.
+    Of the processes of a host the first to fail has the reason; those that lose it leave the file as it is. If the file
+    cannot be written, the reason is in the log alone.
     """
-    (root / "output").mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError), (root / "output" / "failure").open("x") as file:
-        file.write(reason)
+    with suppress(OSError):
+        (root / "output").mkdir(parents=True, exist_ok=True)
+        with (root / "output" / "failure").open("x") as file:
+            file.write(reason)
 
 
 def _images(channels: Path) -> Path | None:

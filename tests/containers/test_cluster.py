@@ -1,11 +1,13 @@
 """What the manifests start, started: their pod templates with security context, mounts and probes as they are."""
 
 import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,9 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.containers.cluster import K8S, Pod, manifest, pod
 from tests.containers.images import SERVE, TRAIN, digit
-from tests.containers.podman import podman
+from tests.containers.podman import inspect, podman
 
 WAIT_S = 180
+GATEWAY = "10.88.0.1"
+"""The host's address in podman's network."""
+NAMES_KNOWN_AFTER_S = 75
+"""Longer than torchrun waits by default for the store: 60 s."""
 
 
 @pytest.fixture
@@ -180,29 +186,48 @@ def test_a_training_job_that_is_killed_goes_on(
         assert trainer.exit_code == 143, trainer.logs
 
 
-def test_two_hosts_train_together(images: None, tmp_path: Path) -> None:
-    """The Job's own command in two containers, each a host with an address of its own, as the Service names them."""
+@pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="dnsmasq is not installed")
+def test_two_nodes_train_together_once_the_name_server_knows_them(images: None, tmp_path: Path) -> None:
+    """The Job's own command in two containers, whose names are known some time after they have started."""
     job = manifest("Job", "train-together", K8S / "distributed")
     [container] = job["spec"]["template"]["spec"]["containers"]
-    given = {"--device=cuda": "--device=cpu", "--epochs=30": "--epochs=2"}
-    words = [given.get(word, word) for word in container["args"]]
+    [script] = container["args"]
+    script = script.replace("--device=cuda", "--device=cpu").replace("--epochs=30", "--epochs=2 --model=mlp")
     shared = tmp_path / "runs"
     shared.mkdir()
     shared.chmod(0o777)
-    names = [f"train-together-{index}" for index in range(job["spec"]["completions"])]
-    addresses = [f"10.88.200.{index + 10}" for index in range(len(names))]
-    known = [f"--add-host={name}.train-together:{ip}" for name, ip in zip(names, addresses, strict=True)]
+    addresses = {f"train-together-{i}": f"10.88.200.{i + 10}" for i in range(job["spec"]["completions"])}
+    domain = f"{job['metadata']['namespace']}.svc.cluster.local"
+    names = list(addresses)
     try:
-        for name, ip in zip(names, addresses, strict=True):
-            options = [f"--name={name}", f"--hostname={name}", f"--ip={ip}", *known, f"--volume={shared}:/runs"]
-            podman("run", "--detach", "--entrypoint=torchrun", *options, TRAIN, *words)
-        codes = [podman("wait", name, timeout=WAIT_S).strip() for name in names]
+        for index, (name, ip) in enumerate(addresses.items()):
+            variables = [f"--env=JOB_COMPLETION_INDEX={index}", f"--env=POD_IP={ip}"]
+            network = [f"--hostname={name}", f"--ip={ip}", f"--dns={GATEWAY}", f"--dns-search={domain}"]
+            options = [f"--name={name}", "--entrypoint=sh", f"--volume={shared}:/runs", *network, *variables]
+            podman("run", "--detach", *options, TRAIN, "-c", script)
+        time.sleep(NAMES_KNOWN_AFTER_S)
+        assert all(inspect("container", name)["State"]["Running"] for name in names), "no pod failed meanwhile"
+        with name_server({f"{name}.train-together.{domain}": ip for name, ip in addresses.items()}):
+            codes = [podman("wait", name, timeout=600).strip() for name in names]
         logs = [podman("logs", name, merge=True) for name in names]
     finally:
         podman("rm", "--force", "--time=1", *names, check=False)
     assert codes == ["0"] * len(names), "\n".join(logs)
     assert (shared / "latest" / "model.onnx").exists()
     assert ["Parity held" in text for text in logs] == [True, False], "one speaks for both"
+
+
+@contextmanager
+def name_server(records: dict[str, str]) -> Iterator[None]:
+    """A dnsmasq that knows these names, where the containers ask."""
+    options = ["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces", f"--listen-address={GATEWAY}"]
+    known = [f"--host-record={name},{address}" for name, address in records.items()]
+    server = subprocess.Popen(["dnsmasq", "--conf-file=/dev/null", "--pid-file", *options, *known])
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 def test_probes_are_answered_inside(runs: Path, claims: dict[str, str], tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def test_sagemaker_trains_and_serves(images: None, tmp_path: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
     command = ["run", "--rm", "--cap-drop=ALL", "--network=none", f"--volume={ml}:/opt/ml"]
     refused = podman(*command, TRAIN, "train", check=False, merge=True)
-    assert "Permission denied" in refused, "what RUN_AS is for"
+    assert "error: [Errno 13] Permission denied: '/opt/ml/checkpoints'" in refused, "what RUN_AS is for"
+    assert "Traceback" not in refused
     assert not (ml / "model").exists()
     podman(*command, for_sagemaker, "train")
     assert (ml / "model" / "model.onnx").exists()
@@ -92,7 +93,8 @@ def container(image: str, *options: str, command: list[str], port: int) -> Itera
     try:
         yield f"http://{address_of(name)}:{port}"
     finally:
-        podman("rm", "--force", "--time=1", "--volumes", name)
+        # A second would not do on a busy machine, and podman fails where a container ends while it is killed.
+        podman("rm", "--force", "--time=20", "--volumes", name)
 
 
 def address_of(name: str) -> str:

@@ -45,6 +45,13 @@ def test_a_failure_says_why_where_sagemaker_looks(opt_ml: Path) -> None:
     assert (opt_ml / "output" / "failure").read_text() == reason
 
 
+def test_a_reason_that_cannot_be_written_is_in_the_log(opt_ml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (opt_ml / "input" / "data" / "training").mkdir(parents=True)
+    (opt_ml / "output").touch()
+    assert __main__.main(["train"], opt_ml) == 3
+    assert str(opt_ml / "input" / "data" / "training") in capsys.readouterr().err
+
+
 def test_an_unknown_hyperparameter_is_named(opt_ml: Path) -> None:
     (opt_ml / "input" / "config" / "hyperparameters.json").write_text('{"epoch": "3"}')
     assert __main__.main(["train"], opt_ml) == 2
