@@ -18,7 +18,7 @@ from tests.containers.cluster import K8S, Pod, manifest, pod
 from tests.containers.images import SERVE, TRAIN, digit
 from tests.containers.podman import inspect, podman
 
-WAIT_S = 180
+WAIT_S = 400
 GATEWAY = "10.88.0.1"
 """The host's address in podman's network."""
 NAMES_KNOWN_AFTER_S = 75
