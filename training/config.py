@@ -19,7 +19,7 @@ Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
 Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
 ScheduleName = Literal["cosine", "constant", "step"]
-Balance = Literal["none", "loss", "logits", "sampler"]
+Balance = Literal["none", "loss", "logits", "sampler", "bias"]
 Policy = Literal["none", "light", "strong"]
 Symmetry = Literal["none", "mirror", "square"]
 Leaks = Literal["drop", "error", "warn"]
@@ -126,8 +126,9 @@ class TrainConfig:
     balance: Balance | None = None
     """What to do about classes of different size. loss: weigh each image by the inverse of its class's frequency;
     logits: add the log of this frequency to the logits that are trained (Menon et al. 2021), so that the model learns
-    what speaks for a class beside its frequency; sampler: draw the classes equally often. None: sampler where --best-by
-    counts all classes alike, else none."""
+    what speaks for a class beside its frequency; sampler: draw the classes equally often; bias: train on them as often
+    as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 after which
+    --best-by is highest on validation images. None: sampler where --best-by counts all classes alike, else none."""
 
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as

@@ -215,7 +215,7 @@ def conclude(
     best = context.config.run / "checkpoints" / "best.pt"
     model.load_state_dict(checkpoint.load(best, context.device)["model"])
     learner = networks.learning_part(model, context.config)
-    evaluation = evaluate_best(model, learner, dataset, context.config.confidence_level)
+    evaluation = evaluate_best(model, learner, dataset, context.config)
     card = build_card(model, context, evaluation, best)
     report_input = export_model(model, context, evaluation, card, epochs)
     tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])

@@ -17,7 +17,8 @@ from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
-"""Written. Version 2 has no `goldens.decoded`, version 1 no `preprocessing.fit` and no `preprocessing.fill` either."""
+"""Written. Read, too: version 2, without `goldens.decoded` and `calibration.bias`, and version 1, without
+`preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -41,9 +42,10 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How the validation split corrects the confidence of the model.
+    """How the validation split corrects the answers of the model.
 
-    The graph divides the logits by `temperature` before the softmax (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    The graph adds `bias` to the logits (Menon et al. 2021, https://arxiv.org/abs/2007.07314), and divides them by
+    `temperature` before the softmax (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     A class is in the prediction set of an image if its probability is at least `threshold`. The set contains the true
     class with probability `level`, for images exchangeable with those of the validation split (split conformal
     prediction, Angelopoulos and Bates 2021, https://arxiv.org/abs/2107.07511). If the validation split is too small,
@@ -53,6 +55,8 @@ class Calibration:
     temperature: float
     level: float
     threshold: float | None
+    bias: tuple[float, ...] = ()
+    """By class; empty: nothing is added."""
 
     def prediction_sets(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Bool[np.ndarray, "batch classes"]:
         """Whether each class is in the prediction set of each image. The most likely class always is.

@@ -92,7 +92,7 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
         ("epochs: true", "epochs: expected a number, got True"),
         ("batch_norm: 1", "batch_norm: .* got 1"),
         ("hidden: 512", "hidden: Input should be a valid array, got 512"),
-        ("balance: 2026-11-24", "balance: Input should be 'none', 'loss', 'logits' or 'sampler'"),
+        ("balance: 2026-11-24", "balance: Input should be 'none', 'loss', 'logits', 'sampler' or 'bias'"),
         ("augment: 3", "augment: .* got 3"),
         ("epochs: 0", "--epochs: expected above 0, got 0"),
         ("- epochs", r"expected options, `name: value` a line, got \['epochs'\]"),

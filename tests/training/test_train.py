@@ -14,7 +14,7 @@ from tests.support.configs import settled
 from tests.support.trainer import After
 from training import train
 from training.__main__ import options
-from training.config import ScoreName, TrainConfig
+from training.config import Balance, ScoreName, TrainConfig
 from training.config_file import from_yaml
 from training.data.dataset import load_dataset
 from training.data.loader import Batches, TrainingSet
@@ -351,6 +351,30 @@ def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
     assert len(history) == best + 1 + 2 < 40
     state = checkpoint.load(run / "checkpoints" / "best.pt", torch.device("cpu"))
     assert len(state["progress"]["history"]) == best + 1
+
+
+def test_a_bias_for_rare_classes_is_part_of_what_is_proved_and_served(tmp_path: Path) -> None:
+    """Three overlapping classes, of which one has 5 % of the images: with the bias it is answered more often."""
+    rng = np.random.default_rng(3)
+    labels = np.r_[np.zeros(480), np.ones(90), np.full(30, 2)].astype(np.int64)
+    images = np.clip(110 + 12 * labels[:, None, None, None] + rng.normal(0, 60, (600, 8, 8, 3)), 0, 255).astype(
+        np.uint8
+    )
+    np.savez(tmp_path / "rare.npz", train_images=images, train_labels=labels)
+    options = TrainConfig(data=tmp_path / "rare.npz", out=tmp_path, model="mlp", hidden=(8,), epochs=4, seed=1)
+    balances: tuple[Balance, Balance] = ("bias", "none")
+    with_bias, without = (
+        open_model(train.train(replace(options, name=balance, balance=balance)) / "model.onnx") for balance in balances
+    )
+    bias = with_bias.card.calibration.bias
+    assert 0 < bias[0] < bias[1] < bias[2], "by minus the log of the frequency"
+    assert without.card.calibration.bias == ()
+    answered = [model.predict(images).argmax(1) for model in (with_bias, without)]
+    assert (answered[0] == 2).sum() > (answered[1] == 2).sum()
+    for kind in ("html", "md"):
+        page = (tmp_path / "bias" / "report" / f"report.{kind}").read_text()
+        assert "because classes are not equally frequent" in page
+        assert f"{bias[2]:+.2f}" in page
 
 
 @pytest.mark.slow

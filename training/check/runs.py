@@ -16,6 +16,7 @@ from serving.contract.selfcheck import NO_GPU, Result, Skipped
 from serving.contract.session import Placement
 from training.config import TrainConfig
 from training.engine import checkpoint
+from training.metrics.calibration import corrected
 from training.models import networks
 from training.models.prediction import logits
 from training.train import train
@@ -122,7 +123,7 @@ def difference_from_cpu(made: Runs, family: str, device: torch.device) -> float:
     model = networks.build(config, card.preprocessing, card.normalization, len(card.classes))
     model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt", torch.device("cpu"))["model"])
     images = np.random.default_rng(0).integers(0, 256, (64, size.height, size.width, size.channels), dtype=np.uint8)
-    calibrated = logits(model.to(device), images) / np.float32(card.calibration.temperature)
+    calibrated = corrected(logits(model.to(device), images), card.calibration)
     return float(np.abs(softmax(calibrated, axis=1) - served.predict(images)).max())
 
 

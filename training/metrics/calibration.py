@@ -1,14 +1,15 @@
-"""Make confidence mean something: a temperature and a threshold for prediction sets, both from the validation split.
+"""Correct a model's answers by the validation split: a bias by class, a temperature, a threshold for prediction sets.
 
-Both assume that the images of tomorrow are exchangeable with those of the validation split: drawn from the same
+All assume that the images of tomorrow are exchangeable with those of the validation split: drawn from the same
 patients, cameras and habits, in any order. Where that stops being true, so does what they promise.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
@@ -17,8 +18,11 @@ from training.metrics.classification import Labels, Probabilities
 
 MIN_IMAGES = 30
 """With fewer validation images nothing is fitted: temperature 1, no prediction sets."""
+SHARES = np.linspace(0, 1, 11)
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
+Rank = tuple[float, float]
+"""As `Scores.rank` returns it."""
 Logits = Float32[np.ndarray, "images classes"]
 
 
@@ -33,13 +37,39 @@ class Coverage:
     """Coverage of each class's images; None for a class without any."""
 
 
-def fit(labels: Labels, logits: Logits, level: float) -> Calibration:
-    """Temperature and threshold from the validation split's logits; neither from fewer than 30 images."""
+def fit(labels: Labels, logits: Logits, level: float, bias: tuple[float, ...] = ()) -> Calibration:
+    """Temperature and threshold from the validation split's logits and the bias; neither from fewer than 30 images."""
+    unfitted = Calibration(temperature=1.0, level=level, threshold=None, bias=bias)
     if len(labels) < MIN_IMAGES:
-        return Calibration(temperature=1.0, level=level, threshold=None)
-    temperature = fit_temperature(labels, logits)
-    probabilities = softmax(logits / temperature, axis=1)
-    return Calibration(temperature=temperature, level=level, threshold=fit_threshold(labels, probabilities, level))
+        return unfitted
+    temperature = fit_temperature(labels, corrected(logits, unfitted))
+    fitted = replace(unfitted, temperature=temperature)
+    probabilities = softmax(corrected(logits, fitted), axis=1)
+    return replace(fitted, threshold=fit_threshold(labels, probabilities, level))
+
+
+def corrected(logits: Logits, calibration: Calibration) -> Logits:
+    """The logits with the bias, divided by the temperature, as the last layer of the model gives them."""
+    biased = logits + np.array(calibration.bias, np.float32) if calibration.bias else logits
+    return biased / np.float32(calibration.temperature)
+
+
+def fit_bias(
+    labels: Labels,
+    logits: Logits,
+    frequencies: Float64[np.ndarray, " classes"],
+    better: Callable[[Probabilities], Rank],
+) -> tuple[float, ...]:
+    """A share of minus the log of each class's frequency in training, 0 to 1 (post-hoc logit adjustment, Menon et al.).
+
+    The share is the one after which `better` ranks the probabilities of the validation split highest, the smallest of
+    equals. Empty from fewer than 30 images.
+    """
+    if len(labels) < MIN_IMAGES:
+        return ()
+    rarity = -np.log(frequencies)
+    share = max(SHARES, key=lambda share: better(softmax(logits + (share * rarity).astype(np.float32), axis=1)))
+    return tuple(map(float, share * rarity))
 
 
 def fit_temperature(labels: Labels, logits: Logits) -> float:

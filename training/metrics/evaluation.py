@@ -8,6 +8,7 @@ from scipy.special import softmax
 from torch import nn
 
 from serving.contract.card import Calibration
+from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
@@ -16,7 +17,8 @@ from training.metrics import calibration, classification
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.classification import Probabilities, Scores
 from training.models import prediction
-from training.models.normalization import Temperature
+from training.models.normalization import Calibrate
+from training.settled import SettledConfig
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
@@ -59,20 +61,26 @@ class Evaluation:
     intervals: Intervals
 
 
-def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, level: float) -> Evaluation:
+def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, config: SettledConfig) -> Evaluation:
     """Calibrate `model`, which gets one more layer for it, and score it.
 
     `dataset` is what `learner` takes, the part of the model that learned: images, or the features of a frozen body.
-    `level` is how often the prediction sets shall hold the true class. Raises NonFiniteLoss.
+    Raises NonFiniteLoss.
     """
     logits = {split: compute_logits(learner, dataset, split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
-    calibrated = calibration.fit(dataset.labels[val], logits["val"], level)
+    bias: tuple[float, ...] = ()
+    if config.balance == "bias":
+        frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
+        bias = calibration.fit_bias(
+            dataset.labels[val], logits["val"], frequencies, lambda of: score(dataset, "val", of).rank(config.best_by)
+        )
+    calibrated = calibration.fit(dataset.labels[val], logits["val"], config.confidence_level, bias)
     if calibrated.threshold is None:
-        print(f"warning: {len(val)} validation images are too few for prediction sets at {level:.0%}")
+        print(f"warning: {len(val)} validation images are too few for prediction sets at {calibrated.level:.0%}")
     device = next(model.parameters()).device
-    model.append(Temperature(calibrated.temperature).to(device))
-    probabilities = {split: softmax(logits[split] / np.float32(calibrated.temperature), axis=1) for split in SPLITS}
+    model.append(Calibrate(calibrated).to(device))
+    probabilities = {split: softmax(calibration.corrected(logits[split], calibrated), axis=1) for split in SPLITS}
     return Evaluation(
         uncalibrated=score(dataset, "test", softmax(logits["test"], axis=1)),
         calibration=calibrated,

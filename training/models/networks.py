@@ -94,7 +94,7 @@ def build(
 ) -> nn.Sequential:
     """Normalisation, body and head: uint8 images `[batch, height, width, channels]` -> logits `[batch, classes]`.
 
-    A calibrated model has the temperature as its fourth part.
+    A calibrated model has `Calibrate` as its fourth part.
     """
     height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
     body: nn.Module

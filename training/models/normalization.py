@@ -1,4 +1,4 @@
-"""Normalisation as the first layer of the network, and the temperature that calibrates it as the last one."""
+"""Normalisation as the first layer of the network, and the calibration of its logits as the last one."""
 
 from statistics import fmean
 
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from serving.contract.card import Normalization
+from serving.contract.card import Calibration, Normalization
 from training.config import TrainConfig
 from training.models.prediction import Images, Indices, batches
 
@@ -75,14 +75,16 @@ class Normalize(nn.Module):
         return ((values - low) / (high - low + EPSILON)).float()
 
 
-class Temperature(nn.Module):
-    """Divide logits `[batch, classes]` by a temperature: the last layer of a calibrated model."""
+class Calibrate(nn.Module):
+    """The last layer of a calibrated model: `serving.contract.card.Calibration` of logits `[batch, classes]`."""
 
+    bias: Tensor
     temperature: Tensor
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, calibration: Calibration) -> None:
         super().__init__()
-        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32))
+        self.register_buffer("bias", torch.tensor(calibration.bias, dtype=torch.float32))
+        self.register_buffer("temperature", torch.tensor(calibration.temperature, dtype=torch.float32))
 
     def forward(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-        return logits / self.temperature
+        return (logits + self.bias if len(self.bias) else logits) / self.temperature

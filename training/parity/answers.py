@@ -25,7 +25,7 @@ from training.engine import checkpoint
 from training.errors import ConfigError
 from training.metrics.classification import Probabilities
 from training.models import networks, prediction
-from training.models.normalization import Temperature
+from training.models.normalization import Calibrate
 
 CLIENTS = 4
 """Requests to a service at the same time: they fill its batches, and are far from its limits."""
@@ -43,14 +43,14 @@ class Asked:
 
 
 class TorchModel:
-    """The network of a run's `best.pt` with the card's temperature: what the run evaluated, before any export."""
+    """The network of a run's `best.pt` with the card's calibration: what the run evaluated, before any export."""
 
     def __init__(self, config: TrainConfig, path: Path, card: ModelCard) -> None:
         """Raises CheckpointRefused."""
         self.card = card
         self._model = networks.build(config, card.preprocessing, card.normalization, len(card.classes))
         self._model.load_state_dict(checkpoint.load(path, torch.device("cpu"))["model"])
-        self._model.append(Temperature(card.calibration.temperature))
+        self._model.append(Calibrate(card.calibration))
 
     def predict(self, images: Images) -> Probabilities:
         """Uint8 images `[batch, height, width, channels]` to probabilities `[batch, classes]`, on the CPU."""

@@ -13,7 +13,7 @@ from training.config import TrainConfig
 from training.data.dataset import Dataset
 from training.export.onnx import OPSET, graph
 from training.models import backbones
-from training.models.normalization import Temperature
+from training.models.normalization import Calibrate
 from training.models.prediction import predict
 
 
@@ -36,7 +36,7 @@ def test_probabilities_do_not_depend_on_the_batch(
     classifier = open_model(run / "model.onnx")
     images = dataset.images[:64]
     served = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 64, size)])
-    model.append(Temperature(classifier.card.calibration.temperature))
+    model.append(Calibrate(classifier.card.calibration))
     assert np.abs(served - predict(model, images)).max() <= 1e-6
 
 

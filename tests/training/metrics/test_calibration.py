@@ -106,6 +106,30 @@ def test_sets_hold_as_often_when_the_same_images_choose_the_epoch() -> None:
     assert abs(np.mean(together) - np.mean(apart)) < 0.01, f"{np.mean(together):.3f}, apart {np.mean(apart):.3f}"
 
 
+def test_the_bias_finds_the_rare_classes_again() -> None:
+    """The true logits of classes of which one is rare: its bias undoes what its frequency takes from its recall."""
+    rng = np.random.default_rng(4)
+    labels, features = draw(rng, 4_000, rng.normal(0, 0.4, (7, 20)))
+    means = np.stack([features[labels == label].mean(0) for label in range(7)])
+    logits = (features @ means.T - (means**2).sum(1) / 2 + np.log(FREQUENCIES)).astype(np.float32)
+
+    def balanced(probabilities: np.ndarray) -> tuple[float, float]:
+        return float(recall_score(labels, probabilities.argmax(1), average="macro")), 0.0
+
+    def accuracy(probabilities: np.ndarray) -> tuple[float, float]:
+        return float((probabilities.argmax(1) == labels).mean()), 0.0
+
+    bias = calibration.fit_bias(labels, logits, FREQUENCIES, balanced)
+    share = bias[-1] / -np.log(FREQUENCIES[-1])
+    assert 0.8 <= share <= 1, "the logits are those of Bayes' rule, whose balanced decision has a share of 1"
+    assert bias == pytest.approx(tuple(-share * np.log(FREQUENCIES)), abs=1e-6)
+    fitted = calibration.fit(labels, logits, 0.9, bias)
+    assert balanced(calibration.corrected(logits, fitted))[0] > balanced(logits)[0] + 0.1
+    for_accuracy = calibration.fit_bias(labels, logits, FREQUENCIES, accuracy)
+    assert for_accuracy[-1] / -np.log(FREQUENCIES[-1]) < 0.2
+    assert calibration.fit_bias(labels[:29], logits[:29], FREQUENCIES, balanced) == ()
+
+
 def test_a_set_is_never_empty_and_grows_with_its_level() -> None:
     labels, logits = synthetic(0, 2000)
     probabilities = softmax(logits, axis=1)
