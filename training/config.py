@@ -109,7 +109,7 @@ class TrainConfig:
     augment: Policy | Path | None = None
     """Random changes of the training images. light: small shifts, turns, scales, brightness; strong: larger and more
     often, also colour and a cut-out; or a file written by Albumentations' A.save (.yaml, .json). None: none for the MLP
-    and with --freeze, else light."""
+    and with --freeze, strong where all of a pretrained backbone learns, else light."""
     augment_on: Literal["auto", "device", "workers"] = "auto"
     """Where light, strong and --symmetry are applied. device: to whole batches, on the GPU, or on CPUs by OpenCV;
     workers: image by image by Albumentations, which draws from the same distributions; auto: workers with a file of
@@ -128,7 +128,8 @@ class TrainConfig:
     logits: add the log of this frequency to the logits that are trained (Menon et al. 2021), so that the model learns
     what speaks for a class beside its frequency; sampler: draw the classes equally often; bias: train on them as often
     as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 after which
-    --best-by is highest on validation images. None: sampler where --best-by counts all classes alike, else none."""
+    --best-by is highest on validation images. None: where --best-by counts all classes alike,
+    bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
 
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as
@@ -147,11 +148,13 @@ class TrainConfig:
     """What follows every layer but the last."""
     batch_norm: DisallowNone[bool | None] = None
     """Batch normalisation before every activation. None: for the CNN, not for the MLP."""
-    dropout: Annotated[float, Share] = 0.0
-    """Share of activations dropped before the last layer, in the MLP after every hidden layer."""
-    drop_path: Annotated[float, Share] = 0.0
+    dropout: Annotated[float, Share] | None = None
+    """Share of activations dropped before the last layer, in the MLP after every hidden layer. None: 0.2 where all of a
+    pretrained backbone learns, else 0."""
+    drop_path: Annotated[float, Share] | None = None
     """Share of the residual blocks of a timm architecture that are skipped at random, more in later blocks (stochastic
-    depth, Huang et al. 2016)."""
+    depth, Huang et al. 2016). None: 0.2 where all of a pretrained backbone learns and the architecture has it, else
+    0."""
     init: Init = "default"
     """How weights start. default: as PyTorch does, in the CNN by He et al. with residual blocks that add nothing;
     constant: all 0.01; uniform, normal: by --init-scale; xavier: Glorot and Bengio (2010); he: He et al. (2015).
@@ -190,8 +193,8 @@ class TrainConfig:
     weight_decay: Annotated[float, NotNegative] | None = None
     """Decay of weights of more than one dimension: AdamW's, or with adam and sgd an L2 penalty. None: 0.05 with adamw,
     0 with adam, 5e-4 with sgd."""
-    label_smoothing: Annotated[float, Share] = 0.0
-    """Share of each label spread over all classes."""
+    label_smoothing: Annotated[float, Share] | None = None
+    """Share of each label spread over all classes. None: 0.1 where all of a pretrained backbone learns, else 0."""
     clip_norm: Annotated[float, Positive] | None = None
     """Scale gradients down to this norm where theirs is larger. None: never."""
     ema: Annotated[float, Share] = 0.0
@@ -246,6 +249,11 @@ class TrainConfig:
     def pretrained(self) -> bool:
         """Whether training starts from pretrained weights, where the model is one of timm's."""
         return not self.own_network and self.weights != "none" and (self.weights is not None or self.init_from is None)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether all of a backbone learns that comes pretrained or from --init-from."""
+        return not self.own_network and not self.freeze and (self.pretrained or self.init_from is not None)
 
     @property
     def layer_options(self) -> list[str]:

@@ -137,6 +137,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     settled = settle(
         weights.normalized(config, found) if found else config,
         training_images=len(dataset.splits["train"]),
+        has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),
         processes=group.size,
         on_this_machine=group.local_size,
     )

@@ -1,12 +1,13 @@
 """Options as they are after the data is known."""
 
 from dataclasses import replace
+from typing import Any
 
 from training.config import TrainConfig
 from training.settled import SettledConfig, settle
 
 
-def settled(config: TrainConfig, *, image_size: int, training_images: int, **processes: int) -> SettledConfig:
+def settled(config: TrainConfig, *, image_size: int, training_images: int, **others: Any) -> SettledConfig:
     """What a run with images of this size trains by; --model auto takes the CNN."""
     model = "cnn" if config.model == "auto" else config.model
-    return settle(replace(config, model=model, image_size=image_size), training_images=training_images, **processes)
+    return settle(replace(config, model=model, image_size=image_size), training_images=training_images, **others)

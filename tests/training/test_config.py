@@ -162,13 +162,20 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         "default",
         10,
         1e-3,
-        "light",
+        "strong",
         None,
     )
+    assert (tuned.balance, tuned.dropout, tuned.drop_path, tuned.label_smoothing) == ("bias", 0.2, 0.0, 0.1)
+    assert (
+        settled(TrainConfig(model="resnet18"), image_size=128, training_images=9, has_drop_path=True).drop_path == 0.2
+    )
+    plain = TrainConfig(model="resnet18", dropout=0.0, drop_path=0.0, label_smoothing=0.0, best_by="accuracy")
+    plain = settled(plain, image_size=128, training_images=9, has_drop_path=True)
+    assert (plain.balance, plain.dropout, plain.drop_path, plain.label_smoothing) == ("none", 0.0, 0.0, 0.0)
     scratch = settled(TrainConfig(model="resnet18", weights="none"), image_size=128, training_images=1500)
-    assert (scratch.weights, scratch.epochs) == ("none", 30)
+    assert (scratch.weights, scratch.epochs, scratch.dropout, scratch.balance) == ("none", 30, 0.0, "sampler")
     frozen = settled(TrainConfig(model="resnet18", freeze=True), image_size=128, training_images=1500)
-    assert (frozen.augment, frozen.workers) == ("none", 0)
+    assert (frozen.augment, frozen.workers, frozen.dropout, frozen.balance) == ("none", 0, 0.0, "sampler")
     by_optimizer = {
         name: settled(TrainConfig(optimizer=name), image_size=16, training_images=9)
         for name in ("adamw", "adam", "sgd")

@@ -95,6 +95,16 @@ def make(config: TrainConfig, side: int, channels: int, classes: int, **more: An
     return model
 
 
+def has_drop_path(name: str) -> bool:
+    """Whether an architecture of timm has residual blocks that can be skipped at random."""
+    try:
+        with torch.device("meta"):  # nothing is computed or kept
+            timm().create_model(name, drop_path_rate=0.1)
+    except TypeError:
+        return False
+    return True
+
+
 def for_export(model: nn.Module) -> nn.Module:
     """The same function with merged branches, where an architecture has branches for training alone (RepVGG)."""
     return timm().utils.reparameterize_model(model, inplace=True) if _is_of_timm(model) else model

@@ -108,7 +108,7 @@ def build(
     head = (
         [nn.Linear(features, classes)]
         if config.model == "mlp"
-        else [nn.Dropout(config.dropout), nn.Linear(features, classes)]
+        else [nn.Dropout(config.dropout or 0.0), nn.Linear(features, classes)]
     )
     return nn.Sequential(Normalize(normalization), body, nn.Sequential(*head))
 
