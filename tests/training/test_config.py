@@ -153,6 +153,9 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         image_size=32,
         batch_norm=False,
         weight_decay=0.0,
+        dropout=0.1,
+        drop_path=0.0,
+        label_smoothing=0.0,
         model="cnn",
         epochs=4,
     )
