@@ -128,8 +128,8 @@ class TrainConfig:
     logits: add the log of this frequency to the logits that are trained (Menon et al. 2021), so that the model learns
     what speaks for a class beside its frequency; sampler: draw the classes equally often; bias: train on them as often
     as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 after which
-    --best-by is highest on validation images. None: where --best-by counts all classes alike,
-    bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
+    accuracy and balanced accuracy have the greatest mean on validation images. None: where --best-by counts all classes
+    alike, bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
 
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as

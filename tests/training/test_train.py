@@ -357,9 +357,7 @@ def test_a_bias_for_rare_classes_is_part_of_what_is_proved_and_served(tmp_path: 
     """Three overlapping classes, of which one has 5 % of the images: with the bias it is answered more often."""
     rng = np.random.default_rng(3)
     labels = np.r_[np.zeros(480), np.ones(90), np.full(30, 2)].astype(np.int64)
-    images = np.clip(110 + 12 * labels[:, None, None, None] + rng.normal(0, 60, (600, 8, 8, 3)), 0, 255).astype(
-        np.uint8
-    )
+    images = np.clip(90 + 40 * labels[:, None, None, None] + rng.normal(0, 60, (600, 8, 8, 3)), 0, 255).astype(np.uint8)
     np.savez(tmp_path / "rare.npz", train_images=images, train_labels=labels)
     options = TrainConfig(data=tmp_path / "rare.npz", out=tmp_path, model="mlp", hidden=(8,), epochs=4, seed=1)
     balances: tuple[Balance, Balance] = ("bias", "none")

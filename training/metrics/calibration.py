@@ -5,13 +5,13 @@ patients, cameras and habits, in any order. Where that stops being true, so does
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.metrics import accuracy_score, recall_score
 
 from serving.contract.card import Calibration
 from training.metrics.classification import Labels, Probabilities
@@ -21,8 +21,6 @@ MIN_IMAGES = 30
 SHARES = np.linspace(0, 1, 11)
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
-Rank = tuple[float, float]
-"""As `Scores.rank` returns it."""
 Logits = Float32[np.ndarray, "images classes"]
 
 
@@ -54,21 +52,23 @@ def corrected(logits: Logits, calibration: Calibration) -> Logits:
     return biased / np.float32(calibration.temperature)
 
 
-def fit_bias(
-    labels: Labels,
-    logits: Logits,
-    frequencies: Float64[np.ndarray, " classes"],
-    better: Callable[[Probabilities], Rank],
-) -> tuple[float, ...]:
+def fit_bias(labels: Labels, logits: Logits, frequencies: Float64[np.ndarray, " classes"]) -> tuple[float, ...]:
     """A share of minus the log of each class's frequency in training, 0 to 1 (post-hoc logit adjustment, Menon et al.).
 
-    The share is the one after which `better` ranks the probabilities of the validation split highest, the smallest of
-    equals. Empty from fewer than 30 images.
+    The share after which accuracy and balanced accuracy on the validation split have the greatest mean, the smallest of
+    equals. By balanced accuracy alone, a few images of rare classes would decide, and the frequent ones pay for it.
+    Empty from fewer than 30 images.
     """
     if len(labels) < MIN_IMAGES:
         return ()
-    rarity = -np.log(frequencies)
-    share = max(SHARES, key=lambda share: better(softmax(logits + (share * rarity).astype(np.float32), axis=1)))
+    rarity, known = -np.log(frequencies), np.unique(labels)
+
+    def mean_accuracy(share: float) -> float:
+        predicted = (logits + share * rarity).argmax(1)
+        recall = recall_score(labels, predicted, labels=known, average="macro")
+        return float(accuracy_score(labels, predicted) + recall)
+
+    share = max(SHARES, key=mean_accuracy)
     return tuple(map(float, share * rarity))
 
 

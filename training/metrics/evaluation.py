@@ -72,9 +72,7 @@ def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, co
     bias: tuple[float, ...] = ()
     if config.balance == "bias":
         frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
-        bias = calibration.fit_bias(
-            dataset.labels[val], logits["val"], frequencies, lambda of: score(dataset, "val", of).rank(config.best_by)
-        )
+        bias = calibration.fit_bias(dataset.labels[val], logits["val"], frequencies)
     calibrated = calibration.fit(dataset.labels[val], logits["val"], config.confidence_level, bias)
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {calibrated.level:.0%}")
