@@ -6,20 +6,16 @@ training/report/evaluation.py computes the scores and writes the results.
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
-import joblib
 import numpy as np
 from jaxtyping import Int64
-from tqdm import tqdm
 
 from serving.contract.card import ModelCard
-from serving.contract.decode import Pixels, as_channels
-from serving.contract.model import Classifier, Images, open_model
+from serving.contract.model import Classifier, open_model
 from training.data import audit, dataset, inspection, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
@@ -28,8 +24,7 @@ from training.data.inspection import ImageSet
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import ConfigError, DataError
-from training.metrics.classification import Probabilities
-from training.models.prediction import inference_batch
+from training.models.prediction import predict_images
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 
 Wanted = Literal["train", "val", "test", "all"]
@@ -146,38 +141,6 @@ def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tup
         )
     reason = "the model was trained on this data, whose splits were made again" if remade else "the data brings it"
     return f"{wanted} split", images.splits[wanted], reason
-
-
-@runtime_checkable
-class Predictor(Protocol):
-    """A model with its card: the service's Classifier, or torch in its place."""
-
-    card: ModelCard
-
-    def predict(self, images: Images) -> Probabilities:
-        """Uint8 images `[batch, height, width, channels]` to probabilities `[batch, classes]`."""
-
-
-def predict_images(
-    classifier: Predictor, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
-) -> Probabilities:
-    """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`.
-
-    Images are read, decoded and resized anew; memory holds one batch of resized images.
-    """
-    preprocessing = classifier.card.preprocessing
-    size = batch_size or inference_batch(preprocessing.height, preprocessing.width)
-
-    def fitted(index: int) -> Pixels:
-        # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
-        return preprocessing.fitted(as_channels(images.original(index), preprocessing.channels))
-
-    rows = []
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        for start in tqdm(range(0, len(indices), size), "predict", unit=" batches", disable=None, leave=False):
-            batch = list(pool.map(fitted, indices[start : start + size].tolist()))
-            rows.append(classifier.predict(np.stack(batch)))
-    return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
 
 
 def model_file(path: Path) -> Path:

@@ -19,6 +19,7 @@ from training.data.cache import Cache
 from training.data.formats import find
 from training.errors import ConfigError, DataError
 from training.evaluate import EvaluateConfig
+from training.models import prediction
 from training.train import train
 
 
@@ -92,9 +93,11 @@ def test_the_predictions_are_those_of_the_service_in_any_batch(gray: Path, photo
     served = [
         classifier.predict(classifier.card.preprocessing((photos / images.keys[i]).read_bytes())[None]) for i in indices
     ]
-    assert np.allclose(evaluate.predict_images(classifier, images, indices), np.concatenate(served), rtol=0, atol=1e-6)
     assert np.allclose(
-        evaluate.predict_images(classifier, images, indices, batch_size=2), np.concatenate(served), rtol=0, atol=1e-6
+        prediction.predict_images(classifier, images, indices), np.concatenate(served), rtol=0, atol=1e-6
+    )
+    assert np.allclose(
+        prediction.predict_images(classifier, images, indices, batch_size=2), np.concatenate(served), rtol=0, atol=1e-6
     )
 
 
@@ -223,8 +226,8 @@ def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path)
     turned = dataclasses.replace(images, image_set=dataclasses.replace(images.image_set, classes=images.classes[::-1]))
     indices = np.arange(9)
     assert np.array_equal(
-        evaluate.predict_images(classifier, turned, indices),
-        evaluate.predict_images(classifier, images, indices)[:, ::-1],
+        prediction.predict_images(classifier, turned, indices),
+        prediction.predict_images(classifier, images, indices)[:, ::-1],
     )
 
 

@@ -1,13 +1,20 @@
 """What a network computes for images, one batch at a time, when nothing is learned."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
+import joblib
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from scipy.special import softmax
 from torch import nn
+from tqdm import tqdm
 
+from serving.contract.card import ModelCard
+from serving.contract.decode import Pixels, as_channels
+from training.data.dataset import LabelledImages
 from training.device import full_float32
 from training.storage import copied
 
@@ -56,3 +63,35 @@ def logits(
             rows.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
     model.train(training)
     return np.concatenate(rows)
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A model with its card: the service's Classifier, or torch in its place."""
+
+    card: ModelCard
+
+    def predict(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+        """Uint8 images `[batch, height, width, channels]` to probabilities `[batch, classes]`."""
+
+
+def predict_images(
+    classifier: Predictor, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
+) -> Float32[np.ndarray, "images classes"]:
+    """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`.
+
+    Images are read, decoded and resized anew; memory holds one batch of resized images.
+    """
+    preprocessing = classifier.card.preprocessing
+    size = batch_size or inference_batch(preprocessing.height, preprocessing.width)
+
+    def fitted(index: int) -> Pixels:
+        # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
+        return preprocessing.fitted(as_channels(images.original(index), preprocessing.channels))
+
+    rows = []
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        for start in tqdm(range(0, len(indices), size), "predict", unit=" batches", disable=None, leave=False):
+            batch = list(pool.map(fitted, indices[start : start + size].tolist()))
+            rows.append(classifier.predict(np.stack(batch)))
+    return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]

@@ -1,6 +1,5 @@
 """Probabilities of the same images from everything that answers for a model: its run, torch, its file, a service."""
 
-import csv
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,18 +54,6 @@ class TorchModel:
     def predict(self, images: Images) -> Probabilities:
         """Uint8 images `[batch, height, width, channels]` to probabilities `[batch, classes]`, on the CPU."""
         return prediction.predict(self._model, images)
-
-
-def stored(path: Path, asked: Asked) -> Probabilities | None:
-    """The probabilities in a run's `predictions.csv`, of six decimals; None unless it holds every image."""
-    if not path.is_file():
-        return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
-    keys = [asked.images.keys[index] for index in asked.indices]
-    if any(key not in rows for key in keys):
-        return None
-    return np.array([[float(rows[key][name]) for name in asked.images.classes] for key in keys], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,13 @@ from training.data.cache import Cache
 from training.data.formats import find
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
-from training.evaluate import Wanted, check_labels, choose, gather, model_file, predict_images
+from training.evaluate import Wanted, check_labels, choose, gather, model_file
 from training.export.parity import check_way
 from training.metrics.classification import Probabilities
-from training.parity.answers import Asked, Service, TorchModel, stored
+from training.models.prediction import predict_images
+from training.parity.answers import Asked, Service, TorchModel
 from training.report.parity import Answers, ParityReport, parity_summary, write_parity
+from training.report.predictions import read_predictions
 
 Way = tuple[str, Callable[[], Probabilities]]
 """What answers, in words, and how it is asked."""
@@ -95,7 +97,9 @@ def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | N
     if of_run and best.is_file():
         network = TorchModel(runs.begun(path.parent), best, asked.card)
         yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
-    if of_run and (recorded := stored(path.parent / "predictions.csv", asked)) is not None:
+    kept = read_predictions(path.parent / "predictions.csv", asked.images.classes) if of_run else None
+    recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None
+    if recorded is not None:
         yield "predictions.csv, what the run evaluated", lambda: recorded
     yield f"{path.name} on the CPU", partial(predict_images, classifier, asked.images, asked.indices)
     for number, card in enumerate(gpu.gpus()):

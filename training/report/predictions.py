@@ -1,9 +1,12 @@
 """Predictions as a report shows them: as pictures of mistakes, as a table by class, as predictions.csv."""
 
 import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 from matplotlib.figure import Figure
 
 from training.data.dataset import Dataset, LabelledImages
@@ -14,6 +17,28 @@ from training.report.names import displayed
 
 MISTAKES = 24
 """Mistakes that a page shows."""
+COLUMNS = ("path", "true", "predicted", "component")
+"""Of predictions.csv, before the classes. Images of one component share a group or show one picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """The content of a predictions.csv, an entry for each image."""
+
+    keys: list[str]
+    labels: Labels
+    components: Int64[np.ndarray, " images"] | None
+    """None in files of older versions."""
+    probabilities: Probabilities
+    """Of six decimals."""
+
+    def of(self, keys: Sequence[str]) -> Probabilities | None:
+        """The probabilities of these images; None unless all are in the file."""
+        rows = {key: row for row, key in enumerate(self.keys)}
+        if any(key not in rows for key in keys):
+            return None
+        found: Probabilities = self.probabilities[[rows[key] for key in keys]]
+        return found
 
 
 def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> np.ndarray:
@@ -37,13 +62,34 @@ def mistakes(dataset: LabelledImages, indices: np.ndarray, probabilities: Probab
 
 
 def write_predictions(path: Path, dataset: LabelledImages, indices: np.ndarray, probabilities: Probabilities) -> None:
-    """Write a line of CSV for each of the images `indices`: key, true and predicted class, every probability."""
+    """Write a line of CSV for each of the images `indices`: key, true and predicted class, component, probabilities."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "true", "predicted", *dataset.classes])
+        writer.writerow([*COLUMNS, *dataset.classes])
         for index, row in zip(indices, probabilities, strict=True):
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
-            writer.writerow([*names, *(f"{value:.6f}" for value in row)])
+            writer.writerow([*names, dataset.components[index], *(f"{value:.6f}" for value in row)])
+
+
+def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
+    """Read what `write_predictions` has written, columns in the order of `classes`.
+
+    None where there is no such file, or one of other classes. Raises OSError.
+    """
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    first = len(header) - len(classes)  # a class may have the name of a column
+    if sorted(header[first:]) != sorted(classes) or not rows:
+        return None
+    order = [header.index(name, first) for name in classes]
+    return Recorded(
+        keys=[row[0] for row in rows],
+        labels=np.array([classes.index(row[1]) for row in rows], np.int64),
+        components=np.array([int(row[3]) for row in rows], np.int64) if first == len(COLUMNS) else None,
+        probabilities=np.array([[float(row[column]) for column in order] for row in rows], np.float32),
+    )
 
 
 def class_table(scores: Scores, intervals: Intervals | None = None) -> str:

@@ -10,6 +10,7 @@ from tests.support.pages import References
 from training import evaluate
 from training.data.cache import Cache
 from training.data.formats import find
+from training.models import prediction
 from training.report.evaluation import Evaluation, ModelPredictions, evaluation_summary, write_evaluation
 from training.report.html import render
 
@@ -20,7 +21,7 @@ def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
     classifier = open_model(run / "model.onnx")
     images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
     images.unreadable["broken <b>.png"] = "cut off"
-    first = evaluate.predict_images(classifier, images, np.arange(90))
+    first = prediction.predict_images(classifier, images, np.arange(90))
     other = first.copy()
     other[::3] = other[::3, ::-1]
     models = [ModelPredictions(classifier=classifier, probabilities=probabilities) for probabilities in (first, other)]
