@@ -26,7 +26,7 @@ from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
 from serving.inference.reload import Reloader
 from serving.metrics import Metrics, forget_dead_workers, remove_files
-from serving.settings import Settings
+from serving.settings import PREFIX, Settings
 
 # A child of BentoML's logger, so that it has the same level and destination.
 log = logging.getLogger("bentoml.twinlens")
@@ -142,9 +142,17 @@ class Twinlens:
 
 
 def _open(path: Path) -> Classifier:
-    """Open the model on this worker's device. BentoML numbers workers from 1; a replacement keeps the number."""
+    """Open the model on this worker's device. BentoML numbers workers from 1; a replacement keeps the number.
+
+    Raises ModelRefused.
+    """
     worker = bentoml.server_context.worker_index or 1
-    return open_model(path, placement=settings.placement(worker - 1 if settings.workers == "gpus" else 0))
+    classifier = open_model(path, placement=settings.placement(worker - 1 if settings.workers == "gpus" else 0))
+    if settings.require_certificate and classifier.card.certificate is None:
+        raise ModelRefused(
+            f"{path}: its card has no certificate of promotion, which {PREFIX}REQUIRE_CERTIFICATE asks for"
+        )
+    return classifier
 
 
 def _check_model() -> None:

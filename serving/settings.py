@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     name: Name = "twinlens"
     reload_s: Interval = 2.0
     require_gpu: Requirement = False
+    require_certificate: Flag = False
     gpu_mem_limit: Bytes = None
     max_bytes: Count = MAX_BYTES
     max_pixels: Count = MAX_PIXELS

@@ -206,11 +206,14 @@ def test_the_clients_get_the_answer_that_curl_gets(outputs: list[str]) -> None:
     assert re.findall(r"[\"'](.+)[\"']", triton) == [label]
 
 
-def test_a_rolled_back_model_is_the_latest(shell: Shell, outputs: list[str]) -> None:
-    """k8s/README.md's command, on what has been published last by then."""
-    link = 'ln -sfn photos runs/.l && mv -T runs/.l runs/latest && basename "$(realpath runs/latest)"'
-    assert "ln -sfn photos runs/.l && mv -T runs/.l runs/latest" in {step.text.strip() for step in STEPS}
-    assert shell.run(Step(page=ROOT / "k8s" / "README.md", text=link)).strip() == "photos"
+def test_promoted_by_hand_and_rolled_back(outputs: list[str]) -> None:
+    back, promoted = printed_by(
+        outputs, "k8s/README.md", ". .venv/bin/activate\npython -m training rollback"
+    ).splitlines()
+    assert back.startswith("runs/latest points to ")
+    assert "photos" not in back
+    assert promoted == "runs/latest points to photos; logged in runs/promotions.jsonl"
+    assert "points to photos" in printed_by(outputs, "training/README.md", "python -m training promote")
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from training.errors import (
 )
 from training.evaluate import EvaluateConfig, evaluate
 from training.parity.command import ParityConfig, parity
+from training.promotion.command import PromoteConfig, RollbackConfig, latest_summary, promote, rollback
 from training.report.audit import AuditConfig, audit_summary, run_audit
 from training.report.evaluation import evaluation_summary
 from training.report.parity import parity_summary
@@ -55,6 +56,8 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "study": (StudyConfig, study, study_summary),
     "parity": (ParityConfig, parity, parity_summary),
     "check": (CheckConfig, check, str),
+    "promote": (PromoteConfig, promote, latest_summary),
+    "rollback": (RollbackConfig, rollback, latest_summary),
 }
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"
 HINTS: dict[type[BaseException], str] = {

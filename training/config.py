@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
 
 import yaml
-from tyro.conf import DisallowNone
+from tyro.conf import DisallowNone, UseAppendAction
 
 from serving.contract.card import NormalizationMode
 from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
@@ -24,6 +24,7 @@ Policy = Literal["none", "light", "strong"]
 Symmetry = Literal["none", "mirror", "square"]
 Leaks = Literal["drop", "error", "warn"]
 Quantize = Literal["none", "int8"]
+Promote = Literal["better", "always", "never"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
 
 OWN_NETWORKS = ("mlp", "cnn")
@@ -211,6 +212,17 @@ class TrainConfig:
     """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives at least 99 % of the test
     images the label that model.onnx gives them."""
 
+    promote: Promote = "better"
+    """When the link `latest` in --out, which the service follows, moves to this run after its export's proof. better:
+    unless it gives all test images one class, is not above chance, misses a --floor, or may lose more than --margin
+    against what `latest` serves; always; never."""
+    floor: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """With --promote better: NAME=VALUE, what the lower limit of a score's 95 % interval on the test split must be at
+    least. accuracy, balanced_accuracy, macro_f1, roc_auc, or sensitivity:CLASS. May be given several times."""
+    margin: Annotated[float, Share] = 0.02
+    """With --promote better: the loss of balanced accuracy that the paired 95 % interval against what `latest` serves
+    must exclude."""
+
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of training; auto takes bfloat16 where the device computes in it, and float16 with a scaled loss on a
     GPU that does not. float32 is so in convolutions, too: without TF32. Scores are always float32."""
@@ -234,6 +246,8 @@ class TrainConfig:
                 require(all(map(bound.holds, numbers)), name, bound.expected, value)
         for holds, names, expected, value in _combinations(self):
             require(holds, names, expected, value)
+        # A resumed run is given its floors again, and tyro appends them to its own.
+        object.__setattr__(self, "floor", tuple(dict.fromkeys(self.floor)))
 
     @property
     def normalizes_batches(self) -> bool:
@@ -315,6 +329,12 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
         "augment_on",
         "workers beside a file of --augment, which Albumentations applies image by image",
         config.augment_on,
+    )
+    yield (
+        config.promote == "better" or not config.floor,
+        "floor",
+        f"none beside --promote {config.promote}",
+        config.floor,
     )
     yield from _model_rules(config)
     single = config.model == "mlp" and config.batch_norm and config.batch_size == 1

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import yaml
 
+from training.engine.runs import LATEST
 from training.errors import ConfigError
 
 ROOT = Path("/opt/ml")
 PORT = 29500
 """Of the first host, for the processes that train together; SageMaker leaves all ports between its hosts open."""
-RESULTS = ("model.onnx", "model.int8.onnx", "config.yaml", "audit.json", "predictions.csv", "report")
+MODELS = ("model.onnx", "model.int8.onnx")
+RESULTS = (*MODELS, "config.yaml", "audit.json", "predictions.csv", "report")
 """The parts of a run that become model.tar.gz; SageMaker keeps checkpoints in another place."""
 
 
@@ -68,14 +70,18 @@ def options(root: Path) -> list[str]:
 
 
 def finish(run: Path, root: Path) -> None:
-    """Copy the results of a run to the folder that SageMaker makes model.tar.gz of."""
-    model = root / "model"
-    model.mkdir(parents=True, exist_ok=True)
+    """Copy the results of a run to the folder that SageMaker makes model.tar.gz of, which an endpoint serves.
+
+    A model to which `latest` did not move goes to output.tar.gz instead, from which nothing is served. Raises OSError.
+    """
+    promoted = (run.parent / LATEST).resolve() == run.resolve()
     for name in RESULTS:
+        folder = root / "model" if promoted or name not in MODELS else root / "output" / "data"
+        folder.mkdir(parents=True, exist_ok=True)
         if (run / name).is_dir():
-            shutil.copytree(run / name, model / name, dirs_exist_ok=True)
+            shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
         elif (run / name).exists():
-            shutil.copyfile(run / name, model / name)
+            shutil.copyfile(run / name, folder / name)
 
 
 def fail(reason: str, root: Path) -> None:

@@ -35,6 +35,8 @@ from training.models import backbones, networks, weights
 from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
+from training.promotion import floors, log, outcome
+from training.promotion.rule import refusal
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.run import write_report
@@ -48,7 +50,9 @@ IMAGES_NAMED = 5
 
 
 def train(config: TrainConfig, interruption: Interruption | None = None, group: Group = ALONE) -> Path:
-    """Run the main job and return the run's folder; `runs/latest` points to it only after the export's proof.
+    """Run the main job and return the run's folder; `runs/latest` moves to it only after the export's proof.
+
+    It does not where the rule of --promote is not kept, which is no error.
 
     With --resume it continues where the run stopped, and does nothing when the run is finished. Every process of a
     group must call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing,
@@ -60,7 +64,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
     arithmetic = full_float32() if config.precision == "float32" else nullcontext()
     with failures.explain_errors(run, device), folder, arithmetic:
-        if group.share(lambda: runs.finish(run)):
+        if group.share(lambda: ready(run, config)):
             print(f"{run} is finished: there is nothing to resume")
             return run
         is_new = group.share(lambda: not (run / runs.CONFIG).exists())
@@ -91,6 +95,20 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
                 raise
         group.meet()
     return run
+
+
+def ready(run: Path, config: TrainConfig) -> bool:
+    """Whether the run is finished already; if not, that its floors are understood and its promotion can be logged.
+
+    Raises ConfigError, OSError.
+    """
+    if outcome.finished(run):
+        return True
+    for text in config.floor:
+        floors.parse(text)
+    if config.promote != "never":
+        log.check(config.out)
+    return False
 
 
 def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
@@ -134,6 +152,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
+    floors.check_classes(config.floor, dataset.classes)
     settled = settle(
         weights.normalized(config, found) if found else config,
         training_images=len(dataset.splits["train"]),
@@ -212,18 +231,25 @@ def record_divergence(error: NonFiniteLoss, context: RunContext) -> None:
 def conclude(
     model: nn.Sequential, dataset: Dataset, context: RunContext, epochs: list[Epoch], writer: SummaryWriter
 ) -> None:
-    """Evaluate, export and report the best epoch; then `latest` points to the run. Raises ExportRefused."""
-    best = context.config.run / "checkpoints" / "best.pt"
+    """Evaluate, judge, export and report the best epoch; then `latest` may move to it.
+
+    Raises ExportRefused, OSError.
+    """
+    run = context.config.run
+    best = run / "checkpoints" / "best.pt"
     model.load_state_dict(checkpoint.load(best, context.device)["model"])
     learner = networks.learning_part(model, context.config)
     evaluation = evaluate_best(model, learner, dataset, context.config)
-    card = build_card(model, context, evaluation, best)
+    judgement = outcome.judge_run(context, evaluation)
+    card = build_card(model, context, evaluation, best, judgement.certificate if judgement else None)
     report_input = export_model(model, context, evaluation, card, epochs)
+    if judgement and judgement.faults:
+        report_input = replace(report_input, not_promoted=refusal(run, judgement.faults))
     tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])
     writer.flush()
-    (context.config.run / runs.UNPUBLISHED).touch()
+    outcome.leave_pending(run, context.config.promote, judgement)
     write_report(report_input)  # last, because a run with a report is finished
-    runs.publish(context.config.run)
+    outcome.settle(run)
 
 
 def export_model(
@@ -250,4 +276,5 @@ def export_model(
         quantized=quantized,
         no_int8=no_int8,
         environment=provenance.environment(context.device, context.group.size),
+        not_promoted=None,
     )

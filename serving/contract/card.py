@@ -17,7 +17,7 @@ from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
-"""Written. Read, too: version 2, without `goldens.decoded` and `calibration.bias`, and version 1, without
+"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias` and `certificate`; version 1, without
 `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
@@ -122,6 +122,53 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Floor:
+    """A demand on a score of the test split that the model meets."""
+
+    name: str
+    """Of a headline score, or `sensitivity:CLASS`."""
+    least: float
+    """What the lower limit of the score's 95 % interval must be at least."""
+    lower: float
+    """What it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The model that was served when this one was judged, compared with it on the same test images."""
+
+    digest: Digest
+    """SHA-256 of its file."""
+    version: str
+    score: float
+    """Its balanced accuracy."""
+    difference: float
+    """Balanced accuracy of the new model minus the champion's."""
+    interval: tuple[float, float]
+    """Paired 95 % interval of the difference."""
+    p_value: float
+    """McNemar's exact p that both are right equally often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """States that the rule of promotion held on the test split, and by which numbers (training/README.md)."""
+
+    rule: Literal["better"]
+    test_split: Digest
+    """Of key, label and pixels of the test images."""
+    images: int
+    balanced_accuracy: float
+    chance: float
+    """The balanced accuracy of one answer for all images, which the model exceeds."""
+    margin: float
+    """The loss of balanced accuracy, declared before the training, that the champion's interval excludes."""
+    floors: tuple[Floor, ...]
+    champion: Champion | None
+    """None: no model was served."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """All that the service must know about a model: the entry METADATA_KEY of the ONNX file's `metadata_props`."""
 
@@ -139,6 +186,8 @@ class ModelCard:
     reference: dict[str, Histogram]
     """The histogram of each feature in the test split, for the measure of drift. Empty if the split is too small."""
     provenance: Provenance
+    certificate: Certificate | None = None
+    """None: the rule of promotion did not hold or was not asked, or the card is of version 1 or 2."""
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

@@ -33,7 +33,20 @@ def test_a_job_trains_by_its_hyperparameters_and_leaves_the_model(opt_ml: Path, 
     assert "batch_norm: true" in config
     assert "lr: 0.001" in config
     assert not (opt_ml / "output" / "failure").exists()
+    assert not (opt_ml / "output" / "data").exists()
     assert __main__.main(["train"], opt_ml) == 0, "started again, it finds its run finished"
+
+
+def test_a_model_that_is_not_promoted_is_kept_where_nothing_serves_it(opt_ml: Path, photos: Path) -> None:
+    (opt_ml / "input" / "data").mkdir()
+    (opt_ml / "input" / "data" / "training").symlink_to(photos)
+    given = json.loads((opt_ml / "input" / "config" / "hyperparameters.json").read_text())
+    given |= {"floor": "[sensitivity:blue=1.0]"}
+    (opt_ml / "input" / "config" / "hyperparameters.json").write_text(json.dumps(given))
+    assert __main__.main(["train"], opt_ml) == 0
+    left = {path.name for path in (opt_ml / "model").iterdir()}
+    assert left == {"config.yaml", "audit.json", "predictions.csv", "report"}
+    assert {path.name for path in (opt_ml / "output" / "data").iterdir()} == {"model.onnx"}
 
 
 def test_a_failure_says_why_where_sagemaker_looks(opt_ml: Path) -> None:

@@ -68,6 +68,7 @@ class Runs:
         name = f"{family}-{device}"
         if name not in self.done:
             options = FAMILIES[family] | {"device": device, "epochs": EPOCHS, "workers": 0}
+            options |= {"promote": "never"}
             folder = train(TrainConfig(model=family, data=self._data(), out=self.folder, name=name, **options))
             facts = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
             self.done[name] = Run(folder=folder, facts=facts)

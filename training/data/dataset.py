@@ -1,6 +1,7 @@
 """All images of a run: labels, classes, splits, and pixels that were decoded and resized once, as the service does."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,7 +129,14 @@ def digest(images: ImageSet, division: Division) -> Digest:
     owner = np.full(len(images.keys), "", "U5")
     for split, indices in division.splits.items():
         owner[indices] = split
-    names = [images.classes[label] for label in images.labels]
-    pixels = [file.digest for file in images.files]
-    rows = sorted(zip(images.keys, names, owner.tolist(), pixels, strict=True))
+    return _digest_of_rows(images, range(len(images.keys)), owner.tolist())
+
+
+def digest_of_test(dataset: LabelledImages) -> Digest:
+    """SHA-256 of key, label and pixels of every test image: two models with the same one were scored on the same."""
+    return _digest_of_rows(dataset.image_set, dataset.splits["test"].tolist(), ["test"] * len(dataset.keys))
+
+
+def _digest_of_rows(images: ImageSet, indices: Iterable[int], owner: Sequence[str]) -> Digest:
+    rows = sorted((images.keys[i], images.classes[images.labels[i]], owner[i], images.files[i].digest) for i in indices)
     return Digest(hashlib.sha256(repr(rows).encode()).hexdigest())

@@ -13,15 +13,16 @@ from training.config import TrainConfig
 from training.config_file import from_yaml
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError
+from training.storage import sync
 
 AUTO = "auto"
 CONFIG = "config.yaml"
 LOCK = ".lock"
-MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume"}
+MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume", "promote"}
 """Options that do not change the result of a run."""
 LATEST = "latest"
-UNPUBLISHED = ".unpublished"
-"""File in a run whose report is written and to which `latest` does not point yet."""
+UNSETTLED = ".unpublished"
+"""File in a run whose report is written and for which it is not settled whether `latest` moves to it."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
     *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", HISTORY, f".{HISTORY}.partial"),
@@ -66,8 +67,8 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the run has written all its results, the report last, and `latest` has moved to it."""
-    return _is_reported(run) and not (run / UNPUBLISHED).exists()
+    """Whether the run has written all its results, the report last, and its promotion is settled."""
+    return (run / "report").is_dir() and not (run / UNSETTLED).exists()
 
 
 def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
@@ -105,32 +106,19 @@ def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
         )
 
 
-def publish(run: Path) -> None:
-    """Point `latest` beside the run to it, in one step: a reader sees the old model or the new one.
-
-    Raises OSError whose message says that the run is complete.
-    """
-    link = run.parent / f".{LATEST}.{os.getpid()}"
+def point_latest(out: Path, target: str) -> None:
+    """Point `latest` in `out` to `target`, in one step: a reader sees the old model or the new one. Raises OSError."""
+    link = out / f".{LATEST}.{os.getpid()}"
     try:
         link.unlink(missing_ok=True)
-        link.symlink_to(run.name)
-        link.replace(run.parent / LATEST)
-        (run / UNPUBLISHED).unlink(missing_ok=True)
+        link.symlink_to(target)
+        link.replace(out / LATEST)
     except OSError as error:
         link.unlink(missing_ok=True)
-        lost = f"it could not be moved to {run} ({error.strerror}), which is complete; --resume {run} tries again"
-        raise OSError(error.errno, lost, str(run.parent / LATEST)) from error
-
-
-def finish(run: Path) -> bool:
-    """Whether the run is finished. Where nothing but `publish` is left, that is done. Raises OSError."""
-    if _is_reported(run) and (run / UNPUBLISHED).exists():
-        publish(run)
-    return is_finished(run)
-
-
-def _is_reported(run: Path) -> bool:
-    return (run / "report").is_dir()
+        raise OSError(
+            error.errno, f"it could not be moved to {target} ({error.strerror})", str(out / LATEST)
+        ) from error
+    sync(out)
 
 
 def _refuse_latest(run: Path) -> None:

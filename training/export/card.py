@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from serving.contract.card import CONTRACT_VERSION, ModelCard
+from serving.contract.card import CONTRACT_VERSION, Certificate, ModelCard
 from training.engine.train_state import RunContext
 from training.export import drift_reference, provenance
 from training.export.goldens import goldens
@@ -13,7 +13,9 @@ from training.metrics.evaluation import Evaluation
 from training.storage import digest
 
 
-def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation, best: Path) -> ModelCard:
+def build_card(
+    model: nn.Sequential, context: RunContext, evaluation: Evaluation, best: Path, certificate: Certificate | None
+) -> ModelCard:
     """The card of the calibrated `model`; `best` is the checkpoint of its weights."""
     config, dataset = context.config, context.dataset
     return ModelCard(
@@ -28,4 +30,5 @@ def build_card(model: nn.Sequential, context: RunContext, evaluation: Evaluation
         scores=card_scores(evaluation.scores["test"], evaluation.intervals),
         reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
         provenance=provenance.collect(context, best),
+        certificate=certificate,
     )

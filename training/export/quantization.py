@@ -176,6 +176,7 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
         threshold = calibration.fit_threshold(dataset.labels[val], probabilities, card.calibration.level)
     return replace(
         card,
+        certificate=None,  # the float32 file was judged
         version=f"{card.version}-int8",
         calibration=replace(card.calibration, threshold=threshold),
         goldens=tuple(_golden(golden, card, session) for golden in card.goldens),

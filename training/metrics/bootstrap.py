@@ -100,6 +100,25 @@ def bootstrap(
     )
 
 
+def _confusions(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:
+    """The confusion matrix of each resample, `[resamples, true classes, predicted classes]`."""
+    count = probabilities.shape[1]
+    cells = labels * count + probabilities.argmax(1)
+    return np.stack([np.bincount(cells, row, count * count).reshape(count, count) for row in weights])
+
+
+def _recall(confusion: np.ndarray) -> np.ndarray:
+    """Of each resample and class; NaN for a class that the resample lacks."""
+    recall: np.ndarray
+    with np.errstate(invalid="ignore"):
+        recall = np.diagonal(confusion, axis1=1, axis2=2) / confusion.sum(2)
+    return recall
+
+
+def _balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
+    return _mean(_recall(confusion), confusion.sum(2) > 0)
+
+
 def paired(
     labels: Labels,
     first: Probabilities,
@@ -122,29 +141,45 @@ def paired(
     )
 
 
+def balanced_accuracy_difference(
+    labels: Labels,
+    first: Probabilities,
+    second: Probabilities,
+    components: Int64[np.ndarray, " images"],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """The interval of balanced accuracy that `paired` gives, without the other scores, which take most of its time."""
+    differences = []
+    for weights in _resamples(components, np.random.default_rng(seed)):
+        one, other = (
+            _balanced_accuracy(_confusions(labels, probabilities, weights)) for probabilities in (first, second)
+        )
+        differences.append(other - one)
+    return _interval(np.concatenate(differences))
+
+
 def _replicates(labels: Labels, probabilities: Probabilities, components: np.ndarray, seed: int) -> _Replicates:
     """The scores of resamples that components and seed alone decide: two models get the same ones."""
-    count = probabilities.shape[1]
-    cells = labels * count + probabilities.argmax(1)
     losses = log_losses(labels, probabilities)
     confusions, areas, loss = [], [], []
     for weights in _resamples(components, np.random.default_rng(seed)):
-        confusions += [np.bincount(cells, row, count * count).reshape(count, count) for row in weights]
+        confusions.append(_confusions(labels, probabilities, weights))
         areas.append(_roc_auc(labels, probabilities, weights))
         loss.append(weights @ losses / weights.sum(1))
-    confusion, area = np.stack(confusions), np.concatenate(areas)
+    confusion, area = np.concatenate(confusions), np.concatenate(areas)
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):  # a class that a resample lacks has no score in it
-        recall, precision = hits / confusion.sum(2), hits / confusion.sum(1)
+        precision = hits / confusion.sum(1)
         f1 = 2 * hits / (confusion.sum(1) + confusion.sum(2))
     present = confusion.sum(2) > 0
     return _Replicates(
         accuracy=hits.sum(1) / confusion.sum((1, 2)),
-        balanced_accuracy=_mean(recall, present),
+        balanced_accuracy=_balanced_accuracy(confusion),
         macro_f1=_mean(f1, present),
         roc_auc=_mean(area, ~np.isnan(area)),
         log_loss=np.concatenate(loss),
-        recall=recall,
+        recall=_recall(confusion),
         precision=precision,
     )
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
+from training.engine.runs import LATEST
 from training.metrics.classification import TITLES, reliability, risk_coverage
 from training.report import figures, html
 from training.report.audit import audit_facts, class_sheets, duplicate_examples
@@ -96,7 +97,8 @@ def run_summary(run: Path) -> str:
     worst = max(comparison["largest_difference"] for comparison in parity["comparisons"])
     ties = max(comparison.get("ties", 0) for comparison in parity["comparisons"])  # absent in runs of older versions
     model = Path(facts["model"])
-    served = model.parent.parent.name == "runs" and not model.is_absolute()
+    latest = run.parent / LATEST
+    served = model.parent.parent.name == "runs" and not model.is_absolute() and latest.resolve() == run.resolve()
     return "\n".join(
         (
             "",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from serving.contract.card import TOLERANCE, ModelCard
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, digest_of_test
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.sources.source import Split
 from training.engine.progress import Epoch
@@ -45,6 +45,8 @@ class ReportInput:
     no_int8: str | None
     """Why the eight-bit file was refused."""
     environment: dict[str, str]
+    not_promoted: str | None
+    """Why `latest` stays as it is, in a sentence."""
 
 
 def run_facts(inputs: ReportInput) -> dict[str, object]:
@@ -61,6 +63,7 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
             "name": dataset.name,
             "images": len(dataset.keys),
             "digest": dataset.digest,
+            "test_digest": digest_of_test(dataset),
             "classes": [{"name": name} | counts for name, counts in dataset.audit.counts.items()],
         },
         "scores": {split: asdict(scored) for split, scored in scores.items()},
@@ -106,6 +109,8 @@ def _shortcut(inputs: ReportInput) -> dict[str, object] | None:
 def _warnings(inputs: ReportInput) -> Iterator[str]:
     """Sentences on what to know before trusting the model."""
     scores, calibration, shortcut = inputs.scores["test"], inputs.card.calibration, inputs.dataset.audit.baseline
+    if inputs.not_promoted is not None:
+        yield inputs.not_promoted
     yield from audit_warnings(inputs.dataset.audit)
     share = shortcut and shortcut.share(scores.balanced_accuracy)
     if shortcut and share and share >= LARGE_SHARE:

@@ -65,5 +65,6 @@ def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
     cache = config.cache or config.out.parent / ".cache"
     values = {"config": options, "out": run.parent, "name": cell.name, "seed": cell.seed, "cache": cache}
     arguments = [part for name, value in values.items() for part in (f"--{name}", str(value))]
-    arguments += ["--resume", "auto", "--device", config.device]
+    # Its runs answer a question; none of them is to be served, and they do not end in order.
+    arguments += ["--resume", "auto", "--device", config.device, "--promote", "never"]
     return Job(name=cell.name, arguments=["train", *arguments], log=log(run))

@@ -31,7 +31,7 @@ from training.errors import ConfigError
 from training.models import backbones
 from training.study.measures import MEASURES
 
-OWN = {"out", "name", "resume", "cache", "seed"}
+OWN = {"out", "name", "resume", "cache", "seed", "promote", "floor", "margin"}
 """Options that a study sets itself."""
 KEYS = ("title", "base", "axes", "seeds", "questions")
 QUESTION_KEYS = ("ask", "measure", "axis", "compare", "against", "where")

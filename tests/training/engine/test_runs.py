@@ -10,8 +10,9 @@ import pytest
 from tests.support.checkpoints import last, same
 from tests.support.trainer import STEPS_AN_EPOCH, After, config, start
 from training.__main__ import main, options
-from training.engine.runs import UNPUBLISHED, is_finished, publish
+from training.engine.runs import UNSETTLED, is_finished
 from training.errors import CheckpointRefused, ConfigError, Interrupted
+from training.promotion.outcome import leave_pending, settle
 from training.signals import Interruption
 from training.train import train
 
@@ -198,16 +199,17 @@ def test_latest_must_be_free_before_training(photos: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out" / "x").exists()
 
 
-def test_publishing_that_failed_is_resumed_and_leaves_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_promotion_that_failed_is_resumed_and_leaves_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     run = shutil.copytree(uninterrupted, tmp_path / "x")
-    (run / UNPUBLISHED).touch()
+    leave_pending(run, "always", None)
     (tmp_path / "latest").mkdir()  # made by another program while the run trained
     with pytest.raises(OSError, match="is complete; --resume"):
-        publish(run)
+        settle(run)
     assert not is_finished(run)
-    assert {path.name for path in tmp_path.iterdir()} == {"x", "latest"}
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "latest", ".promotions.lock", "promotions.jsonl"}
+    assert (tmp_path / "promotions.jsonl").read_bytes() == b"", "nothing has moved"
     (tmp_path / "latest").rmdir()
     assert train(options("train", ["--resume", str(run)])) == run
     assert is_finished(run)
     assert (tmp_path / "latest").resolve() == run
-    assert not (run / UNPUBLISHED).exists()
+    assert not (run / UNSETTLED).exists()

@@ -74,6 +74,14 @@ def test_a_run_that_fails_or_diverges_is_an_outcome_and_does_not_stop_the_others
     assert "got &#39;many&#39;" in page
 
 
+def test_its_runs_do_not_compete_for_latest(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    assert not {"latest", "promotions.jsonl"} & {path.name for path in (folder / "runs").iterdir()}
+    assert not list(folder.glob("../../latest"))
+    model = next(folder.glob("runs/lr=0.001*relu*/model.onnx"))
+    assert open_model(model).card.certificate is None
+
+
 def test_what_failed_is_made_again_and_what_is_done_is_not(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     (folder / "runs" / "lr=0.001,activation=tanh,seed=0" / "config.yaml").unlink()

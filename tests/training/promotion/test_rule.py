@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.contract.decode import Digest
+from training.config import TrainConfig
+from training.metrics.bootstrap import bootstrap
+from training.metrics.comparison import mcnemar
+from training.promotion.rule import Judgement, Rival, TestAnswers, judge, refusal
+
+CLASSES = ("cat", "dog", "eel")
+LABELS = np.arange(300) % 3
+RIVAL = Digest("b" * 64)
+
+
+def saying(predicted: np.ndarray) -> np.ndarray:
+    """Probabilities whose largest is that of the class predicted."""
+    return np.where(np.eye(3)[predicted] > 0, 0.8, 0.1).astype(np.float32)
+
+
+def wrong_on(rows: range) -> np.ndarray:
+    """A model that is right but for these rows, for which it names the next class."""
+    return saying(np.where(np.isin(np.arange(300), rows), (LABELS + 1) % 3, LABELS))
+
+
+def judged(
+    probabilities: np.ndarray, rival: Rival | None = None, *, labels: np.ndarray = LABELS, **options: object
+) -> Judgement:
+    answers = TestAnswers(
+        digest=Digest("a" * 64),
+        classes=CLASSES,
+        keys=[str(row) for row in range(len(labels))],
+        labels=labels,
+        components=np.arange(len(labels)),
+        probabilities=probabilities,
+    )
+    intervals = bootstrap(labels, probabilities, answers.components, CLASSES)
+    return judge(answers, intervals, TrainConfig(**options), rival)  # type: ignore[arg-type]
+
+
+def rival(probabilities: np.ndarray | None, why: str = "") -> Rival:
+    return Rival(digest=RIVAL, version="old", probabilities=probabilities, incomparable=why)
+
+
+def test_a_first_model_needs_no_rival_to_be_certified() -> None:
+    certificate = judged(wrong_on(range(30))).certificate
+    assert certificate is not None
+    assert (certificate.champion, certificate.margin, certificate.images) == (None, 0.02, 300)
+    assert certificate.balanced_accuracy == pytest.approx(0.9)
+    assert certificate.chance == pytest.approx(1 / 3)
+
+
+def test_one_class_for_all_is_never_promoted_even_as_the_first() -> None:
+    [fault] = judged(saying(np.full(300, 1))).faults
+    assert fault == "it gives every test image the class dog"
+    labels = np.zeros(50, np.int64)
+    assert judged(saying(labels), labels=labels).faults == (), "the test split holds no other"
+
+
+def test_chance_is_not_enough() -> None:
+    first_two = np.where(LABELS == 2, 0, (LABELS + 1) % 3)  # 0 -> 1, 1 -> 2, 2 -> 0: all wrong
+    [fault] = judged(saying(first_two)).faults
+    assert fault == "its balanced accuracy, 0.000, is not above chance, 0.333"
+    only_dogs = np.where(LABELS == 1, 1, (LABELS + 1) % 3)  # exactly a third of the classes is right
+    assert "0.333, is not above chance, 0.333" in judged(saying(only_dogs)).faults[0]
+
+
+def test_what_is_equal_or_better_holds_and_the_certificate_has_the_comparison() -> None:
+    for before in (wrong_on(range(30)), wrong_on(range(60))):
+        assert judged(wrong_on(range(30)), rival(before)).faults == ()
+    champion = judged(wrong_on(range(30)), rival(wrong_on(range(60)))).measured.champion
+    assert champion is not None
+    assert champion.difference == pytest.approx(0.1)
+    assert champion.interval[0] < 0.1 < champion.interval[1]
+    assert champion.p_value == mcnemar(0, 30)
+    assert (champion.digest, champion.version, champion.score) == (RIVAL, "old", pytest.approx(0.8))
+
+
+def test_what_may_be_worse_than_the_margin_is_refused_with_the_numbers() -> None:
+    judgement = judged(wrong_on(range(60)), rival(wrong_on(range(30))))
+    assert judgement.certificate is None
+    sentence = refusal(Path("runs/x"), judgement.faults)
+    assert "is 0.800, that of version old" in sentence
+    assert "0.900 on the same 300 test images" in sentence
+    assert "more than --margin 0.02 (McNemar's p = 1.9e-09)" in sentence
+    assert '`python -m training promote runs/x --force --reason "..."`' in sentence
+    assert judged(wrong_on(range(60)), rival(wrong_on(range(30))), margin=0.2).faults == ()
+
+
+def test_a_loss_that_is_not_excluded_is_refused_though_the_scores_are_equal() -> None:
+    """Non-inferiority is shown, not assumed: two models that err on other images may differ on others, too."""
+    judgement = judged(wrong_on(range(60)), rival(wrong_on(range(60, 120))))
+    champion = judgement.measured.champion
+    assert champion is not None
+    assert champion.difference == pytest.approx(0)
+    assert champion.interval[0] < -0.02
+    assert len(judgement.faults) == 1
+
+
+def test_what_cannot_be_compared_is_refused_with_the_reason() -> None:
+    judgement = judged(wrong_on(range(3)), rival(None, "other classes"))
+    assert judgement.faults == ("it cannot be compared with version old, which `latest` serves: other classes",)
+    assert judgement.rival == RIVAL
+
+
+def test_floors_are_on_the_lower_limit_of_the_interval() -> None:
+    answers = wrong_on(range(0, 300, 10))  # every class is right in nine of ten
+    reached = judged(answers, floor=("accuracy=0.8", "sensitivity:dog=0.7"))
+    assert reached.certificate is not None
+    assert [(floor.name, floor.least) for floor in reached.certificate.floors] == [
+        ("accuracy", 0.8),
+        ("sensitivity:dog", 0.7),
+    ]
+    assert 0.8 < reached.certificate.floors[0].lower < 0.9
+    [fault] = judged(answers, floor=("accuracy=0.9",)).faults
+    assert fault.startswith("--floor accuracy=0.9: the 95 % interval begins at 0.8")
+    labels = np.zeros(50, np.int64)
+    [fault] = judged(saying(labels), labels=labels, floor=("sensitivity:eel=0.1",)).faults
+    assert fault == "--floor sensitivity:eel=0.1: undefined on these test images"

@@ -1,0 +1,145 @@
+"""`promotions.jsonl`: when `latest` moved or did not, why, by whom; and the moves themselves, one at a time."""
+
+import json
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from serving.contract.decode import Digest
+from training.engine.runs import point_latest
+from training.errors import ConfigError
+
+Target = tuple[str, Digest | None]
+"""What `latest` points to, and the SHA-256 of the model file there; None if there is none."""
+LOG = "promotions.jsonl"
+LOCK = ".promotions.lock"
+LOCK_S = 60.0
+"""To wait for another process, which holds the lock for the time of a file's digest."""
+
+
+def account() -> str:
+    """The system's name for the account of this process; its number where it has none, as in containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the log."""
+
+    event: Literal["promoted", "refused", "rolled back"]
+    run: str
+    """The link's new target, mostly the name of a run beside it; of a refusal the run that it was about."""
+    digest: Digest
+    """SHA-256 of that model file."""
+    replaced: str | None
+    """What `latest` pointed to before; None if there was no such link."""
+    replaced_digest: Digest | None
+    """None if nothing was served."""
+    numbers: dict[str, Any] | None
+    """What was measured, as in a certificate; None where nothing was."""
+    faults: tuple[str, ...]
+    """Why the rule did not hold."""
+    reason: str
+    """A person's, or the option that decided."""
+    time: str = field(default_factory=_now)
+    """UTC, as in ISO 8601."""
+    who: str = field(default_factory=account)
+
+
+_ENTRY = TypeAdapter(Entry)
+
+
+def check(out: Path) -> None:
+    """Raise OSError where no line can be added to the log of `out`; before a training, so that it costs no time."""
+    path = out / LOG
+    with path.open("ab") if path.exists() else TemporaryFile(dir=out):  # an empty log would say nothing
+        pass
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes from moving `latest` in `out` and from writing its log. Raises OSError."""
+    lock = FileLock(out / LOCK, timeout=LOCK_S)  # freed by the system when the process ends
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OSError(f"{out / LOCK}: another process has held it for {LOCK_S:.0f} s") from error
+    with lock:
+        yield
+
+
+def append(out: Path, entry: Entry) -> int:
+    """Add a line that outlasts a power failure; returns the length before. Call it `locked`. Raises OSError."""
+    with (out / LOG).open("a+b") as file:
+        length = file.seek(0, os.SEEK_END)
+        torn = length > 0 and _last_byte(file.fileno(), length) != b"\n"  # a process was killed while it wrote
+        line = json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False)
+        try:
+            file.write(f"{chr(10) if torn else ''}{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(out / LOG, length)  # a part of a line would be no entry
+            raise
+    return length
+
+
+def move(out: Path, entry: Entry) -> None:
+    """Log a move and make it; without the one there is not the other. Call it `locked`. Raises OSError."""
+    length = append(out, entry)
+    try:
+        point_latest(out, entry.run)
+    except OSError:
+        os.truncate(out / LOG, length)
+        raise
+
+
+def history(out: Path) -> list[Entry]:
+    """The entries of the log, the oldest first. Raises ConfigError for a line that is none, OSError."""
+    path = out / LOG
+    entries = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        try:
+            entries.append(_ENTRY.validate_json(line))
+        except ValidationError as error:
+            raise ConfigError(f"{path}, line {number}: not an entry of the log ({error.errors()[0]['msg']})") from error
+    return entries
+
+
+def targets(entries: list[Entry]) -> list[Target]:
+    """What `latest` pointed to up to now, in order; a roll back takes the last away."""
+    stack: list[Target] = []
+    for entry in entries:
+        if entry.event == "refused":
+            continue
+        if entry.replaced is not None:
+            _put(stack, (entry.replaced, entry.replaced_digest))  # new where something moved it that writes no log
+        if entry.event == "rolled back":
+            del stack[-1:]
+        _put(stack, (entry.run, entry.digest))
+    return stack
+
+
+def _put(stack: list[Target], target: Target) -> None:
+    if stack[-1:] != [target]:
+        stack.append(target)
+
+
+def _last_byte(descriptor: int, length: int) -> bytes:
+    return os.pread(descriptor, 1, length - 1)

@@ -1,0 +1,120 @@
+"""The promotion of a run at its end: judged before its export, settled after its report."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from training.config import Promote
+from training.data.dataset import LabelledImages, digest_of_test
+from training.engine.runs import UNSETTLED, is_finished
+from training.engine.train_state import RunContext
+from training.metrics.evaluation import Evaluation
+from training.promotion import log
+from training.promotion.log import Entry
+from training.promotion.rival import MODEL, find_rival, find_served
+from training.promotion.rule import Judgement, TestAnswers, judge, refusal
+from training.storage import digest, write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """What is left to settle of a run: the content of its file UNSETTLED."""
+
+    promote: Promote
+    judgement: Judgement | None
+    """None: nothing was judged, as `promote` says."""
+
+
+_PENDING = TypeAdapter(Pending)
+BY_OLDER_VERSION = "it was reported by an older version, which judged nothing"
+
+
+def judge_run(context: RunContext, evaluation: Evaluation) -> Judgement | None:
+    """Judge the best epoch of a run against what `latest` serves; None unless --promote is better. Raises OSError."""
+    config, images = context.config, context.dataset
+    if config.promote != "better":
+        return None
+    test = images.splits["test"]
+    answers = TestAnswers(
+        digest=digest_of_test(images),
+        classes=images.classes,
+        keys=[images.keys[index] for index in test],
+        labels=images.labels[test],
+        components=images.components[test],
+        probabilities=evaluation.probabilities["test"],
+    )
+    # What `latest` serves takes colour where this run may be of gray images.
+    in_colour = LabelledImages(image_set=images.image_set, division=images.division, digest=images.digest)
+    return judge(answers, evaluation.intervals, config, find_rival(config.out, answers, in_colour))
+
+
+def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> None:
+    """Note what is to be settled once the report is written; a run that is killed meanwhile settles it when resumed.
+
+    Raises OSError.
+    """
+    if promote != "never":
+        content = _PENDING.dump_json(Pending(promote=promote, judgement=judgement))
+        write_atomically(run / UNSETTLED, lambda file: file.write(content))
+
+
+def finished(run: Path) -> bool:
+    """Whether the run is finished. Where nothing but `settle` is left, that is done. Raises OSError."""
+    if (run / "report").is_dir():
+        settle(run)
+    return is_finished(run)
+
+
+def settle(run: Path) -> None:
+    """Move `latest` to a run with a report if its judgement allows it, and log either; once only.
+
+    A judgement holds against the model that `latest` served then; if that is another by now, the run is refused. Raises
+    OSError whose message says that the run is complete.
+    """
+    if not (run / UNSETTLED).exists():
+        return
+    pending = _read(run / UNSETTLED)
+    try:
+        with log.locked(run.parent):
+            _settle(run, pending)
+        (run / UNSETTLED).unlink()
+    except OSError as error:
+        lost = f"{error.strerror or error}; {run} is complete; --resume {run} tries again"
+        raise OSError(error.errno, lost, error.filename) from error
+
+
+def _settle(run: Path, pending: Pending | None) -> None:
+    out, served, own = run.parent, find_served(run.parent), digest(run / MODEL)
+    now = served.digest if served else None
+    if now == own:
+        return  # a process was killed after the move
+    judgement = pending.judgement if pending else None
+    faults = judgement.faults if judgement else () if pending else (BY_OLDER_VERSION,)
+    if judgement and now != judgement.rival:
+        target = served.target if served else "nothing"
+        faults = (*faults, f"`latest` has moved to {target} since it was judged; without --force it is judged anew")
+    entry = Entry(
+        event="refused" if faults else "promoted",
+        run=run.name,
+        digest=own,
+        replaced=served.target if served else None,
+        replaced_digest=now,
+        numbers=asdict(judgement.measured) if judgement else None,
+        faults=faults,
+        reason=f"--promote {pending.promote}" if pending else "",
+    )
+    if faults:
+        log.append(out, entry)
+        if judgement is None or faults != judgement.faults:  # else it is a warning of the report
+            print(refusal(run, faults))
+    else:
+        log.move(out, entry)
+
+
+def _read(path: Path) -> Pending | None:
+    """None for the empty file of an older version. Raises OSError."""
+    try:
+        return _PENDING.validate_json(path.read_bytes())
+    except ValidationError:
+        return None

@@ -1,0 +1,97 @@
+"""What `latest` serves: its file, its card and its answers to the test images of another model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from serving.contract.card import METADATA_KEY, CardError, ModelCard
+from serving.contract.decode import Digest
+from serving.contract.model import ModelRefused, open_model
+from training.data.dataset import LabelledImages
+from training.engine.runs import LATEST
+from training.metrics.classification import Probabilities
+from training.models.prediction import predict_images
+from training.promotion.rule import Rival, TestAnswers
+from training.report.predictions import read_predictions
+from training.storage import digest
+
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The model file that `latest` leads to."""
+
+    target: str
+    """What the link says: mostly the name of a run beside it."""
+    digest: Digest | None
+    """SHA-256 of the file; None where there is none, so that nothing is served."""
+
+
+class Incomparable(ValueError):
+    """Two models without answers to the same images; the message says why."""
+
+
+def find_served(out: Path) -> Served | None:
+    """What `latest` in `out` leads to; None without a link. Raises OSError."""
+    link = out / LATEST
+    if not link.is_symlink():
+        return None
+    file = link / MODEL
+    return Served(target=str(link.readlink()), digest=digest(file) if file.is_file() else None)
+
+
+def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -> Rival | None:
+    """What `latest` in `out` serves, with its answers to the images of `answers`; None if it serves nothing.
+
+    Its own record is read where its run was scored on the same test split; else its file is run on the test split of
+    `images`, if they are given. Raises OSError.
+    """
+    served = find_served(out)
+    if served is None or served.digest is None:
+        return None
+    folder, version = (out / LATEST).resolve(), "unknown"
+    try:
+        card = _card(folder / MODEL)
+        version = card.version
+        probabilities = _answers(folder, card, answers, images)
+    except (Incomparable, ModelRefused) as error:
+        return Rival(digest=served.digest, version=version, probabilities=None, incomparable=str(error))
+    return Rival(digest=served.digest, version=version, probabilities=probabilities)
+
+
+def scored_on(run: Path, card: ModelCard) -> Digest | None:
+    """Digest of the test split on which a run's file was scored, as its report has it; None for older reports."""
+    try:
+        facts = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+        return Digest(facts["data"]["test_digest"]) if facts["card"]["version"] == card.version else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _card(path: Path) -> ModelCard:
+    """The card alone, without opening the graph. Raises Incomparable."""
+    try:
+        metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+        return ModelCard.from_json(metadata.get(METADATA_KEY, ""))
+    except (DecodeError, CardError) as error:
+        raise Incomparable(f"its file cannot be read ({error})") from error
+
+
+def _answers(folder: Path, card: ModelCard, answers: TestAnswers, images: LabelledImages | None) -> Probabilities:
+    """Raises Incomparable, ModelRefused, OSError."""
+    if set(card.classes) != set(answers.classes):
+        ours, theirs = set(answers.classes) - set(card.classes), set(card.classes) - set(answers.classes)
+        only_ours, only_theirs = (", ".join(sorted(names)) or "none" for names in (ours, theirs))
+        raise Incomparable(f"other classes, only here: {only_ours}; only there: {only_theirs}")
+    if scored_on(folder, card) == answers.digest:
+        recorded = read_predictions(folder / "predictions.csv", answers.classes)
+        stored = recorded.of(answers.keys) if recorded else None
+        if stored is not None:
+            return stored
+    if images is None:
+        raise Incomparable("it was scored on other test images, and no images are read here")
+    return predict_images(open_model(folder / MODEL, threads=0), images, images.splits["test"])

@@ -1,0 +1,148 @@
+"""The rule of promotion: whether a model may take the place of the one that `latest` serves."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from serving.contract.card import Certificate, Champion, Floor
+from serving.contract.decode import Digest
+from training.config import TrainConfig
+from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference
+from training.metrics.classification import Labels, Probabilities, score
+from training.metrics.comparison import mcnemar
+from training.promotion import floors
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestAnswers:
+    """The answers of a model to the images of a test split: all lists have one entry for each."""
+
+    __test__ = False  # for pytest, which collects what is called Test
+
+    digest: Digest
+    """Of the test split: `dataset.digest_of_test`."""
+    classes: tuple[str, ...]
+    keys: list[str]
+    labels: Labels
+    components: Int64[np.ndarray, " images"]
+    """Images of one number are one draw."""
+    probabilities: Probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """What `latest` serves, and its answers to the same images."""
+
+    digest: Digest
+    """SHA-256 of its file."""
+    version: str
+    probabilities: Probabilities | None
+    """Columns in the order of the new model's classes; None where it cannot be compared."""
+    incomparable: str = ""
+    """Why it cannot be compared, as a part of a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Whether the rule holds, and by which numbers."""
+
+    measured: Certificate
+    faults: tuple[str, ...]
+    """Why the rule does not hold, each a part of a sentence; empty if it holds."""
+    rival: Digest | None
+    """The file that `latest` served, with which the model was to be compared; None if it served none."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the model card holds: nothing, unless the rule holds."""
+        return None if self.faults else self.measured
+
+
+def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival: Rival | None) -> Judgement:
+    """Apply the rule that a run has declared in its options; `intervals` are those of its answers."""
+    scored = score(answers.labels, answers.probabilities, answers.classes)
+    measured = Certificate(
+        rule="better",
+        test_split=answers.digest,
+        images=scored.images,
+        balanced_accuracy=scored.balanced_accuracy,
+        chance=1 / len(np.unique(answers.labels)),
+        margin=config.margin,
+        floors=tuple(_floors(config, intervals)),
+        champion=_compared(answers, scored.balanced_accuracy, rival),
+    )
+    faults = [*_never(answers, measured), *_missed(config, measured), *_lost(measured, rival)]
+    return Judgement(measured=measured, faults=tuple(faults), rival=rival.digest if rival else None)
+
+
+def refusal(run: Path, faults: tuple[str, ...]) -> str:
+    """The sentence on a model that is not promoted, with the command that promotes it nevertheless."""
+    return (
+        f"{run} is not promoted, `latest` stays as it is: {'; '.join(faults)}. "
+        f'`python -m training promote {run} --force --reason "..."` promotes it nevertheless.'
+    )
+
+
+def _floors(config: TrainConfig, intervals: Intervals) -> Iterator[Floor]:
+    """The declared floors; not those of undefined scores."""
+    for demand in map(floors.parse, config.floor):
+        name = demand.of_class
+        interval: Interval | None = intervals.recall[name] if name else getattr(intervals, demand.name)
+        if interval is not None:
+            yield Floor(name=demand.name, least=demand.least, lower=interval[0])
+
+
+def _compared(answers: TestAnswers, balanced_accuracy: float, rival: Rival | None) -> Champion | None:
+    if rival is None or rival.probabilities is None:
+        return None
+    labels = answers.labels
+    own, theirs = (found.argmax(1) == labels for found in (answers.probabilities, rival.probabilities))
+    before = score(labels, rival.probabilities, answers.classes).balanced_accuracy
+    return Champion(
+        digest=rival.digest,
+        version=rival.version,
+        score=before,
+        difference=balanced_accuracy - before,
+        interval=balanced_accuracy_difference(labels, rival.probabilities, answers.probabilities, answers.components),
+        p_value=mcnemar(int((theirs & ~own).sum()), int((own & ~theirs).sum())),
+    )
+
+
+def _never(answers: TestAnswers, measured: Certificate) -> Iterator[str]:
+    """What no model that is promoted does, where the test split holds several classes."""
+    if measured.chance == 1:
+        return
+    predicted = np.unique(answers.probabilities.argmax(1))
+    if len(predicted) == 1:
+        yield f"it gives every test image the class {answers.classes[predicted[0]]}"
+    elif measured.balanced_accuracy <= measured.chance:
+        yield f"its balanced accuracy, {measured.balanced_accuracy:.3f}, is not above chance, {measured.chance:.3f}"
+
+
+def _missed(config: TrainConfig, measured: Certificate) -> Iterator[str]:
+    """The floors that are not reached."""
+    reached = {floor.name: floor for floor in measured.floors}
+    for demand in map(floors.parse, config.floor):
+        floor = reached.get(demand.name)
+        if floor is None:
+            yield f"--floor {demand.name}={demand.least:g}: undefined on these test images"
+        elif floor.lower < demand.least:
+            yield f"--floor {demand.name}={demand.least:g}: the 95 % interval begins at {floor.lower:.3f}"
+
+
+def _lost(measured: Certificate, rival: Rival | None) -> Iterator[str]:
+    """That the model may be worse than what `latest` serves by more than the margin."""
+    champion = measured.champion
+    if rival and champion is None:
+        yield f"it cannot be compared with version {rival.version}, which `latest` serves: {rival.incomparable}"
+    if champion and champion.interval[0] < -measured.margin:
+        low, high = champion.interval
+        yield (
+            f"its balanced accuracy is {measured.balanced_accuracy:.3f}, that of version {champion.version}, which "
+            f"`latest` serves, {champion.score:.3f} on the same {measured.images:,} test images; the 95 % interval of "
+            f"the difference, {low:+.3f} to {high:+.3f}, does not exclude a loss of more than --margin "
+            f"{measured.margin:g} (McNemar's p = {champion.p_value:.2g})"
+        )
