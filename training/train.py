@@ -236,12 +236,11 @@ def conclude(
     Raises ExportRefused, OSError.
     """
     run = context.config.run
-    best = run / "checkpoints" / "best.pt"
-    model.load_state_dict(checkpoint.load(best, context.device)["model"])
+    model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt", context.device)["model"])
     learner = networks.learning_part(model, context.config)
     evaluation = evaluate_best(model, learner, dataset, context.config)
     judgement = outcome.judge_run(context, evaluation)
-    card = build_card(model, context, evaluation, best, judgement.certificate if judgement else None)
+    card = build_card(model, context, evaluation, judgement.certificate if judgement else None)
     report_input = export_model(model, context, evaluation, card, epochs)
     if judgement and judgement.faults:
         report_input = replace(report_input, not_promoted=refusal(run, judgement.faults))

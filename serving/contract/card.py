@@ -115,6 +115,7 @@ class Provenance:
     config: dict[str, JsonValue]
     data_digest: Digest
     checkpoint_digest: Digest
+    """Of the weights: `export.provenance.digest_of_weights`; in cards of versions 1 and 2, of the checkpoint's file."""
     git_revision: str | None
     packages: dict[str, str]
     weights: PretrainedWeights | None = None

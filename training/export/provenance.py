@@ -1,5 +1,6 @@
 """The provenance of a model: what is needed to train it again."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,12 +12,13 @@ from pathlib import Path
 import joblib
 import torch
 import yaml
+from torch import nn
 
 from serving.contract.card import Provenance
+from serving.contract.decode import Digest
 from training.data.augmentation import pipeline
 from training.engine import history
 from training.engine.train_state import RunContext
-from training.storage import digest
 
 RUNTIME = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
 PACKAGES = ("torch", "albumentations", "opencv-python-headless", "numpy", "onnx", RUNTIME, "scikit-learn", "timm")
@@ -25,7 +27,7 @@ REVISION = "TWINLENS_REVISION"
 """Environment variable with the source revision of a container image, which holds no checkout."""
 
 
-def collect(context: RunContext, best: Path) -> Provenance:
+def collect(context: RunContext, weights_digest: Digest) -> Provenance:
     """Configuration, digests of data and weights, source revision, package versions and time (UTC).
 
     The content of an --augment file is included.
@@ -38,11 +40,23 @@ def collect(context: RunContext, best: Path) -> Provenance:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=values,
         data_digest=context.dataset.digest,
-        checkpoint_digest=digest(best),
+        checkpoint_digest=weights_digest,
         git_revision=os.environ.get(REVISION) or _git_revision(),
         packages={name: _version(name) for name in PACKAGES},
         weights=begun.weights if begun else None,
     )
+
+
+def digest_of_weights(model: nn.Module) -> Digest:
+    """SHA-256 of name, shape, element type and bytes of each weight and buffer, in their order.
+
+    A checkpoint's own digest would differ between runs of one seed: the file holds seconds and speeds, too.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return Digest(digest.hexdigest())
 
 
 def environment(device: torch.device, processes: int) -> dict[str, str]:

@@ -28,6 +28,15 @@ def test_intervals_hold_the_scores_and_shrink_with_the_root_of_the_images() -> N
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
 
 
+def test_the_difference_of_balanced_accuracy_alone_is_that_of_all_scores() -> None:
+    labels, first = split(1, 300)
+    _, second = split(2, 300)
+    components = np.arange(300) // 3
+    expected = bootstrap.paired(labels, first, second, components).balanced_accuracy
+    assert bootstrap.balanced_accuracy_difference(labels, first, second, components) == expected
+    assert expected[0] < expected[1]
+
+
 def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() -> None:
     labels, probabilities = split(123, 200_000)
     truth = (probabilities.argmax(1) == labels).mean()
