@@ -22,7 +22,6 @@ from training.data.dataset import LabelledImages
 from training.data.formats import find
 from training.data.inspection import ImageSet
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
-from training.data.splits import Division, SplitPolicy
 from training.errors import ConfigError, DataError
 from training.models.prediction import predict_images
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
@@ -103,22 +102,13 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
     # splits, and the pixels of all images need not fit into memory.
     images = inspection.image_set(source, inspection.inspect_files(source, cache), cards[0].classes)
     audit.check_readable(images)
-    divisions = [training_division(images, card) for card in cards]
+    divisions = [dataset.training_division(images, card) for card in cards]
     division = divisions[0] or splits.undivided(images)
     digest = dataset.digest(images, division)
     if divisions[0] is None:
         division = replace(division, splits=_splits_of_source(images))
     labelled = LabelledImages(image_set=images, division=division, digest=digest)
     return labelled, [division.splits if division else None for division in divisions]
-
-
-def training_division(images: ImageSet, card: ModelCard) -> Division | None:
-    """Divide the images as the training of a model did; None if it was trained on other images."""
-    try:
-        division = splits.divide(images, SplitPolicy.of_card(card.provenance.config))
-    except ValueError:  # no training can have had such options, or such data (DataError)
-        return None
-    return division if dataset.digest(images, division) == card.provenance.data_digest else None
 
 
 def _splits_of_source(images: ImageSet) -> Splits:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from serving.contract.card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from training.config import TrainConfig
 from training.data import formats, inspection, splits
@@ -130,6 +131,15 @@ def digest(images: ImageSet, division: Division) -> Digest:
     for split, indices in division.splits.items():
         owner[indices] = split
     return _digest_of_rows(images, range(len(images.keys)), owner.tolist())
+
+
+def training_division(images: ImageSet, card: ModelCard) -> Division | None:
+    """Divide the images as the training of a model did; None if it was trained on other images."""
+    try:
+        division = splits.divide(images, SplitPolicy.of_card(card.provenance.config))
+    except ValueError:  # no training can have had such options, or such data (DataError)
+        return None
+    return division if digest(images, division) == card.provenance.data_digest else None
 
 
 def digest_of_test(dataset: LabelledImages) -> Digest:

@@ -4,13 +4,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from serving.contract.card import METADATA_KEY, CardError, ModelCard
 from serving.contract.decode import Digest
 from serving.contract.model import ModelRefused, open_model
-from training.data.dataset import LabelledImages
+from training.data.dataset import LabelledImages, training_division
 from training.engine.runs import LATEST
 from training.metrics.classification import Probabilities
 from training.models.prediction import predict_images
@@ -57,10 +58,17 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
     try:
         card = _card(folder / MODEL)
         version = card.version
-        probabilities = _answers(folder, card, answers, images)
+        probabilities = _recorded(folder, card, answers)
+        learned_from = 0
+        if probabilities is None:
+            if images is None:
+                raise Incomparable("it was scored on other test images, and no images are read here")
+            test = images.splits["test"]
+            probabilities = predict_images(open_model(folder / MODEL, threads=0), images, test)
+            learned_from = _learned_from(images, card)
     except (Incomparable, ModelRefused) as error:
         return Rival(digest=served.digest, version=version, probabilities=None, incomparable=str(error))
-    return Rival(digest=served.digest, version=version, probabilities=probabilities)
+    return Rival(digest=served.digest, version=version, probabilities=probabilities, learned_from=learned_from)
 
 
 def scored_on(run: Path, card: ModelCard) -> Digest | None:
@@ -81,17 +89,21 @@ def _card(path: Path) -> ModelCard:
         raise Incomparable(f"its file cannot be read ({error})") from error
 
 
-def _answers(folder: Path, card: ModelCard, answers: TestAnswers, images: LabelledImages | None) -> Probabilities:
-    """Raises Incomparable, ModelRefused, OSError."""
+def _recorded(folder: Path, card: ModelCard, answers: TestAnswers) -> Probabilities | None:
+    """The answers that its run has recorded; None without those to these images. Raises Incomparable, OSError."""
     if set(card.classes) != set(answers.classes):
         ours, theirs = set(answers.classes) - set(card.classes), set(card.classes) - set(answers.classes)
         only_ours, only_theirs = (", ".join(sorted(names)) or "none" for names in (ours, theirs))
         raise Incomparable(f"other classes, only here: {only_ours}; only there: {only_theirs}")
-    if scored_on(folder, card) == answers.digest:
-        recorded = read_predictions(folder / "predictions.csv", answers.classes)
-        stored = recorded.of(answers.keys) if recorded else None
-        if stored is not None:
-            return stored
-    if images is None:
-        raise Incomparable("it was scored on other test images, and no images are read here")
-    return predict_images(open_model(folder / MODEL, threads=0), images, images.splits["test"])
+    if scored_on(folder, card) != answers.digest:
+        return None
+    recorded = read_predictions(folder / "predictions.csv", answers.classes)
+    return recorded.of(answers.keys) if recorded else None
+
+
+def _learned_from(images: LabelledImages, card: ModelCard) -> int:
+    """The number of test images that a model was trained or chosen on; 0 also where its data was another."""
+    division = training_division(images.image_set, card)
+    if division is None:
+        return 0
+    return int(np.isin(images.splits["test"], np.r_[division.splits["train"], division.splits["val"]]).sum())

@@ -41,6 +41,8 @@ class Rival:
     version: str
     probabilities: Probabilities | None
     """Columns in the order of the new model's classes; None where it cannot be compared."""
+    learned_from: int = 0
+    """Number of these images on which it was trained or chosen, so that its score on them is too high."""
     incomparable: str = ""
     """Why it cannot be compared, as a part of a sentence."""
 
@@ -146,3 +148,6 @@ def _lost(measured: Certificate, rival: Rival | None) -> Iterator[str]:
             f"the difference, {low:+.3f} to {high:+.3f}, does not exclude a loss of more than --margin "
             f"{measured.margin:g} (McNemar's p = {champion.p_value:.2g})"
         )
+        if rival and rival.learned_from:
+            count = rival.learned_from
+            yield f"version {champion.version} has learned from {count:,} of these images, its score is too high"

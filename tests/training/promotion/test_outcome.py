@@ -1,6 +1,7 @@
 """What a run does to `latest` at its end."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -86,6 +87,8 @@ def test_on_another_test_split_the_old_file_answers(photos: Path, two: Path, tmp
     assert latest(out) == "other"
     make(photos, out, name="poor on the other", seed=1, **POOR)
     assert latest(out) == "other"
+    make(photos, out, name="as the first", **POOR)
+    assert re.search(r"has learned from \d+ of these images, its score is too high", log(out)[-1]["faults"][-1])
 
 
 def test_other_classes_are_not_comparable(photos: Path, two: Path, tmp_path: Path) -> None:
