@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 import yaml
 
 from serving.settings import PREFIX, Settings
 from tests.support.paths import ROOT
 from training.__main__ import VERBS
+from training.config import TrainConfig
 from training.errors import EXIT_CODES
 
 K8S = ROOT / "k8s"
@@ -267,6 +269,16 @@ def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:
     shared = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"}
     memory = [volume for volume in job["template"]["spec"]["volumes"] if volume["name"] in shared]
     assert [volume["emptyDir"]["medium"] for volume in memory] == ["Memory"]
+
+
+def test_every_trainer_publishes_by_the_rule_of_promotion() -> None:
+    """A manifest that promoted always would serve what is worse; people promote by hand."""
+    [job] = named("Job", "train")["spec"]["template"]["spec"]["containers"]
+    assert tyro.cli(TrainConfig, args=job["args"]).promote == "better"
+    for pod in pods().values():
+        for container in containers(pod):
+            words = [*container.get("command", []), *container.get("args", [])]
+            assert not any("--promote" in word for word in words), container["name"]
 
 
 def test_nothing_goes_out_and_only_requests_come_in() -> None:
