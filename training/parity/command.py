@@ -63,6 +63,10 @@ def parity(config: ParityConfig) -> Path:
     if config.url is not None:
         service = Service(url=config.url, token=_token(config.token_file))
         service.check(classifier.card)  # before the images are read
+    if service is None and not gpu.gpus() and not _of_run(path):
+        raise ConfigError(
+            f"{path}: there is nothing to compare with; expected a run's folder with its checkpoint, or --url"
+        )
     source = find(config.data, cache, [config.out] if config.out else [])
     check_labels(source, classifier.card.classes)
     folder = config.out or path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -92,12 +96,10 @@ def parity(config: ParityConfig) -> Path:
 
 def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | None) -> Iterator[Way]:
     """All that can be asked here; what the others are compared with comes first."""
-    best = path.parent / "checkpoints" / "best.pt"
-    of_run = path.name == "model.onnx"  # an eight-bit file answers differently, by design
-    if of_run and best.is_file():
-        network = TorchModel(runs.begun(path.parent), best, asked.card)
+    if _of_run(path):
+        network = TorchModel(runs.begun(path.parent), _checkpoint(path), asked.card)
         yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
-    kept = read_predictions(path.parent / "predictions.csv", asked.images.classes) if of_run else None
+    kept = read_predictions(path.parent / "predictions.csv", asked.images.classes) if _of_run(path) else None
     recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None
     if recorded is not None:
         yield "predictions.csv, what the run evaluated", lambda: recorded
@@ -107,6 +109,15 @@ def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | N
         yield f"{path.name} on {card}", partial(predict_images, placed, asked.images, asked.indices)
     if service is not None:
         yield f"the service at {service.url}", partial(service.answers, asked)
+
+
+def _checkpoint(path: Path) -> Path:
+    return path.parent / "checkpoints" / "best.pt"
+
+
+def _of_run(path: Path) -> bool:
+    """Whether the file is what its run evaluated; an eight-bit file answers differently, by design."""
+    return path.name == "model.onnx" and _checkpoint(path).is_file()
 
 
 def _token(path: Path | None) -> str | None:

@@ -75,12 +75,11 @@ def test_another_checkpoint_is_named_with_what_differs(run: Path, photos: Path, 
     assert facts["ways"][-1]["labels_differ"] > 0
 
 
-def test_a_file_alone_has_no_torch_beside_it(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_file_alone_has_nothing_to_be_compared_with(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "model.onnx", tmp_path / "model.onnx")
-    done = command(tmp_path / "model.onnx", "--data", photos, "--split", "all", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    [only] = json.loads((tmp_path / "out" / "parity.json").read_text())["ways"]
-    assert only["way"] == "model.onnx on the CPU"
+    done = command(tmp_path / "model.onnx", "--data", tmp_path / "never-read")
+    assert done.returncode == 2
+    assert "there is nothing to compare with; expected a run's folder with its checkpoint, or --url" in done.stderr
 
 
 def test_a_service_that_cannot_answer_is_refused_before_images_are_read(run: Path, url: str, tmp_path: Path) -> None:
