@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.imports import OPTIONAL, required, third_party_imports, unprovided
 from tests.support.paths import ROOT
 
 # Run in a fresh interpreter: what is blocked cannot be imported, directly or by anything that is.
@@ -105,6 +106,14 @@ def test_an_import_the_wrong_way_is_refused(tmp_path: Path, file: str, line: str
     assert done.returncode == 1, done.stdout + done.stderr
     importer = file.removesuffix(".py").replace("/", ".")
     assert f" {importer} -> {line.split()[1]} (l." in done.stdout
+
+
+@pytest.mark.parametrize(("side", "extra"), [("serving", "serve"), ("training", "train")])
+def test_a_side_requires_by_name_what_it_imports(side: str, extra: str) -> None:
+    """What another package happens to bring may leave with its next version."""
+    imported = third_party_imports(ROOT / side) - OPTIONAL
+    assert {"cv2", "numpy", "onnxruntime"} <= imported
+    assert unprovided(imported, required(extra)) == set()
 
 
 def test_a_package_holds_no_code_of_its_own() -> None:

@@ -1,25 +1,21 @@
 """`bentoml build`: the bento holds all modules of the service, and requires every library that they import."""
 
-import ast
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 from pip_requirements_parser import RequirementsFile
 
+from tests.support.imports import OPTIONAL, third_party_imports, unprovided
 from tests.support.paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def canonical(name: str) -> str:
-    return name.lower().replace("_", "-")
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +43,11 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def third_party_imports(folder: Path) -> set[str]:
-    """The top-level names that the modules of a folder import, but for the standard library's and its own."""
-    found = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.partition(".")[0])
-    return found - sys.stdlib_module_names - {folder.name}
-
-
 def test_a_bento_requires_all_that_its_modules_import(bento: Path) -> None:
     requirements = RequirementsFile.from_file(str(bento / "env" / "python" / "requirements.txt")).requirements
-    required = {canonical(requirement.name) for requirement in requirements}
-    optional = {"pyarrow"}  # `python -m serving.batch --out x.parquet` alone
-    imported = third_party_imports(bento / "src" / "serving")
+    imported = third_party_imports(bento / "src" / "serving") - OPTIONAL
     assert {"orjson", "multipart", "cv2", "onnxruntime"} <= imported
-    providers = packages_distributions()
-    missing = {
-        name for name in imported - optional if not {canonical(package) for package in providers[name]} & required
-    }
-    assert missing == set()
+    assert unprovided(imported, {canonicalize_name(requirement.name) for requirement in requirements}) == set()
 
 
 def test_a_bento_requires_what_the_extra_of_the_service_does() -> None:

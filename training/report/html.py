@@ -2,11 +2,13 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 
 import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from training.metrics.classification import CALIBRATION_TITLES, TITLES
@@ -23,7 +25,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places}
+    environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places, "code": code}
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment.get_template(template).render(**values)
 
@@ -60,6 +62,11 @@ def thumbnail(pixels: np.ndarray) -> str:
     done, encoded = cv2.imencode(".jpg", small[..., ::-1] if small.ndim == 3 else small)
     assert done
     return _data_uri("image/jpeg", bytes(encoded))
+
+
+def code(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is set as code, as in Markdown."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (it is escaped)
 
 
 def percent(share: float | None) -> str:

@@ -38,7 +38,7 @@ class ReportInput:
     scores: dict[Split, Scores]
     intervals: Intervals
     uncalibrated: Scores
-    """Of the test split, before the temperature was fitted."""
+    """Of the test split, before the calibration."""
     parity: Parity
     quantized: Quantized | None
     """None without --quantize, and where the file was refused."""

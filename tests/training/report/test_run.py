@@ -94,6 +94,8 @@ def test_what_makes_a_model_doubtful_is_on_the_first_screen_and_on_the_console(d
     assert "14 validation images are too few for a temperature and for prediction sets at a level of 90%." in said
     assert any("too few test images for a precise recall" in line for line in said)
     first_screen = html.unescape((doubtful / "report" / "report.html").read_text().split("<h2>")[0])
+    assert "<code>latest</code>" in first_screen
+    first_screen = re.sub("</?code>", "`", first_screen)
     for line in said:
         assert line in first_screen
         assert f"warning: {line}" in run_summary(doubtful)
