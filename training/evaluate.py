@@ -5,7 +5,8 @@ training/report/evaluation.py computes the scores and writes the results.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from training.data.formats import find
 from training.data.inspection import ImageSet
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.errors import ConfigError, DataError
+from training.metrics.comparison import unshared
 from training.models.prediction import predict_images
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 
@@ -64,13 +66,17 @@ def evaluate(config: EvaluateConfig) -> Path:
     cache = Cache(config.cache)
     source = find(config.data, cache, [config.out] if config.out else [])
     check_labels(source, classifiers[0].card.classes)
-    folder = _make_folder(config)
-    try:
-        images, trained_on = gather(source, cache, [classifier.card for classifier in classifiers])
-        split, indices, reason = choose(config.split, images, remade=trained_on[0] is not None)
-    except (ConfigError, DataError, OSError):
-        folder.rmdir()  # empty; the next attempt can use the name
-        raise
+    name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
+    default = model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    with results_folder(config.out, default) as folder:
+        write_evaluation(_evaluated(config, classifiers, source, cache), folder)
+    return folder
+
+
+def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source: Source, cache: Cache) -> Evaluation:
+    """Read the images, say which they are, and predict. Raises ConfigError, DataError, OSError."""
+    images, trained_on = gather(source, cache, [classifier.card for classifier in classifiers])
+    split, indices, reason = choose(config.split, images, remade=trained_on[0] is not None)
     warnings = [
         *images.image_set.notes,
         *_missing_classes(images, indices),
@@ -87,10 +93,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         ModelPredictions(classifier=classifier, probabilities=predict_images(classifier, images, indices))
         for classifier in classifiers
     ]
-    write_evaluation(
-        Evaluation(images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models), folder
-    )
-    return folder
+    return Evaluation(images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models)
 
 
 def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[LabelledImages, list[Splits | None]]:
@@ -139,9 +142,9 @@ def model_file(path: Path) -> Path:
 
 
 def _check_classes(classifiers: Sequence[Classifier]) -> None:
-    ours, theirs = (set(classifier.card.classes) for classifier in (classifiers[0], classifiers[-1]))
-    if ours != theirs:
-        only_ours, only_theirs = (", ".join(sorted(names)) or "none" for names in (ours - theirs, theirs - ours))
+    ours, theirs = (classifier.card.classes for classifier in (classifiers[0], classifiers[-1]))
+    if set(ours) != set(theirs):
+        only_ours, only_theirs = unshared(ours, theirs)
         raise ConfigError(
             f"--compare: expected a model of the same classes; only in --run: {only_ours}, only there: {only_theirs}"
         )
@@ -159,17 +162,26 @@ def check_labels(source: Source, classes: Sequence[str]) -> None:
         )
 
 
-def _make_folder(config: EvaluateConfig) -> Path:
-    """Make the folder of the results, before any image is read: one that cannot be written to then costs no time."""
-    name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
-    folder = config.out or model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+@contextmanager
+def results_folder(out: Path | None, default: Path) -> Iterator[Path]:
+    """Make the folder of the results before any image is read: one that cannot be written to then costs no time.
+
+    It is removed again where nothing came into it, so that the next attempt can use the name. Raises ConfigError for an
+    `out` that exists, OSError.
+    """
+    folder = out or default
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(f"--out {folder}: expected a folder that does not exist yet") from error
     except OSError as error:
         raise OSError(f"{folder}: cannot be made ({error.strerror}); --out names another place") from error
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _missing_classes(images: LabelledImages, indices: np.ndarray) -> list[str]:

@@ -18,7 +18,7 @@ from training.config import TrainConfig
 from training.data.cache import Cache
 from training.data.formats import find
 from training.errors import ConfigError, DataError
-from training.evaluate import EvaluateConfig
+from training.evaluate import EvaluateConfig, results_folder
 from training.models import prediction
 from training.train import train
 
@@ -266,3 +266,16 @@ def test_the_command_line(run: Path, photos: Path, tmp_path: Path, capsys: pytes
     assert main([*arguments, str(tmp_path / "file" / "y")]) == 6
     assert main([*arguments, str(tmp_path / "y"), "--compare", str(photos)]) == 7
     assert "model.onnx: cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_folder_without_results_is_left_to_the_next_attempt(tmp_path: Path, written: bool) -> None:
+    def fail() -> None:
+        with results_folder(None, tmp_path / "new" / "out") as folder:
+            if written:
+                (folder / "evaluation.json").touch()
+            raise DataError("none")
+
+    with pytest.raises(DataError):
+        fail()
+    assert (tmp_path / "new" / "out").exists() == written

@@ -1,6 +1,6 @@
 """Two models, A and B, on the same images: what their scores differ by, and where their labels do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,6 +12,12 @@ from training.metrics.bootstrap import Interval, paired
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores
 
 Letter = Literal["A", "B"]
+
+
+def unshared(ours: Iterable[str], theirs: Iterable[str]) -> tuple[str, str]:
+    """The classes that the first of two models has alone, and the second, in words."""
+    first, second = set(ours), set(theirs)
+    return ", ".join(sorted(first - second)) or "none", ", ".join(sorted(second - first)) or "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """`python -m training parity`: that everything which answers for a model gives the answers that were evaluated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,7 @@ from training.data.cache import Cache
 from training.data.formats import find
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
-from training.evaluate import Wanted, check_labels, choose, gather, model_file
+from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
 from training.export.parity import check_way
 from training.metrics.classification import Probabilities
 from training.models.prediction import predict_images
@@ -69,29 +69,33 @@ def parity(config: ParityConfig) -> Path:
         )
     source = find(config.data, cache, [config.out] if config.out else [])
     check_labels(source, classifier.card.classes)
-    folder = config.out or path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if folder.exists():
-        raise ConfigError(f"--out {folder}: expected a folder that does not exist yet")
-    images, [trained_on] = gather(source, cache, [classifier.card])
-    split, indices, reason = choose(config.split, images, remade=trained_on is not None)
-    asked = Asked(source=source, images=images, indices=indices, card=classifier.card)
-    print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
-    answers: list[Answers] = []
-    reference = None
-    for name, ask in _ways(path, classifier, asked, service):
-        start = perf_counter()
-        probabilities = ask()
-        reference = probabilities if reference is None else reference
-        answers.append(Answers(check=check_way(name, None, reference, probabilities), seconds=perf_counter() - start))
-    report = ParityReport(
-        model=path, card=classifier.card, data=images.name, split=split, images=len(indices), answers=answers
-    )
-    folder.mkdir(parents=True)
-    write_parity(report, folder)
+    with results_folder(config.out, path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
+        images, [trained_on] = gather(source, cache, [classifier.card])
+        split, indices, reason = choose(config.split, images, remade=trained_on is not None)
+        print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
+        asked = Asked(source=source, images=images, indices=indices, card=classifier.card)
+        answers = _compared(_ways(path, classifier, asked, service))
+        report = ParityReport(
+            model=path, card=classifier.card, data=images.name, split=split, images=len(indices), answers=answers
+        )
+        write_parity(report, folder)
     if report.faults:
         print(parity_summary(folder))
         raise CheckFailed("\n".join(report.faults))
     return folder
+
+
+def _compared(ways: Iterable[Way]) -> list[Answers]:
+    """Ask each way, and compare its answers with the first one's."""
+    answers: list[Answers] = []
+    reference = None
+    for name, ask in ways:
+        start = perf_counter()
+        probabilities = ask()
+        seconds = perf_counter() - start
+        reference = probabilities if reference is None else reference
+        answers.append(Answers(check=check_way(name, None, reference, probabilities), seconds=seconds))
+    return answers
 
 
 def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | None) -> Iterator[Way]:

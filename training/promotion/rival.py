@@ -14,6 +14,7 @@ from serving.contract.model import ModelRefused, open_model
 from training.data.dataset import LabelledImages, training_division
 from training.engine.runs import LATEST
 from training.metrics.classification import Probabilities
+from training.metrics.comparison import unshared
 from training.models.prediction import predict_images
 from training.promotion.rule import Rival, TestAnswers
 from training.report.predictions import read_predictions
@@ -92,9 +93,8 @@ def _card(path: Path) -> ModelCard:
 def _recorded(folder: Path, card: ModelCard, answers: TestAnswers) -> Probabilities | None:
     """The answers that its run has recorded; None without those to these images. Raises Incomparable, OSError."""
     if set(card.classes) != set(answers.classes):
-        ours, theirs = set(answers.classes) - set(card.classes), set(card.classes) - set(answers.classes)
-        only_ours, only_theirs = (", ".join(sorted(names)) or "none" for names in (ours, theirs))
-        raise Incomparable(f"other classes, only here: {only_ours}; only there: {only_theirs}")
+        ours, theirs = unshared(answers.classes, card.classes)
+        raise Incomparable(f"other classes, only here: {ours}; only there: {theirs}")
     if scored_on(folder, card) != answers.digest:
         return None
     recorded = read_predictions(folder / "predictions.csv", answers.classes)

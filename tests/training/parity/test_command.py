@@ -98,6 +98,18 @@ def test_a_service_that_cannot_answer_is_refused_before_images_are_read(run: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_known_before_images_are_read(run: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, code, reason in (
+        (tmp_path, 2, f"--out {tmp_path}: expected a folder that does not exist yet"),
+        (tmp_path / "file" / "out", 6, "cannot be made (Not a directory); --out names another place"),
+    ):
+        done = command(run, "--data", photos, "--out", out)
+        assert done.returncode == code, done.stderr
+        assert reason in done.stderr
+        assert "images  " not in done.stdout, "nothing was read"
+
+
 def test_a_service_of_another_version_is_refused(run: Path, url: str, tmp_path: Path) -> None:
     path = rewritten(run / "model.onnx", tmp_path / "m.onnx", lambda graph, card: card | {"version": "another"})
     (tmp_path / "token").write_text(TOKEN)
