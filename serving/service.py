@@ -147,7 +147,8 @@ def _open(path: Path) -> Classifier:
     Raises ModelRefused.
     """
     worker = bentoml.server_context.worker_index or 1
-    classifier = open_model(path, placement=settings.placement(worker - 1 if settings.workers == "gpus" else 0))
+    placement = settings.placement(worker - 1 if settings.workers == "gpus" else 0)
+    classifier = open_model(path, placement=placement, key=settings.public_key)
     if settings.require_certificate and classifier.card.certificate is None:
         raise ModelRefused(
             f"{path}: its card has no certificate of promotion, which {PREFIX}REQUIRE_CERTIFICATE asks for"

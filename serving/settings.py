@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,6 +13,7 @@ from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import MIN_WINDOW
 from serving.contract.session import Placement
+from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
 
 PREFIX = "TWINLENS_"
 
@@ -34,6 +36,11 @@ Interval = Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 or a
 Confidence = Annotated[float | None, Field(gt=0, lt=1, description="a number above 0 and below 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="letters, digits, ., _ and -")]
 UrlPath = Annotated[str | None, Field(pattern=r"^/[^\s{}?#]+$", description="a path that begins with /")]
+TrustedKey = Annotated[
+    PublicKey | None,
+    BeforeValidator(lambda text: PublicKey.read(text) if isinstance(text, str) else text),
+    Field(description=EXPECTED_KEY),
+]
 Window = Annotated[int, Field(ge=MIN_WINDOW, description=f"a whole number of at least {MIN_WINDOW}")]
 
 # For a Service named `twinlens` or `twinlens-...`, Kubernetes adds these variables to every container of the namespace:
@@ -50,13 +57,14 @@ class Settings(BaseSettings):
     A keyword argument replaces the variable. Use `from_env` for messages that name the variable.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
     model: Path = Path("runs/latest/model.onnx")
     name: Name = "twinlens"
     reload_s: Interval = 2.0
     require_gpu: Requirement = False
     require_certificate: Flag = False
+    public_key: TrustedKey = None
     gpu_mem_limit: Bytes = None
     max_bytes: Count = MAX_BYTES
     max_pixels: Count = MAX_PIXELS
@@ -93,7 +101,7 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            faults = dict.fromkeys(_message(str(fault["loc"][0]), fault["input"]) for fault in error.errors())
+            faults = dict.fromkeys(_message(fault) for fault in error.errors())
             raise ValueError("; ".join(faults)) from error
 
     def placement(self, device_id: int = 0) -> Placement:
@@ -109,5 +117,8 @@ def _is_from_kubernetes(name: str, value: str) -> bool:
     return bool(_SERVICE.fullmatch(name) or _SERVICE_URL.fullmatch(f"{name}={value}"))
 
 
-def _message(field: str, value: object) -> str:
-    return f"{PREFIX}{field.upper()}={value!r}: expected {Settings.model_fields[field].description}"
+def _message(fault: Mapping[str, Any]) -> str:
+    field = str(fault["loc"][0])
+    if isinstance(reason := fault.get("ctx", {}).get("error"), SignatureRefused):
+        return f"{PREFIX}{field.upper()}: {reason}"  # without the value, which may be a secret by mistake
+    return f"{PREFIX}{field.upper()}={fault['input']!r}: expected {Settings.model_fields[field].description}"

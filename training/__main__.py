@@ -43,6 +43,7 @@ from training.report.evaluation import evaluation_summary
 from training.report.parity import parity_summary
 from training.report.run import run_summary
 from training.signals import Interruption
+from training.signing.command import SignConfig, sign, signing_summary
 from training.study.command import study
 from training.study.config import StudyConfig
 from training.study.report import study_summary
@@ -58,6 +59,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "check": (CheckConfig, check, str),
     "promote": (PromoteConfig, promote, latest_summary),
     "rollback": (RollbackConfig, rollback, latest_summary),
+    "sign": (SignConfig, sign, signing_summary),
 }
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"
 HINTS: dict[type[BaseException], str] = {

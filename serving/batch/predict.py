@@ -107,7 +107,7 @@ def predict_images(source: Path, out: Path, settings: Settings, workers: int) ->
     Resumes an earlier call with the same source, output and model. Raises ManifestError, ModelRefused, InvalidOutput,
     Busy, OSError, and BrokenProcessPool if a process was killed.
     """
-    classifier = open_model(settings.model, placement=settings.placement())
+    classifier = _open(settings)
     root = source if source.is_dir() else source.parent
     # The name keeps the rows of another model or of another source out of the table.
     identity = hashlib.sha256(f"{classifier.digest} {source.resolve()}".encode()).hexdigest()[:12]
@@ -173,6 +173,11 @@ def _in_order(pool: ProcessPoolExecutor, paths: Iterable[str], most: int) -> Ite
         yield running.popleft().result()
 
 
+def _open(settings: Settings) -> Classifier:
+    """Raises ModelRefused."""
+    return open_model(settings.model, placement=settings.placement(), key=settings.public_key)
+
+
 class _Process:
     """The state of a process of the pool."""
 
@@ -183,7 +188,7 @@ def _begin(root: Path, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
-    _Process.predictor = FilePredictor(open_model(settings.model, placement=settings.placement()), root, settings)
+    _Process.predictor = FilePredictor(_open(settings), root, settings)
 
 
 def _end_with_parent() -> None:

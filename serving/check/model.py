@@ -27,7 +27,9 @@ def opens_on_cpu(settings: Settings) -> Result:
 
 def gpu_is_as_cpu(settings: Settings) -> Result:
     """Probabilities of random images on the GPU and on the CPU, within the tolerance of the goldens."""
-    on_gpu, on_cpu = (open_model(settings.model, placement=Placement(on=on)) for on in ("cuda", "cpu"))
+    on_gpu, on_cpu = (
+        open_model(settings.model, placement=Placement(on=on), key=settings.public_key) for on in ("cuda", "cpu")
+    )
     images = random_images(on_gpu, IMAGES)
     difference = float(np.abs(on_gpu.predict(images) - on_cpu.predict(images)).max())
     if difference > TOLERANCE:
@@ -52,7 +54,7 @@ def random_images(classifier: Classifier, number: int) -> np.ndarray:
 
 def _opens(settings: Settings, placement: Placement) -> Result:
     start = perf_counter()
-    classifier = open_model(settings.model, placement=placement)
+    classifier = open_model(settings.model, placement=placement, key=settings.public_key)
     seconds = perf_counter() - start
     card = classifier.card
     size = f"{card.preprocessing.height} x {card.preprocessing.width} px"

@@ -4,6 +4,7 @@ The trainer checks an exported file with the same `open_model`, so that its proo
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,7 @@ from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
 from serving.contract.scene import decoded
 from serving.contract.session import CUDA, Placement, SessionError, open_session
+from serving.contract.signature import PublicKey, SignatureRefused
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 Probabilities = Float32[np.ndarray, "batch classes"]
@@ -61,12 +63,15 @@ class Classifier:
 ANYWHERE = Placement()
 
 
-def open_model(path: Path, *, placement: Placement = ANYWHERE, threads: int = 1) -> Classifier:
+def open_model(
+    path: Path, *, placement: Placement = ANYWHERE, threads: int = 1, key: PublicKey | None = None
+) -> Classifier:
     """Open a model file and check it: the card must fit the graph, and each golden example must give its result.
 
-    On the CPU, a prediction uses `threads` cores. Raises ModelRefused.
+    With a `key`, its owner must have signed the file. On the CPU, a prediction uses `threads` cores. Raises
+    ModelRefused.
     """
-    data = _read(path)
+    data = _read_signed(path, key)
     try:
         session = open_session(data, placement, threads)
         card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""))
@@ -79,11 +84,19 @@ def open_model(path: Path, *, placement: Placement = ANYWHERE, threads: int = 1)
     return classifier
 
 
-def _read(path: Path) -> bytes:
+def _read_signed(path: Path, key: PublicKey | None) -> bytes:
+    """The bytes of a file, which are read once: those that are verified are those that are loaded."""
+    # The signature is that of the same folder, also if a link such as `latest` moves meanwhile.
+    file = Path(os.path.realpath(path.parent), path.name)
     try:
-        return path.read_bytes()
+        data = file.read_bytes()
+        if key is not None:
+            key.check(data, file)
     except OSError as error:
         raise ModelRefused(f"{path}: cannot be read ({error.strerror})") from error
+    except SignatureRefused as error:
+        raise ModelRefused(f"{path}: {error}") from error
+    return data
 
 
 def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Iterator[str]:

@@ -7,10 +7,11 @@ volumes of Kubernetes change, nor writes by another machine on a shared volume.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.contract.model import Classifier, ModelRefused
+from serving.contract.signature import signature_of
 from serving.metrics import ReloadOutcome
 
 log = logging.getLogger("bentoml.twinlens")
@@ -18,16 +19,25 @@ log = logging.getLogger("bentoml.twinlens")
 
 @dataclass(frozen=True)
 class FileState:
-    """Identifies a version of a file: it differs when the path leads to another file or the file is written to."""
+    """Identifies a version of a file: it differs when the path leads to another file or the file is written to.
+
+    So it does when the signature beside it changes, which may come later than the file.
+    """
 
     device: int
     inode: int
     size: int
     modified_ns: int
+    signature: "FileState | None" = None
 
     @classmethod
     def of(cls, path: Path) -> "FileState | None":
         """The state of the file at `path`, symlinks followed; None when no file can be reached."""
+        file = cls._alone(path)
+        return file and replace(file, signature=cls._alone(signature_of(path)))
+
+    @classmethod
+    def _alone(cls, path: Path) -> "FileState | None":
         try:
             status = path.stat()
         except OSError:
@@ -93,6 +103,8 @@ class Reloader:
         try:
             classifier = self._open(self._path)
         except ModelRefused as error:
+            if FileState.of(self._path) != state:
+                return None
             log.error("the new model is refused, %s: %s", self._still, error)
             return "refused"
         except Exception:  # no error may end the watch or the service
