@@ -28,8 +28,9 @@ serve: $(VENV)/installed ## Serve the latest run on port 3000.
 test: $(VENV)/installed ## Run the tests, but for the slow ones.
 	pytest
 
-test-slow: $(VENV)/installed ## Run the tests that take minutes, or both cores, one after the other.
-	pytest -m slow --numprocesses=0
+test-slow: $(VENV)/installed ## Run the tests that take minutes, then those that measure, with nothing beside them.
+	pytest -m "slow and not alone"
+	pytest -m alone --numprocesses=0
 
 test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap, dnsmasq.
 	pytest -m containers --numprocesses=0 tests/containers

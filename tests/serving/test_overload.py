@@ -25,7 +25,7 @@ SECONDS = 4  # less than the server's keep-alive: a connection that it closes co
 CONNECTIONS = 1000  # more than the server lets in, so that it is the server that says no
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the server and the load need a core each"),
     pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed"),
 ]

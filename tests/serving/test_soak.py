@@ -150,7 +150,7 @@ def _client(address: str, rng: random.Random, images: Images, until: float, resu
                     result.wrong.append(f"{reply.status_code} {json.dumps(answer)[:300]} for {data[:12]!r}")
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(SOAK_S + 200)
 def test_a_soak_of_mixed_load(run: Path, tmp_path: Path) -> None:
     with watched(run / "model.onnx", tmp_path) as server:
@@ -166,7 +166,7 @@ def test_a_soak_of_mixed_load(run: Path, tmp_path: Path) -> None:
     assert 0 < refused / result.requests < 0.06
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_planted_leak_is_detected(run: Path, tmp_path: Path) -> None:
     """100 KB a request: twenty seconds are enough."""
     with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT="leak") as server:

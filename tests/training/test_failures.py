@@ -454,7 +454,7 @@ def _copy_as(number: int) -> Callable[[str, str], object]:
     return copy
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("moment", ["reading", "validation", "save"])
 def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_goes_on(
     many: Path, tmp_path: Path, moment: str

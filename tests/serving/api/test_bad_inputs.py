@@ -118,7 +118,7 @@ def test_eight_bombs_at_once_are_refused_and_stay_within_a_gibibyte(attacked: Wa
     assert exchange(attacked.address, GOOD).body == attacked.golden
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("guard", "number"),
     [
@@ -142,7 +142,7 @@ def test_without_its_guard_a_row_fails(run: Path, tmp_path: Path, guard: str, nu
     assert failures, f"{guard} guards nothing that row {number} sees"
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
     """Proof that the listener detects a fetch: BentoML fetches the URL in a text field in place of a file."""
     with (
@@ -155,7 +155,7 @@ def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
             caller.close()
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Path) -> None:
     """The model takes 1.5 s and the deadline is 0.5 s, so each request gets a 504."""
     image = encoded(Image.new("RGB", (64, 64)), "PNG")
@@ -173,7 +173,7 @@ def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Pat
         assert server.worker.num_threads() <= server.threads + SPARE
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_decoder_that_crashes_takes_one_request_with_it(run: Path, tmp_path: Path) -> None:
     """Row 76: images are decoded in the worker, so it goes down; another answers within 30 s."""
     with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT="crash") as server:
