@@ -115,9 +115,11 @@ class TrainConfig:
     """Where light, strong and --symmetry are applied. device: to whole batches, on the GPU, or on CPUs by OpenCV;
     workers: image by image by Albumentations, which draws from the same distributions; auto: workers with a file of
     --augment, else device."""
-    symmetry: Symmetry = "none"
+    symmetry: Symmetry | None = None
     """What leaves the label of an image as it is, and is therefore done to training images at random. mirror: swap left
-    and right; square: also up and down, and turn by quarters, where no direction is up, as under a microscope."""
+    and right; square: also up and down, and turn by quarters, where no direction is up, as under a microscope. None:
+    mirror where all of a pretrained backbone learns, unless a class's name states a side or is one character; with a
+    file of --augment, and else, none."""
     mixup: Annotated[float, NotNegative] = 0.0
     """Mix each image and its label with another's, by a share from Beta(a, a) with this a; 0: not (Zhang et al. 2018).
     With --cutmix too, each batch takes one of the two at random."""
@@ -319,7 +321,7 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
     yield _file_or_word("augment", augment, "none, light, strong", PIPELINE_ENDINGS)
     yield _file_or_word("weights", config.weights, "default, none", WEIGHTS_ENDINGS)
     yield (
-        config.symmetry == "none" or not isinstance(augment, Path),
+        config.symmetry in (None, "none") or not isinstance(augment, Path),
         "symmetry",
         "none beside a file of --augment, which contains all random changes",
         config.symmetry,

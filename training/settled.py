@@ -1,13 +1,15 @@
 """A configuration in which every option has a value: what a run trains by, and what its config.yaml holds."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import joblib
 
-from training.config import Balance, Policy, ScoreName, TrainConfig, default_name, require
+from training.config import Balance, Policy, ScoreName, Symmetry, TrainConfig, default_name, require
 
 COUNT_CLASSES_ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
 """Scores in which a rare class counts as much as a common one."""
@@ -17,6 +19,10 @@ OTHER_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.01}
 EPOCHS, PRETRAINED_EPOCHS = 30, 10
 DROPOUT, DROP_PATH, LABEL_SMOOTHING = 0.2, 0.2, 0.1
 """Where all of a pretrained backbone learns: without them it knows 96 % of two thousand training images by heart."""
+_SIDE = re.compile(
+    r"left|right|links|rechts|gauche|droite|izquierda|derecha|sinistra|destra|l|r|od|os"
+    r"|(?:anti|counter|counter-)?clockwise|cc?w"
+)
 WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 5e-4}
 
 
@@ -29,6 +35,7 @@ class SettledConfig(TrainConfig):
     image_size: int = field()
     augment: Policy | Path = field()
     augment_on: Literal["device", "workers"] = field()
+    symmetry: Symmetry = field()
     balance: Balance = field()
     dropout: float = field()
     drop_path: float = field()
@@ -50,38 +57,48 @@ class SettledConfig(TrainConfig):
         return self.out / self.name
 
 
+@dataclass(frozen=True)
+class Processes:
+    """How many train together, and how many of them on this machine, whose cores they share."""
+
+    total: int = 1
+    here: int = 1
+
+
 def settle(
     config: TrainConfig,
     *,
     training_images: int,
+    classes: Sequence[str] = (),
     has_drop_path: bool = False,
-    processes: int = 1,
-    on_this_machine: int = 1,
+    processes: Processes = Processes(),
 ) -> SettledConfig:
     """Decide the options that the user left open, by the other options, the data and the machine.
 
     The data has decided the model and the size of its input before. `has_drop_path` says whether the model has blocks
-    to skip. `processes` train together, `on_this_machine` of them share its cores. Raises ConfigError when a batch has
-    too few images for the processes to share.
+    to skip. Raises ConfigError when a batch has too few images for the processes to share.
     """
     assert config.model != "auto"
     assert config.image_size is not None
-    cores = max(1, joblib.cpu_count() // on_this_machine)
+    cores = max(1, joblib.cpu_count() // processes.here)
     tuned = config.fine_tunes
     augment = config.augment or ("none" if config.model == "mlp" or config.freeze else "strong" if tuned else "light")
     balance: Balance = "none" if config.best_by not in COUNT_CLASSES_ALIKE else "bias" if tuned else "sampler"
+    mirrored = tuned and not isinstance(augment, Path) and one_sided(classes) is None
+    symmetry = config.symmetry or ("mirror" if mirrored else "none")
     by_batch = "workers" if isinstance(augment, Path) else "device"
     augment_on = by_batch if config.augment_on == "auto" else config.augment_on
-    by_image = augment_on == "workers" and (augment != "none" or config.symmetry != "none")
+    by_image = augment_on == "workers" and (augment != "none" or symmetry != "none")
     batch_size = config.batch_size or _batch_size(config.image_size, training_images)
     shared = min(batch_size, training_images)
-    needed = processes * (2 if config.model == "mlp" and config.normalizes_batches else 1)
-    enough = processes == 1 or shared >= needed
-    require(enough, "batch_size", f"{needed} or more images for {processes} processes to share", shared)
+    needed = processes.total * (2 if config.model == "mlp" and config.normalizes_batches else 1)
+    enough = processes.total == 1 or shared >= needed
+    require(enough, "batch_size", f"{needed} or more images for {processes.total} processes to share", shared)
     decided: dict[str, Any] = {
         "name": config.name or default_name(config.model),
         "augment": augment,
         "augment_on": augment_on,
+        "symmetry": symmetry,
         "balance": config.balance or balance,
         "dropout": _or(config.dropout, DROPOUT if tuned else 0.0),
         "drop_path": _or(config.drop_path, DROP_PATH if tuned and has_drop_path else 0.0),
@@ -95,6 +112,15 @@ def settle(
         "workers": _or(config.workers, min(cores - 1, 8) if by_image else 0),
     }
     return SettledConfig(**asdict(config) | decided)
+
+
+def one_sided(classes: Sequence[str]) -> str | None:
+    """The first class whose label a mirror may change: its name states a side, or is one character, as of text."""
+    return next((name for name in classes if len(name) == 1 or any(map(_SIDE.fullmatch, _words(name)))), None)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _or(given: Any, otherwise: Any) -> Any:

@@ -1,6 +1,7 @@
 """The main job: data, model, loop; then evaluation, export with its proof, report. Read it from top to bottom."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from serving.contract.card import ModelCard
 from training import failures
-from training.config import TrainConfig, default_name
+from training.config import Symmetry, TrainConfig, default_name
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
 from training.device import find_device, full_float32, training_dtype
@@ -41,7 +42,7 @@ from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.run import write_report
 from training.report.run_facts import ReportInput
-from training.settled import SettledConfig, settle
+from training.settled import Processes, SettledConfig, one_sided, settle
 from training.signals import Interruption
 from training.storage import write_atomically
 
@@ -156,10 +157,12 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     settled = settle(
         weights.normalized(config, found) if found else config,
         training_images=len(dataset.splits["train"]),
+        classes=dataset.classes,
         has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),
-        processes=group.size,
-        on_this_machine=group.local_size,
+        processes=Processes(group.size, group.local_size),
     )
+    if config.symmetry is None and config.fine_tunes and not isinstance(settled.augment, Path):
+        print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
     if not isinstance(settled.augment, Path):
         return settled
     pipeline.check(settled.augment, settled.image_size, settled.channels)
@@ -167,6 +170,12 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     if settled.augment != kept:  # they are equal when the run resumes
         shutil.copyfile(settled.augment, kept)
     return replace(settled, augment=kept)
+
+
+def _why(symmetry: Symmetry, classes: Sequence[str]) -> str:
+    if symmetry == "none":
+        return f"a mirror may change what class {one_sided(classes)!r} means"
+    return "left and right are swapped at random; none, where that changes a label"
 
 
 def start(context: RunContext) -> nn.Sequential:

@@ -12,6 +12,7 @@ from training.__main__ import main, options
 from training.config import TrainConfig
 from training.config_file import from_yaml
 from training.errors import ConfigError
+from training.settled import one_sided
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         workers=3,
         image_size=32,
         batch_norm=False,
+        symmetry="none",
         weight_decay=0.0,
         dropout=0.1,
         drop_path=0.0,
@@ -168,6 +170,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         "strong",
         None,
     )
+    assert tuned.symmetry == "mirror"
     assert (tuned.balance, tuned.dropout, tuned.drop_path, tuned.label_smoothing) == ("bias", 0.2, 0.0, 0.1)
     assert (
         settled(TrainConfig(model="resnet18"), image_size=128, training_images=9, has_drop_path=True).drop_path == 0.2
@@ -179,6 +182,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
     assert (scratch.weights, scratch.epochs, scratch.dropout, scratch.balance) == ("none", 30, 0.0, "sampler")
     frozen = settled(TrainConfig(model="resnet18", freeze=True), image_size=128, training_images=1500)
     assert (frozen.augment, frozen.workers, frozen.dropout, frozen.balance) == ("none", 0, 0.0, "sampler")
+    assert scratch.symmetry == frozen.symmetry == large.symmetry == "none"
     by_optimizer = {
         name: settled(TrainConfig(optimizer=name), image_size=16, training_images=9)
         for name in ("adamw", "adam", "sgd")
@@ -192,6 +196,24 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
     norms: dict[Literal["mlp", "cnn"], bool] = {"cnn": True, "mlp": False}
     for kind, batch_norm in norms.items():
         assert settled(TrainConfig(model=kind), image_size=16, training_images=9).batch_norm == batch_norm
+
+
+@pytest.mark.parametrize(
+    ("classes", "sided"),
+    [
+        (["turn_left", "turn_right"], "turn_left"),
+        (["cat", "RightHand"], "RightHand"),
+        (["od", "os"], "od"),
+        (["clockwise", "counter-clockwise"], "clockwise"),
+        (["b", "d"], "b"),
+        (["bright", "leftover", "nevus"], None),
+        (["melanoma", "basal cell carcinoma", "10"], None),
+    ],
+)
+def test_photographs_are_mirrored_unless_a_class_may_have_a_side(classes: list[str], sided: str | None) -> None:
+    assert one_sided(classes) == sided
+    tuned = settled(TrainConfig(model="resnet18"), image_size=128, training_images=900, classes=classes)
+    assert tuned.symmetry == ("none" if sided else "mirror")
 
 
 def test_help_shows_every_option_with_its_sentence() -> None:

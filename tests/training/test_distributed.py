@@ -30,6 +30,7 @@ from training.engine.mixup import Mixing
 from training.errors import ConfigError
 from training.models import networks, prediction
 from training.models.normalization import normalization
+from training.settled import Processes
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (62, 16, 16, 3), dtype=np.uint8)
@@ -109,12 +110,12 @@ def test_images_are_mixed_with_the_neighbours_they_have_in_the_whole_batch(size:
 def test_a_batch_with_too_few_images_to_share_is_refused_with_both_numbers() -> None:
     sizes = {"image_size": 16, "training_images": 100}
     with pytest.raises(ConfigError, match=r"--batch-size: expected 4 or more images for 4 processes to share, got 3"):
-        settled(TrainConfig(batch_size=3), **sizes, processes=4)
+        settled(TrainConfig(batch_size=3), **sizes, processes=Processes(4))
     with pytest.raises(ConfigError, match="expected 8 or more images for 4 processes to share, got 7"):
-        settled(TrainConfig(batch_size=7, model="mlp", batch_norm=True), **sizes, processes=4)
-    assert settled(TrainConfig(batch_size=7), **sizes, processes=4).batch_size == 7
+        settled(TrainConfig(batch_size=7, model="mlp", batch_norm=True), **sizes, processes=Processes(4))
+    assert settled(TrainConfig(batch_size=7), **sizes, processes=Processes(4)).batch_size == 7
     cores = len(os.sched_getaffinity(0))
-    assert settled(TrainConfig(), **sizes, processes=2, on_this_machine=cores).workers == 0, "no core is left for them"
+    assert settled(TrainConfig(), **sizes, processes=Processes(2, cores)).workers == 0, "no core is left for them"
 
 
 def test_a_part_of_no_images_has_no_answers() -> None:

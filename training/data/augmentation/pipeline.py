@@ -35,7 +35,7 @@ def policy(config: TrainConfig) -> A.Compose | None:
         "none": [],
         "mirror": [A.HorizontalFlip(p=0.5)],
         "square": [A.SquareSymmetry(p=1)],
-    }[config.symmetry]
+    }[config.symmetry or "none"]
     if strength := STRENGTHS.get(config.augment or "none"):
         changes += _of_strength(strength, config.channels)
     return A.Compose(changes) if changes else None
