@@ -130,8 +130,8 @@ class TrainConfig:
     """What to do about classes of different size. loss: weigh each image by the inverse of its class's frequency;
     logits: add the log of this frequency to the logits that are trained (Menon et al. 2021), so that the model learns
     what speaks for a class beside its frequency; sampler: draw the classes equally often; bias: train on them as often
-    as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 after which
-    accuracy and balanced accuracy have the greatest mean on validation images. None: where --best-by counts all classes
+    as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 with the
+    smallest log loss of an image and of a class together on validation images. None: where --best-by counts all classes
     alike, bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
 
     model: str = "auto"

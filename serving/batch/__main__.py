@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.batch.parts import Busy
 from serving.batch.predict import predict_images
+from serving.batch.shards import Shard
 from serving.contract.console import show_every_name
 from serving.contract.model import ModelRefused
 from serving.cores import available_cores
@@ -39,7 +40,17 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the table to write, .csv or .parquet")
     parser.add_argument("--model", type=Path, help="the model file (default: TWINLENS_MODEL, runs/latest/model.onnx)")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        help="i/n: predict the i-th of n shares of the images, as a pod of an Indexed Job does; of n calls with one "
+        "--out, on a disk that all of them see, the last one writes the table",
+    )
     options = parser.parse_args(arguments)
+    try:
+        options.shard = Shard.parse(options.shard)
+    except ValueError as error:
+        parser.error(f"--shard: {error}")
     if options.out.suffix not in (".csv", ".parquet"):
         parser.error(f"--out {options.out}: expected a name that ends in .csv or .parquet")
     if options.out.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -59,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = Settings.from_env()
         settings = settings.model_copy(update={"model": options.model or settings.model})
-        failed = predict_images(options.source, options.out, settings, options.workers or available_cores())
+        workers = options.workers or available_cores()
+        done = predict_images(options.source, options.out, settings, workers, options.shard)
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, InvalidOutput):
@@ -70,11 +82,14 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)
         return STOPPED
-    print(options.out)
-    if failed:
-        reasons = ", ".join(f"{count:,} {code}" for code, count in failed.most_common())
-        print(f"{failed.total():,} images could not be predicted, see column error: {reasons}", file=sys.stderr)
-    return SOME_FAILED if failed else DONE
+    if done.missing:
+        print(f"shard {options.shard} is complete; {options.out} also needs {', '.join(map(str, done.missing))}")
+    else:
+        print(options.out)
+    if done.failed:
+        reasons = ", ".join(f"{count:,} {code}" for code, count in done.failed.most_common())
+        print(f"{done.failed.total():,} images could not be predicted, see column error: {reasons}", file=sys.stderr)
+    return SOME_FAILED if done.failed else DONE
 
 
 if __name__ == "__main__":

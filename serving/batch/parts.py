@@ -1,4 +1,4 @@
-"""Resumable output: a table that is written in parts, one file for each, and merged at the end.
+"""Resumable output: a table that is written in parts, one file for each, and made of them at the end.
 
 A part gets its name when it is complete. A process that is killed therefore leaves whole parts, and perhaps a
 temporary file that the next process overwrites.
@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import os
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from serving.batch.parquet import write_parquet
+
+COMPLETE = "complete"
+"""File in a folder that has all its parts: their number."""
 
 
 class Busy(RuntimeError):
@@ -93,40 +95,55 @@ class PartFiles:
         temporary.replace(self._part(self._count))
         self._count += 1
 
-    def merge(self, out: Path) -> None:
-        """Write the table to `out`, CSV or Parquet by its suffix, and remove the parts. `out` appears complete."""
-        candidate = out.with_name(f".{out.name}.candidate")
-        if out.suffix == ".parquet":
-            write_parquet(candidate, self._columns, self._rows())
-        else:
-            self._write_csv(candidate)
-        candidate.replace(out)
-        shutil.rmtree(self._folder)
+    def complete(self) -> None:
+        """Record that no part will follow."""
+        (self._folder / "complete.tmp").write_text(str(self._count))
+        (self._folder / "complete.tmp").replace(self._folder / COMPLETE)
 
     def _part(self, number: int) -> Path:
-        return self._folder / f"{number}.csv"
-
-    def _rows(self) -> Iterator[list[str]]:
-        for number in range(self._count):
-            with self._part(number).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                yield from csv.reader(file)
+        return _part(self._folder, number)
 
     def _read_keys(self) -> None:
         digests, error = array("Q"), self._columns.index("error")
-        for row in self._rows():
+        for row in _rows(self._folder, self._count):
             digests.append(_digest(row[0]))
             if row[error]:
                 self.failed[row[error].partition(":")[0]] += 1
         self.images = len(digests)
         self._digests, self._remaining = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
 
-    def _write_csv(self, candidate: Path) -> None:
-        with candidate.open("wb") as file:
-            file.write(encode([self._columns]))
-            for number in range(self._count):
-                file.write(self._part(number).read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder has all its parts."""
+    return (folder / COMPLETE).exists()
+
+
+def write_table(path: Path, columns: Sequence[str], folders: Sequence[Path]) -> None:
+    """Write the rows of complete folders, one folder after the other, as CSV or Parquet by the path's suffix.
+
+    Raises FileNotFoundError when a folder is removed meanwhile, OSError.
+    """
+    counts = [int((folder / COMPLETE).read_text()) for folder in folders]
+    if path.suffix == ".parquet":
+        write_parquet(path, columns, (row for found in zip(folders, counts, strict=True) for row in _rows(*found)))
+        return
+    with path.open("wb") as file:
+        file.write(encode([columns]))
+        for folder, count in zip(folders, counts, strict=True):
+            for number in range(count):
+                file.write(_part(folder, number).read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"{number}.csv"
+
+
+def _rows(folder: Path, count: int) -> Iterator[list[str]]:
+    for number in range(count):
+        with _part(folder, number).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield from csv.reader(file)
 
 
 def _digest(key: str) -> int:

@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import connection
 from pathlib import Path
@@ -24,6 +25,7 @@ import cv2
 import numpy as np
 
 from serving.batch.parts import Part, PartFiles, encode
+from serving.batch.shards import Shard, SharedTable
 from serving.batch.sources import image_paths
 from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels
@@ -101,22 +103,32 @@ class FilePredictor:
         return [path, "", "", "", "", f"{error.code}: {error}", *[""] * len(self._classifier.card.classes)]
 
 
-def predict_images(source: Path, out: Path, settings: Settings, workers: int) -> Counter[str]:
-    """Write a row for each image of `source` to `out`. Returns the number of failed images by error code.
+@dataclass(frozen=True)
+class Done:
+    """What a call made: the failed images by error code, and the shards without which there is no table yet."""
 
-    Resumes an earlier call with the same source, output and model. Raises ManifestError, ModelRefused, InvalidOutput,
-    Busy, OSError, and BrokenProcessPool if a process was killed.
+    failed: Counter[str]
+    missing: list[Shard]
+
+
+def predict_images(source: Path, out: Path, settings: Settings, workers: int, shard: Shard) -> Done:
+    """Make a row for each image of `source` that is of the shard; once all shards are complete, write them to `out`.
+
+    Resumes an earlier call with the same source, output, model and shard. Raises ManifestError, ModelRefused,
+    InvalidOutput, Busy, OSError, and BrokenProcessPool if a process was killed.
     """
     classifier = _open(settings)
     root = source if source.is_dir() else source.parent
     # The name keeps the rows of another model or of another source out of the table.
     identity = hashlib.sha256(f"{classifier.digest} {source.resolve()}".encode()).hexdigest()[:12]
+    table = SharedTable(out, table_columns(classifier.card), identity)
     skipped = Counter[str]()
-    with PartFiles(out.with_name(f".{out.name}.{identity}.parts"), table_columns(classifier.card)) as parts:
+    with PartFiles(table.folder(shard), table.columns) as parts:
         if parts.images:
             print(f"resuming after {parts.images:,} images", file=sys.stderr)
         failed = parts.failed
-        paths = (path for path in image_paths(source, skipped) if not parts.is_done(path))
+        shared = (path for path in image_paths(source, skipped) if shard.has(path))
+        paths = (path for path in shared if not parts.is_done(path))
         progress = Progress()
         context = multiprocessing.get_context("spawn")  # a fork copies the locks of threads, and CUDA forbids it
         with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(root, settings)) as pool:
@@ -129,8 +141,10 @@ def predict_images(source: Path, out: Path, settings: Settings, workers: int) ->
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         progress.end(skipped)
-        parts.merge(out)
-    return failed
+        parts.complete()
+    if not (missing := table.missing(shard.count)):
+        table.write(shard.count)
+    return Done(failed, missing)
 
 
 class Progress:

@@ -1,6 +1,9 @@
 """What the manifests say is hardened throughout, and exists: every port, path, variable, option and file in them."""
 
+import csv
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +15,7 @@ import pytest
 import tyro
 import yaml
 
+from serving.batch import __main__ as batch
 from serving.settings import PREFIX, Settings
 from tests.support.paths import ROOT
 from training.__main__ import VERBS
@@ -21,7 +25,7 @@ from training.errors import EXIT_CODES
 K8S = ROOT / "k8s"
 APPLIED = sorted(K8S.glob("*.yaml"))
 """What `kubectl apply -f k8s/` reads, in its order."""
-NATIVE = [*APPLIED, *(K8S / "distributed" / f"{name}.yaml" for name in ("train", "study", "study-merge"))]
+NATIVE = [*APPLIED, *(K8S / "distributed" / f"{name}.yaml" for name in ("train", "study", "study-merge", "predict"))]
 """What Kubernetes knows without the Prometheus Operator, KEDA and Kubeflow Trainer."""
 
 
@@ -250,6 +254,37 @@ def test_a_study_has_as_many_shares_as_pods() -> None:
     assert f"--shard=$i/{shares}" in container["args"][0]
     merged = [word for word in merge["template"]["spec"]["containers"][0]["args"] if "/" in word]
     assert merged == [f"runs/studies/regularisation-{i + 1}" for i in range(shares)]
+
+
+def test_pods_that_share_images_run_the_command_and_try_again_what_may_turn_out_otherwise(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The manifest's own words, in a shell as its pods have it, with the folders of this machine."""
+    job = named("Job", "predict")["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    final = next(rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")["onExitCodes"]
+    assert final["containerName"] == container["name"]
+    storage_or_a_killed_process = 6
+    assert {*final["values"]} == {*batch.EXIT_CODES.values()} - {storage_or_a_killed_process}
+    [script] = container["args"]
+    assert f"-eq {batch.SOME_FAILED} ]" in script
+    words = script.replace("/data", str(tmp_path / "data")).replace("/runs", str(tmp_path))
+    shutil.copytree(photos, tmp_path / "data")
+    (tmp_path / "data" / "empty.png").touch()
+    assert f"-eq {batch.SOME_FAILED} ]" in script
+    environment = {"TWINLENS_MODEL": str(run / "model.onnx"), **settings_of(container)}
+    for index in range(job["completions"]):
+        done = subprocess.run(
+            [*container["command"], words],
+            env=os.environ | environment | {"JOB_COMPLETION_INDEX": str(index)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 91
 
 
 def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:

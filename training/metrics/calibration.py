@@ -11,14 +11,12 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import accuracy_score, recall_score
 
 from serving.contract.card import Calibration
 from training.metrics.classification import Labels, Probabilities
 
 MIN_IMAGES = 30
 """With fewer validation images nothing is fitted: temperature 1, no prediction sets."""
-SHARES = np.linspace(0, 1, 11)
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
 Logits = Float32[np.ndarray, "images classes"]
@@ -55,21 +53,23 @@ def corrected(logits: Logits, calibration: Calibration) -> Logits:
 def fit_bias(labels: Labels, logits: Logits, frequencies: Float64[np.ndarray, " classes"]) -> tuple[float, ...]:
     """A share of minus the log of each class's frequency in training, 0 to 1 (post-hoc logit adjustment, Menon et al.).
 
-    The share after which accuracy and balanced accuracy on the validation split have the greatest mean, the smallest of
-    equals. By balanced accuracy alone, a few images of rare classes would decide, and the frequent ones pay for it.
-    Empty from fewer than 30 images.
+    It minimises the log loss of an image plus that of a class on the validation split, as the accuracy of an image and
+    that of a class both count. The losses are smooth: accuracies themselves move in steps, by a few images of rare
+    classes, and chose 0.6 and 0.0 for two runs that differ only in `--symmetry`, where the losses choose 0.34 and 0.27.
+    Frequencies belong to calibrated logits, so the bias is multiplied by the temperature without it. Empty from fewer
+    than 30 images.
     """
     if len(labels) < MIN_IMAGES:
         return ()
-    rarity, known = -np.log(frequencies), np.unique(labels)
+    temperature, rarity = fit_temperature(labels, logits), -np.log(frequencies)
+    calibrated, each = logits.astype(np.float64) / temperature, np.arange(len(labels))
+    weight = 1 / len(labels) + (1 / np.bincount(labels, minlength=len(rarity)).clip(1))[labels] / len(np.unique(labels))
 
-    def mean_accuracy(share: float) -> float:
-        predicted = (logits + share * rarity).argmax(1)
-        recall = recall_score(labels, predicted, labels=known, average="macro")
-        return float(accuracy_score(labels, predicted) + recall)
+    def loss(share: float) -> float:
+        return float(-log_softmax(calibrated + share * rarity, axis=1)[each, labels] @ weight)
 
-    share = max(SHARES, key=mean_accuracy)
-    return tuple(map(float, share * rarity))
+    share = minimize_scalar(loss, bounds=(0, 1), method="bounded").x
+    return tuple(map(float, temperature * share * rarity))
 
 
 def fit_temperature(labels: Labels, logits: Logits) -> float:

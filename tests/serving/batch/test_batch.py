@@ -22,8 +22,9 @@ import pytest
 from pyarrow import parquet
 
 from serving.batch.__main__ import main
-from serving.batch.parts import Part, PartFiles, encode
+from serving.batch.parts import Part, PartFiles, encode, write_table
 from serving.batch.predict import CHUNK, FilePredictor, table_columns
+from serving.batch.shards import Shard, SharedTable
 from serving.batch.sources import image_paths
 from serving.contract.model import open_model
 from serving.settings import Settings
@@ -129,9 +130,11 @@ def test_parquet_holds_the_same(run: Path, mixed: Path, tmp_path: Path) -> None:
     for name in ("p.csv", "p.parquet"):
         predictor = FilePredictor(open_model(run / "model.onnx"), mixed, Settings())
         columns = table_columns(open_model(run / "model.onnx").card)
-        with PartFiles(tmp_path / "parts", columns) as parts:
+        shared = SharedTable(tmp_path / name, columns, "x")
+        with PartFiles(shared.folder(Shard()), columns) as parts:
             parts.append(predictor.predict(sorted(image_paths(mixed, Counter()))))
-            parts.merge(tmp_path / name)
+            parts.complete()
+        shared.write(1)
     typed = parquet.read_table(tmp_path / "p.parquet")
     rows = table(tmp_path / "p.csv")
     assert len(rows) == 9
@@ -312,7 +315,8 @@ def test_a_part_that_is_missing_is_done_again(tmp_path: Path) -> None:
         left = [key for key in ("a", "b", "c") if not parts.is_done(key)]
         assert left == ["b", "c"]
         parts.append(part([[key, ""] for key in left]))
-        parts.merge(tmp_path / "x.csv")
+        parts.complete()
+    write_table(tmp_path / "x.csv", ["path", "error"], [tmp_path / "parts"])
     assert [row["path"] for row in table(tmp_path / "x.csv")] == ["a", "b", "c"]
 
 
