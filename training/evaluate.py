@@ -23,10 +23,12 @@ from training.data.dataset import LabelledImages
 from training.data.formats import find
 from training.data.inspection import ImageSet
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
+from training.engine import runs
 from training.errors import ConfigError, DataError
 from training.metrics.comparison import unshared
 from training.models.prediction import predict_images
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
+from training.report.looks import EarlierLooks, Look, record, runs_folder
 
 Wanted = Literal["train", "val", "test", "all"]
 Splits = dict[Split, np.ndarray]
@@ -69,7 +71,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
     default = model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     with results_folder(config.out, default) as folder:
-        write_evaluation(_evaluated(config, classifiers, source, cache), folder)
+        evaluated = _evaluated(config, classifiers, source, cache)
+        write_evaluation(replace(evaluated, looks=_look(evaluated)), folder)
     return folder
 
 
@@ -93,7 +96,27 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source
         ModelPredictions(classifier=classifier, probabilities=predict_images(classifier, images, indices))
         for classifier in classifiers
     ]
-    return Evaluation(images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models)
+    return Evaluation(
+        images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models, looks=None
+    )
+
+
+def _look(evaluation: Evaluation) -> EarlierLooks | None:
+    """Log the look at the test images, and return those before; None for training and validation images."""
+    images, indices = evaluation.images, evaluation.indices
+    if evaluation.split in ("train split", "val split"):
+        return None
+    if len(test := images.splits["test"]) and evaluation.split == "all images":
+        indices = test  # the split that the runs are scored on is among them
+    files = [model.classifier.path for model in evaluation.models]
+    of_run = (files[0].parent / runs.CONFIG).is_file()
+    look = Look(
+        what="compare" if len(files) > 1 else "evaluate",
+        models=tuple(model.classifier.card.name for model in evaluation.models),
+        test_split=dataset.digest_of_test(images, indices),
+        images=len(indices),
+    )
+    return record(runs_folder(files[0].resolve().parent.parent) if of_run else Path("runs"), look)
 
 
 def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[LabelledImages, list[Splits | None]]:

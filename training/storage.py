@@ -1,15 +1,47 @@
-"""Files that survive a power failure, and memory-mapped arrays that do not stay in this process."""
+"""Files and lines that survive a power failure, locks, and memory-mapped arrays that do not stay in this process."""
 
 import hashlib
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from serving.contract.decode import Digest
+
+LOCK_S = 60.0
+"""To wait for another process, which holds a lock for the time of a file's digest at most."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this file, which one process at a time has. Raises OSError."""
+    lock = FileLock(path, timeout=LOCK_S)  # freed by the system when the process ends
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OSError(f"{path}: another process has held it for {LOCK_S:.0f} s") from error
+    with lock:
+        yield
+
+
+def append_line(path: Path, line: str) -> int:
+    """Add a line that outlasts a power failure; returns the length before. One process at a time. Raises OSError."""
+    with path.open("a+b") as file:
+        length = file.seek(0, os.SEEK_END)
+        torn = length > 0 and os.pread(file.fileno(), 1, length - 1) != b"\n"  # a process was killed while it wrote
+        try:
+            file.write(f"{chr(10) if torn else ''}{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, length)  # a part of a line would be no entry
+            raise
+    return length
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

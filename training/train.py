@@ -15,7 +15,7 @@ from serving.contract.card import ModelCard
 from training import failures
 from training.config import Symmetry, TrainConfig, default_name
 from training.data.augmentation import pipeline
-from training.data.dataset import Dataset, load_dataset
+from training.data.dataset import Dataset, digest_of_test, load_dataset
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
@@ -40,11 +40,12 @@ from training.promotion import floors, log, outcome
 from training.promotion.rule import refusal
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
+from training.report.looks import look_of_run
 from training.report.run import write_report
 from training.report.run_facts import ReportInput
 from training.settled import Processes, SettledConfig, one_sided, settle
 from training.signals import Interruption
-from training.storage import write_atomically
+from training.storage import digest, write_atomically
 
 IMAGES_NAMED = 5
 """Number of images that are named of the step whose loss is not finite."""
@@ -283,6 +284,12 @@ def export_model(
         parity=parity,
         quantized=quantized,
         no_int8=no_int8,
+        looks=look_of_run(
+            config.run,
+            digest_of_test(dataset),
+            len(dataset.splits["test"]),
+            digest(config.run / "checkpoints" / "best.pt"),
+        ),
         environment=provenance.environment(context.device, context.group.size),
         not_promoted=None,
     )

@@ -142,9 +142,13 @@ def training_division(images: ImageSet, card: ModelCard) -> Division | None:
     return division if digest(images, division) == card.provenance.data_digest else None
 
 
-def digest_of_test(dataset: LabelledImages) -> Digest:
-    """SHA-256 of key, label and pixels of every test image: two models with the same one were scored on the same."""
-    return _digest_of_rows(dataset.image_set, dataset.splits["test"].tolist(), ["test"] * len(dataset.keys))
+def digest_of_test(dataset: LabelledImages, indices: Int64[np.ndarray, " _"] | None = None) -> Digest:
+    """SHA-256 of key, label and pixels of every test image: two models with the same one were scored on the same.
+
+    With `indices`, these are the test images.
+    """
+    tested = dataset.splits["test"] if indices is None else indices
+    return _digest_of_rows(dataset.image_set, tested.tolist(), ["test"] * len(dataset.keys))
 
 
 def _digest_of_rows(images: ImageSet, indices: Iterable[int], owner: Sequence[str]) -> Digest:

@@ -16,7 +16,7 @@ from training.promotion.log import Entry
 from training.promotion.rival import MODEL, Served, find_rival, find_served, scored_on
 from training.promotion.rule import Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
-from training.storage import digest
+from training.storage import digest, locked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def promote(config: PromoteConfig) -> Path:
         raise ConfigError("--force: expected a --reason beside it, which is logged")
     out, classifier = run.parent, open_model(run / MODEL, threads=0)  # no reason promotes what the service refuses
     _refuse_folder(out)
-    with log.locked(out):
+    with locked(out / log.LOCK):
         served = find_served(out)
         if served and served.digest == classifier.digest:
             return out
@@ -84,7 +84,7 @@ def rollback(config: RollbackConfig) -> Path:
     if not out.is_dir():
         raise ConfigError(f"--out {out}: expected the folder of runs")
     _refuse_folder(out)
-    with log.locked(out):
+    with locked(out / log.LOCK):
         served = find_served(out)
         targets = log.targets(log.history(out))
         if served is None or not targets or targets[-1][0] != served.target:

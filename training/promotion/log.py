@@ -3,27 +3,23 @@
 import json
 import os
 import pwd
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from serving.contract.decode import Digest
 from training.engine.runs import point_latest
 from training.errors import ConfigError
+from training.storage import append_line
 
 Target = tuple[str, Digest | None]
 """What `latest` points to, and the SHA-256 of the model file there; None if there is none."""
 LOG = "promotions.jsonl"
 LOCK = ".promotions.lock"
-LOCK_S = 60.0
-"""To wait for another process, which holds the lock for the time of a file's digest."""
 
 
 def account() -> str:
@@ -72,36 +68,13 @@ def check(out: Path) -> None:
         pass
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep other processes from moving `latest` in `out` and from writing its log. Raises OSError."""
-    lock = FileLock(out / LOCK, timeout=LOCK_S)  # freed by the system when the process ends
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise OSError(f"{out / LOCK}: another process has held it for {LOCK_S:.0f} s") from error
-    with lock:
-        yield
-
-
 def append(out: Path, entry: Entry) -> int:
-    """Add a line that outlasts a power failure; returns the length before. Call it `locked`. Raises OSError."""
-    with (out / LOG).open("a+b") as file:
-        length = file.seek(0, os.SEEK_END)
-        torn = length > 0 and _last_byte(file.fileno(), length) != b"\n"  # a process was killed while it wrote
-        line = json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False)
-        try:
-            file.write(f"{chr(10) if torn else ''}{line}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            os.truncate(out / LOG, length)  # a part of a line would be no entry
-            raise
-    return length
+    """Add a line; returns the length of the log before. Call it with LOCK `locked`. Raises OSError."""
+    return append_line(out / LOG, json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False))
 
 
 def move(out: Path, entry: Entry) -> None:
-    """Log a move and make it; without the one there is not the other. Call it `locked`. Raises OSError."""
+    """Log a move and make it; without the one there is not the other. Call it with LOCK `locked`. Raises OSError."""
     length = append(out, entry)
     try:
         point_latest(out, entry.run)
@@ -139,7 +112,3 @@ def targets(entries: list[Entry]) -> list[Target]:
 def _put(stack: list[Target], target: Target) -> None:
     if stack[-1:] != [target]:
         stack.append(target)
-
-
-def _last_byte(descriptor: int, length: int) -> bytes:
-    return os.pread(descriptor, 1, length - 1)

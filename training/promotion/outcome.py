@@ -14,7 +14,7 @@ from training.promotion import log
 from training.promotion.log import Entry
 from training.promotion.rival import MODEL, find_rival, find_served
 from training.promotion.rule import Judgement, TestAnswers, judge, refusal
-from training.storage import digest, write_atomically
+from training.storage import digest, locked, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def settle(run: Path) -> None:
         return
     pending = _read(run / UNSETTLED)
     try:
-        with log.locked(run.parent):
+        with locked(run.parent / log.LOCK):
             _settle(run, pending)
         (run / UNSETTLED).unlink()
     except OSError as error:

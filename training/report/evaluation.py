@@ -16,6 +16,7 @@ from training.metrics.calibration import coverage
 from training.metrics.classification import TITLES, Probabilities, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.report import figures, html
+from training.report.looks import EarlierLooks
 from training.report.predictions import MISTAKES, mistakes, worst_mistakes, write_predictions
 
 
@@ -38,6 +39,8 @@ class Evaluation:
     indices: Int64[np.ndarray, " _"]
     warnings: Sequence[str]
     models: Sequence[ModelPredictions]
+    looks: EarlierLooks | None
+    """At these test images, before this one; None: they are no test images."""
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
@@ -92,6 +95,7 @@ def evaluation_summary(folder: Path) -> str:
             "",
             *rows,
             "",
+            *([facts["test_looks"]["sentence"], ""] if facts["test_looks"] else []),
             *([comparison["verdict"], comparison["tally"], ""] if comparison else []),
             f"page         {folder / 'evaluation.html'}",
             f"scores       {folder / 'evaluation.json'}",
@@ -115,6 +119,7 @@ def _facts(evaluation: Evaluation, scores: Sequence[Scores], compared: Compariso
             "components": len(np.unique(images.components[indices])),
         },
         "warnings": evaluation.warnings,
+        "test_looks": evaluation.looks and evaluation.looks.facts(),
         **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared
         and {

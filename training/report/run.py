@@ -105,6 +105,7 @@ def run_summary(run: Path) -> str:
             *rows,
             "",
             *(f"warning: {warning}" for warning in facts["warnings"]),
+            *([facts["test_looks"]["sentence"]] if "test_looks" in facts else []),  # absent in older versions' runs
             *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
             *_baseline(facts["shortcut"]),
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ"

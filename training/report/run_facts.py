@@ -24,6 +24,7 @@ from training.metrics.classification import (
 )
 from training.models import weights
 from training.report.audit import audit_warnings
+from training.report.looks import EarlierLooks
 from training.settled import SettledConfig
 
 
@@ -45,6 +46,8 @@ class ReportInput:
     no_int8: str | None
     """Why the eight-bit file was refused."""
     environment: dict[str, str]
+    looks: EarlierLooks
+    """At the test split, before this run's."""
     not_promoted: str | None
     """Why `latest` stays as it is, in a sentence."""
 
@@ -76,6 +79,7 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
         },
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
         "shortcut": _shortcut(inputs),
+        "test_looks": inputs.looks.facts(),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
         "parity": {
             "held": not parity.faults,

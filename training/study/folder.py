@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from training.engine.runs import CONFIG
+from training.engine.runs import CONFIG, STUDY
 from training.errors import ConfigError
 from training.storage import write_atomically
 from training.study import spec
@@ -20,12 +20,10 @@ from training.study.process_pool import Job
 from training.study.results import log
 from training.study.spec import Cell, Study
 
-SPEC = "study.yaml"
-
 
 def prepare(study: Study, folder: Path) -> None:
     """Create the folder and write study.yaml. Raises ConfigError for a folder with runs of another study."""
-    path = folder / SPEC
+    path = folder / STUDY
     if path.exists():
         kept = spec.read(path)
         for name, before, now in zip(("base", "axes"), identity(kept), identity(study), strict=True):
@@ -50,9 +48,9 @@ def identity(study: Study) -> tuple[dict[str, object], dict[str, object]]:
 
 def read_spec(folder: Path) -> Study:
     """The study of a folder. Raises ConfigError."""
-    if not (folder / SPEC).is_file():
-        raise ConfigError(f"{folder}: expected a study's folder, with its {SPEC}")
-    return spec.read(folder / SPEC)
+    if not (folder / STUDY).is_file():
+        raise ConfigError(f"{folder}: expected a study's folder, with its {STUDY}")
+    return spec.read(folder / STUDY)
 
 
 def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:

@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from training.engine import history
+from training.engine.runs import JOURNAL
 from training.errors import ConfigError
 from training.storage import write_atomically
 from training.study.config import StudyConfig, concurrent_runs, declared
@@ -22,7 +23,6 @@ from training.study.report import write_study_report
 from training.study.results import collect, outcome
 from training.study.spec import Cell, Options, Question, Study, plain
 
-JOURNAL = "journal.log"
 BEST = "best.yaml"
 SPACE = "search"
 TRIAL = "trial"

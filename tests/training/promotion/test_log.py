@@ -13,6 +13,7 @@ from tests.support.promotions import latest
 from training.errors import ConfigError
 from training.promotion import log
 from training.promotion.log import Entry
+from training.storage import locked
 
 
 def digest(name: str) -> Digest:
@@ -88,7 +89,7 @@ def test_a_torn_line_is_named_and_the_next_one_is_whole(tmp_path: Path) -> None:
 
 def move_often(out: Path, name: str) -> None:
     for _ in range(25):
-        with log.locked(out):
+        with locked(out / log.LOCK):
             log.move(out, entry(name, latest(out)))
 
 

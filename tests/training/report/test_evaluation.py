@@ -36,6 +36,7 @@ def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
                 indices=np.arange(90),
                 warnings=["a <i>warning"],
                 models=models[:count],
+                looks=None,
             ),
             found[-1],
         )

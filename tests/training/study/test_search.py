@@ -7,11 +7,12 @@ from optuna.trial import TrialState
 from training.__main__ import main
 from training.config_file import from_yaml
 from training.engine import history
+from training.engine.runs import JOURNAL
 from training.errors import ConfigError
 from training.study import spec
 from training.study.command import study
 from training.study.config import StudyConfig
-from training.study.search import BEST, JOURNAL, chosen, distributions, open_journal
+from training.study.search import BEST, chosen, distributions, open_journal
 
 SPACE = """
 base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 200, augment: none}
