@@ -12,11 +12,14 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from serving.contract.card import ModelCard
 from serving.contract.model import Classifier
 
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+DECISIONS = {True: "yes", False: "no"}
+"""The values of the label `decision`."""
 
 ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed"]
 
@@ -82,6 +85,12 @@ class InferenceMetrics:
             "Images answered with too little confidence: for a person to decide.",
             registry=registry,
         )
+        self._decisions = Counter(
+            "twinlens_decisions",
+            "Decisions by the operating points of the model card, for or against a class.",
+            ["label", "decision"],
+            registry=registry,
+        )
         self._explanations = Counter("twinlens_explanations", "Images explained.", registry=registry)
         stage = Histogram(
             "twinlens_stage_seconds",
@@ -95,10 +104,13 @@ class InferenceMetrics:
             "twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS, registry=registry
         )
 
-    def expect(self, labels: Sequence[str]) -> None:
-        """Export a count, at first 0, for each label that the model can predict."""
-        for label in labels:
+    def expect(self, card: ModelCard) -> None:
+        """Export a count, at first 0, for each label that the model can predict and for each decision."""
+        for label in card.classes:
             self._predictions_by_label.setdefault(label, self._predictions.labels(label))
+        for point in card.operating_points:
+            for decision in DECISIONS.values():
+                self._decisions.labels(point.label, decision)
 
     def decoded(self, seconds: float) -> None:
         """Record the time in which an image was decoded and resized."""
@@ -117,6 +129,11 @@ class InferenceMetrics:
         self._confidence.observe(confidence)
         if abstained:
             self._abstentions.inc()
+
+    def decided(self, decisions: Mapping[str, bool]) -> None:
+        """Count the decisions on one image, by class."""
+        for label, decision in decisions.items():
+            self._decisions.labels(label, DECISIONS[decision]).inc()
 
     def explained(self) -> None:
         """Count an explained image."""
@@ -196,7 +213,7 @@ class Metrics:
 
     def serves(self, classifier: Classifier) -> None:
         """Record that this model answers from now on, in place of the one before it."""
-        self.inference.expect(classifier.card.classes)
+        self.inference.expect(classifier.card)
         self.model.replace(classifier)
 
 

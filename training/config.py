@@ -209,6 +209,10 @@ class TrainConfig:
     """Stop after this many epochs without a better validation score. None: run all epochs."""
     confidence_level: Annotated[float, Share] = 0.9
     """How often the prediction sets shall hold the true class."""
+    operate: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """CLASS:SCORE=VALUE: decide for this class against all others, by the threshold on its probability that reaches the
+    value on the validation split. sensitivity, specificity, or precision. Each answer of the service then has the
+    decision. May be given several times, once for a class."""
 
     quantize: Quantize = "none"
     """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives at least 99 % of the test
@@ -248,8 +252,9 @@ class TrainConfig:
                 require(all(map(bound.holds, numbers)), name, bound.expected, value)
         for holds, names, expected, value in _combinations(self):
             require(holds, names, expected, value)
-        # A resumed run is given its floors again, and tyro appends them to its own.
-        object.__setattr__(self, "floor", tuple(dict.fromkeys(self.floor)))
+        # A resumed run is given them again, and tyro appends them to its own.
+        for name in ("floor", "operate"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
     @property
     def normalizes_batches(self) -> bool:

@@ -31,6 +31,7 @@ from training.export.card import build_card
 from training.export.features import with_features
 from training.export.publication import export
 from training.export.quantization import quantize
+from training.metrics import operating_points
 from training.metrics.evaluation import Evaluation, evaluate_best
 from training.models import backbones, networks, weights
 from training.models.initialization import initialize
@@ -100,7 +101,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
 
 
 def ready(run: Path, config: TrainConfig) -> bool:
-    """Whether the run is finished already; if not, that its floors are understood and its promotion can be logged.
+    """Whether the run is finished already; if not, that its demands are understood and its promotion can be logged.
 
     Raises ConfigError, OSError.
     """
@@ -108,6 +109,7 @@ def ready(run: Path, config: TrainConfig) -> bool:
         return True
     for text in config.floor:
         floors.parse(text)
+    operating_points.parse_all(config.operate)
     if config.promote != "never":
         log.check(config.out)
     return False
@@ -155,6 +157,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
     floors.check_classes(config.floor, dataset.classes)
+    operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
     settled = settle(
         weights.normalized(config, found) if found else config,
         training_images=len(dataset.splits["train"]),
@@ -254,7 +257,7 @@ def conclude(
     report_input = export_model(model, context, evaluation, card, epochs)
     if judgement and judgement.faults:
         report_input = replace(report_input, not_promoted=refusal(run, judgement.faults))
-    tensorboard.write_results(writer, report_input, evaluation.probabilities["val"])
+    tensorboard.write_results(writer, report_input)
     writer.flush()
     outcome.leave_pending(run, context.config.promote, judgement)
     write_report(report_input)  # last, because a run with a report is finished
@@ -281,6 +284,7 @@ def export_model(
         scores=evaluation.scores,
         intervals=evaluation.intervals,
         uncalibrated=evaluation.uncalibrated,
+        validation=evaluation.probabilities["val"],
         parity=parity,
         quantized=quantized,
         no_int8=no_int8,

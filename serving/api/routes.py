@@ -48,7 +48,7 @@ async def predict(request: Request, state: ServiceState) -> Response:
         reservation.add_images(1)
         prediction = await await_for_client(request, predictor.predict(data, top_k), state.settings.timeout_s)
     request.state.fields = {"label": prediction.label, "confidence": prediction.confidence}
-    return JSONResponse(vars(prediction))
+    return JSONResponse(prediction.body)
 
 
 async def predict_batch(request: Request, state: ServiceState) -> Response:
@@ -161,7 +161,7 @@ async def _results(
 
 def _batch_element(request: Request, result: Prediction | BaseException, state: ServiceState) -> dict[str, object]:
     if isinstance(result, Prediction):
-        return vars(result)
+        return result.body
     if not isinstance(result, Exception):
         raise result
     error = as_request_error(result)

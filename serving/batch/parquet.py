@@ -1,4 +1,4 @@
-"""The table as Parquet: probabilities are numbers, a prediction set is a list, an empty cell is null."""
+"""The table as Parquet: probabilities are numbers, decisions truth values, a prediction set a list, empty is null."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +16,7 @@ def write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[st
 
     types = {"confidence": pyarrow.float32(), "prediction_set": pyarrow.list_(pyarrow.string())}
     types |= {name: pyarrow.float32() for name in columns if name.startswith("p_")}
+    types |= {name: pyarrow.bool_() for name in columns if name.startswith("decision_")}
     schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in columns])
     values: Iterator[dict[str, object]] = (
         {name: _value(name, cell) for name, cell in zip(columns, row, strict=True)} for row in rows
@@ -30,6 +31,8 @@ def _value(name: str, cell: str) -> object:
         return None
     if name == "prediction_set":
         return json.loads(cell)
+    if name.startswith("decision_"):
+        return cell == "true"
     if name == "confidence" or name.startswith("p_"):
         return float(cell)
     return cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -43,8 +43,9 @@ TASKS_PER_PROCESS = 3
 
 def table_columns(card: ModelCard) -> list[str]:
     """The columns of the table. A row with an `error` has a path and no other value."""
+    decisions = [f"decision_{point.label}" for point in card.operating_points]
     probabilities = [f"p_{name}" for name in card.classes]
-    return ["path", "label", "confidence", "prediction_set", "model_version", "error", *probabilities]
+    return ["path", "label", "confidence", "prediction_set", "model_version", "error", *decisions, *probabilities]
 
 
 class FilePredictor:
@@ -97,10 +98,12 @@ class FilePredictor:
         prediction_set = "" if classes is None else json.dumps(classes, ensure_ascii=False)
         probabilities = [f"{prediction.probabilities[name]:.{DECIMALS}f}" for name in card.classes]
         confidence = f"{prediction.confidence:.{DECIMALS}f}"
-        return [path, prediction.label, confidence, prediction_set, card.version, "", *probabilities]
+        decisions = [str(decision).lower() for decision in (prediction.decisions or {}).values()]
+        return [path, prediction.label, confidence, prediction_set, card.version, "", *decisions, *probabilities]
 
     def _error_row(self, path: str, error: ImageError) -> list[str]:
-        return [path, "", "", "", "", f"{error.code}: {error}", *[""] * len(self._classifier.card.classes)]
+        cells = [path, "", "", "", "", f"{error.code}: {error}"]
+        return [*cells, *[""] * (len(table_columns(self._classifier.card)) - len(cells))]
 
 
 @dataclass(frozen=True)

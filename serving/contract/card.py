@@ -17,8 +17,8 @@ from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
-"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias` and `certificate`; version 1, without
-`preprocessing.fit` and `preprocessing.fill` either."""
+"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias`, `certificate` and `operating_points`;
+version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -27,6 +27,7 @@ OUTPUT_NAME = "probabilities"
 TOLERANCE = 1e-4
 """Two probabilities are equal if they differ by at most this. Two processors do not compute equal float32 values."""
 
+DecisionScore = Literal["sensitivity", "specificity", "precision"]
 NormalizationMode = Literal["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"]
 
 
@@ -67,6 +68,26 @@ class Calibration:
         sets = probabilities >= np.float32(self.threshold)
         sets[np.arange(len(sets)), probabilities.argmax(1)] = True
         return sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """Decides for one class against all others: yes where its calibrated probability is at least `threshold`.
+
+    The threshold reaches the `target` of the `score` on the validation split. It promises nothing for other images.
+    """
+
+    label: str
+    """The class."""
+    score: DecisionScore
+    target: float
+    threshold: float
+
+    def decides(self, probabilities: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
+        """The decision for each of these probabilities of the class."""
+        # In double precision, as `describe_batch` compares: rounded to float32, the threshold may pass a probability.
+        decisions: np.ndarray = probabilities.astype(np.float64) >= self.threshold
+        return decisions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +210,8 @@ class ModelCard:
     provenance: Provenance
     certificate: Certificate | None = None
     """None: the rule of promotion did not hold or was not asked, or the card is of version 1 or 2."""
+    operating_points: tuple[OperatingPoint, ...] = ()
+    """At most one of each class."""
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

@@ -27,6 +27,7 @@ class Prediction:
 
     `abstained` means that a person should decide: the confidence is below the settings' `abstain_below`.
     The prediction set holds the true class with the model card's level of confidence; None when the model has none.
+    `decisions` has, by class, the decision of each operating point of the card; None when the card has none.
     """
 
     label: str
@@ -35,6 +36,13 @@ class Prediction:
     prediction_set: list[str] | None
     probabilities: dict[str, float]
     model_version: str
+    decisions: dict[str, bool] | None
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The prediction as the service answers it: `decisions` only where the card has operating points."""
+        fields = vars(self)
+        return fields if self.decisions is not None else {name: fields[name] for name in fields if name != "decisions"}
 
 
 def check_output(probabilities: Float32[np.ndarray, "..."]) -> None:
@@ -69,6 +77,7 @@ def describe_batch(
     """
     check_output(probabilities)
     sets = None if card.calibration.threshold is None else card.calibration.prediction_sets(probabilities).tolist()
+    points = [(card.classes.index(point.label), point) for point in card.operating_points]
     predictions = []
     for row, values in enumerate(probabilities.tolist()):
         order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
@@ -82,6 +91,7 @@ def describe_batch(
             prediction_set=None if sets is None else [card.classes[index] for index in order if sets[row][index]],
             probabilities=ranked,
             model_version=card.version,
+            decisions={point.label: values[index] >= point.threshold for index, point in points} if points else None,
         )
         predictions.append(prediction)
     return predictions

@@ -91,6 +91,7 @@ class Predictor:
         """
         prediction = describe(probabilities, self.card, top_k=top_k, abstain_below=self._settings.abstain_below)
         self._metrics.inference.predicted(prediction.label, prediction.confidence, abstained=prediction.abstained)
+        self._metrics.inference.decided(prediction.decisions or {})
         return prediction
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:

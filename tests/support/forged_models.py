@@ -66,6 +66,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"height": 32}},
         r"card says \[32, 24, 3\]",
     ),
+    "a decision on no class": (
+        lambda graph, card: (
+            card | {"operating_points": [{"label": "d", "score": "sensitivity", "target": 0.9, "threshold": 0.5}]}
+        ),
+        "the card decides on d; expected classes of its own",
+    ),
     "a fixed batch": (wider_batch, "must be dynamic"),
     "no such output": (renamed, "no output 'probabilities'"),
     "other decoded pixels": (lambda graph, card: golden(card, decoded="0" * 64), "golden 0: decoding does not"),

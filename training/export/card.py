@@ -29,4 +29,5 @@ def build_card(
         reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
         provenance=provenance.collect(context, weights),
         certificate=certificate,
+        operating_points=evaluation.operating_points,
     )

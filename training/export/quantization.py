@@ -28,7 +28,7 @@ from training.export import drift_reference
 from training.export.bias_correction import correct_biases
 from training.export.onnx import FIRST_LAYER
 from training.export.publication import candidate, publish, refusals
-from training.metrics import calibration, classification
+from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
 from training.models.prediction import batches
@@ -169,13 +169,14 @@ def _groups(convolution: onnx.NodeProto) -> int:
 
 def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Dataset, evaluated: _TestSplit) -> ModelCard:
     """The card of the quantised file: all that depends on probabilities is computed again, from its own."""
-    val = dataset.splits["val"]
-    threshold = card.calibration.threshold
+    val, threshold = dataset.splits["val"], card.calibration.threshold
+    labels, probabilities = dataset.labels[val], _predict(session, dataset.images, val)
     if threshold is not None:
-        probabilities = _predict(session, dataset.images, val)
-        threshold = calibration.fit_threshold(dataset.labels[val], probabilities, card.calibration.level)
+        threshold = calibration.fit_threshold(labels, probabilities, card.calibration.level)
+    demands = map(operating_points.Demand.of, card.operating_points)
     return replace(
         card,
+        operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
         certificate=None,  # the float32 file was judged
         version=f"{card.version}-int8",
         calibration=replace(card.calibration, threshold=threshold),

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
-from scipy.stats import binomtest
+from jaxtyping import Bool, Float64, Int64
+from scipy.stats import binomtest, norm
 
 from serving.contract.card import Score
 from training.metrics.classification import Labels, Probabilities, Scores, log_losses
@@ -79,10 +79,7 @@ def bootstrap(
     right = predicted == labels
 
     def widened(values: np.ndarray, concerned: np.ndarray) -> Interval:
-        draws = len(np.unique(components[concerned]))
-        wilson = binomtest(round(right[concerned].mean() * draws), draws).proportion_ci(LEVEL, "wilson")
-        low, high = _interval(values)
-        return min(low, float(wilson.low)), max(high, float(wilson.high))
+        return _widened(values, right[concerned], components[concerned])
 
     recall: dict[str, Interval | None] = dict.fromkeys(classes)
     precision: dict[str, Interval | None] = dict.fromkeys(classes)
@@ -92,12 +89,49 @@ def bootstrap(
             precision[classes[label]] = widened(replicates.precision[:, label], predicted == label)
     return Intervals(
         accuracy=widened(replicates.accuracy, np.ones(len(labels), bool)),
-        balanced_accuracy=_interval(replicates.balanced_accuracy),
-        macro_f1=_interval(replicates.macro_f1),
+        balanced_accuracy=percentiles(replicates.balanced_accuracy),
+        macro_f1=percentiles(replicates.macro_f1),
         roc_auc=_defined(replicates.roc_auc),
         recall=recall,
         precision=precision,
     )
+
+
+def share_interval(
+    right: Bool[np.ndarray, " images"],
+    among: Bool[np.ndarray, " images"],
+    components: Int64[np.ndarray, " images"],
+    *,
+    seed: int = 0,
+) -> Interval | None:
+    """Interval of the share of `right` among some images, widened as those of `Intervals`; None among no image.
+
+    Drawn are the components of all images, so that shares among different ones are of the same resamples.
+    """
+    if not among.any():
+        return None
+    _, index = np.unique(components, return_inverse=True)
+    hits, counts = (np.bincount(index, weights=images) for images in (right & among, among))
+    with np.errstate(invalid="ignore"):  # a resample may hold none of them
+        shares = [drawn @ hits / (drawn @ counts) for drawn in _draws(len(counts), np.random.default_rng(seed))]
+    return _widened(np.concatenate(shares), right[among], components[among])
+
+
+def wilson(shares: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "2 n"]:
+    """Limits of Wilson's interval (1927) of shares of this many draws, which need not be whole numbers."""
+    z = norm.ppf((1 + LEVEL) / 2)
+    centre = shares + z**2 / (2 * draws)
+    half = z * np.sqrt(shares * (1 - shares) / draws + z**2 / (4 * draws**2))
+    limits: np.ndarray = np.stack([centre - half, centre + half]) / (1 + z**2 / draws)
+    return limits.clip(0, 1)
+
+
+def _widened(shares: np.ndarray, right: np.ndarray, components: np.ndarray) -> Interval:
+    """The limits of a share's resamples, at least as wide as Wilson's interval of as many draws as components."""
+    draws = len(np.unique(components))
+    wilson = binomtest(round(right.mean() * draws), draws).proportion_ci(LEVEL, "wilson")
+    low, high = percentiles(shares)
+    return min(low, float(wilson.low)), max(high, float(wilson.high))
 
 
 def _confusions(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:
@@ -133,11 +167,11 @@ def paired(
     """
     one, other = (_replicates(labels, probabilities, components, seed) for probabilities in (first, second))
     return Differences(
-        accuracy=_interval(other.accuracy - one.accuracy),
-        balanced_accuracy=_interval(other.balanced_accuracy - one.balanced_accuracy),
-        macro_f1=_interval(other.macro_f1 - one.macro_f1),
+        accuracy=percentiles(other.accuracy - one.accuracy),
+        balanced_accuracy=percentiles(other.balanced_accuracy - one.balanced_accuracy),
+        macro_f1=percentiles(other.macro_f1 - one.macro_f1),
         roc_auc=_defined(other.roc_auc - one.roc_auc),
-        log_loss=_interval(other.log_loss - one.log_loss),
+        log_loss=percentiles(other.log_loss - one.log_loss),
     )
 
 
@@ -151,19 +185,19 @@ def balanced_accuracy_difference(
 ) -> Interval:
     """The interval of balanced accuracy that `paired` gives, without the other scores, which take most of its time."""
     differences = []
-    for weights in _resamples(components, np.random.default_rng(seed)):
+    for weights in resamples(components, np.random.default_rng(seed)):
         one, other = (
             _balanced_accuracy(_confusions(labels, probabilities, weights)) for probabilities in (first, second)
         )
         differences.append(other - one)
-    return _interval(np.concatenate(differences))
+    return percentiles(np.concatenate(differences))
 
 
 def _replicates(labels: Labels, probabilities: Probabilities, components: np.ndarray, seed: int) -> _Replicates:
     """The scores of resamples that components and seed alone decide: two models get the same ones."""
     losses = log_losses(labels, probabilities)
     confusions, areas, loss = [], [], []
-    for weights in _resamples(components, np.random.default_rng(seed)):
+    for weights in resamples(components, np.random.default_rng(seed)):
         confusions.append(_confusions(labels, probabilities, weights))
         areas.append(_roc_auc(labels, probabilities, weights))
         loss.append(weights @ losses / weights.sum(1))
@@ -184,12 +218,17 @@ def _replicates(labels: Labels, probabilities: Probabilities, components: np.nda
     )
 
 
-def _resamples(components: np.ndarray, rng: np.random.Generator) -> Iterator[Weights]:
-    """How often each image is drawn, a row a resample."""
+def resamples(components: Int64[np.ndarray, " images"], rng: np.random.Generator) -> Iterator[Weights]:
+    """How often each image is drawn, a row a resample, in chunks of 100; images of one component together."""
     _, index = np.unique(components, return_inverse=True)
-    draws = index.max() + 1
+    for drawn in _draws(index.max() + 1, rng):
+        yield drawn[:, index]
+
+
+def _draws(count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each of `count` components is drawn, a row a resample."""
     for _ in range(RESAMPLES // CHUNK):
-        yield rng.multinomial(draws, np.full(draws, 1 / draws), size=CHUNK)[:, index].astype(np.float64)
+        yield rng.multinomial(count, np.full(count, 1 / count), size=CHUNK).astype(np.float64)
 
 
 def _roc_auc(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:
@@ -216,10 +255,10 @@ def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _defined(values: np.ndarray) -> Interval | None:
-    return None if np.isnan(values).all() else _interval(values)
+    return None if np.isnan(values).all() else percentiles(values)
 
 
-def _interval(values: np.ndarray) -> Interval:
-    """Limits of the resamples in which the score is defined."""
+def percentiles(values: np.ndarray) -> Interval:
+    """Limits of the resamples in which the score is defined, which must be one at least."""
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

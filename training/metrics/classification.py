@@ -35,6 +35,15 @@ Labels = Int64[np.ndarray, " images"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """Images with their labels and what a model answers; images of one component were drawn together."""
+
+    labels: Labels
+    probabilities: Probabilities
+    components: Int64[np.ndarray, " images"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassScores:
     """Scores of one class; None where the split holds none of its images, or nothing was predicted as it."""
 
@@ -196,14 +205,14 @@ def _operating_point(confidence: np.ndarray, right: np.ndarray, percent: int) ->
     kept = confidence >= least_kept
     return OperatingPoint(
         at_most=percent / 100,
-        threshold=None if kept.all() else _between(float(confidence[~kept].max()), float(least_kept)),
+        threshold=None if kept.all() else between(float(confidence[~kept].max()), float(least_kept)),
         handed_over=int((~kept).sum()),
         kept=int(kept.sum()),
         accuracy=float(right[kept].mean()),
     )
 
 
-def _between(low: float, high: float) -> float:
+def between(low: float, high: float) -> float:
     """The number with the fewest decimals in the inner half of an interval: an answer's last digits may differ."""
     middle = (low + high) / 2
     rounded = (round(middle, digits) for digits in count(1))

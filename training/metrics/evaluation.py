@@ -7,13 +7,13 @@ from jaxtyping import Float32
 from scipy.special import softmax
 from torch import nn
 
-from serving.contract.card import Calibration
+from serving.contract.card import Calibration, OperatingPoint
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
-from training.metrics import calibration, classification
+from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.classification import Probabilities, Scores
 from training.models import prediction
@@ -59,6 +59,8 @@ class Evaluation:
     probabilities: dict[Split, Probabilities]
     scores: dict[Split, Scores]
     intervals: Intervals
+    operating_points: tuple[OperatingPoint, ...]
+    """Of --operate, where the validation split reaches what it demands."""
 
 
 def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, config: SettledConfig) -> Evaluation:
@@ -76,6 +78,7 @@ def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, co
     calibrated = calibration.fit(dataset.labels[val], logits["val"], config.confidence_level, bias)
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {calibrated.level:.0%}")
+    demands = operating_points.parse_all(config.operate)
     device = next(model.parameters()).device
     model.append(Calibrate(calibrated).to(device))
     probabilities = {split: softmax(calibration.corrected(logits[split], calibrated), axis=1) for split in SPLITS}
@@ -85,4 +88,5 @@ def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, co
         probabilities=probabilities,
         scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
+        operating_points=operating_points.choose(demands, dataset.classes, dataset.labels[val], probabilities["val"]),
     )

@@ -13,9 +13,17 @@ from serving.contract.model import Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage
-from training.metrics.classification import TITLES, Probabilities, Scores, reliability, score
+from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.report import figures, html
+from training.report.decisions import (
+    Decisions,
+    curve_pictures,
+    decision_facts,
+    decision_lines,
+    decision_warnings,
+    measure,
+)
 from training.report.looks import EarlierLooks
 from training.report.predictions import MISTAKES, mistakes, worst_mistakes, write_predictions
 
@@ -52,7 +60,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     if len(evaluation.models) == 2:
         a, b = (model.probabilities for model in evaluation.models)
         compared = compare(labels, (a, b), (scores[0], scores[1]), images.components[indices])
-    facts = _facts(evaluation, scores, compared)
+    decisions = _decisions(evaluation)
+    facts = _facts(evaluation, scores, compared, decisions)
     pictures = {
         "confusion": html.drawing(figures.confusion(scores[0])),
         "reliability": html.drawing(figures.reliability(reliability(labels, probabilities), evaluation.split)),
@@ -63,6 +72,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "evaluation.html.jinja",
         **facts,
         pictures=pictures,
+        curve_pictures=curve_pictures(decisions),
+        decided_on="these images",
         mistakes=mistakes(images, indices[worst], probabilities[worst]),
         disputed=[html.thumbnail(images.original(int(index))) for index in disputed],
     )
@@ -70,7 +81,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
     )
     (folder / "evaluation.html").write_text(text, encoding="utf-8")
-    write_predictions(folder / "predictions.csv", images, indices, probabilities)
+    points = evaluation.models[0].classifier.card.operating_points
+    write_predictions(folder / "predictions.csv", images, indices, probabilities, points)
 
 
 def evaluation_summary(folder: Path) -> str:
@@ -95,6 +107,7 @@ def evaluation_summary(folder: Path) -> str:
             "",
             *rows,
             "",
+            *decision_lines(facts["decisions"]),
             *([facts["test_looks"]["sentence"], ""] if facts["test_looks"] else []),
             *([comparison["verdict"], comparison["tally"], ""] if comparison else []),
             f"page         {folder / 'evaluation.html'}",
@@ -104,7 +117,18 @@ def evaluation_summary(folder: Path) -> str:
     )
 
 
-def _facts(evaluation: Evaluation, scores: Sequence[Scores], compared: Comparison | None) -> dict[str, object]:
+def _decisions(evaluation: Evaluation) -> Decisions:
+    """Of the first model; what its thresholds were chosen on is not at hand."""
+    images, indices, model = evaluation.images, evaluation.indices, evaluation.models[0]
+    scored = ScoredImages(
+        labels=images.labels[indices], probabilities=model.probabilities, components=images.components[indices]
+    )
+    return measure(model.classifier.card.operating_points, images.classes, scored, None)
+
+
+def _facts(
+    evaluation: Evaluation, scores: Sequence[Scores], compared: Comparison | None, decisions: Decisions
+) -> dict[str, object]:
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.images, evaluation.indices
     return {
@@ -118,8 +142,9 @@ def _facts(evaluation: Evaluation, scores: Sequence[Scores], compared: Compariso
             "reason": evaluation.reason,
             "components": len(np.unique(images.components[indices])),
         },
-        "warnings": evaluation.warnings,
         "test_looks": evaluation.looks and evaluation.looks.facts(),
+        "warnings": [*evaluation.warnings, *decision_warnings(decisions, (), "these images")],
+        "decisions": decision_facts(decisions),
         **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared
         and {

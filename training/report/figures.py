@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.metrics.classification import RiskCoverage, Scores
+from training.metrics.curves import SHARES, Band, ClassCurves
+from training.metrics.operating_points import Measured
 from training.report.names import displayed, legend
 
 # Okabe and Ito (2008), Color universal design: distinguishable with colour blindness.
@@ -139,6 +141,45 @@ def reliability(bins: Sequence[tuple[float, float, int]], images: str) -> Figure
             axis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.legend(markerscale=0.5)
     return figure
+
+
+def roc(curves: ClassCurves, measured: Measured | None) -> Figure:
+    """Sensitivity against the share of other images decided yes, with its band; `measured` is a dot on it."""
+    figure, axes = _shares("other images decided yes", "sensitivity", curves.sensitivity)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="by chance")
+    if measured and measured.rates.specificity.value is not None:
+        _dot(axes, 1 - measured.rates.specificity.value, measured.rates.sensitivity.value)
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def precision_recall(curves: ClassCurves, measured: Measured | None) -> Figure:
+    """Precision against sensitivity, with its band; `measured` is a dot on it."""
+    figure, axes = _shares("sensitivity", "precision", curves.precision)
+    axes.plot([0, 1], [curves.share, curves.share], color=GREY, linewidth=1, linestyle=":", label="by chance")
+    if measured:
+        _dot(axes, measured.rates.sensitivity.value, measured.rates.precision.value)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _shares(along: str, name: str, band: Band) -> tuple[Figure, Axes]:
+    """Axes of shares with a curve in its band."""
+    value, low, high = (np.array(values, float) for values in (band.value, band.low, band.high))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.4))
+        axes = figure.subplots()
+        axes.fill_between(SHARES, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(SHARES, value, color=BLUE)
+        axes.set(xlabel=along, ylabel=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+    return figure, axes
+
+
+def _dot(axes: Axes, x: float | None, y: float | None) -> None:
+    if x is not None and y is not None:
+        axes.plot([x], [y], "o", color=ORANGE, label="operating point")
 
 
 def risk_coverage(curve: RiskCoverage) -> Figure:

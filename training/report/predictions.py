@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from matplotlib.figure import Figure
 
+from serving.contract.card import OperatingPoint
 from training.data.dataset import Dataset, LabelledImages
 from training.metrics.bootstrap import Interval, Intervals
 from training.metrics.classification import Labels, Probabilities, Scores
@@ -18,7 +19,7 @@ from training.report.names import displayed
 MISTAKES = 24
 """Mistakes that a page shows."""
 COLUMNS = ("path", "true", "predicted", "component")
-"""Of predictions.csv, before the classes. Images of one component share a group or show one picture."""
+"""Of predictions.csv, before decisions and classes. Images of one component share a group or show one picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,25 @@ def mistakes(dataset: LabelledImages, indices: np.ndarray, probabilities: Probab
     ]
 
 
-def write_predictions(path: Path, dataset: LabelledImages, indices: np.ndarray, probabilities: Probabilities) -> None:
-    """Write a line of CSV for each of the images `indices`: key, true and predicted class, component, probabilities."""
+def write_predictions(
+    path: Path,
+    dataset: LabelledImages,
+    indices: np.ndarray,
+    probabilities: Probabilities,
+    points: Sequence[OperatingPoint],
+) -> None:
+    """Write a line of CSV for each of the images `indices`.
+
+    Key, true and predicted class, component, the decision of each operating point, and the probabilities.
+    """
+    decisions = np.array([point.decides(probabilities[:, dataset.classes.index(point.label)]) for point in points]).T
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, *dataset.classes])
-        for index, row in zip(indices, probabilities, strict=True):
+        writer.writerow([*COLUMNS, *(f"decision_{point.label}" for point in points), *dataset.classes])
+        for place, (index, row) in enumerate(zip(indices, probabilities, strict=True)):
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
-            writer.writerow([*names, dataset.components[index], *(f"{value:.6f}" for value in row)])
+            decided = [str(decision).lower() for decision in decisions[place]] if points else []
+            writer.writerow([*names, dataset.components[index], *decided, *(f"{value:.6f}" for value in row)])
 
 
 def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
@@ -87,7 +99,7 @@ def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
     return Recorded(
         keys=[row[0] for row in rows],
         labels=np.array([classes.index(row[1]) for row in rows], np.int64),
-        components=np.array([int(row[3]) for row in rows], np.int64) if first == len(COLUMNS) else None,
+        components=np.array([int(row[3]) for row in rows], np.int64) if first >= len(COLUMNS) else None,
         probabilities=np.array([[float(row[column]) for column in order] for row in rows], np.float32),
     )
 

@@ -16,8 +16,9 @@ from training.engine.runs import LATEST
 from training.metrics.classification import TITLES, reliability, risk_coverage
 from training.report import figures, html
 from training.report.audit import audit_facts, class_sheets, duplicate_examples
+from training.report.decisions import curve_pictures, decision_lines
 from training.report.predictions import MISTAKES, class_table, mistakes, worst_mistakes, write_predictions
-from training.report.run_facts import ReportInput, run_facts
+from training.report.run_facts import ReportInput, measure_decisions, run_facts
 from training.settled import SettledConfig
 
 SHEET_ROWS, SHEET_COLUMNS = 6, 6
@@ -61,11 +62,14 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
         sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
         pictures["augmented"] = html.photo(sheet)
 
-    facts = run_facts(inputs)
+    decisions = measure_decisions(inputs)
+    facts = run_facts(inputs, decisions)
     audit = audit_facts(dataset.audit)
     worst = worst_mistakes(labels, served, MISTAKES)
     shown = {
         "pictures": pictures,
+        "curve_pictures": curve_pictures(decisions),
+        "decided_on": "test images",
         "mistakes": mistakes(dataset, test[worst], served[worst]),
         "audit": audit,
         "pairs": duplicate_examples(dataset.audit, dataset.original),
@@ -79,7 +83,7 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
     (folder / "report.md").write_text(
         html.render("report.md.jinja", **facts, audit=audit, class_table=table), encoding="utf-8"
     )
-    write_predictions(folder / "predictions.csv", dataset, test, served)
+    write_predictions(folder / "predictions.csv", dataset, test, served, inputs.card.operating_points)
 
 
 def run_summary(run: Path) -> str:
@@ -108,6 +112,7 @@ def run_summary(run: Path) -> str:
             *([facts["test_looks"]["sentence"]] if "test_looks" in facts else []),  # absent in older versions' runs
             *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
             *_baseline(facts["shortcut"]),
+            *decision_lines(facts["decisions"]),
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ"
             f"{f' (but {ties} between equally probable ones)' if ties else ''}, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",

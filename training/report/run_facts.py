@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -18,12 +19,15 @@ from training.metrics.calibration import MIN_IMAGES, coverage
 from training.metrics.classification import (
     CALIBRATION_TITLES,
     OVERFITTING_GAP,
+    Probabilities,
+    ScoredImages,
     Scores,
     overfitting,
     risk_coverage,
 )
 from training.models import weights
 from training.report.audit import audit_warnings
+from training.report.decisions import Decisions, decision_facts, decision_warnings, measure
 from training.report.looks import EarlierLooks
 from training.settled import SettledConfig
 
@@ -40,6 +44,8 @@ class ReportInput:
     intervals: Intervals
     uncalibrated: Scores
     """Of the test split, before the calibration."""
+    validation: Probabilities
+    """Calibrated, of the validation split."""
     parity: Parity
     quantized: Quantized | None
     """None without --quantize, and where the file was refused."""
@@ -51,8 +57,22 @@ class ReportInput:
     not_promoted: str | None
     """Why `latest` stays as it is, in a sentence."""
 
+    def scored(self, split: Literal["val", "test"]) -> ScoredImages:
+        """The images of a split with what the model, and for the test what the served file answers."""
+        indices = self.dataset.splits[split]
+        return ScoredImages(
+            labels=self.dataset.labels[indices],
+            probabilities=self.validation if split == "val" else self.parity.served,
+            components=self.dataset.components[indices],
+        )
 
-def run_facts(inputs: ReportInput) -> dict[str, object]:
+
+def measure_decisions(inputs: ReportInput) -> Decisions:
+    """The decisions for one class on the test split, of what the file answers that is served."""
+    return measure(inputs.card.operating_points, inputs.card.classes, inputs.scored("test"), inputs.scored("val"))
+
+
+def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     """The content of report.json, from which report.html and report.md are filled too."""
     dataset, scores, parity = inputs.dataset, inputs.scores, inputs.parity
     labels = dataset.labels[dataset.splits["test"]]
@@ -60,7 +80,7 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
     return {
         "run": inputs.config.run.name,
         "model": str(inputs.config.run / "model.onnx"),
-        "warnings": list(_warnings(inputs)),
+        "warnings": [*_warnings(inputs), *decision_warnings(decisions, inputs.config.operate, "test images")],
         "title_of_model": _title_of_model(inputs.config),
         "data": {
             "name": dataset.name,
@@ -77,6 +97,7 @@ def run_facts(inputs: ReportInput) -> dict[str, object]:
             "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
             "prediction_sets": sets and asdict(sets),
         },
+        "decisions": decision_facts(decisions),
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
         "shortcut": _shortcut(inputs),
         "test_looks": inputs.looks.facts(),

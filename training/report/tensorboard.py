@@ -10,8 +10,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from training.data.dataset import Dataset
 from training.data.sources.source import Split
-from training.metrics.classification import Probabilities
 from training.report import figures
+from training.report.decisions import CURVES_SHOWN
 from training.report.predictions import class_table, gallery, worst_mistakes
 from training.report.run import augmentation_sheet
 from training.report.run_facts import ReportInput
@@ -30,12 +30,12 @@ def write_augmented(writer: SummaryWriter, config: SettledConfig, dataset: Datas
         writer.add_figure("train/augmented", sheet)
 
 
-def write_results(writer: SummaryWriter, report_input: ReportInput, validation: Probabilities) -> None:
-    """Images with their true and predicted labels, confusion matrices, classification reports, hyperparameters.
+def write_results(writer: SummaryWriter, report_input: ReportInput) -> None:
+    """Validation images with their true and predicted labels, confusion matrices, classification reports.
 
-    Of the exported weights. `validation` are their probabilities on the validation split, whose images are shown.
+    Also the precision-recall curve of each class on the test split, and the hyperparameters. Of the exported weights.
     """
-    dataset = report_input.dataset
+    dataset, validation = report_input.dataset, report_input.validation
     val = dataset.splits["val"]
     assert len(validation) == len(val)
     shown = min(GALLERY, len(val))
@@ -49,6 +49,10 @@ def write_results(writer: SummaryWriter, report_input: ReportInput, validation: 
     for split in splits:
         writer.add_figure(f"{split}/confusion_matrix", figures.confusion(report_input.scores[split]))
         writer.add_text(f"{split}/classification_report", class_table(report_input.scores[split]))
+    test = report_input.scored("test")
+    for label, name in enumerate(dataset.classes[:CURVES_SHOWN]):
+        # Its own 127 thresholds are at equal distances; those of the report are all that there are.
+        writer.add_pr_curve(f"test/precision_recall/{name}", test.labels == label, test.probabilities[:, label])
     writer.add_text("configuration", f"```yaml\n{report_input.config.to_yaml()}```")
     _write_hyperparameters(writer, report_input)
 

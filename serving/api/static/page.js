@@ -119,10 +119,26 @@ $("photo").onerror = () => {
   show("unseen", true);
 };
 
+// 0.13, and 0.0012 without rounding it to nothing.
+const threshold = (point) => `${Number((point.threshold * 100).toPrecision(3))} %`;
+
+function showDecisions(decisions) {
+  const points = card?.operating_points ?? [];
+  $("decisions").replaceChildren(...Object.entries(decisions).map(([label, yes]) => {
+    const point = points.find((other) => other.label === label);
+    const limit = point ? ` its probability is ${yes ? "at least" : "below"} ${threshold(point)}` : "";
+    const item = element("li", `${label}: ${yes ? "yes" : "no"}`, yes ? "yes" : "");
+    item.append(element("span", limit, "hint"));
+    return item;
+  }));
+  show("decided", Object.keys(decisions).length > 0);
+}
+
 function showAnswer(answer, file) {
   $("label").textContent = answer.label;
   $("confidence").textContent = percent(answer.confidence);
   show("abstained", answer.abstained);
+  showDecisions(answer.decisions ?? {});
   const level = card ? `${Math.round(card.calibration.level * 100)} %` : "most";
   $("set").textContent = answer.prediction_set?.join(", ") ?? "";
   $("set-hint").textContent = answer.prediction_set === null
@@ -207,6 +223,9 @@ function showCard(digest) {
   const { height, width, channels, fit } = card.preprocessing;
   $("model").textContent = `${card.name} · ${card.version}`;
   $("card-classes").replaceChildren(...card.classes.map((name) => element("li", name)));
+  $("card-decisions").replaceChildren(...card.operating_points.map((point) =>
+    element("li", `${point.label} from ${threshold(point)}: ${point.score} ${point.target} on validation images`)));
+  show("card-decided", card.operating_points.length > 0);
   $("card-scores").replaceChildren(...Object.entries(card.scores).map(scoreRow));
   const facts = {
     Name: card.name,

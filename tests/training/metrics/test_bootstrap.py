@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from tests.support.rival_models import CLASSES, rivals, split
@@ -46,6 +47,13 @@ def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() ->
         low, high = bootstrap.bootstrap(labels, probabilities, np.arange(200), CLASSES).accuracy
         held.append(low <= truth <= high)
     assert 0.89 <= np.mean(held) <= 0.99
+
+
+def test_wilson_s_interval_is_scipy_s() -> None:
+    for hits, draws in ((0, 3), (5, 5), (7, 20)):
+        expected = binomtest(hits, draws).proportion_ci(method="wilson")
+        found = bootstrap.wilson(np.array([hits / draws]), np.array([float(draws)]))
+        assert found.ravel() == pytest.approx([expected.low, expected.high])
 
 
 def test_no_mistake_among_few_images_is_not_certainty() -> None:

@@ -66,7 +66,9 @@ def test_names_cannot_write_html(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         text = (folder / "evaluation.json").read_text().replace("green leaf", "<script>").replace(".png", "<script>")
         pictures = {"confusion": "", "reliability": ""}
-        filled = render("evaluation.html.jinja", **json.loads(text), pictures=pictures, mistakes=[], disputed=["x"])
+        curves = [{"roc": "", "precision_recall": ""}] * 3
+        values = {"pictures": pictures, "curve_pictures": curves, "decided_on": "these", "mistakes": []}
+        filled = render("evaluation.html.jinja", **json.loads(text), **values, disputed=["x"])
         assert "&lt;script&gt;" in filled
         assert "<script>" not in filled
 

@@ -30,6 +30,7 @@ CLASSES = (
     "benign keratosis-like lesions of all kinds",
 )
 OVERFLOWING = """() => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
   const faults = [], wide = document.documentElement.scrollWidth;
   const text = element => element.textContent.trim().slice(0, 40);
   if (wide > innerWidth) faults.push(`the page is ${wide} px wide`);
@@ -41,7 +42,7 @@ OVERFLOWING = """() => {
     if (innerWidth >= 1280 && box.scrollWidth > box.clientWidth)
       faults.push(`a table is cut, ${box.scrollWidth} of ${box.clientWidth} px: ${text(table)}`);
   }
-  for (const element of document.querySelectorAll("th, td, p, li, dt, dd, figcaption, h1, h2, h3, .tile")) {
+  for (const element of document.querySelectorAll("th, td, p, li, dt, dd, figcaption, summary, h1, h2, h3, .tile")) {
     const [needed, place] = [element.scrollWidth, element.clientWidth];
     if (place && needed > place + 1)
       faults.push(`${element.tagName} overflows, ${needed} of ${place} px: ${text(element)}`);
@@ -69,7 +70,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         assert cv2.imwrite(str(folder / f"{'a_long_file_name_' * 6}{number}.png"), pixels)
     (root / "data" / CLASSES[0] / f"{'broken_file_' * 12}.png").write_bytes(b"cut off")
     options: dict[str, Any] = {"model": "mlp", "hidden": (8,), "image_size": 16, "epochs": 1, "val_fraction": 0.3}
-    run = train(TrainConfig(data=root / "data", out=root, name="x", quantize="int8", **options))
+    operate = tuple(f"{name}:sensitivity=0.9" for name in CLASSES)
+    run = train(TrainConfig(data=root / "data", out=root, name="x", quantize="int8", operate=operate, **options))
     audit = run_audit(AuditConfig(data=root / "data", out=root / "audit"))
     config = EvaluateConfig(run=run, compare=run / "model.int8.onnx", data=root / "data", split="all", out=root / "e")
     if not (run / "model.int8.onnx").exists():
