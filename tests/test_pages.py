@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from serving.api.routes import ROUTES
+from serving.contract.image_header import FORMATS
 from serving.settings import PREFIX, Settings
 from tests.support.markdown import PAGES, blocks, table
 from tests.support.paths import ROOT
@@ -35,6 +36,13 @@ def name_of(page: Path) -> str:
 def codes(cell: str) -> list[str]:
     """What stands in backticks."""
     return CODE.findall(cell)
+
+
+def test_the_formats_stand_wherever_they_are_named() -> None:
+    """The list itself is `image_header.FILE_EXTENSIONS`; the page at /ui and every message are made from it."""
+    openapi = ROOT / "serving" / "api" / "static" / "openapi.yaml"
+    for page, text in {README: FORMATS.replace(" or ", " and "), SERVING: FORMATS, openapi: FORMATS}.items():
+        assert text in page.read_text(), f"{name_of(page)} does not say {text}"
 
 
 def test_the_first_page_is_one_that_people_finish() -> None:

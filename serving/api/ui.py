@@ -5,6 +5,8 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
+from serving.contract.image_header import FORMATS, IMAGE_EXTENSIONS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
@@ -15,7 +17,10 @@ class Page:
 
     @classmethod
     def load(cls) -> "Page":
-        """Insert page.css and page.js into page.html; its Content-Security-Policy allows only the hashes of the two."""
+        """Insert style, script and the accepted formats into page.html.
+
+        Its Content-Security-Policy allows only the hashes of the first two.
+        """
         html, style, script = (
             files("serving.api").joinpath(f"static/page.{kind}").read_text() for kind in ("html", "css", "js")
         )
@@ -30,7 +35,10 @@ class Page:
             "frame-ancestors": "'none'",
         }
         return cls(
-            html=html.replace("/* page.css */", style).replace("/* page.js */", script),
+            html=html.replace("ACCEPTED", ",".join(IMAGE_EXTENSIONS))
+            .replace("FORMATS", FORMATS)
+            .replace("/* page.css */", style)
+            .replace("/* page.js */", script),
             headers={
                 "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
                 "Cache-Control": "no-cache",

@@ -5,7 +5,7 @@ are uint8 up to the input of the model.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -13,6 +13,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from serving.contract.formats.block import Block
+from serving.contract.formats.gif import gif_blocks
+from serving.contract.formats.opencv import imdecode
+from serving.contract.formats.tiff_blocks import tiff_blocks
 from serving.contract.image_header import MIN_SIDE, Header, ImageError, read_header
 
 MAX_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the limit of OpenCV is far above it
@@ -105,9 +109,9 @@ def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, m
     """Decode an image to upright uint8 pixels `[height, width, channels]`, RGB (3 channels) or luma (1 channel).
 
     The bytes decide the format, not the name of a file. EXIF orientation is applied. Alpha is composited on white. 16
-    bits are scaled to 8. CMYK is converted to RGB. ICC profiles are ignored. A JPEG with several pictures gives the
-    first one. The limits are checked with the header, before the pixels are decoded, so a small file that claims a huge
-    image takes no memory.
+    bits are scaled to 8. CMYK is converted to RGB. ICC profiles are ignored. A JPEG or TIFF with several pictures gives
+    the first one. The limits are checked with the header, before the pixels are decoded, so a small file that claims a
+    huge image takes no memory.
 
     Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
     image_too_small, image_too_large.
@@ -128,11 +132,7 @@ def decode_with_header(
     if header.frames > 1:
         raise ImageError("animated_image", "the file is an animation; send one picture")
     _check_size(header.width, header.height, max_pixels)
-    pixels = _decode_with(data, cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR_RGB)
-    if pixels.shape[:2] != (header.height, header.width):
-        raise ImageError("undecodable_image", "the file is damaged: its header and its pixels differ in size")
-    if header.transparent:
-        pixels = _on_white(pixels, header.transparent_gray)
+    pixels = _rgb(data, header)
     turn = TURNS.get(header.orientation)
     return as_channels(pixels if turn is None else turn(pixels), channels), header
 
@@ -168,38 +168,55 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError("image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels are accepted")
 
 
-def _decode_with(data: bytes, flags: int) -> np.ndarray:
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(str(error)) from error  # not a fault of the file
-        raise ImageError("undecodable_image", "the file is damaged: its pixels cannot be decoded") from error
-    if pixels is None:
-        raise ImageError("undecodable_image", "the file is damaged or cut off: its pixels cannot be decoded")
-    return pixels
-
-
-def _on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
-    """Composite the unchanged output of OpenCV (gray, BGR or BGRA, 8 or 16 bits) on white. Returns RGB with 8 bits.
-
-    The arithmetic needs 16 bits. It is done in strips, because for the whole image it takes several times its memory.
-    """
-    height, width = pixels.shape[:2]
-    rgb = np.empty((height, width, 3), np.uint8)
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        rgb[top : top + rows] = _strip_on_white(pixels[top : top + rows], transparent_gray)
+def _rgb(data: bytes, header: Header) -> Decoded:
+    """The pixels as stored, RGB with 8 bits."""
+    if header.format not in _BLOCKS and not header.transparent:
+        pixels = imdecode(data, cv2.IMREAD_COLOR_RGB)
+        _check_decoded(pixels, header)
+        return pixels
+    rgb = np.empty((header.height, header.width, 3), np.uint8)
+    for block in _BLOCKS.get(header.format, _transparent_block)(data, header):
+        rows, columns = block.colour.shape[:2]
+        place = rgb[block.top : block.top + rows, block.left : block.left + columns]
+        step = max(1, STRIP_PIXELS // columns)  # the arithmetic takes several times the memory of its pixels
+        for top in range(0, rows, step):
+            strip = slice(top, top + step)
+            alpha = None if block.alpha is None else block.alpha[strip]
+            place[strip] = _on_white(block.colour[strip], alpha, header.transparent_gray)
     return rgb
 
 
-def _strip_on_white(pixels: np.ndarray, transparent_gray: int | None) -> np.ndarray:
-    if pixels.ndim == 2 and transparent_gray is not None:
-        pixels = np.where(pixels == transparent_gray, np.iinfo(pixels.dtype).max, pixels).astype(pixels.dtype)
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.ndim == 2 or pixels.shape[2] != 4:
-        return as_channels(pixels, 3)[:, :, ::-1]
-    alpha = pixels[:, :, 3:].astype(np.uint16)
-    mixed = (pixels[:, :, 2::-1] * alpha + 255 * (255 - alpha) + 127) // 255
+def _transparent_block(data: bytes, header: Header) -> Iterator[Block]:
+    """All of an image that OpenCV decodes unchanged: gray, BGR or BGRA."""
+    pixels = imdecode(data, cv2.IMREAD_UNCHANGED)
+    _check_decoded(pixels, header)
+    pixels = np.atleast_3d(pixels)
+    yield Block(colour=pixels[:, :, 2::-1], alpha=pixels[:, :, 3:] if pixels.shape[2] == 4 else None)
+
+
+def _check_decoded(pixels: np.ndarray, header: Header) -> None:
+    if pixels.shape[:2] != (header.height, header.width):
+        raise ImageError("undecodable_image", "the file is damaged: its header and its pixels differ in size")
+
+
+_BLOCKS: dict[str, Callable[[bytes, Header], Iterator[Block]]] = {
+    "TIFF": lambda data, _: tiff_blocks(data),
+    "GIF": lambda data, _: gif_blocks(data),
+}
+"""Formats whose files OpenCV does not decode as a whole."""
+
+
+def _on_white(colour: np.ndarray, alpha: np.ndarray | None, transparent_gray: int | None) -> np.ndarray:
+    """Values of 8 or 16 bits, gray or RGB, as 8 bits on white."""
+    shown = _of_8_bits(colour)
+    if transparent_gray is not None:
+        shown = np.where(colour == transparent_gray, np.uint8(255), shown)
+    if alpha is None:
+        return shown
+    opacity = _of_8_bits(alpha).astype(np.uint16)
+    mixed = (shown * opacity + 255 * (255 - opacity) + 127) // 255
     return mixed.astype(np.uint8)
+
+
+def _of_8_bits(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)

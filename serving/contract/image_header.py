@@ -3,25 +3,37 @@
 No library is used, because its time and memory have no limit. For JPEG and PNG files of 10 MB that consist of tiny
 segments, Pillow took 1.4 to 2.4 s, with the interpreter locked, and up to 440 MB. This reader stops after MAX_SEGMENTS
 segments. Sources: ITU-T T.81 annex B (JPEG), the PNG specification, RFC 9649 (WebP), the BITMAPINFOHEADER family
-(BMP), TIFF 6.0 and Exif 2.32 (orientation).
+(BMP), TIFF 6.0 and Exif 2.32 (orientation). TIFF and GIF are in `formats`.
 """
 
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from serving.contract.formats.gif import read_gif
+from serving.contract.formats.header import MAX_SEGMENTS as MAX_SEGMENTS
+from serving.contract.formats.header import UPRIGHT as UPRIGHT
+from serving.contract.formats.header import Header as Header
+from serving.contract.formats.header import ImageError as ImageError
+from serving.contract.formats.header import damaged, too_many_segments
+from serving.contract.formats.tiff import read_tiff, refuse_big_tiff
 
 MIN_SIDE = 8
-FORMATS = "JPEG, PNG, WebP, BMP"
-FILE_EXTENSIONS = {"JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",)}
-"""The usual extensions of a file's name, in lower case, by `Header.format`."""
+FILE_EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+"""The formats that are decoded, by `Header.format`: the usual extensions of a file's name, in lower case."""
+FORMATS = " or".join(", ".join(FILE_EXTENSIONS).replace("WEBP", "WebP").rsplit(",", 1))
+"""The same for people."""
 IMAGE_EXTENSIONS = tuple(extension for extensions in FILE_EXTENSIONS.values() for extension in extensions)
-MAX_SEGMENTS = 10_000
-"""The most segments or chunks of a file. A photograph of 10 MB in chunks of 4 KB has 2,600."""
 MAX_SCANS = 100
 """The most scans of a JPEG. Encoders write about ten. Even a scan of few bytes costs a pass over the whole image."""
 
-UPRIGHT = 1
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 _EXIF_INTEGERS = {1: "B", 3: "H", 4: "I"}
@@ -36,34 +48,6 @@ _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _WEBP_ANIMATED, _WEBP_ALPHA = 0x02, 0x10
 
 
-class ImageError(ValueError):
-    """A refused image. `code` is for programs, the message is for people."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What the header of an image file states. Sizes are in pixels, of the image as stored, before EXIF orientation."""
-
-    format: str
-    """JPEG, PNG, WEBP or BMP."""
-    height: int
-    width: int
-    mode: str
-    """L, LA, P, RGB, RGBA or CMYK, as Pillow names them, for every bit depth."""
-    orientation: int = UPRIGHT
-    """The EXIF value, 1 to 8. Any other value means upright, like 1."""
-    frames: int = 1
-    """The number of frames of an animation; 1 for any other image, even for a JPEG with several pictures."""
-    transparent: bool = False
-    """Whether the image has an alpha channel or a transparent colour."""
-    transparent_gray: int | None = None
-    """The transparent gray value of a PNG without alpha, in the 8 or 16 bits of the decoded pixels."""
-
-
 def read_header(data: bytes) -> Header:
     """Read the header of a file. Raises ImageError: unsupported_image_format, undecodable_image."""
     for magic, read in _READERS.items():
@@ -71,16 +55,8 @@ def read_header(data: bytes) -> Header:
             try:
                 return read(data)
             except (struct.error, IndexError, KeyError) as error:
-                raise _damaged("its header is cut off or impossible") from error
+                raise damaged("its header is cut off or impossible") from error
     raise ImageError("unsupported_image_format", f"the bytes are not an image of an accepted format ({FORMATS})")
-
-
-def _damaged(why: str) -> ImageError:
-    return ImageError("undecodable_image", f"the file is damaged: {why}")
-
-
-def _too_many_segments() -> ImageError:
-    return _damaged(f"it has more than {MAX_SEGMENTS:,} segments around its pixels")
 
 
 def _jpeg(data: bytes) -> Header:
@@ -91,7 +67,7 @@ def _jpeg(data: bytes) -> Header:
     for marker, at, length in _segments(data):
         if marker in _SOF:
             if frame is not None:
-                raise _damaged("it describes its frame twice")
+                raise damaged("it describes its frame twice")
             frame = struct.unpack_from(">HHB", data, at + 1)
             coded = coded or marker > _JPG  # arithmetic coding has default tables
         elif marker == _DHT:
@@ -101,9 +77,9 @@ def _jpeg(data: bytes) -> Header:
         elif marker == _SOS:
             scans += 1
             if frame is None or not coded or scans > MAX_SCANS:
-                raise _damaged(f"a scan without a frame or tables, or more than {MAX_SCANS} scans")
+                raise damaged(f"a scan without a frame or tables, or more than {MAX_SCANS} scans")
     if frame is None or scans == 0:
-        raise _damaged("it holds no picture")
+        raise damaged("it holds no picture")
     height, width, components = frame
     return Header(format="JPEG", height=height, width=width, mode=_JPEG_MODES[components], orientation=orientation)
 
@@ -120,21 +96,21 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         [length] = struct.unpack_from(">H", data, at + 2)
         if data[at] != 0xFF or marker not in _WITH_LENGTH or length < 2:
-            raise _damaged("it has bytes between its segments")
+            raise damaged("it has bytes between its segments")
         yield marker, at + 4, length - 2
         at += 2 + length
         if marker == _SOS:
             end = _AFTER_SCAN.search(data, at)
             if end is None:
-                raise _damaged("it is cut off within a scan")
+                raise damaged("it is cut off within a scan")
             at = end.start()
-    raise _too_many_segments()
+    raise too_many_segments()
 
 
 def _png(data: bytes) -> Header:
     length, kind, width, height, depth, color = struct.unpack_from(">I4sIIBB", data, 8)
     if kind != b"IHDR" or length != 13:
-        raise _damaged("a PNG begins with IHDR")
+        raise damaged("a PNG begins with IHDR")
     mode = _PNG_MODES[color]
     frames, orientation, transparent_gray = 1, UPRIGHT, None
     transparent = mode in ("LA", "RGBA")
@@ -160,6 +136,7 @@ def _png(data: bytes) -> Header:
         frames=frames,
         transparent=transparent,
         transparent_gray=transparent_gray,
+        bits=max(depth, 8),
     )
 
 
@@ -172,12 +149,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     for _ in range(MAX_SEGMENTS):
         length, kind = struct.unpack_from(">I4s", data, at)
         if at + 12 + length > len(data):
-            raise _damaged("it ends within a chunk")
+            raise damaged("it ends within a chunk")
         if kind == b"IEND":
             return
         yield kind, at + 8, length
         at += 12 + length
-    raise _too_many_segments()
+    raise too_many_segments()
 
 
 def _webp(data: bytes) -> Header:
@@ -185,12 +162,12 @@ def _webp(data: bytes) -> Header:
     if kind == b"VP8 ":
         start, width, height = struct.unpack_from("<3sHH", data, 23)
         if start != b"\x9d\x01\x2a":
-            raise _damaged("a lossy WebP without its start code")
+            raise damaged("a lossy WebP without its start code")
         return Header(format="WEBP", height=height & 0x3FFF, width=width & 0x3FFF, mode="RGB")
     if kind == b"VP8L":
         signature, bits = struct.unpack_from("<BI", data, 20)
         if signature != 0x2F:
-            raise _damaged("a lossless WebP without its signature")
+            raise damaged("a lossless WebP without its signature")
         alpha = bool(bits >> 28 & 1)
         mode = "RGBA" if alpha else "RGB"
         return Header(
@@ -198,7 +175,7 @@ def _webp(data: bytes) -> Header:
         )
     if kind == b"VP8X":
         return _extended_webp(data)
-    raise _damaged("a WebP of unknown kind")
+    raise damaged("a WebP of unknown kind")
 
 
 def _extended_webp(data: bytes) -> Header:
@@ -215,7 +192,7 @@ def _extended_webp(data: bytes) -> Header:
             orientation = _exif_orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
         at += 8 + length + length % 2
     else:
-        raise _too_many_segments()
+        raise too_many_segments()
     alpha = bool(flags & _WEBP_ALPHA)
     return Header(
         format="WEBP",
@@ -235,7 +212,7 @@ def _bmp(data: bytes) -> Header:
     else:
         width, height, _, bits = struct.unpack_from("<iiHH", data, 18)  # a negative height: the top row is stored first
     if width < 0:
-        raise _damaged("a BMP of negative width")
+        raise damaged("a BMP of negative width")
     return Header(format="BMP", height=abs(height), width=width, mode="P" if bits <= 8 else "RGB")
 
 
@@ -256,4 +233,15 @@ def _exif_orientation(tiff: bytes) -> int:
     return UPRIGHT
 
 
-_READERS = {b"\xff\xd8\xff": _jpeg, _PNG_SIGNATURE: _png, b"RIFF": _webp, b"BM": _bmp}
+_READERS = {
+    b"\xff\xd8\xff": _jpeg,
+    _PNG_SIGNATURE: _png,
+    b"RIFF": _webp,
+    b"BM": _bmp,
+    b"II*\0": read_tiff,
+    b"MM\0*": read_tiff,
+    b"II+\0": refuse_big_tiff,
+    b"MM\0+": refuse_big_tiff,
+    b"GIF87a": read_gif,
+    b"GIF89a": read_gif,
+}

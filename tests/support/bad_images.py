@@ -21,6 +21,7 @@ from tests.support.forged import (
     png_with,
     segment,
 )
+from tests.support.tiff import Layout, tiff
 from tests.support.wire import form, part, raw_form
 
 # --- 3e. Not an accepted image, by its bytes
@@ -36,8 +37,11 @@ foreign(51, "text", "html", "json")
 foreign(52, "svg")
 foreign(53, "pdf")
 foreign(54, "eps")
-foreign(55, "gif", "animated gif")
-foreign(56, "tiff", "tiff of two pages")
+files(55, "GIF is accepted", 200, None, lambda: forged.GIF)
+files(55, "animated GIF", 422, "animated_image", lambda: forged.animated("GIF", 3))
+files(
+    56, "TIFF is accepted, by its first page", 200, None, lambda: {"one": forged.TIFF, "two": forged.TIFF_OF_TWO_PAGES}
+)
 foreign(57, "ico", "tga", "ppm", "pam", "pfm", "hdr", "sun raster")
 files(57, "BMP is accepted", 200, None, lambda: BMP)
 foreign(58, "jpeg 2000", "avif", "heic")
@@ -63,7 +67,6 @@ TAILS = {
     "php": png_with(chunk(b"tEXt", b"a\0<?php x-leaked ?>")),
 }
 files(64, "sound image with another file in it", 200, None, lambda: TAILS)
-foreign(64, "gif that is javascript")
 
 # --- 3f. Damaged
 
@@ -97,6 +100,7 @@ files(70, "PNG of wrong checksum", *DAMAGED, lambda: {name: forged.PNGSUITE[name
 # The first six have no PNG signature: by their bytes they are no PNG.
 files(71, "PngSuite without signature", *FOREIGN, lambda: dict(list(forged.PNGSUITE.items())[:6]))
 files(71, "PngSuite", *DAMAGED, lambda: dict(list(forged.PNGSUITE.items())[6:]))
+files(64, "gif that is javascript", *DAMAGED, lambda: b"GIF89a/*" + bytes(20) + b"*/=1;alert(1)")
 files(72, "WebP cut", *DAMAGED, lambda: {"200 B": WEBP[:200], "20 B": WEBP[:20], "12 B": WEBP[:12]})
 # In place of the CVE-2023-4863 sample: code lengths of the same kind.
 files(73, "WebP of overflowing Huffman codes", *DAMAGED, forged.webp_of_overflowing_codes)
@@ -133,6 +137,26 @@ files(
 files(80, "64 megapixels", *BOMB, lambda: flat(8000, 8000, "L"), seconds=0.1)
 files(81, "39.7 megapixels", 200, None, lambda: {"RGB": flat(6300, 6300, "L")}, seconds=2, mebibytes=300)
 files(81, "39.7 megapixels with alpha", 200, None, lambda: flat(6300, 6300, "LA"), seconds=4, mebibytes=380)
+files(
+    81,
+    "39.7 megapixels of TIFF and GIF",
+    200,
+    None,
+    lambda: {
+        "GIF": flat(6300, 6300, "L", "GIF"),
+        "TIFF": flat(6300, 6300, "RGB", "TIFF", compression="tiff_lzw"),
+        "TIFF of 16 bits": flat(6300, 6300, "I;16", "TIFF", compression="tiff_adobe_deflate"),
+    },
+    seconds=3,
+    mebibytes=300,
+)
+files(
+    81,
+    "TIFF that claims",
+    *BOMB,
+    lambda: tiff(forged.PIXELS, Layout(tags={256: (4, [30_000]), 257: (4, [30_000])})),
+    seconds=0.05,
+)
 ZEROS = zlib.compress(bytes(50 * MIB))
 files(
     82,
@@ -151,6 +175,8 @@ files(
     84, "progressive JPEG of 90 scans", 200, None, lambda: forged.jpeg_of_many_scans(4000, 80), seconds=3, mebibytes=300
 )
 TINY = {
+    "GIF": forged.GIF[:-1] + b"\x21\xfe" + b"\x01x" * 4_000_000 + b"\0\x3b",
+    "TIFF": tiff(forged.PIXELS, Layout(tags={257: (4, [60_000]), 278: (4, [1]), 273: (4, [8] * 30_000)})),
     "PNG": png_with(chunk(b"teSt", b"") * 800_000),
     "JPEG": jpeg_with(segment(0xFE, b"") * 2_000_000),
     "fill": jpeg_with(b"\xff" * 9_000_000),

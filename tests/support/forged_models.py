@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"interpolation": "linear"}},
         "golden 0: resizing does not",
     ),
-    "another scene": (another_scene, "golden 8: decoding does not"),
+    "another scene": (another_scene, "golden 10: decoding does not"),
     "other probabilities": (
         lambda graph, card: golden(card, probabilities=[0, 0, 1]),
         "golden 0: a probability differs",

@@ -27,8 +27,8 @@ from training.storage import sync
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parent.parent.parent
-PACKAGES = (ROOT / "serving" / "contract", Path(__file__).parent, Path(__file__).parent / "sources")
+CONTRACT = Path(__file__).parent.parent.parent / "serving" / "contract"
+PACKAGES = (CONTRACT, CONTRACT / "formats", Path(__file__).parent, Path(__file__).parent / "sources")
 """Folders of the code that makes entries."""
 ENTRIES_OF_A_KIND = 5
 """Making an entry deletes all others of its kind but those that were used last."""

@@ -56,6 +56,12 @@ def _transparent(picture: Image.Image) -> bytes:
     return _saved("PNG")(picture)
 
 
+def _deep(picture: Image.Image) -> Image.Image:
+    """Gray of 16 bits: lightness, and red in the lower eight."""
+    red, *_ = picture.split()
+    return Image.fromarray(np.asarray(picture.convert("L"), np.uint16) * 256 + np.asarray(red))
+
+
 KINDS = (
     Kind(height=61, width=97, encode=_saved("PNG")),
     Kind(height=64, width=48, encode=_transparent),
@@ -66,6 +72,8 @@ KINDS = (
     Kind(height=90, width=90, encode=lambda picture: _saved("JPEG", quality=90)(picture.convert("L"))),
     Kind(height=88, width=66, encode=_saved("WEBP", quality=80)),
     Kind(height=40, width=40, encode=_saved("BMP")),
+    Kind(height=56, width=80, encode=lambda picture: _saved("TIFF", compression="tiff_lzw")(_deep(picture))),
+    Kind(height=72, width=60, encode=lambda picture: _saved("GIF", transparency=0)(picture.quantize(64))),
 )
 PHOTOGRAPH = Scene(height=3000, width=4000, seed=12)
 """As large as a telephone's; drawn by the service, too, because it would be megabytes in the file."""

@@ -45,6 +45,8 @@ def png_header(width: int, height: int) -> bytes:
         "bmp": (encoded(RGB, "BMP"), SMOOTH),
         "webp": (encoded(RGB, "WEBP", lossless=True), SMOOTH),
         "jpeg": (encoded(RGB, "JPEG"), np.asarray(Image.open(io.BytesIO(encoded(RGB, "JPEG"))))),
+        "tiff": (encoded(RGB, "TIFF"), SMOOTH),
+        "gif": (encoded(RGB.quantize(16), "GIF"), np.asarray(RGB.quantize(16).convert("RGB"))),
         "gray": (encoded(RGB.convert("L"), "PNG"), np.asarray(RGB.convert("L").convert("RGB"))),
         "bilevel": (encoded(RGB.convert("1"), "PNG"), np.asarray(RGB.convert("1").convert("RGB"))),
         "palette": (encoded(RGB.quantize(16), "PNG"), np.asarray(RGB.quantize(16).convert("RGB"))),
@@ -94,8 +96,9 @@ FRAMES = [Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for
 BAD = {
     "nothing": (b"", "empty_image"),
     "text": (b"hello", "unsupported_image_format"),
-    "gif": (encoded(RGB, "GIF"), "unsupported_image_format"),
-    "tiff": (encoded(RGB, "TIFF"), "unsupported_image_format"),
+    "jpeg 2000": (encoded(RGB, "JPEG2000"), "unsupported_image_format"),
+    "gif cut": (encoded(RGB, "GIF")[:-30], "undecodable_image"),
+    "tiff cut": (encoded(RGB, "TIFF")[:-30], "undecodable_image"),
     "wave": (b"RIFF\0\0\0\0WAVE", "unsupported_image_format"),
     "junk before jpeg": (b"junk" + JPEG, "unsupported_image_format"),
     "only a signature": (PNG[:8], "undecodable_image"),
@@ -112,6 +115,7 @@ BAD = {
     "bomb that Pillow only warns of": (png_header(10_000, 10_000), "image_too_large"),
     "largest number": (png_header(2**31 - 1, 2**31 - 1), "image_too_large"),
     "animated png": (encoded(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), "animated_image"),
+    "animated gif": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "animated_image"),
     "animated webp": (encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "animated_image"),
 }
 

@@ -19,7 +19,10 @@ MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
     "WEBP": ["RGB", "RGBA"],
     "BMP": ["1", "L", "P", "RGB"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "GIF": ["1", "L", "P"],
 }
+WITH_EXIF = ("JPEG", "PNG", "WEBP")
 # Pillow's names of depths that Header does not tell apart.
 SAME = {"1": "L", "I;16": "L"}
 
@@ -35,7 +38,9 @@ def test_a_header_is_that_of_pillow(
     kind_and_mode: tuple[str, str], size: tuple[int, int], orientation: int | None, lossless: bool
 ) -> None:
     kind, mode = kind_and_mode
-    options: dict[str, Any] = {"exif": forged.exif(orientation)} if orientation is not None and kind != "BMP" else {}
+    options: dict[str, Any] = (
+        {"exif": forged.exif(orientation)} if orientation is not None and kind in WITH_EXIF else {}
+    )
     if kind == "WEBP":
         options |= {"lossless": lossless, "exact": True}
     data = encoded(Image.new(mode, size), kind, **options)
@@ -45,7 +50,7 @@ def test_a_header_is_that_of_pillow(
     assert header.frames == getattr(witness, "n_frames", 1) == 1
     assert header.transparent == (witness.mode in ("LA", "RGBA"))
     assert header.orientation == witness.getexif().get(ExifTags.Base.Orientation, 1)
-    if kind != "BMP":
+    if kind not in ("BMP", "GIF"):
         assert header.mode == SAME.get(witness.mode, witness.mode)
 
 
@@ -75,7 +80,7 @@ def test_a_broken_exif_block_leaves_the_image_as_it_is(tiff: bytes) -> None:
         assert isinstance(read_header(png_with(chunk(b"eXIf", start + tiff))), Header)
 
 
-@given(st.sampled_from([JPEG, PNG, forged.WEBP, forged.BMP]), st.data())
+@given(st.sampled_from([JPEG, PNG, forged.WEBP, forged.BMP, forged.TIFF, forged.GIF]), st.data())
 def test_a_file_cut_anywhere_is_refused_by_name_or_read_as_before(data: bytes, draw: st.DataObject) -> None:
     cut = data[: draw.draw(st.integers(0, len(data) - 1))]
     try:

@@ -92,11 +92,11 @@ def _one_level_off(fit: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 PLANTED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "another resize": ("INTERPOLATION_FLAGS", lambda flags: flags | {"area": cv2.INTER_LINEAR}, "resizing does not"),
-    "another resize of large images": ("fit", _one_level_off, "golden 8: resizing does not"),
-    "BGR for RGB": ("_decode_with", _bgr, "golden 0: decoding does not"),
+    "another resize of large images": ("fit", _one_level_off, "golden 10: resizing does not"),
+    "BGR for RGB": ("imdecode", _bgr, "golden 0: decoding does not"),
     "EXIF ignored": ("TURNS", lambda turns: {}, "golden 4: decoding does not"),
-    "another chroma upsampling": ("_decode_with", _chroma_by_repetition, "golden 3: decoding does not"),
-    "alpha ignored": ("_on_white", lambda on_white: lambda pixels, gray: pixels[:, :, 2::-1].copy(), "golden 1: decod"),
+    "another chroma upsampling": ("imdecode", _chroma_by_repetition, "golden 3: decoding does not"),
+    "alpha ignored": ("_on_white", lambda on_white: lambda colour, alpha, gray: colour, "golden 1: decod"),
 }
 
 

@@ -21,8 +21,9 @@ from training.export.goldens import CANDIDATES, KINDS, goldens
 def _pixels(example: Golden) -> np.ndarray:
     if isinstance(example.image, Scene):
         return example.image.draw()
-    picture = Image.open(BytesIO(example.image))
-    if picture.mode == "RGBA":
+    picture: Image.Image = Image.open(BytesIO(example.image))
+    if picture.mode == "RGBA" or picture.format == "GIF":
+        picture = picture.convert("RGBA")
         return np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
     return opened(example.image)
 

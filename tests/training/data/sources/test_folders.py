@@ -128,12 +128,12 @@ def test_names_that_differ_only_by_case_are_named(tmp_path: Path) -> None:
 
 
 def test_classes_without_an_image_are_named(tmp_path: Path) -> None:
-    files(tmp_path, "cat/1.png", "dog/1.JFIF", "bird/1.tif", "bird/2.tif")
+    files(tmp_path, "cat/1.png", "dog/1.JFIF", "bird/1.psd", "bird/2.psd")
     (tmp_path / "empty").mkdir()
     source = listed(tmp_path)
     assert images(source) == {(None, "cat"): 1, (None, "dog"): 1}
-    assert any("bird (2 .tif), empty (empty)" in note for note in source.notes)
-    assert source.ignored == ["bird/1.tif", "bird/2.tif"]
+    assert any("bird (2 .psd), empty (empty)" in note for note in source.notes)
+    assert source.ignored == ["bird/1.psd", "bird/2.psd"]
 
 
 def test_each_real_folder_is_read_once(tmp_path: Path) -> None:
