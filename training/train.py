@@ -38,7 +38,6 @@ from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
 from training.promotion import floors, log, outcome
-from training.promotion.rule import refusal
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
@@ -255,8 +254,7 @@ def conclude(
     judgement = outcome.judge_run(context, evaluation)
     card = build_card(model, context, evaluation, judgement.certificate if judgement else None)
     report_input = export_model(model, context, evaluation, card, epochs)
-    if judgement and judgement.faults:
-        report_input = replace(report_input, not_promoted=refusal(run, judgement.faults))
+    report_input = replace(report_input, promotion=outcome.not_settled(run, context.config.promote, judgement))
     tensorboard.write_results(writer, report_input)
     writer.flush()
     outcome.leave_pending(run, context.config.promote, judgement)
@@ -295,5 +293,5 @@ def export_model(
             digest(config.run / "checkpoints" / "best.pt"),
         ),
         environment=provenance.environment(context.device, context.group.size),
-        not_promoted=None,
+        promotion=outcome.not_settled(config.run, config.promote, None),
     )

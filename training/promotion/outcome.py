@@ -14,6 +14,7 @@ from training.promotion import log
 from training.promotion.log import Entry
 from training.promotion.rival import MODEL, find_rival, find_served
 from training.promotion.rule import Judgement, TestAnswers, judge, refusal
+from training.report.promotion import Promotion, write_promotion
 from training.storage import digest, locked, write_atomically
 
 
@@ -77,19 +78,35 @@ def settle(run: Path) -> None:
     pending = _read(run / UNSETTLED)
     try:
         with locked(run.parent / log.LOCK):
-            _settle(run, pending)
+            promotion = _settle(run, pending)
+        write_promotion(run, promotion)
         (run / UNSETTLED).unlink()
     except OSError as error:
         lost = f"{error.strerror or error}; {run} is complete; --resume {run} tries again"
         raise OSError(error.errno, lost, error.filename) from error
 
 
-def _settle(run: Path, pending: Pending | None) -> None:
+def not_settled(run: Path, promote: Promote, judgement: Judgement | None) -> Promotion:
+    """What a report says of its run's promotion until that is settled."""
+    faults = judgement.faults if judgement else ()
+    holds = "does not hold" if faults else "holds"
+    sentence = f"The rule of promotion {holds}, but it is not settled yet; `--resume {run}` does that."
+    return Promotion(
+        outcome="not asked" if promote == "never" else "not settled",
+        promote=promote,
+        sentence="It was not to be promoted (`--promote never`)." if promote == "never" else sentence,
+        measured=judgement.measured if judgement else None,
+        faults=faults,
+        time=None,
+    )
+
+
+def _settle(run: Path, pending: Pending | None) -> Promotion:
     out, served, own = run.parent, find_served(run.parent), digest(run / MODEL)
     now = served.digest if served else None
-    if now == own:
-        return  # a process was killed after the move
-    judgement = pending.judgement if pending else None
+    judgement, promote = (pending.judgement, pending.promote) if pending else (None, "better")
+    if now == own:  # a process was killed after the move
+        return _as_settled(run, promote, judgement, None)
     faults = judgement.faults if judgement else () if pending else (BY_OLDER_VERSION,)
     if judgement and now != judgement.rival:
         target = served.target if served else "nothing"
@@ -106,10 +123,24 @@ def _settle(run: Path, pending: Pending | None) -> None:
     )
     if faults:
         log.append(out, entry)
-        if judgement is None or faults != judgement.faults:  # else it is a warning of the report
-            print(refusal(run, faults))
     else:
         log.move(out, entry)
+    return _as_settled(run, promote, judgement, entry)
+
+
+def _as_settled(run: Path, promote: Promote, judgement: Judgement | None, entry: Entry | None) -> Promotion:
+    """By the entry of the log; None: `latest` had moved already."""
+    faults = entry.faults if entry else ()
+    when = f" at {entry.time}" if entry else ""
+    moved = f"It was promoted: `latest` moved to it{when}, by the rule `--promote {promote}`."
+    return Promotion(
+        outcome="refused" if faults else "promoted",
+        promote=promote,
+        sentence=refusal(run, faults) if faults else moved,
+        measured=judgement.measured if judgement else None,
+        faults=faults,
+        time=entry.time if entry else None,
+    )
 
 
 def _read(path: Path) -> Pending | None:

@@ -108,6 +108,7 @@ def run_summary(run: Path) -> str:
             "",
             *rows,
             "",
+            *_promotion(facts.get("promotion")),  # absent in older versions' runs
             *(f"warning: {warning}" for warning in facts["warnings"]),
             *([facts["test_looks"]["sentence"]] if "test_looks" in facts else []),  # absent in older versions' runs
             *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
@@ -124,6 +125,12 @@ def run_summary(run: Path) -> str:
             f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve",
         )
     )
+
+
+def _promotion(promotion: dict[str, Any] | None) -> list[str]:
+    if promotion is None:
+        return []
+    return [f"{'warning: ' if promotion['outcome'] == 'refused' else ''}{promotion['sentence']}"]
 
 
 def _int8(quantized: dict[str, Any] | None) -> list[str]:

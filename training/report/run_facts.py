@@ -29,6 +29,7 @@ from training.models import weights
 from training.report.audit import audit_warnings
 from training.report.decisions import Decisions, decision_facts, decision_warnings, measure
 from training.report.looks import EarlierLooks
+from training.report.promotion import Promotion
 from training.settled import SettledConfig
 
 
@@ -54,8 +55,8 @@ class ReportInput:
     environment: dict[str, str]
     looks: EarlierLooks
     """At the test split, before this run's."""
-    not_promoted: str | None
-    """Why `latest` stays as it is, in a sentence."""
+    promotion: Promotion
+    """As it is before the report is written."""
 
     def scored(self, split: Literal["val", "test"]) -> ScoredImages:
         """The images of a split with what the model, and for the test what the served file answers."""
@@ -100,6 +101,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
         "decisions": decision_facts(decisions),
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
         "shortcut": _shortcut(inputs),
+        "promotion": inputs.promotion.facts(),
         "test_looks": inputs.looks.facts(),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
         "parity": {
@@ -134,8 +136,6 @@ def _shortcut(inputs: ReportInput) -> dict[str, object] | None:
 def _warnings(inputs: ReportInput) -> Iterator[str]:
     """Sentences on what to know before trusting the model."""
     scores, calibration, shortcut = inputs.scores["test"], inputs.card.calibration, inputs.dataset.audit.baseline
-    if inputs.not_promoted is not None:
-        yield inputs.not_promoted
     yield from audit_warnings(inputs.dataset.audit)
     share = shortcut and shortcut.share(scores.balanced_accuracy)
     if shortcut and share and share >= LARGE_SHARE:

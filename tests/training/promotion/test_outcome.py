@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,11 @@ from training.storage import digest
 from training.train import train
 
 
+def reported(run: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((run / "report" / "report.json").read_text())["promotion"]
+    return facts
+
+
 def test_a_first_run_is_certified_and_served(two: Path) -> None:
     first = log(two)[0]
     assert (first["event"], first["run"], first["replaced"]) == ("promoted", "good", None)
@@ -28,6 +34,12 @@ def test_a_first_run_is_certified_and_served(two: Path) -> None:
     assert card.certificate is not None
     assert card.certificate.champion is None
     report = json.loads((two / "good" / "report" / "report.json").read_text())
+    assert report["promotion"]["outcome"] == "promoted"
+    assert report["promotion"]["measured"] == first["numbers"]
+    for name in ("report.md", "report.html"):
+        page = (two / "good" / "report" / name).read_text()
+        assert page.count(f"latest{'`' if name == 'report.md' else '</code>'} moved to it at {first['time']}") == 1
+        assert "No model was served, so there was none to compare with" in page
     assert card.certificate.test_split == report["data"]["test_digest"] == first["numbers"]["test_split"]
     assert card.certificate.balanced_accuracy == report["scores"]["test"]["balanced_accuracy"]
 
@@ -41,7 +53,17 @@ def test_a_worse_run_ends_well_and_leaves_latest(two: Path) -> None:
     assert open_model(two / "poor" / "model.onnx").card.certificate is None
     assert is_finished(two / "poor")
     assert f"promote {two / 'poor'} --force" in run_summary(two / "poor")
-    assert f"promote {two / 'poor'} --force" in (two / "poor" / "report" / "report.md").read_text()
+    report = json.loads((two / "poor" / "report" / "report.json").read_text())["promotion"]
+    assert (report["outcome"], report["promote"], report["time"]) == ("refused", "better", refused["time"])
+    assert report["measured"] == refused["numbers"]
+    assert report["faults"] == refused["faults"]
+    champion = report["measured"]["champion"]
+    for name in ("report.md", "report.html"):
+        page = (two / "poor" / "report" / name).read_text().replace("&#34;", '"').replace("<code>", "`")
+        first_screen, _, section = page.partition("<!-- promotion section -->")
+        assert f"`python -m training promote {two / 'poor'} --force" in first_screen
+        for part in ("Outcome: refused", f"{champion['difference']:+.3f}", champion["digest"], "McNemar's p"):
+            assert part in section.partition("<!-- end -->")[0], name
 
 
 def test_an_equal_run_replaces_it_and_always_asks_nothing(photos: Path, two: Path, tmp_path: Path) -> None:
@@ -154,11 +176,13 @@ def test_a_run_that_was_killed_before_it_was_settled_is_settled_when_resumed(two
     (out / "poor" / UNSETTLED).write_text('{"promote": "always", "judgement": null}')
     train(again)
     assert latest(out) == "poor"
+    assert reported(out / "poor")["outcome"] == "promoted"
     moved = (out / "promotions.jsonl").read_bytes()
     (out / "poor" / UNSETTLED).write_text('{"promote": "always", "judgement": null}')  # killed after the move
     train(again)
     assert (out / "promotions.jsonl").read_bytes() == moved
     assert not (out / "poor" / UNSETTLED).exists()
+    assert (reported(out / "poor")["outcome"], reported(out / "poor")["time"]) == ("promoted", None)
     (out / "good" / UNSETTLED).touch()  # as older versions left it
     train(parsed("train", ["--resume", str(out / "good")]))
     assert latest(out) == "poor"
@@ -175,6 +199,34 @@ def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Pat
     settle(out / "new")
     assert latest(out) == "poor"
     assert "has moved to poor since it was judged" in log(out)[-1]["faults"][0]
+    assert "has moved to poor since it was judged" in reported(out / "new")["sentence"]
+    assert "has moved to poor since it was judged" in (out / "new" / "report" / "report.md").read_text()
+
+
+def test_a_report_says_that_nothing_is_settled_until_it_is(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(run: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.promotion.outcome.settle", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(photos, tmp_path, name="x")
+    assert reported(tmp_path / "x")["outcome"] == "not settled"
+    page = tmp_path / "x" / "report" / "report.html"
+    assert "The rule of promotion holds, but it is not settled yet" in page.read_text()
+    make(photos, tmp_path, name="x", resume="auto")
+    assert reported(tmp_path / "x")["outcome"] == "promoted"
+    assert "not settled" not in page.read_text()
+    before = page.read_bytes(), (tmp_path / "x" / "report" / "report.md").read_bytes()
+    (tmp_path / "x" / UNSETTLED).write_text('{"promote": "never", "judgement": null}')
+    (tmp_path / "x" / "report" / "report.json").write_text("{}")  # as an older version wrote it
+    settle(tmp_path / "x")
+    assert before == (page.read_bytes(), (tmp_path / "x" / "report" / "report.md").read_bytes())
+    run = make(photos, tmp_path, name="y", promote="never")
+    assert reported(run)["outcome"] == "not asked"
+    assert "`--promote never`" in run_summary(run)
 
 
 def test_it_costs_less_than_two_seconds(
