@@ -36,6 +36,9 @@ from training.errors import (
     ProcessLost,
 )
 from training.evaluate import EvaluateConfig, evaluate
+from training.folds.command import folds
+from training.folds.config import FoldsConfig
+from training.folds.report import folds_summary
 from training.parity.command import ParityConfig, parity
 from training.promotion.command import PromoteConfig, RollbackConfig, latest_summary, promote, rollback
 from training.report.audit import AuditConfig, audit_summary, run_audit
@@ -54,6 +57,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "train": (TrainConfig, train, run_summary),
     "audit": (AuditConfig, run_audit, audit_summary),
     "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
+    "folds": (FoldsConfig, folds, folds_summary),
     "study": (StudyConfig, study, study_summary),
     "parity": (ParityConfig, parity, parity_summary),
     "check": (CheckConfig, check, str),
@@ -115,7 +119,7 @@ def start_together(torchrun: list[str], arguments: list[str]) -> None:
 def run_command(verb: str, config: Any, interruption: Interruption, group: Group) -> Path:
     """Run a command, print its summary in the first process, and return the folder with its results."""
     _, command, summary = VERBS[verb]
-    if isinstance(config, TrainConfig):
+    if verb == "train":
         folder = train(config, interruption, group)
     elif group.size > 1:
         raise ConfigError(f"{verb} runs in one process, not in {group.size} together: start it without torchrun")
@@ -132,12 +136,14 @@ def options(verb: str, arguments: list[str]) -> Any:
     Raises ConfigError, CheckpointRefused.
     """
     kind, program = VERBS[verb][0], f"python -m training {verb}"
-    if kind is not TrainConfig:
+    if not issubclass(kind, TrainConfig):
         return tyro.cli(kind, prog=program, args=arguments)
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     known, others = parser.parse_known_args(arguments)
     default = TrainConfig() if known.config is None else from_yaml(known.config)
+    if kind is not TrainConfig:
+        return tyro.cli(kind, prog=program, args=others, default=kind(**vars(default)))
     config = tyro.cli(TrainConfig, prog=program, args=others, default=default)
     if config.resume is None or (run := runs.to_resume(config.resume, config.out, config.name)) is None:
         return config

@@ -1,5 +1,6 @@
 """The options of a training run: one frozen dataclass, from which tyro makes the command line."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -62,6 +63,8 @@ class TrainConfig:
     data: Path | None = None
     """Images with labels: a folder of class folders; a folder with train/, val/ and perhaps test/ of class folders; a
     CSV manifest with columns path, label and perhaps split, group; or an .npz in the MedMNIST layout. None: digits."""
+    corrections: Path | None = None
+    """A CSV file with columns path and label, whose labels replace those of the data: an edited label-issues.csv."""
     out: Path = Path("runs")
     """Folder in which runs are kept."""
     name: str | None = None
@@ -89,6 +92,9 @@ class TrainConfig:
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: Annotated[float, Positive] = 0.15
     """Share of the images held out for the test when the data brings no such split."""
+    fold: str | None = None
+    """i/n: the test split is the i-th of n parts of all images, whatever splits they bring. The parts are drawn by
+    --seed, stratified, and part no group."""
     images_per_class: Annotated[int, AtLeastOne] | None = None
     """Train on at most this many images of each class, drawn by --seed, to see what fewer images cost; validation and
     test stay as they are. None: all."""
@@ -252,6 +258,8 @@ class TrainConfig:
                 require(all(map(bound.holds, numbers)), name, bound.expected, value)
         for holds, names, expected, value in _combinations(self):
             require(holds, names, expected, value)
+        if self.fold is not None:
+            require(share_of("fold", self.fold)[1] > 1, "fold", "2 parts or more", self.fold)
         # A resumed run is given them again, and tyro appends them to its own.
         for name in ("floor", "operate"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
@@ -297,6 +305,14 @@ class TrainConfig:
 def default_name(model: str) -> str:
     """Date, time (UTC) and model: sorts by age."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
+
+
+def share_of(option: str, text: str) -> tuple[int, int]:
+    """The numbers of an option that is written as i/n, such as 1/4. Raises ConfigError."""
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    i, n = map(int, numbers.groups()) if numbers else (0, 0)
+    require(1 <= i <= n, option, "i/n with i from 1 to n, such as 1/4", text)
+    return i, n
 
 
 def require(holds: bool, option: str, expected: str, value: object) -> None:

@@ -45,6 +45,8 @@ class EvaluateConfig:
     """The model: a run's folder, or an .onnx file."""
     data: Path | None = None
     """Images with labels, in one of the formats of training. None: the digits."""
+    corrections: Path | None = None
+    """As for training, whose data is not the same without them."""
     split: Wanted | None = None
     """Images to evaluate on. None: the test split, if the data brings one or is what the model was trained on (its
     splits are then made again); else all."""
@@ -66,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     classifiers = [open_model(model_file(path), threads=0) for path in paths]
     _check_classes(classifiers)
     cache = Cache(config.cache)
-    source = find(config.data, cache, [config.out] if config.out else [])
+    source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
     check_labels(source, classifiers[0].card.classes)
     name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
     default = model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"

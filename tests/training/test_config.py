@@ -87,7 +87,7 @@ def test_the_configuration_reads_back_from_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("epoch: 3", r"there is no option 'epoch'; there are data, out, .*epochs"),
+        ("epoch: 3", r"there is no option 'epoch'; there are data, corrections, .*epochs"),
         ("model: 3", "model: Input should be a valid string, got 3"),
         ("epochs: ten", "epochs: Input should be a valid integer.* got 'ten'"),
         ("epochs: true", "epochs: expected a number, got True"),

@@ -90,7 +90,7 @@ class Dataset(LabelledImages):
 def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
-    source = formats.find(config.data, cache, [config.out])
+    source = formats.find(config.data, cache, [config.out], config.corrections)
     inspected = inspection.inspect(source, config, cache)
     source.release()
     image_set = inspection.image_set(source, inspected.contents)

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from training.data.cache import Cache
+from training.data.sources.corrections import corrected
 from training.data.sources.folders import folders
 from training.data.sources.manifest import manifest
 from training.data.sources.npz import npz
@@ -21,11 +22,16 @@ from training.errors import DataError
 DIGITS_SCALE = 2
 
 
-def find(data: Path | None, cache: Cache, outputs: Sequence[Path] = ()) -> Source:
+def find(data: Path | None, cache: Cache, outputs: Sequence[Path] = (), corrections: Path | None = None) -> Source:
     """Determine the format of the data and list its images. `outputs` are folders that this project writes to.
 
-    Raises DataError, OSError.
+    Labels of the file `corrections` replace those of the data. Raises DataError, OSError.
     """
+    source = _listed(data, cache, outputs)
+    return source if corrections is None else corrected(source, corrections)
+
+
+def _listed(data: Path | None, cache: Cache, outputs: Sequence[Path]) -> Source:
     if data is None:
         return _digits()
     if not data.exists():

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Bool, Int64
 from pydantic import TypeAdapter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
 
-from training.config import Leaks, TrainConfig
+from training.config import Leaks, TrainConfig, share_of
 from training.data.inspection import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.errors import DataError
@@ -26,6 +28,7 @@ class SplitPolicy:
     test_fraction: float
     seed: int
     images_per_class: int | None = None
+    fold: str | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> "SplitPolicy":
@@ -57,6 +60,7 @@ class Division:
 def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     """Keep the splits of the source and make the missing ones, without parting a group or the copies of a picture.
 
+    With a `fold`, the test split is that part of all images, and no split of the source is kept.
     With `leaks` of `drop`: a component with images in the test split leaves training and validation; one with images in
     the validation split leaves training; a picture with two labels leaves all splits. Otherwise nothing is removed.
     Then training keeps at most `images_per_class` images of each class. Raises DataError.
@@ -72,9 +76,11 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
             f"{images.name}: every image of {', '.join(lost)} shows a picture that is also under another label"
         )
     component = components(images.groups, images.duplicates.links)
-    made = complete(
-        [images.source_splits[i] for i in usable], images.labels[usable], component[usable], images.classes, policy
-    )
+    given = [images.source_splits[i] for i in usable]
+    if policy.fold is not None:
+        in_fold = fold(policy.fold, images.labels[usable], component[usable], images.classes, policy.seed)
+        given = ["test" if inside else None for inside in in_fold]
+    made = complete(given, images.labels[usable], component[usable], images.classes, policy)
     assigned = np.array([split or "train" for split in images.source_splits], dtype=object)
     for split, members in made.items():
         assigned[usable[members]] = split
@@ -87,6 +93,20 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
         splits["train"] = at_most(policy.images_per_class, splits["train"], images.labels, policy.seed)
     _check(splits, images.labels, images.classes)
     return Division(assigned=list(assigned), splits=splits, components=component, removed=dict(sorted(removed.items())))
+
+
+def fold(
+    which: str, labels: np.ndarray, components: np.ndarray, classes: Sequence[str], seed: int
+) -> Bool[np.ndarray, " images"]:
+    """Which images are in the fold `which`, i/n: stratified by label, components kept together. Raises DataError."""
+    i, n = share_of("fold", which)
+    for label in np.unique(labels):
+        count = len(np.unique(components[labels == label]))
+        if count < n:
+            raise DataError(f"class {classes[label]}: {count} groups cannot be in {n} folds, at most in {count}")
+    parts = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, components)
+    _, members = next(islice(parts, i - 1, None))
+    return np.isin(np.arange(len(labels)), members)
 
 
 def undivided(images: ImageSet) -> Division:

@@ -39,6 +39,8 @@ class ParityConfig:
     """A run's folder, or an .onnx file; torch is asked where the run's checkpoint is beside it."""
     data: Path | None = None
     """Images with labels, in one of the formats of training. None: the digits."""
+    corrections: Path | None = None
+    """As for evaluate."""
     split: Wanted | None = None
     """Images to ask about. None: as for evaluate, the test split where there is one."""
     url: str | None = None
@@ -67,7 +69,7 @@ def parity(config: ParityConfig) -> Path:
         raise ConfigError(
             f"{path}: there is nothing to compare with; expected a run's folder with its checkpoint, or --url"
         )
-    source = find(config.data, cache, [config.out] if config.out else [])
+    source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
     check_labels(source, classifier.card.classes)
     with results_folder(config.out, path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
         images, [trained_on] = gather(source, cache, [classifier.card])

@@ -37,6 +37,8 @@ class AuditConfig:
 
     data: Path | None = None
     """Images with labels, as for training."""
+    corrections: Path | None = None
+    """As for training."""
     leaks: Leaks = "drop"
     """As for training; error ends with exit code 3 if there is any leak."""
     val_fraction: float = 0.15
@@ -63,7 +65,7 @@ def run_audit(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cache = Cache(config.cache)
-    source = formats.find(config.data, cache, [config.out or Path("runs")])
+    source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections)
     images = inspection.image_set(source, inspection.inspect_files(source, cache))
     audited = divide_and_audit(images, config.split_policy, cache)
     facts = audit_facts(audited)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from training.config import share_of
 from training.errors import ConfigError
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import identity, job, prepare, read_spec
@@ -68,12 +69,7 @@ def shard(cells: Sequence[Cell], which: str | None) -> list[Cell]:
     """Of `which` i/n, every n-th cell from the i-th on; of None, all cells. Raises ConfigError."""
     if which is None:
         return list(cells)
-    try:
-        i, n = map(int, which.split("/"))
-    except ValueError as error:
-        raise ConfigError(f"--shard: expected i/n, such as 1/4, got {which}") from error
-    if not 1 <= i <= n:
-        raise ConfigError(f"--shard: expected i from 1 to n, got {which}")
+    i, n = share_of("shard", which)
     return list(cells[i - 1 :: n])
 
 

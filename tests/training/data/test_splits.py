@@ -204,3 +204,29 @@ def test_nothing_left_after_contradictions_is_a_sentence(
 ) -> None:
     with pytest.raises(DataError, match=reason):
         divide(image_set([None] * len(labels), np.array(labels), pairs=pairs), POLICY)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_folds_part_all_images_and_no_group(n: int) -> None:
+    """Whatever splits the source has; training and validation are drawn from the others."""
+    rng = np.random.default_rng(n)
+    labels = np.repeat([0, 1], 60)
+    groups = [f"group {number}" for number in np.concatenate([rng.integers(0, 25, 60), rng.integers(25, 50, 60)])]
+    images = image_set([None, "test", "val"] * 40, labels, groups)
+    divisions = [divide(images, replace(POLICY, fold=f"{i}/{n}")) for i in range(1, n + 1)]
+    tested = np.concatenate([division.splits["test"] for division in divisions])
+    assert sorted(tested) == list(range(120))
+    for division in divisions:
+        assert not division.removed
+        assert sum(len(indices) for indices in division.splits.values()) == 120
+        for split in SPLITS:
+            elsewhere = np.concatenate([division.splits[other] for other in SPLITS if other != split])
+            assert not {groups[i] for i in division.splits[split]} & {groups[i] for i in elsewhere}
+        shares = np.bincount(labels[division.splits["test"]], minlength=2) / 60
+        assert shares == pytest.approx([1 / n, 1 / n], abs=0.12)
+
+
+def test_a_class_of_fewer_groups_than_folds_is_refused() -> None:
+    images = image_set([None] * 20, np.repeat([0, 1], [16, 4]))
+    with pytest.raises(DataError, match="class b: 4 groups cannot be in 5 folds, at most in 4"):
+        divide(images, replace(POLICY, fold="1/5"))

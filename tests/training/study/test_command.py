@@ -141,8 +141,11 @@ def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Pa
         ),
         ({"study": "merge"}, "expected the folders"),
         ({"study": "merge", "paths": (Path("absent"),)}, "absent: expected a study's folder, with its study.yaml"),
-        ({"study": "regularisation", "shard": "3/2"}, "--shard: expected i from 1 to n, got 3/2"),
-        ({"study": "regularisation", "shard": "half"}, "--shard: expected i/n, such as 1/4, got half"),
+        ({"study": "regularisation", "shard": "3/2"}, "--shard: expected i/n with i from 1 to n, such as 1/4, got 3/2"),
+        (
+            {"study": "regularisation", "shard": "half"},
+            "--shard: expected i/n with i from 1 to n, such as 1/4, got half",
+        ),
     ],
 )
 def test_what_cannot_be_followed_is_refused(given: dict[str, Any], expected: str, tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""The command as a user runs it: every image is answered once, by a model that has not seen it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainer import command
+from training.__main__ import main
+from training.engine import runs
+from training.errors import ConfigError
+from training.folds.config import FoldsConfig
+
+OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "1", "--workers", "0"]
+
+
+def arguments(photos: Path, out: Path, *options: str) -> list[str]:
+    return ["folds", "--data", str(photos), "--out", str(out), "--folds", "3", "--name", "x", *OPTIONS, *options]
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("folds")
+    done = command(*arguments(photos, out))
+    assert done.returncode == 0, done.stderr
+    assert "3 trainings, 3 to make" in done.stdout
+    assert "balanced accuracy" in done.stdout
+    return out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_is_answered_once_by_a_model_that_has_not_seen_it(made: Path, photos: Path) -> None:
+    folder = made / "folds" / "x"
+    answers = {row["path"]: row for row in rows(folder / "predictions.csv")}
+    assert answers.keys() == {str(path.relative_to(photos)) for path in photos.rglob("*") if path.is_file()}
+    seen: set[str] = set()
+    for run in sorted((folder / "runs").glob("*-of-3")):
+        own = rows(run / "predictions.csv")
+        assert not seen & {row["path"] for row in own}
+        seen |= {row["path"] for row in own}
+        for row in own:
+            assert answers[row["path"]] == row
+        assert {row["true"] for row in own} == {"Red rash", "blue", "green leaf"}
+    assert seen == answers.keys()
+    facts = json.loads((folder / "folds.json").read_text())
+    assert (facts["answered"], len(facts["folds"])) == (90, 3)
+    assert facts["pooled"]["accuracy"] == pytest.approx(
+        sum(row["true"] == row["predicted"] for row in answers.values()) / 90
+    )
+    assert facts["means"]["accuracy"]["interval"][0] <= facts["means"]["accuracy"]["mean"]
+    assert facts["issues"]["count"] == len(rows(folder / "label-issues.csv"))
+    assert "label-issues.csv" in (folder / "folds.html").read_text()
+    assert not (folder / "runs" / runs.LATEST).exists(), "no fold is served"
+
+
+def test_the_same_command_makes_what_is_missing_and_no_other_options(made: Path, photos: Path) -> None:
+    folder = made / "folds" / "x"
+    before = (folder / "predictions.csv").read_bytes()
+    shutil.rmtree(folder / "runs" / "2-of-3")
+    done = command(*arguments(photos, made))
+    assert done.returncode == 0, done.stderr
+    assert "3 trainings, 1 to make" in done.stdout
+    assert (folder / "predictions.csv").read_bytes() == before, "the same training gives the same answers"
+    other = command(*arguments(photos, made, "--seed", "1"))
+    assert other.returncode == 2
+    assert "holds folds of other options: seed was 0, now it is 1" in other.stderr
+
+
+def test_what_makes_no_folds_costs_no_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(photos, tmp_path), "--folds", "40"]) == 3
+    assert "groups cannot be in 40 folds, at most in 30" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("model.onnx"))
+
+
+def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path: Path) -> None:
+    done = command(*arguments(photos, tmp_path, "--lr", "1e30", "--jobs", "1"))
+    assert done.returncode == 4
+    assert "fold 1-of-3 failed with exit code 4" in done.stderr
+    assert "a lower --lr" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"folds": 1}, "--folds: expected 2 or more, got 1"),
+        ({"fold": "1/2"}, "--fold: expected none, as all folds are made"),
+        ({"resume": "auto"}, "--resume: expected none, as the same command continues"),
+        ({"threads": 0}, "--threads: expected 1 or more"),
+        ({"epochs": 0}, "--epochs: expected"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused(given: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        FoldsConfig(**given)  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from training.folds.results import corrected_interval, fold_means
+from training.metrics.classification import score
+
+
+def test_an_interval_worked_by_hand() -> None:
+    """Values 0.7, 0.8, 0.9: variance 0.01, times 1/3 + 1/2; Student's 97.5 % with 2 degrees of freedom is 4.3027."""
+    half = 4.302653 * math.sqrt(0.01 * (1 / 3 + 1 / 2))
+    assert corrected_interval([0.7, 0.8, 0.9]) == pytest.approx((0.8 - half, 0.8 + half), abs=1e-6)
+
+
+def test_it_holds_where_the_naive_interval_is_too_narrow() -> None:
+    """Folds share training images, so their scores are correlated: 1/k of n_test/(n_train + n_test) of the variance."""
+    rng, k, truth = np.random.default_rng(0), 5, 0.8
+    shared = math.sqrt(0.2)  # correlation of two folds: Nadeau and Bengio's n_test / (n_test + n_train)
+    held = naive = 0
+    for _ in range(4_000):
+        common = rng.normal()
+        values = truth + 0.02 * (shared * common + math.sqrt(1 - 0.2) * rng.normal(size=k))
+        low, high = corrected_interval(values.tolist())
+        held += low <= truth <= high
+        half = norm.ppf(0.975) * values.std(ddof=1) / math.sqrt(k)
+        naive += values.mean() - half <= truth <= values.mean() + half
+    assert 0.94 <= held / 4_000 <= 0.96
+    assert naive / 4_000 < 0.85
+
+
+def test_a_score_that_a_fold_lacks_has_no_mean() -> None:
+    """A fold with images of one class has no ROC AUC."""
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    both = score(np.array([0, 1]), probabilities, ("a", "b"))
+    one = score(np.array([0, 0]), probabilities, ("a", "b"))
+    means = fold_means([both, one])
+    assert means["roc_auc"] is None
+    assert means["accuracy"] is not None
+    assert means["accuracy"].mean == 0.75

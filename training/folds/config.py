@@ -1,0 +1,36 @@
+"""The options of `python -m training folds`: those of a training, and how often."""
+
+from dataclasses import dataclass, fields
+
+from training.config import TrainConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsConfig(TrainConfig):
+    """Train on all of the data but one part, answer that part, and so on: every image is answered by a model that has
+    not seen it. It takes as long as that many trainings.
+
+    The same command continues what was stopped. Options are those of a training, for each of them.
+    """
+
+    folds: int = 5
+    """Parts of the data, each the test split of one training."""
+    jobs: int | None = None
+    """Trainings at the same time. None: the number of GPUs, else as many as the cores allow."""
+    threads: int = 1
+    """Cores of each training. Another number may change the last digits of results; --jobs does not."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option, the expected and the actual value."""
+        super().__post_init__()
+        require(self.folds > 1, "folds", "2 or more", self.folds)
+        for name in ("jobs", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "1 or more", value)
+        require(self.fold is None, "fold", "none, as all folds are made", self.fold)
+        require(self.resume is None, "resume", "none, as the same command continues", self.resume)
+
+    @property
+    def training(self) -> TrainConfig:
+        """The options of each of the trainings, as the user gave them."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})

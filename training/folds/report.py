@@ -1,0 +1,107 @@
+"""The report of folds: folds.html for people, folds.json for programs, predictions.csv and label-issues.csv."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.data.dataset import Dataset
+from training.folds.label_issues import LabelIssue, find_label_issues, write_label_issues
+from training.folds.results import OutOfFold, fold_means
+from training.metrics.bootstrap import bootstrap
+from training.metrics.classification import TITLES, reliability, score
+from training.report import figures, html
+from training.report.predictions import write_predictions
+
+ISSUES_SHOWN = 48
+ISSUES = "label-issues.csv"
+
+
+def write_folds_report(folder: Path, dataset: Dataset, answers: OutOfFold) -> None:
+    """Write all four files into the folder."""
+    issues = find_label_issues(answers.labels, answers.probabilities)
+    facts = _facts(folder, dataset, answers, issues)
+    pooled = score(answers.labels, answers.probabilities, dataset.classes)
+    text = html.render(
+        "folds.html.jinja",
+        **facts,
+        titles=TITLES,
+        pictures={
+            "confusion": html.drawing(figures.confusion(pooled)),
+            "reliability": html.drawing(
+                figures.reliability(reliability(answers.labels, answers.probabilities), "out-of-fold images")
+            ),
+        },
+        shown=[
+            {
+                "key": dataset.keys[answers.indices[issue.row]],
+                "picture": html.thumbnail(dataset.original(int(answers.indices[issue.row]))),
+                "label": dataset.classes[answers.labels[issue.row]],
+                "suggested": dataset.classes[issue.suggested],
+                "probability": f"{answers.probabilities[issue.row, issue.suggested]:.0%}",
+            }
+            for issue in issues[:ISSUES_SHOWN]
+        ],
+    )
+    write_predictions(folder / "predictions.csv", dataset, answers.indices, answers.probabilities, ())
+    write_label_issues(folder / ISSUES, dataset, answers.indices.tolist(), issues)
+    (folder / "folds.json").write_text(
+        json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "folds.html").write_text(text, encoding="utf-8")
+
+
+def folds_summary(folder: Path) -> str:
+    """The table and lines that folds print at their end."""
+    facts = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
+    rows = [f"{'':18}{'mean':>10}   95 % interval of another training"]
+    for name, title in TITLES.items():
+        found = facts["means"][name]
+        rows.append(
+            f"{title:18}" + (f"{found['mean']:10.4f}   {html.interval(found['interval'])}" if found else "         -")
+        )
+    issues = facts["issues"]
+    return "\n".join(
+        (
+            "",
+            *rows,
+            "",
+            f"labels       {issues['count']:,} of {facts['answered']:,} are probably wrong, the likeliest first in "
+            f"{folder / ISSUES}",
+            f"page         {folder / 'folds.html'}",
+            f"scores       {folder / 'folds.json'}",
+            f"predictions  {folder / 'predictions.csv'}, each by a model that has not seen the image",
+        )
+    )
+
+
+def _facts(folder: Path, dataset: Dataset, answers: OutOfFold, issues: Sequence[LabelIssue]) -> dict[str, Any]:
+    """The content of folds.json, from which the page is filled too."""
+    by_fold = answers.by_fold(dataset.classes)
+    components = dataset.components[answers.indices]
+    pooled = score(answers.labels, answers.probabilities, dataset.classes)
+    intervals = bootstrap(answers.labels, answers.probabilities, components, dataset.classes)
+    return {
+        "name": folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": dataset.name,
+        "images": len(dataset.keys),
+        "answered": len(answers.indices),
+        "classes": list(dataset.classes),
+        "means": {name: asdict(mean) if mean else None for name, mean in fold_means(by_fold).items()},
+        "pooled": asdict(pooled),
+        "intervals": asdict(intervals),
+        "folds": [
+            {"run": str(run.relative_to(folder)), "images": scores.images, "scores": scores.headline()}
+            for run, scores in zip(answers.runs, by_fold, strict=True)
+        ],
+        "issues": {
+            "count": len(issues),
+            "by_class": {
+                name: sum(int(answers.labels[issue.row] == label) for issue in issues)
+                for label, name in enumerate(dataset.classes)
+            },
+        },
+    }

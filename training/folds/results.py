@@ -1,0 +1,85 @@
+"""The answers of all folds, put together: a row for each image, of the model that has not seen it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, variance
+
+import numpy as np
+from jaxtyping import Int64
+from scipy.stats import t
+
+from training.data.dataset import LabelledImages
+from training.errors import DataError
+from training.metrics.bootstrap import LEVEL, Interval
+from training.metrics.classification import TITLES, Labels, Probabilities, Scores, score
+from training.report.predictions import read_predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """The answers to all images that the folds' test splits hold, in the order of the data."""
+
+    indices: Int64[np.ndarray, " answered"]
+    labels: Labels
+    probabilities: Probabilities
+    fold: Int64[np.ndarray, " answered"]
+    """Index of the fold whose test split holds the image."""
+    runs: Sequence[Path]
+
+    def by_fold(self, classes: tuple[str, ...]) -> list[Scores]:
+        """The scores of each fold's own test split."""
+        folds = range(len(self.runs))
+        return [score(self.labels[self.fold == i], self.probabilities[self.fold == i], classes) for i in folds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldMean:
+    """A score's mean over the folds, and what another training on other data of this kind and size may reach."""
+
+    mean: float
+    interval: Interval
+
+
+def collect(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
+    """Read the answers of finished runs, which have divided the same images. Raises DataError if they have not."""
+    place = {key: index for index, key in enumerate(images.keys)}
+    indices, probabilities, fold = [], [], []
+    for number, run in enumerate(runs):
+        recorded = read_predictions(run / "predictions.csv", images.classes)
+        if recorded is None or any(key not in place for key in recorded.keys):
+            raise DataError(f"{run}: its answers are to other images than the data has now; --name begins anew")
+        indices += [place[key] for key in recorded.keys]
+        probabilities.append(recorded.probabilities)
+        fold += [number] * len(recorded.keys)
+    order = np.argsort(indices, kind="stable")
+    ascending = np.array(indices, np.int64)[order]
+    return OutOfFold(
+        indices=ascending,
+        labels=images.labels[ascending],
+        probabilities=np.concatenate(probabilities)[order],
+        fold=np.array(fold, np.int64)[order],
+        runs=runs,
+    )
+
+
+def fold_means(by_fold: Sequence[Scores]) -> dict[str, FoldMean | None]:
+    """The mean of each headline score over the folds, with its interval; None where a fold has no such score."""
+    values = {name: [getattr(scores, name) for scores in by_fold] for name in TITLES}
+    return {
+        name: None if None in each else FoldMean(mean=fmean(each), interval=corrected_interval(each))
+        for name, each in values.items()
+    }
+
+
+def corrected_interval(values: Sequence[float]) -> Interval:
+    """95 % interval of a score over k folds, by the corrected variance of Nadeau and Bengio (2003).
+
+    Two folds share most of their training images, so the k scores are not independent and var / k is too small. Adding
+    n_test / n_train = 1 / (k - 1) to 1 / k makes up for it; then Student's t with k - 1 degrees of freedom. It includes
+    what another draw of training images changes, unlike an interval over the test images of one model.
+    """
+    k = len(values)
+    half = t.ppf((1 + LEVEL) / 2, k - 1) * math.sqrt(variance(values) * (1 / k + 1 / (k - 1)))
+    return fmean(values) - half, fmean(values) + half
