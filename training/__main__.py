@@ -45,6 +45,7 @@ from training.report.audit import AuditConfig, audit_summary, run_audit
 from training.report.evaluation import evaluation_summary
 from training.report.parity import parity_summary
 from training.report.run import run_summary
+from training.reproduction.command import ReproduceConfig, reproduce, reproduction_summary
 from training.signals import Interruption
 from training.signing.command import SignConfig, sign, signing_summary
 from training.study.command import study
@@ -60,6 +61,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "folds": (FoldsConfig, folds, folds_summary),
     "study": (StudyConfig, study, study_summary),
     "parity": (ParityConfig, parity, parity_summary),
+    "reproduce": (ReproduceConfig, reproduce, reproduction_summary),
     "check": (CheckConfig, check, str),
     "promote": (PromoteConfig, promote, latest_summary),
     "rollback": (RollbackConfig, rollback, latest_summary),
@@ -123,6 +125,8 @@ def run_command(verb: str, config: Any, interruption: Interruption, group: Group
         folder = train(config, interruption, group)
     elif group.size > 1:
         raise ConfigError(f"{verb} runs in one process, not in {group.size} together: start it without torchrun")
+    elif isinstance(config, ReproduceConfig):
+        folder = reproduce(config, interruption)
     else:
         folder = command(config)
     if group.first:

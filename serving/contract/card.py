@@ -5,7 +5,7 @@ file needs no other file beside it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -141,6 +141,8 @@ class Provenance:
     packages: dict[str, str]
     weights: PretrainedWeights | None = None
     """None: training started from random weights."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Interpreter, processor, threads, GPU and the like; empty in older cards."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ def collect(context: RunContext, weights_digest: Digest) -> Provenance:
         git_revision=os.environ.get(REVISION) or _git_revision(),
         packages={name: _version(name) for name in PACKAGES},
         weights=begun.weights if begun else None,
+        environment=environment(context.device, context.group.size),
     )
 
 
@@ -60,14 +61,16 @@ def digest_of_weights(model: nn.Module) -> Digest:
 
 
 def environment(device: torch.device, processes: int) -> dict[str, str]:
-    """Interpreter, system, processor, GPU and number of processes of a run."""
+    """What a result's last bits may depend on, the most likely first, and the interpreter and system of a run."""
     gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "none used"
     return {
-        "Python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": f"{joblib.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "GPU": gpu,
         "processes": str(processes),
+        "cores": str(joblib.cpu_count()),
+        "Python": platform.python_version(),
+        "system": platform.platform(),
     }
 
 
