@@ -24,6 +24,7 @@ Balance = Literal["none", "loss", "logits", "sampler", "bias"]
 Policy = Literal["none", "light", "strong"]
 Symmetry = Literal["none", "mirror", "square"]
 Leaks = Literal["drop", "error", "warn"]
+DepthRule = Literal["auto", "range", "percentile"]
 Quantize = Literal["none", "int8"]
 Promote = Literal["better", "always", "never"]
 ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
@@ -88,6 +89,9 @@ class TrainConfig:
     of --fill; crop: its centre is taken."""
     fill: Annotated[int, Byte] = NEUTRAL
     """Value of the ground with --fit pad, in every channel. The default is near the mean of photographs."""
+    depth: DepthRule = "auto"
+    """How values of more than 8 bits become 8. range: all 65,536 values alike; percentile: those between the 0.5th and
+    the 99.5th percentile of the training split; auto: range, if these two are at least half of it apart."""
     val_fraction: Annotated[float, Positive] = 0.15
     """Share of the images held out for validation when the data brings no such split."""
     test_fraction: Annotated[float, Positive] = 0.15

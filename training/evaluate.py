@@ -135,6 +135,7 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
     digest = dataset.digest(images, division)
     if divisions[0] is None:
         division = replace(division, splits=_splits_of_source(images))
+    images = replace(images, depth=cards[0].preprocessing.depth)
     labelled = LabelledImages(image_set=images, division=division, digest=digest)
     return labelled, [division.splits if division else None for division in divisions]
 

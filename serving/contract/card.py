@@ -17,8 +17,8 @@ from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
-"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias`, `certificate` and `operating_points`;
-version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
+"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias`, `certificate`, `operating_points` and
+`preprocessing.depth`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"

@@ -11,9 +11,10 @@ from typing import Literal, NewType
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
 from serving.contract.formats.block import Block
+from serving.contract.formats.depth import SHIFTED, Depth
 from serving.contract.formats.gif import gif_blocks
 from serving.contract.formats.opencv import imdecode
 from serving.contract.formats.tiff_blocks import tiff_blocks
@@ -63,10 +64,16 @@ class Preprocessing:
     they stretch."""
     fill: int = NEUTRAL
     """Value of every channel of the ground."""
+    depth: Depth = SHIFTED
+    """How values of more than 8 bits become 8. Cards without it shift them."""
 
     def __call__(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Decode and resize an encoded image to uint8 `[height, width, channels]`. Raises what `decode` raises."""
-        return self.fitted(decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels))
+        return self.fitted(self.decoded(data, max_bytes=max_bytes, max_pixels=max_pixels))
+
+    def decoded(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
+        """Decode an image as `decode` does, to the channels and by the depth of the model."""
+        return decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels, depth=self.depth)
 
     def fitted(self, pixels: Decoded) -> Pixels:
         """Bring decoded pixels to uint8 `[height, width, channels]`, exactly as Albumentations does.
@@ -105,25 +112,30 @@ class Preprocessing:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def decode(data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(
+    data: bytes,
+    channels: Channels = 3,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    depth: Depth = SHIFTED,
+) -> Decoded:
     """Decode an image to upright uint8 pixels `[height, width, channels]`, RGB (3 channels) or luma (1 channel).
 
     The bytes decide the format, not the name of a file. EXIF orientation is applied. Alpha is composited on white. 16
-    bits are scaled to 8. CMYK is converted to RGB. ICC profiles are ignored. A JPEG or TIFF with several pictures gives
-    the first one. The limits are checked with the header, before the pixels are decoded, so a small file that claims a
-    huge image takes no memory.
+    bits become 8 by `depth`. CMYK is converted to RGB. ICC profiles are ignored. A JPEG or TIFF with several pictures
+    gives the first one. The limits are checked with the header, before the pixels are decoded, so a small file that
+    claims a huge image takes no memory.
 
     Raises ImageError: empty_image, payload_too_large, unsupported_image_format, undecodable_image, animated_image,
     image_too_small, image_too_large.
     """
-    pixels, _ = decode_with_header(data, channels, max_bytes=max_bytes, max_pixels=max_pixels)
-    return pixels
+    header = checked_header(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    return decode_checked(data, header, channels, depth)
 
 
-def decode_with_header(
-    data: bytes, channels: Channels = 3, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
-) -> tuple[Decoded, Header]:
-    """Return what `decode` returns, and the header that was read for it. Raises ImageError as `decode` does."""
+def checked_header(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read the header of an image that may be decoded. Raises ImageError as `decode` does."""
     if not data:
         raise ImageError("empty_image", "the file is empty")
     if len(data) > max_bytes:
@@ -132,9 +144,33 @@ def decode_with_header(
     if header.frames > 1:
         raise ImageError("animated_image", "the file is an animation; send one picture")
     _check_size(header.width, header.height, max_pixels)
-    pixels = _rgb(data, header)
+    return header
+
+
+def decode_checked(data: bytes, header: Header, channels: Channels = 3, depth: Depth = SHIFTED) -> Decoded:
+    """Decode an image whose header `checked_header` has returned. Raises ImageError as `decode` does."""
+    return as_channels(_upright(_rgb(data, header, depth), header), channels)
+
+
+def stored_values(data: bytes, header: Header) -> UInt16[np.ndarray, "height width samples"]:
+    """The values of an image of more than 8 bits as they are stored, upright: gray or RGB, and opacity if there is any.
+
+    `header` is what `checked_header` has returned. Raises ImageError as `decode` does.
+    """
+    values: np.ndarray | None = None
+    for block in _BLOCKS.get(header.format, _unchanged)(data, header):
+        samples = block.colour if block.alpha is None else np.concatenate([block.colour, block.alpha], axis=2)
+        rows, columns, count = samples.shape
+        if values is None:
+            values = np.empty((header.height, header.width, count), np.uint16)
+        values[block.top : block.top + rows, block.left : block.left + columns] = samples
+    assert values is not None
+    return _upright(values, header)
+
+
+def _upright(pixels: np.ndarray, header: Header) -> np.ndarray:
     turn = TURNS.get(header.orientation)
-    return as_channels(pixels if turn is None else turn(pixels), channels), header
+    return pixels if turn is None else np.atleast_3d(turn(pixels))
 
 
 def as_channels(pixels: UInt8[np.ndarray, "..."], channels: Channels) -> Decoded:
@@ -168,25 +204,26 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError("image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels are accepted")
 
 
-def _rgb(data: bytes, header: Header) -> Decoded:
+def _rgb(data: bytes, header: Header, depth: Depth) -> Decoded:
     """The pixels as stored, RGB with 8 bits."""
-    if header.format not in _BLOCKS and not header.transparent:
+    shifted = header.bits == 8 or depth == SHIFTED
+    if header.format not in _BLOCKS and not header.transparent and shifted:
         pixels = imdecode(data, cv2.IMREAD_COLOR_RGB)
         _check_decoded(pixels, header)
         return pixels
     rgb = np.empty((header.height, header.width, 3), np.uint8)
-    for block in _BLOCKS.get(header.format, _transparent_block)(data, header):
+    for block in _BLOCKS.get(header.format, _unchanged)(data, header):
         rows, columns = block.colour.shape[:2]
         place = rgb[block.top : block.top + rows, block.left : block.left + columns]
         step = max(1, STRIP_PIXELS // columns)  # the arithmetic takes several times the memory of its pixels
         for top in range(0, rows, step):
             strip = slice(top, top + step)
             alpha = None if block.alpha is None else block.alpha[strip]
-            place[strip] = _on_white(block.colour[strip], alpha, header.transparent_gray)
+            place[strip] = _on_white(block.colour[strip], alpha, header.transparent_gray, depth)
     return rgb
 
 
-def _transparent_block(data: bytes, header: Header) -> Iterator[Block]:
+def _unchanged(data: bytes, header: Header) -> Iterator[Block]:
     """All of an image that OpenCV decodes unchanged: gray, BGR or BGRA."""
     pixels = imdecode(data, cv2.IMREAD_UNCHANGED)
     _check_decoded(pixels, header)
@@ -206,17 +243,17 @@ _BLOCKS: dict[str, Callable[[bytes, Header], Iterator[Block]]] = {
 """Formats whose files OpenCV does not decode as a whole."""
 
 
-def _on_white(colour: np.ndarray, alpha: np.ndarray | None, transparent_gray: int | None) -> np.ndarray:
+def _on_white(colour: np.ndarray, alpha: np.ndarray | None, transparent_gray: int | None, depth: Depth) -> np.ndarray:
     """Values of 8 or 16 bits, gray or RGB, as 8 bits on white."""
-    shown = _of_8_bits(colour)
+    shown = _of_8_bits(colour, depth)
     if transparent_gray is not None:
         shown = np.where(colour == transparent_gray, np.uint8(255), shown)
     if alpha is None:
         return shown
-    opacity = _of_8_bits(alpha).astype(np.uint16)
+    opacity = _of_8_bits(alpha, SHIFTED).astype(np.uint16)
     mixed = (shown * opacity + 255 * (255 - opacity) + 127) // 255
     return mixed.astype(np.uint8)
 
 
-def _of_8_bits(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+def _of_8_bits(values: np.ndarray, depth: Depth) -> np.ndarray:
+    return values if values.dtype == np.uint8 else depth(values)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from serving.contract.decode import Decoded, Preprocessing, as_channels, decode
+from serving.contract.decode import Decoded, Preprocessing, as_channels
 
 CHANNELS = 3
 
@@ -47,4 +47,4 @@ def decoded(image: bytes | Scene, preprocessing: Preprocessing) -> Decoded:
     """The pixels of an encoded image or of a scene, uint8, before they are resized. Raises what `decode` raises."""
     if isinstance(image, Scene):
         return as_channels(image.draw(), preprocessing.channels)
-    return decode(image, preprocessing.channels)
+    return preprocessing.decoded(image)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from serving.contract.decode import Decoded, Pixels, Window, decode
+from serving.contract.decode import Decoded, Pixels, Window
 from serving.inference.batching import BACKGROUND_ALONE, Overloaded
 from serving.inference.prediction import check_output
 from serving.inference.predictor import Predictor
@@ -83,7 +83,7 @@ class Explainer:
 
     def _decode(self, predictor: Predictor, data: bytes) -> tuple[Decoded, Pixels]:
         limits = {"max_bytes": self._settings.max_bytes, "max_pixels": self._settings.max_pixels}
-        pixels = decode(data, predictor.card.preprocessing.channels, **limits)
+        pixels = predictor.card.preprocessing.decoded(data, **limits)
         return _shrunk(pixels), predictor.card.preprocessing.fitted(pixels)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from serving.contract import drift
-from serving.contract.decode import Pixels, decode
+from serving.contract.decode import Pixels
 from serving.contract.drift import ImageFeatures
 from serving.contract.image_header import ImageError
 from serving.contract.model import Classifier, Images
@@ -152,7 +152,7 @@ class Predictor:
     def _decode(self, data: bytes, max_pixels: int) -> tuple[Pixels, ImageFeatures]:
         start = perf_counter()
         preprocessing = self.card.preprocessing
-        decoded = decode(data, preprocessing.channels, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
+        decoded = preprocessing.decoded(data, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
         pixels = preprocessing.fitted(decoded)
         features = drift.image_features(decoded, pixels)
         self._metrics.inference.decoded(perf_counter() - start)

@@ -70,7 +70,7 @@ def image_errors() -> None:
             raise RuntimeError("as an image library would") from error
 
     original = decoding.decode
-    setattr(predictor, "decode", decode)  # noqa: B010
+    setattr(decoding, "decode", decode)  # noqa: B010
 
 
 def leak() -> None:
@@ -104,7 +104,7 @@ def crash() -> None:
             ctypes.string_at(0)
         return original(data, *more, **limits)
 
-    setattr(predictor, "decode", decode)  # noqa: B010
+    setattr(decoding, "decode", decode)  # noqa: B010
 
 
 # Before the service is imported, so that it finds what is left of its parts.

@@ -27,8 +27,9 @@ from training.storage import sync
 
 T = TypeVar("T")
 
-CONTRACT = Path(__file__).parent.parent.parent / "serving" / "contract"
-PACKAGES = (CONTRACT, CONTRACT / "formats", Path(__file__).parent, Path(__file__).parent / "sources")
+DATA = Path(__file__).parent
+CONTRACT = DATA.parent.parent / "serving" / "contract"
+PACKAGES = (CONTRACT, CONTRACT / "formats", DATA, DATA / "input", DATA / "sources")
 """Folders of the code that makes entries."""
 ENTRIES_OF_A_KIND = 5
 """Making an entry deletes all others of its kind but those that were used last."""

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
+from pydantic import TypeAdapter
 
 from serving.contract.card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
-from training.config import TrainConfig
+from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
+from training.config import DepthRule, TrainConfig
 from training.data import formats, inspection, splits
 from training.data.audit import Audit, audit, check_classes, check_readable
 from training.data.cache import Cache
+from training.data.input import depth
+from training.data.input.sizing import Sizing
 from training.data.inspection import ImageSet
-from training.data.sizing import Sizing
 from training.data.sources.source import Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
@@ -92,26 +95,33 @@ def load_dataset(config: TrainConfig) -> Dataset:
     cache = Cache(config.cache or config.out / ".cache")
     source = formats.find(config.data, cache, [config.out], config.corrections)
     inspected = inspection.inspect(source, config, cache)
-    source.release()
     image_set = inspection.image_set(source, inspected.contents)
-    audited = divide_and_audit(image_set, SplitPolicy.of(config), cache)
+    audited = divide_and_audit(image_set, SplitPolicy.of(config), cache, config.depth)
     if audited.fault is not None:
         for note in image_set.notes:
             print(f"warning: {note}")
         raise DataError(audited.fault)
+    image_set = audited.images
+    preprocessing, pixels = replace(inspected.preprocessing, depth=image_set.depth), inspected.pixels
+    if preprocessing != inspected.preprocessing:
+        pixels = inspection.resized_pixels(source, preprocessing, cache)
+    source.release()
     return Dataset(
         image_set=image_set,
         division=audited.division,
         digest=digest(image_set, audited.division),
-        images=inspected.pixels,
-        preprocessing=inspected.preprocessing,
+        images=pixels,
+        preprocessing=preprocessing,
         sizing=inspected.sizing,
         audit=audited,
     )
 
 
-def divide_and_audit(images: ImageSet, policy: SplitPolicy, cache: Cache) -> Audit:
-    """Divide the images and audit the division. A fault that forbids training is part of the result, not raised."""
+def divide_and_audit(images: ImageSet, policy: SplitPolicy, cache: Cache, rule: DepthRule = "auto") -> Audit:
+    """Divide the images and audit the division. A fault that forbids training is part of the result, not raised.
+
+    The images of the audit have the depth that the rule and the training split decide.
+    """
     fault = None
     try:
         check_readable(images)
@@ -119,10 +129,32 @@ def divide_and_audit(images: ImageSet, policy: SplitPolicy, cache: Cache) -> Aud
         division = splits.divide(images, policy)
     except DataError as error:
         fault, division = str(error), splits.undivided(images)
+    images = replace(images, depth=_depth(images, division, cache, rule))
     audited = audit(images, division, cache, fault)
     if policy.leaks == "error" and fault is None:
         return replace(audited, fault=audited.leak_fault)
     return audited
+
+
+def _depth(images: ImageSet, division: Division, cache: Cache, rule: DepthRule) -> Depth:
+    """The depth by the training images of more than 8 bits; they are read once more."""
+    deep = np.intersect1d(division.splits["train"], images.deep)
+    if not len(deep) or rule == "range":
+        return SHIFTED
+
+    def counted(index: int) -> depth.Counts:
+        raw = images.raw(index)
+        assert isinstance(raw, bytes)
+        return depth.counts(raw)
+
+    def measure() -> Depth:
+        total = np.zeros(HIGHEST + 1, np.int64)
+        for counts in inspection.in_threads(counted, deep.tolist(), "depth"):
+            total += counts
+        return depth.spread(total)
+
+    percentiles = cache.value("depth", (images.identity, deep.tolist()), TypeAdapter(Depth), measure)
+    return depth.choose(rule, percentiles)
 
 
 def digest(images: ImageSet, division: Division) -> Digest:

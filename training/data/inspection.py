@@ -14,14 +14,26 @@ from jaxtyping import Int64, UInt8
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels, decode_with_header, pixel_digest
+from serving.contract.decode import (
+    Decoded,
+    Digest,
+    Preprocessing,
+    as_channels,
+    checked_header,
+    decode,
+    decode_checked,
+    pixel_digest,
+    stored_values,
+)
+from serving.contract.formats.depth import SHIFTED, Depth
 from serving.contract.image_header import Header, ImageError, read_header
 from training.config import TrainConfig
 from training.data import duplicates
 from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT, Duplicates
+from training.data.input import depth as depths
+from training.data.input.sizing import Size, Sizing, choose
 from training.data.pixel_file import PixelFile
-from training.data.sizing import Size, Sizing, choose
 from training.data.sources.source import Source, Split, shortened
 
 T = TypeVar("T")
@@ -42,7 +54,8 @@ class ImageFile:
     """One readable image: its header and mean colour (red, green, blue; 0 to 255).
 
     `bytes` is the size of the file, 0 where there is none. `digest` is that of the decoded pixels: a PNG file with the
-    pixels of a JPEG file has the same digest.
+    pixels of a JPEG file has the same digest. Of an image of more than 8 bits, digest and colour are those of its
+    stored values.
     """
 
     format: str
@@ -53,6 +66,8 @@ class ImageFile:
     bytes: int
     colour: tuple[float, float, float]
     digest: Digest
+    bits: int = 8
+    """Of a value: 16, or 8 for any smaller number, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +110,25 @@ class ImageSet:
     """The split that the source assigns; None where it assigns none."""
     files: list[ImageFile]
     duplicates: Duplicates
-    read: Callable[[int], Decoded]
-    """Read image i again, decoded to RGB and not resized."""
+    raw: Callable[[int], Raw]
+    """Read image i again, as it is stored."""
+    depth: Depth = SHIFTED
+    """How `read` shows values of more than 8 bits."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Key of each image that cannot be read, and the reason."""
     ignored: list[str] = field(default_factory=list)
     """`Source.ignored`."""
     notes: list[str] = field(default_factory=list)
     """`Source.notes`, and classes of which no image can be read."""
+
+    def read(self, index: int) -> Decoded:
+        """Read an image again, decoded to RGB and not resized. Raises ImageError, OSError."""
+        return to_rgb(self.raw(index), self.depth)
+
+    @property
+    def deep(self) -> Int64[np.ndarray, " _"]:
+        """Indices of the images of more than 8 bits."""
+        return np.flatnonzero([file.bits > 8 for file in self.files])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +161,7 @@ def inspect(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
             fit=config.fit,
             fill=config.fill,
         )
-        pixels = _pixels(source, preprocessing, cache)
+        pixels = resized_pixels(source, preprocessing, cache)
         contents = contents or inspect_files(source, cache)
         assumed, sizing = sizing, choose(config, contents.sizes)
         if sizing.side == assumed.side:
@@ -166,7 +192,7 @@ def image_set(source: Source, contents: Contents, classes: Sequence[str] | None 
         source_splits=[source.splits[i] for i in positions],
         files=contents.files,
         duplicates=contents.duplicates,
-        read=lambda i: to_rgb(source.read(positions[i])),
+        raw=lambda i: source.read(positions[i]),
         unreadable=dict(sorted((source.keys[i], reason) for i, reason in contents.unreadable.items())),
         ignored=source.ignored,
         notes=[*source.notes, *_lost_classes(source, names)],
@@ -183,11 +209,14 @@ def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:
 
     def inspect_image(position: int) -> tuple[ImageFile, np.ndarray] | str:
         try:
-            file, pixels = read(source.read(position))
+            raw = source.read(position)
+            file, pixels = read(raw, pixel_file.depth if pixel_file else SHIFTED)
         except UNREADABLE as error:
             return str(error)
         if pixel_file is not None:
             pixel_file.write(position, pixels)
+        if isinstance(raw, bytes) and file.bits > 8:  # copies are found whatever depth is chosen later
+            pixels = decode(raw, depth=depths.spread(depths.counts(raw)))
         return file, duplicates.fingerprint(pixels)
 
     files: list[ImageFile] = []
@@ -221,14 +250,17 @@ def in_threads(function: Callable[[int], T], positions: Sequence[int], descripti
                 results.close()
 
 
-def read(raw: Raw) -> tuple[ImageFile, Decoded]:
+def read(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:
     """Return the facts about one image and its decoded RGB pixels `[height, width, 3]`. Raises ImageError."""
+    values: np.ndarray | None = None
     if isinstance(raw, bytes):
-        pixels, header = decode_with_header(raw)
+        header = checked_header(raw)
+        pixels = decode_checked(raw, header, depth=depth)
+        values = stored_values(raw, header) if header.bits > 8 else None
     else:
         mode = "RGB" if raw.ndim == 3 and raw.shape[2] == 3 else "L"
         pixels, header = as_channels(raw, 3), Header(format=ARRAY, height=raw.shape[0], width=raw.shape[1], mode=mode)
-    red, green, blue, _ = cv2.mean(pixels)
+    red, green, blue = _mean_colour(pixels if values is None else values)
     return ImageFile(
         format=header.format,
         height=header.height,
@@ -237,19 +269,29 @@ def read(raw: Raw) -> tuple[ImageFile, Decoded]:
         orientation=header.orientation,
         bytes=len(raw) if isinstance(raw, bytes) else 0,
         colour=(red, green, blue),
-        digest=pixel_digest(pixels),
+        digest=pixel_digest(pixels if values is None else np.ascontiguousarray(values).view(np.uint8)),
+        bits=header.bits,
     ), pixels
 
 
-def to_rgb(raw: Raw) -> Decoded:
+def _mean_colour(values: np.ndarray) -> tuple[float, float, float]:
+    """Red, green and blue, 0 to 255, of RGB pixels, or of values of 16 bits, which may be gray and have opacity."""
+    means = cv2.mean(values)
+    if values.dtype == np.uint8:
+        return means[0], means[1], means[2]
+    red, green, blue = (mean / 257 for mean in (means[:3] if values.shape[2] > 2 else means[:1] * 3))
+    return red, green, blue
+
+
+def to_rgb(raw: Raw, depth: Depth = SHIFTED) -> Decoded:
     """Return the decoded RGB pixels `[height, width, 3]` of one image. Raises ImageError.
 
     Their luma equals what `decode` returns for one channel.
     """
-    return decode_with_header(raw)[0] if isinstance(raw, bytes) else as_channels(raw, 3)
+    return decode(raw, depth=depth) if isinstance(raw, bytes) else as_channels(raw, 3)
 
 
-def _pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -> np.ndarray:
+def resized_pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -> np.ndarray:
     """The resized pixels of the readable images, mapped from the cache.
 
     Where the contents are not in the cache yet, one reading of the files makes both entries.
@@ -270,7 +312,7 @@ def _pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -> np.nd
 
 def _decode_all(source: Source, positions: Sequence[int], pixel_file: PixelFile) -> None:
     def decode_image(position: int) -> None:
-        pixel_file.write(position, to_rgb(source.read(position)))
+        pixel_file.write(position, to_rgb(source.read(position), pixel_file.depth))
 
     for _ in in_threads(decode_image, positions, "decode"):
         pass

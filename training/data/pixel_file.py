@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from serving.contract.decode import Decoded, Preprocessing, as_channels
+from serving.contract.formats.depth import Depth
 
 
 class PixelFile:
@@ -23,6 +24,11 @@ class PixelFile:
         self._lock = Lock()
         self._write_header(images)
         self._start = file.tell()
+
+    @property
+    def depth(self) -> Depth:
+        """How values of more than 8 bits are written."""
+        return self._preprocessing.depth
 
     def write(self, row: int, pixels: Decoded) -> None:
         """Resize one decoded RGB image and write it as a row."""

@@ -77,6 +77,7 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that the shapes of weights depend on: not dropout, classes, or the numbers of the normalisation."""
     model = {name: value for name, value in settings["model"].items() if name not in ("dropout", "drop_path")}
-    preprocessing = asdict(Preprocessing(**settings["preprocessing"]))  # an older one has no --fit
-    images = {f"image {name}": value for name, value in preprocessing.items()}
+    stored = {name: value for name, value in settings["preprocessing"].items() if name != "depth"}
+    preprocessing = asdict(Preprocessing(**stored))  # an older one has no --fit
+    images = {f"image {name}": value for name, value in preprocessing.items() if name != "depth"}
     return model | images | {"normalization": settings["normalization"]["mode"]}

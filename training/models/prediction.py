@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import joblib
@@ -83,11 +84,12 @@ def predict_images(
     Images are read, decoded and resized anew; memory holds one batch of resized images.
     """
     preprocessing = classifier.card.preprocessing
+    image_set = replace(images.image_set, depth=preprocessing.depth)
     size = batch_size or inference_batch(preprocessing.height, preprocessing.width)
 
     def fitted(index: int) -> Pixels:
         # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
-        return preprocessing.fitted(as_channels(images.original(index), preprocessing.channels))
+        return preprocessing.fitted(as_channels(image_set.read(index), preprocessing.channels))
 
     rows = []
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:

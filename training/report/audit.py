@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from serving.contract.decode import Decoded
+from serving.contract.formats.depth import SHIFTED
 from serving.contract.image_header import UPRIGHT
 from training.config import Leaks
 from training.data import formats, inspection
@@ -73,8 +74,8 @@ def run_audit(config: AuditConfig) -> Path:
     (out / "audit.json").write_text(audit_json(facts), encoding="utf-8")
     values = {
         "audit": facts,
-        "pairs": duplicate_examples(audited, images.read),
-        "sheets": class_sheets(audited, images.read),
+        "pairs": duplicate_examples(audited, audited.images.read),
+        "sheets": class_sheets(audited, audited.images.read),
     }
     (out / "audit.html").write_text(html.render("audit.html.jinja", **values), encoding="utf-8")
     if audited.fault is not None:
@@ -102,10 +103,19 @@ def audit_lines(facts: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"audit  {pairs['exact']:,} exact and {pairs['near']:,} near-duplicate pairs, {removed:,} images removed",
+            *([f"       {depth_line(facts)}"] if facts["files"]["depth"]["images"] else []),
             *(f"       warning: {warning}" for warning in facts["warnings"]),
             *(f"       left out {key}: {reason}" for key, reason in list(unreadable.items())[:NAMES_SHOWN]),
         )
     )
+
+
+def depth_line(facts: dict[str, Any]) -> str:
+    """A sentence on the images of more than 8 bits and how they are shown."""
+    files, depth = facts["files"], facts["files"]["depth"]
+    images, readable, low, high = depth["images"], sum(files["formats"].values()), depth["low"], depth["high"]
+    by = "the whole range" if (low, high) == (SHIFTED.low, SHIFTED.high) else "percentiles of the training split"
+    return f"{images:,} of {readable:,} images have more than 8 bits: {low:,} to {high:,} become 0 to 255 ({by})."
 
 
 def audit_warnings(audited: Audit) -> Iterator[str]:
@@ -221,6 +231,7 @@ def _file_facts(audited: Audit) -> dict[str, Any]:
         "ignored": audited.images.ignored,
         "formats": Counter(file.format for file in audited.images.files),
         "modes": Counter(file.mode for file in audited.images.files),
+        "depth": {"images": len(audited.images.deep)} | asdict(audited.images.depth),
         "not_upright": sum(file.orientation != UPRIGHT for file in audited.images.files),
         **{name: _spread(values) for name, values in sides.items()},
     }

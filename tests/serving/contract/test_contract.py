@@ -5,7 +5,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 from typing import Any
 
 import albumentations as A
@@ -19,7 +18,6 @@ from PIL import ExifTags, Image, ImageOps
 from serving.contract.card import CardError, ModelCard
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Fit, Interpolation, Preprocessing, decode, fit
 from serving.contract.image_header import ImageError
-from serving.contract.model import open_model
 from tests.support.forged import SIGNATURE, chunk, encoded
 from tests.support.mutated_images import FUZZED, JPEG, MUTANTS, PNG
 from tests.support.paths import ROOT
@@ -329,11 +327,6 @@ def test_a_very_long_image_has_at_least_a_line(shape: tuple[int, int, int]) -> N
     fitted = made.fitted(np.full(shape, 200, np.uint8))
     assert fitted.shape == (64, 64, 3)
     assert sorted(np.unique(fitted, return_counts=True)[1]) == [64 * 3, 63 * 64 * 3]
-
-
-@pytest.fixture(scope="module")
-def card(run: Path) -> ModelCard:
-    return open_model(run / "model.onnx").card
 
 
 def test_a_card_survives_its_own_json(card: ModelCard) -> None:

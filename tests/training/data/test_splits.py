@@ -33,7 +33,7 @@ def image_set(
         source_splits=splits,
         files=[],
         duplicates=Duplicates(pairs=tuple(near), least_similarity=0.75),
-        read=lambda i: np.zeros((8, 8, 3), np.uint8),
+        raw=lambda i: np.zeros((8, 8, 3), np.uint8),
     )
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from training.config import TrainConfig
-from training.data.sizing import BACKBONE, choose
+from training.data.input.sizing import BACKBONE, choose
 
 
 @pytest.mark.parametrize(
