@@ -27,7 +27,7 @@ from training.storage import write_atomically
 from training.train import train
 
 RESULT = "reproduction.json"
-ELSEWHERE = ("data", "out", "name", "resume", "cache", "promote")
+ELSEWHERE = ("data", "corrections", "out", "name", "resume", "cache", "promote")
 """Options that a reproduction does not take from the card: places, and what happens afterwards."""
 
 
@@ -43,6 +43,8 @@ class ReproduceConfig:
     """A run's folder, or its model.onnx; nothing else of the run is read."""
     data: Path | None = None
     """The images that it was trained on. None: the digits."""
+    corrections: Path | None = None
+    """The file of --corrections, where the training had one."""
     runs: Path = Path("runs/reproductions")
     """Folder in which the new run is kept. Nothing in it is ever promoted."""
     cache: Path | None = None
@@ -96,7 +98,9 @@ def reproduction_summary(run: Path) -> str:
 def _check_data(config: ReproduceConfig, card: ModelCard) -> None:
     """Raise CheckFailed for data that the model was not trained on: training on it would be in vain."""
     cache = Cache(config.cache or config.runs / ".cache")
-    source = find(config.data, cache, [config.runs])
+    if card.provenance.config.get("corrections") and config.corrections is None:
+        raise ConfigError(f"{config.model}: it was trained with --corrections; expected that file here, too")
+    source = find(config.data, cache, [config.runs], config.corrections)
     check_labels(source, card.classes)
     images, [trained_on] = gather(source, cache, [card])
     if trained_on is None:
@@ -122,6 +126,7 @@ def _options(config: ReproduceConfig, card: ModelCard, folder: Path) -> TrainCon
     return TrainConfig(
         **{key: option(key, value, where) for key, value in values.items()},
         data=config.data,
+        corrections=config.corrections,
         out=config.runs,
         name=f"{card.version}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
         cache=config.cache,

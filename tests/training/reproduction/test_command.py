@@ -98,3 +98,20 @@ def test_what_cannot_be_reproduced_is_a_sentence(
     unknown = rewritten(made, tmp_path / "newer.onnx", newer)
     assert main(["reproduce", str(unknown), "--runs", str(tmp_path / "again")]) == 2
     assert "the card has options that this version does not know: sharpen" in capsys.readouterr().err
+
+
+def test_corrections_belong_to_the_data_of_a_training(photos: Path, tmp_path: Path) -> None:
+    """With them a run is evaluated on its own test split and reproduced; without them it has seen other data."""
+    fixed = tmp_path / "fixed.csv"
+    picture = next(path for path in sorted(photos.rglob("*.png")) if "blue" in path.parts)
+    fixed.write_text(f"path,label\n{picture.relative_to(photos)},green leaf\n")
+    options = ["--data", str(photos), "--corrections", str(fixed)]
+    run = make(photos, tmp_path / "runs", name="x", corrections=fixed)
+
+    evaluated = command("evaluate", "--run", str(run), *options, "--out", str(tmp_path / "evaluated"))
+    assert "the model was trained on this data, whose splits were made again" in evaluated.stdout
+    refused = command("reproduce", str(run), "--data", str(photos), "--runs", str(tmp_path / "again"))
+    assert refused.returncode == 2
+    assert "it was trained with --corrections; expected that file here, too" in refused.stderr
+    done = command("reproduce", str(run), *options, "--runs", str(tmp_path / "again"))
+    assert "\nbit-identical: yes\n" in done.stdout, done.stderr
