@@ -23,6 +23,7 @@ from training.check.command import CheckConfig, check
 from training.config import TrainConfig
 from training.config_file import from_yaml
 from training.distributed import Group
+from training.dossier.command import DossierConfig, dossier, dossier_summary
 from training.engine import runs
 from training.errors import (
     EXIT_CODES,
@@ -62,6 +63,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "study": (StudyConfig, study, study_summary),
     "parity": (ParityConfig, parity, parity_summary),
     "reproduce": (ReproduceConfig, reproduce, reproduction_summary),
+    "dossier": (DossierConfig, dossier, dossier_summary),
     "check": (CheckConfig, check, str),
     "promote": (PromoteConfig, promote, latest_summary),
     "rollback": (RollbackConfig, rollback, latest_summary),
