@@ -224,6 +224,10 @@ class TrainConfig:
     value on the validation split. sensitivity, specificity, or precision. Each answer of the service then has the
     decision. May be given several times, once for a class."""
 
+    slices: str | None = None
+    """COLUMN,...: columns of a CSV manifest by whose values the report compares scores, such as site,sex; numbers with
+    more than 20 values are binned; none: no column. None: all with 2 to 20 values, and numbers."""
+
     quantize: Quantize = "none"
     """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives at least 99 % of the test
     images the label that model.onnx gives them."""

@@ -26,6 +26,7 @@ from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.engine import runs
 from training.errors import ConfigError, DataError
 from training.metrics.comparison import unshared
+from training.metrics.slices import slices
 from training.models.prediction import predict_images
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 from training.report.looks import EarlierLooks, Look, record, runs_folder
@@ -50,6 +51,8 @@ class EvaluateConfig:
     split: Wanted | None = None
     """Images to evaluate on. None: the test split, if the data brings one or is what the model was trained on (its
     splits are then made again); else all."""
+    slices: str | None = None
+    """As for training: columns of a CSV manifest by whose values scores are compared."""
     compare: Path | None = None
     """A second model, as in --run, to compare on the same images; it must have the same classes."""
     cache: Path | None = None
@@ -82,6 +85,7 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source
     """Read the images, say which they are, and predict. Raises ConfigError, DataError, OSError."""
     images, trained_on = gather(source, cache, [classifier.card for classifier in classifiers])
     split, indices, reason = choose(config.split, images, remade=trained_on[0] is not None)
+    sliced = slices(images, config.slices, indices)
     warnings = [
         *images.image_set.notes,
         *_missing_classes(images, indices),
@@ -99,7 +103,14 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source
         for classifier in classifiers
     ]
     return Evaluation(
-        images=images, split=split, reason=reason, indices=indices, warnings=warnings, models=models, looks=None
+        images=images,
+        split=split,
+        reason=reason,
+        indices=indices,
+        warnings=warnings,
+        models=models,
+        looks=None,
+        slices=sliced,
     )
 
 

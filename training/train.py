@@ -31,7 +31,7 @@ from training.export.card import build_card
 from training.export.features import with_features
 from training.export.publication import export
 from training.export.quantization import quantize
-from training.metrics import operating_points
+from training.metrics import operating_points, slices
 from training.metrics.evaluation import Evaluation, evaluate_best
 from training.models import backbones, networks, weights
 from training.models.initialization import initialize
@@ -156,6 +156,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
     floors.check_classes(config.floor, dataset.classes)
+    slices.slices(dataset, config.slices, dataset.splits["test"])
     operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
     settled = settle(
         weights.normalized(config, found) if found else config,

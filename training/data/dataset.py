@@ -53,6 +53,11 @@ class LabelledImages:
         return self.image_set.classes
 
     @property
+    def columns(self) -> dict[str, list[str]]:
+        """What else a manifest says of each image, by the name of the column."""
+        return self.image_set.columns
+
+    @property
     def unreadable(self) -> dict[str, str]:
         """Key of each image that is left out, and the reason."""
         return self.image_set.unreadable

@@ -114,6 +114,8 @@ class ImageSet:
     """Read image i again, as it is stored."""
     depth: Depth = SHIFTED
     """How `read` shows values of more than 8 bits."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """`Source.columns`."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Key of each image that cannot be read, and the reason."""
     ignored: list[str] = field(default_factory=list)
@@ -193,6 +195,7 @@ def image_set(source: Source, contents: Contents, classes: Sequence[str] | None 
         files=contents.files,
         duplicates=contents.duplicates,
         raw=lambda i: source.read(positions[i]),
+        columns={name: [values[i] for i in positions] for name, values in source.columns.items()},
         unreadable=dict(sorted((source.keys[i], reason) for i, reason in contents.unreadable.items())),
         ignored=source.ignored,
         notes=[*source.notes, *_lost_classes(source, names)],

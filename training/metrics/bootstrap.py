@@ -46,6 +46,15 @@ class Differences:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A share of some images with its interval; None where there are none."""
+
+    value: float | None
+    interval: Interval | None
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Replicates:
     """The scores of every resample, `[resamples]` or `[resamples, classes]`; NaN where one is undefined."""
 
@@ -97,24 +106,39 @@ def bootstrap(
     )
 
 
-def share_interval(
+def rate(
     right: Bool[np.ndarray, " images"],
     among: Bool[np.ndarray, " images"],
     components: Int64[np.ndarray, " images"],
     *,
     seed: int = 0,
-) -> Interval | None:
-    """Interval of the share of `right` among some images, widened as those of `Intervals`; None among no image.
+) -> Rate:
+    """The share of `right` among some images, its interval widened as those of `Intervals`.
 
     Drawn are the components of all images, so that shares among different ones are of the same resamples.
     """
     if not among.any():
-        return None
+        return Rate(value=None, interval=None, images=0)
     _, index = np.unique(components, return_inverse=True)
     hits, counts = (np.bincount(index, weights=images) for images in (right & among, among))
     with np.errstate(invalid="ignore"):  # a resample may hold none of them
         shares = [drawn @ hits / (drawn @ counts) for drawn in _draws(len(counts), np.random.default_rng(seed))]
-    return _widened(np.concatenate(shares), right[among], components[among])
+    return Rate(
+        value=float(right[among].mean()),
+        interval=_widened(np.concatenate(shares), right[among], components[among]),
+        images=int(among.sum()),
+    )
+
+
+def balanced_accuracy_interval(
+    labels: Labels, probabilities: Probabilities, components: Int64[np.ndarray, " images"], *, seed: int = 0
+) -> Interval:
+    """The interval of balanced accuracy that `bootstrap` gives, without the other scores."""
+    values = [
+        _balanced_accuracy(_confusions(labels, probabilities, weights))
+        for weights in resamples(components, np.random.default_rng(seed))
+    ]
+    return percentiles(np.concatenate(values))
 
 
 def wilson(shares: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "2 n"]:

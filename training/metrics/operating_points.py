@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32
 
 from serving.contract.card import DecisionScore, OperatingPoint
 from training.errors import ConfigError
-from training.metrics.bootstrap import Interval, share_interval
+from training.metrics.bootstrap import Rate, rate
 from training.metrics.classification import Labels, Probabilities, ScoredImages, between
 
 FEW = 20
@@ -30,15 +30,6 @@ class Demand(NamedTuple):
     def of(cls, point: OperatingPoint) -> "Demand":
         """What an operating point was chosen for."""
         return cls(point.label, point.score, point.target)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """A share of some images with its 95 % interval; None where there are none."""
-
-    value: float | None
-    interval: Interval | None
-    images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +183,8 @@ def measure(
 
 def _rates(decisions: np.ndarray, is_class: np.ndarray, components: np.ndarray) -> Rates:
     right = decisions == is_class
-
-    def rate(among: np.ndarray) -> Rate:
-        share = float(right[among].mean()) if among.any() else None
-        return Rate(value=share, interval=share_interval(right, among, components), images=int(among.sum()))
-
-    return Rates(sensitivity=rate(is_class), specificity=rate(~is_class), precision=rate(decisions))
+    return Rates(
+        sensitivity=rate(right, is_class, components),
+        specificity=rate(right, ~is_class, components),
+        precision=rate(right, decisions, components),
+    )

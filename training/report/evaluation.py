@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
+from training.metrics.slices import Slices
+from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.report import figures, html
 from training.report.decisions import (
     Decisions,
@@ -47,8 +49,16 @@ class Evaluation:
     indices: Int64[np.ndarray, " _"]
     warnings: Sequence[str]
     models: Sequence[ModelPredictions]
+    slices: Slices = field(default_factory=Slices)
+    """The columns by which scores are compared, of the first model."""
     looks: EarlierLooks | None
     """At these test images, before this one; None: they are no test images."""
+
+    @property
+    def scored(self) -> ScoredImages:
+        """What the first model answers."""
+        labels, components = self.images.labels[self.indices], self.images.components[self.indices]
+        return ScoredImages(labels=labels, probabilities=self.models[0].probabilities, components=components)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
@@ -107,7 +117,7 @@ def evaluation_summary(folder: Path) -> str:
             "",
             *rows,
             "",
-            *decision_lines(facts["decisions"]),
+            *[*decision_lines(facts["decisions"]), *(f"warning: {finding}" for finding in facts["findings"])],
             *([facts["test_looks"]["sentence"], ""] if facts["test_looks"] else []),
             *([comparison["verdict"], comparison["tally"], ""] if comparison else []),
             f"page         {folder / 'evaluation.html'}",
@@ -119,11 +129,8 @@ def evaluation_summary(folder: Path) -> str:
 
 def _decisions(evaluation: Evaluation) -> Decisions:
     """Of the first model; what its thresholds were chosen on is not at hand."""
-    images, indices, model = evaluation.images, evaluation.indices, evaluation.models[0]
-    scored = ScoredImages(
-        labels=images.labels[indices], probabilities=model.probabilities, components=images.components[indices]
-    )
-    return measure(model.classifier.card.operating_points, images.classes, scored, None)
+    points = evaluation.models[0].classifier.card.operating_points
+    return measure(points, evaluation.images.classes, evaluation.scored, None)
 
 
 def _facts(
@@ -131,6 +138,8 @@ def _facts(
 ) -> dict[str, object]:
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.images, evaluation.indices
+    calibration = evaluation.models[0].classifier.card.calibration
+    columns = columns_by_score(evaluation.slices.columns, indices, evaluation.scored, calibration)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {
@@ -143,8 +152,10 @@ def _facts(
             "components": len(np.unique(images.components[indices])),
         },
         "test_looks": evaluation.looks and evaluation.looks.facts(),
-        "warnings": [*evaluation.warnings, *decision_warnings(decisions, (), "these images")],
+        "warnings": evaluation.warnings,
+        "findings": [*decision_warnings(decisions, (), "these images"), *subgroup_warnings(columns)],
         "decisions": decision_facts(decisions),
+        "subgroups": subgroup_facts(columns, evaluation.slices.left_out),
         **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared
         and {

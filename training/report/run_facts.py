@@ -25,6 +25,8 @@ from training.metrics.classification import (
     overfitting,
     risk_coverage,
 )
+from training.metrics.slices import slices
+from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
 from training.report.audit import audit_warnings
 from training.report.decisions import Decisions, decision_facts, decision_warnings, measure
@@ -76,12 +78,18 @@ def measure_decisions(inputs: ReportInput) -> Decisions:
 def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     """The content of report.json, from which report.html and report.md are filled too."""
     dataset, scores, parity = inputs.dataset, inputs.scores, inputs.parity
+    sliced = slices(dataset, inputs.config.slices, dataset.splits["test"])
+    columns = columns_by_score(sliced.columns, dataset.splits["test"], inputs.scored("test"), inputs.card.calibration)
     labels = dataset.labels[dataset.splits["test"]]
     sets = coverage(labels, parity.served, inputs.card.calibration, dataset.classes)
     return {
         "run": inputs.config.run.name,
         "model": str(inputs.config.run / "model.onnx"),
-        "warnings": [*_warnings(inputs), *decision_warnings(decisions, inputs.config.operate, "test images")],
+        "warnings": [
+            *_warnings(inputs),
+            *decision_warnings(decisions, inputs.config.operate, "test images"),
+            *subgroup_warnings(columns),
+        ],
         "title_of_model": _title_of_model(inputs.config),
         "data": {
             "name": dataset.name,
@@ -99,6 +107,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             "prediction_sets": sets and asdict(sets),
         },
         "decisions": decision_facts(decisions),
+        "subgroups": subgroup_facts(columns, sliced.left_out),
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
         "shortcut": _shortcut(inputs),
         "promotion": inputs.promotion.facts(),

@@ -15,6 +15,7 @@ from typing import Literal
 from scipy.stats import t
 
 from training.metrics.bootstrap import LEVEL, Interval
+from training.metrics.correction import holm
 from training.study.measures import MEASURES, Measure
 from training.study.results import RunResult
 from training.study.spec import Question
@@ -83,20 +84,6 @@ def conclude(questions: Sequence[Question], results: Sequence[RunResult]) -> lis
     every = [difference for of in asked if of is not None for difference in of.differences]
     corrected = iter(holm([difference.p for difference in every]))
     return [None if of is None else _conclusion(of, corrected) for of in asked]
-
-
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Correct p values for their number: times the number of those that are not smaller, in order, at most 1.
-
-    None, for a comparison that was not tested, stays None and does not count.
-    """
-    corrected: list[float | None] = [None] * len(values)
-    tested = sorted((value, place) for place, value in enumerate(values) if value is not None)
-    largest = 0.0
-    for rank, (value, place) in enumerate(tested):
-        largest = max(largest, min(1.0, value * (len(tested) - rank)))
-        corrected[place] = largest
-    return corrected
 
 
 def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | None:

@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.support.browser import ARGUMENTS, CHROMIUM
+from tests.support.forged_models import rewritten
 from tests.support.paths import ROOT
 from tests.support.pictures import COLOURS, picture
 from tests.support.server import serving
@@ -305,6 +306,34 @@ def test_before_there_is_a_model_the_page_waits_and_then_answers(
         expect(page.locator("#label")).to_have_text("blue")
         expect(page.locator("#abstained")).to_contain_text("For a person to decide")
         assert "for a person to decide" in (page.locator("#status").text_content() or "")
+
+
+def test_decisions_are_shown_with_their_thresholds(
+    browser: Browser, server: str, run: Path, tmp_path: Path, images: dict[str, Path]
+) -> None:
+    points = [
+        {"label": "blue", "score": "sensitivity", "target": 0.95, "threshold": 0.125},
+        {"label": "Red rash", "score": "specificity", "target": 0.9, "threshold": 0.5},
+    ]
+    model = rewritten(
+        run / "model.onnx", tmp_path / "model.onnx", lambda graph, card: card | {"operating_points": points}
+    )
+    with serving(model, BENTOML_HOME=str(tmp_path / "home")) as address, opened(browser, address) as page:
+        expect(page.locator("#card-decisions li")).to_have_text(
+            [
+                "blue from 12.5 %: sensitivity 0.95 on validation images",
+                "Red rash from 50 %: specificity 0.9 on validation images",
+            ]
+        )
+        page.set_input_files("#file", images["blue"])
+        expect(page.locator("#decisions li")).to_have_text(
+            ["blue: yes its probability is at least 12.5 %", "Red rash: no its probability is below 50 %"]
+        )
+        is_accessible(page)
+    with opened(browser, server) as page:
+        page.set_input_files("#file", images["blue"])
+        expect(page.locator("#label")).to_have_text("blue")
+        expect(page.locator("#decided")).to_be_hidden()
 
 
 def test_a_browser_is_led_to_the_page(browser: Browser, server: str) -> None:

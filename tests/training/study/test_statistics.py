@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 from training.study.measures import MEASURES
 from training.study.results import RunResult
 from training.study.spec import Cell, Question
-from training.study.statistics import Conclusion, conclude, holm, student
+from training.study.statistics import Conclusion, conclude, student
 
 
 def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> RunResult:
@@ -57,13 +57,6 @@ def test_the_p_value_is_that_of_scipy_s_paired_test() -> None:
     [only] = asked(results, compare=("a", "b")).differences
     assert only.p == pytest.approx(ttest_rel(a, b).pvalue)
     assert only.corrected_p == only.p, "there is one comparison"
-
-
-def test_holm_s_correction_is_that_of_three_by_hand_and_skips_what_was_not_tested() -> None:
-    """0.01 times 3, 0.03 times 2, and for 0.04 no less than the one before."""
-    assert holm([0.03, None, 0.01, 0.04]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
-    assert holm([0.6, 0.7]) == [1, 1]
-    assert holm([]) == []
 
 
 def test_chance_among_many_comparisons_decides_nothing() -> None:

@@ -1,11 +1,15 @@
-"""Images that a CSV manifest lists: columns path and label, and perhaps split and group."""
+"""Images that a CSV manifest lists: columns path and label, perhaps split and group, and others that describe them."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from serving.contract.listing import ManifestError, clean, on_disk, read_manifest
 from training.data.sources.source import SPLIT_NAMES, SPLITS, Row, Source, of_files, refuse
 from training.errors import DataError
+
+COLUMNS = ("path", "label", "split", "group")
+"""Columns with a meaning of their own; all others describe the images."""
 
 
 def manifest(path: Path) -> Source:
@@ -32,4 +36,6 @@ def manifest(path: Path) -> Source:
     refuse(path, "paths that appear more than once", (p for p, n in Counter(row.path for row in rows).items() if n > 1))
     unknown = sorted(set(splits.values()) - SPLIT_NAMES.keys() - {""})
     refuse(path, f"splits other than {', '.join(SPLITS)}", unknown)
-    return of_files(root, rows, name=str(path), ignored=(), notes=())
+    extra = [name for name in lines[0][1] if name not in COLUMNS]
+    columns = {name: [clean(row[name]) for _, row in lines] for name in extra if name}
+    return replace(of_files(root, rows, name=str(path), ignored=(), notes=()), columns=columns)

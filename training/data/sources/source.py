@@ -48,6 +48,8 @@ class Source:
     """None: the source assigns no split."""
     read: Callable[[int], bytes | np.ndarray]
     """Read image i: encoded bytes, or uint8 pixels."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """What else a manifest says of each image, such as its site. An empty string: nothing."""
     ignored: list[str] = field(default_factory=list)
     """Files in class folders whose names have no ending of an accepted format."""
     notes: list[str] = field(default_factory=list)
