@@ -17,8 +17,8 @@ from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
-"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias`, `certificate`, `operating_points` and
-`preprocessing.depth`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
+"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias`, `certificate`, `operating_points`,
+`formats` and `preprocessing.depth`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -210,6 +210,9 @@ class ModelCard:
     reference: dict[str, Histogram]
     """The histogram of each feature in the test split, for the measure of drift. Empty if the split is too small."""
     provenance: Provenance
+    formats: tuple[str, ...] = ()
+    """Of the files that the model was trained and tested on, as keys of `image_header.FILE_EXTENSIONS`. Empty: the
+    images were no files, or the card is older."""
     certificate: Certificate | None = None
     """None: the rule of promotion did not hold or was not asked, or the card is of version 1 or 2."""
     operating_points: tuple[OperatingPoint, ...] = ()

@@ -128,6 +128,11 @@ class ImageSet:
         return to_rgb(self.raw(index), self.depth)
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of the readable files, sorted; empty where the images are no files."""
+        return tuple(sorted({file.format for file in self.files} - {ARRAY}))
+
+    @property
     def deep(self) -> Int64[np.ndarray, " _"]:
         """Indices of the images of more than 8 bits."""
         return np.flatnonzero([file.bits > 8 for file in self.files])

@@ -28,6 +28,7 @@ def build_card(
         scores=card_scores(evaluation.scores["test"], evaluation.intervals),
         reference=drift_reference.of_test_split(dataset, evaluation.probabilities["test"]),
         provenance=provenance.collect(context, weights),
+        formats=dataset.image_set.formats,
         certificate=certificate,
         operating_points=evaluation.operating_points,
     )

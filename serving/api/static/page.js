@@ -240,6 +240,7 @@ function showCard(digest) {
     element("dt", name),
     element("dd", fact, /^[0-9a-f]{12,}$/.test(fact) ? "digest" : ""),
   ]));
+  $("learned").textContent = card.formats.length ? ` This model was trained on ${card.formats.join(", ")}.` : "";
   show("card", true);
 }
 

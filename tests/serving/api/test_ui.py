@@ -13,6 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from serving.contract.image_header import FORMATS, IMAGE_EXTENSIONS
 from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.forged_models import rewritten
 from tests.support.paths import ROOT
@@ -97,6 +98,13 @@ def shown(probability: float) -> str:
     if probability > 0.999:
         return "> 99.9 %"
     return "< 0.1 %" if probability < 0.001 else f"{probability * 100:.1f} %"
+
+
+def test_the_page_names_the_formats_that_are_read_and_those_of_the_data(page: Page) -> None:
+    hint = page.locator(".card > p.hint", has_text="sent to this service only")
+    expect(hint).to_contain_text(f"{FORMATS}. It is sent")
+    expect(hint).to_contain_text("This model was trained on JPEG, PNG.")
+    assert page.locator("#file").get_attribute("accept") == ",".join(IMAGE_EXTENSIONS)
 
 
 def test_a_chosen_image_gets_the_services_answer(page: Page, server: str, images: dict[str, Path]) -> None:

@@ -329,6 +329,12 @@ def test_a_very_long_image_has_at_least_a_line(shape: tuple[int, int, int]) -> N
     assert sorted(np.unique(fitted, return_counts=True)[1]) == [64 * 3, 63 * 64 * 3]
 
 
+def test_a_card_names_the_formats_that_the_data_had(card: ModelCard) -> None:
+    assert card.formats == ("JPEG", "PNG")
+    older = {name: value for name, value in json.loads(card.to_json()).items() if name != "formats"}
+    assert ModelCard.from_json(json.dumps(older)).formats == ()
+
+
 def test_a_card_survives_its_own_json(card: ModelCard) -> None:
     assert ModelCard.from_json(card.to_json()) == card
 
