@@ -19,6 +19,8 @@ VERTEX_AI = {
     "AIP_HEALTH_ROUTE": "TWINLENS_HEALTH_ROUTE",
     "AIP_PREDICT_ROUTE": "TWINLENS_PREDICT_ROUTE",
 }
+VERTEX_AI_MODEL = "AIP_STORAGE_URI"
+"""A copy of the artifact folder that the model was uploaded with, such as gs://bucket/folder."""
 SAGEMAKER = {"BENTOML_PORT": "8080", "TWINLENS_MODEL": "/opt/ml/model/model.onnx"}
 
 
@@ -27,6 +29,8 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["check"]:
         os.execv(sys.executable, [sys.executable, "-m", "serving.check", *arguments[1:]])  # noqa: S606
     defaults = CONTAINER | _renamed(CLOUD_RUN) | _renamed(VERTEX_AI)
+    if folder := os.environ.get(VERTEX_AI_MODEL):
+        defaults["TWINLENS_MODEL"] = f"{folder.rstrip('/')}/model.onnx"
     if arguments[:1] == ["serve"]:
         defaults, arguments = defaults | SAGEMAKER, arguments[1:]
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, *arguments]

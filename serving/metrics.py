@@ -22,6 +22,7 @@ DECISIONS = {True: "yes", False: "no"}
 """The values of the label `decision`."""
 
 ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed"]
+FetchOutcome = Literal["fetched", "unchanged", "missing", "failed"]
 
 
 class RequestMetrics:
@@ -173,6 +174,13 @@ class ModelMetrics:
             registry=registry,
         )
         self._reloads = {outcome: reloads.labels(outcome) for outcome in get_args(ReloadOutcome)}
+        fetches = Counter(
+            "twinlens_fetches",
+            "Looks at the object of a model that is in an object store, by how they ended.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._fetches = {outcome: fetches.labels(outcome) for outcome in get_args(FetchOutcome)}
 
     def replace(self, classifier: Classifier) -> None:
         """Export this model as the one that answers, in place of the one before it."""
@@ -194,6 +202,10 @@ class ModelMetrics:
     def reloaded(self, outcome: ReloadOutcome) -> None:
         """Count an attempt to load a changed model file."""
         self._reloads[outcome].inc()
+
+    def looked(self, outcome: FetchOutcome) -> None:
+        """Count a look at the object of the model."""
+        self._fetches[outcome].inc()
 
 
 class Metrics:

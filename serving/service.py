@@ -22,10 +22,11 @@ from serving.api.state import ServiceState
 from serving.api.ui import Page
 from serving.contract import gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
+from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
 from serving.inference.reload import Reloader
-from serving.metrics import Metrics, forget_dead_workers, remove_files
+from serving.metrics import FetchOutcome, Metrics, forget_dead_workers, remove_files
 from serving.settings import PREFIX, Settings
 
 # A child of BentoML's logger, so that it has the same level and destination.
@@ -97,7 +98,7 @@ class Twinlens:
             page=Page.load(),
             openapi=yaml.safe_load(files("serving.api").joinpath("static/openapi.yaml").read_text()),
         )
-        self._reloader = Reloader(settings.model, _open, self._serve, metrics.model.reloaded)
+        self._reloader = Reloader(settings.file, _open, self._serve, metrics.model.reloaded)
         self._reloader.start()
         self._middleware = _Worker.application = Middleware(self._state)
         # Objects that live as long as the process are left out of garbage collection.
@@ -110,12 +111,19 @@ class Twinlens:
         self._state.metrics.serves(classifier)
         self._state.readiness.predictor = predictor
 
+    def _looked(self, outcome: FetchOutcome) -> None:
+        self._state.metrics.model.looked(outcome)
+        self._state.readiness.looked(outcome)
+
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def watch(self) -> None:
         """Watch the model file, and drain when a signal asks the process to end."""
         self._middleware.drain_on_signals(settings.grace_s)
-        if settings.reload_s:
-            self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
+        if not settings.reload_s:
+            return
+        if mirror := mirror_of(settings):
+            mirror.watch(settings.reload_s, self._looked)
+        self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def leave_nothing(self) -> None:
@@ -160,15 +168,17 @@ def _check_model() -> None:
     try:
         if settings.token_file:
             BearerTokens(settings.token_file)
+        if mirror := mirror_of(settings):
+            mirror.refresh()
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    if not settings.model.exists():
+    if not settings.file.exists():
         missing = f"{settings.model}: no model yet; `python -m training` makes one"
         if not settings.reload_s:
             raise SystemExit(missing)
         log.warning("%s, and it is served as soon as it exists", missing)
         return
     try:
-        _open(settings.model)
+        _open(settings.file)
     except ModelRefused as error:
         raise SystemExit(f"not ready: {error}") from error

@@ -1,7 +1,9 @@
 """The settings of the service: environment variables that are read once, when the service starts."""
 
+import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import MIN_WINDOW
+from serving.contract.objects import Location, location
 from serving.contract.session import Placement
 from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
 
@@ -41,6 +44,11 @@ TrustedKey = Annotated[
     BeforeValidator(lambda text: PublicKey.read(text) if isinstance(text, str) else text),
     Field(description=EXPECTED_KEY),
 ]
+Source = Annotated[
+    Location,
+    BeforeValidator(lambda text: location(text) if isinstance(text, str) else text),
+    Field(description="a path or a URL"),
+]
 Window = Annotated[int, Field(ge=MIN_WINDOW, description=f"a whole number of at least {MIN_WINDOW}")]
 
 # For a Service named `twinlens` or `twinlens-...`, Kubernetes adds these variables to every container of the namespace:
@@ -59,7 +67,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
-    model: Path = Path("runs/latest/model.onnx")
+    model: Source = Path("runs/latest/model.onnx")
+    cache: Path | None = None
     name: Name = "twinlens"
     reload_s: Interval = 2.0
     require_gpu: Requirement = False
@@ -103,6 +112,14 @@ class Settings(BaseSettings):
         except ValidationError as error:
             faults = dict.fromkeys(_message(fault) for fault in error.errors())
             raise ValueError("; ".join(faults)) from error
+
+    @property
+    def file(self) -> Path:
+        """The file of the model; of one at a URL, where its local copy is, in a folder of its own below `cache`."""
+        if isinstance(self.model, Path):
+            return self.model
+        cache = self.cache or Path(tempfile.gettempdir(), f"twinlens-{os.getuid()}")
+        return cache / hashlib.sha256(self.model.text.encode()).hexdigest()[:16] / (self.model.name or "model.onnx")
 
     def placement(self, device_id: int = 0) -> Placement:
         """Where the graph of a process runs that has GPU number `device_id`, if there is one.

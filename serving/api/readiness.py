@@ -2,6 +2,14 @@
 
 from serving.api.errors import RequestError
 from serving.inference.predictor import Predictor
+from serving.metrics import FetchOutcome
+
+NO_MODEL = "there is no model yet; the service answers as soon as one is published"
+NOT_FETCHED: dict[FetchOutcome, str] = {
+    "missing": "there is no model yet: its URL leads to no object; the service answers as soon as there is one",
+    "failed": "there is no model yet: its object cannot be read, the log says why; it is tried again",
+}
+"""Without the URL, which clients need not know."""
 
 
 class Readiness:
@@ -10,12 +18,16 @@ class Readiness:
     def __init__(self) -> None:
         self.predictor: Predictor | None = None
         self.draining = False
+        self._waiting = NO_MODEL
+
+    def looked(self, outcome: FetchOutcome) -> None:
+        """Say why there is no model yet, if the last look at its object explains it."""
+        self._waiting = NOT_FETCHED.get(outcome, NO_MODEL)
 
     def current_predictor(self) -> Predictor:
         """The predictor that answers now. Raises RequestError (503) before there is a model."""
         if self.predictor is None:
-            waiting = "there is no model yet; the service answers as soon as one is published"
-            raise RequestError(503, "no_model", waiting, {"Retry-After": "5"})
+            raise RequestError(503, "no_model", self._waiting, {"Retry-After": "5"})
         return self.predictor
 
     def check_alive(self) -> None:

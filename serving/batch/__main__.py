@@ -12,7 +12,9 @@ from serving.batch.predict import predict_images
 from serving.batch.shards import Shard
 from serving.contract.console import show_every_name
 from serving.contract.model import ModelRefused
+from serving.contract.objects import location
 from serving.cores import available_cores
+from serving.inference.mirror import fetched_once
 from serving.inference.prediction import InvalidOutput
 from serving.settings import Settings
 
@@ -38,7 +40,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="a folder, a CSV with a column path, or a text with a path a line")
     parser.add_argument("--out", type=Path, required=True, help="the table to write, .csv or .parquet")
-    parser.add_argument("--model", type=Path, help="the model file (default: TWINLENS_MODEL, runs/latest/model.onnx)")
+    parser.add_argument(
+        "--model", type=location, help="the model, a file or a URL (default: TWINLENS_MODEL, runs/latest/model.onnx)"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument(
         "--shard",
@@ -71,7 +75,8 @@ def main(arguments: Sequence[str]) -> int:
         settings = Settings.from_env()
         settings = settings.model_copy(update={"model": options.model or settings.model})
         workers = options.workers or available_cores()
-        done = predict_images(options.source, options.out, settings, workers, options.shard)
+        with fetched_once(settings) as own:
+            done = predict_images(options.source, options.out, own, workers, options.shard)
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, InvalidOutput):

@@ -192,7 +192,7 @@ def _in_order(pool: ProcessPoolExecutor, paths: Iterable[str], most: int) -> Ite
 
 def _open(settings: Settings) -> Classifier:
     """Raises ModelRefused."""
-    return open_model(settings.model, placement=settings.placement(), key=settings.public_key)
+    return open_model(settings.file, placement=settings.placement(), key=settings.public_key)
 
 
 class _Process:

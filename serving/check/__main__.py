@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import cv2
 from serving.check import model, speed
 from serving.contract import gpu, selfcheck
 from serving.contract.console import show_every_name
+from serving.contract.objects import Location, location
 from serving.contract.selfcheck import NO_GPU, Result, SelfCheck, Skipped
+from serving.inference.mirror import fetched_once
 from serving.settings import Settings
 
 PASSED, FAILED, USAGE = 0, 1, 2
@@ -24,7 +27,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=f"Exit codes: {PASSED} no line failed; {FAILED} a line failed; "
         f"{USAGE} usage, a named model that does not exist, or --out cannot be made.",
     )
-    parser.add_argument("--model", type=Path, help="the model file (default: TWINLENS_MODEL, runs/latest/model.onnx)")
+    parser.add_argument(
+        "--model", type=location, help="the model, a file or a URL (default: TWINLENS_MODEL, runs/latest/model.onnx)"
+    )
     parser.add_argument("--out", type=Path, default=Path("check"), help="folder of check.json (default: check)")
     return parser.parse_args(arguments)
 
@@ -48,7 +53,7 @@ def check(settings: Settings) -> SelfCheck:
 
 
 def _with_model(attempt: "model.Attempt", settings: Settings) -> Result:
-    if not settings.model.exists():
+    if not settings.file.exists():
         raise Skipped(f"{settings.model} does not exist; `python -m training check` leaves models in check/")
     return attempt(settings)
 
@@ -63,12 +68,12 @@ def _on_gpu(settings: Settings, number: int) -> Result:
     return _with_gpu(partial(model.opens_on_gpu, number=number), settings)
 
 
-def _settings(model: Path | None) -> Settings:
+def _settings(model: Location | None) -> Settings:
     """The settings, with `model` if it is given. Raises ValueError, and FileNotFoundError for a named file."""
     settings = Settings.from_env()
     named = model is not None or "model" in settings.model_fields_set
     settings = settings.model_copy(update={} if model is None else {"model": model})
-    if named and not settings.model.is_file():
+    if named and isinstance(settings.model, Path) and not settings.model.is_file():
         raise FileNotFoundError(f"{settings.model}: there is no such file")
     return settings
 
@@ -76,14 +81,15 @@ def _settings(model: Path | None) -> Settings:
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Returns its exit code."""
     options = _arguments(arguments)
-    try:
-        settings = _settings(options.model)
-        options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:  # before anything is measured
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    cv2.setNumThreads(1)
-    record = check(settings)
+    with ExitStack() as running:
+        try:
+            settings = running.enter_context(fetched_once(_settings(options.model)))
+            options.out.mkdir(parents=True, exist_ok=True)
+        except (ValueError, OSError) as error:  # before anything is measured
+            print(f"error: {error}", file=sys.stderr)
+            return USAGE
+        cv2.setNumThreads(1)
+        record = check(settings)
     print(record.summary(record.write(options.out)))
     return FAILED if record.failed else PASSED
 

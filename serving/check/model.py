@@ -28,7 +28,7 @@ def opens_on_cpu(settings: Settings) -> Result:
 def gpu_is_as_cpu(settings: Settings) -> Result:
     """Probabilities of random images on the GPU and on the CPU, within the tolerance of the goldens."""
     on_gpu, on_cpu = (
-        open_model(settings.model, placement=Placement(on=on), key=settings.public_key) for on in ("cuda", "cpu")
+        open_model(settings.file, placement=Placement(on=on), key=settings.public_key) for on in ("cuda", "cpu")
     )
     images = random_images(on_gpu, IMAGES)
     difference = float(np.abs(on_gpu.predict(images) - on_cpu.predict(images)).max())
@@ -39,7 +39,7 @@ def gpu_is_as_cpu(settings: Settings) -> Result:
 
 def eight_bits(settings: Settings) -> Result:
     """The int8 file beside the model opens, on the CPU, and replays its goldens."""
-    path = settings.model.with_suffix(".int8.onnx")
+    path = settings.file.with_suffix(".int8.onnx")
     if not path.exists():
         raise Skipped(f"{path} does not exist; --quantize int8 makes one")
     return _opens(settings.model_copy(update={"model": path}), Placement())
@@ -54,10 +54,10 @@ def random_images(classifier: Classifier, number: int) -> np.ndarray:
 
 def _opens(settings: Settings, placement: Placement) -> Result:
     start = perf_counter()
-    classifier = open_model(settings.model, placement=placement, key=settings.public_key)
+    classifier = open_model(settings.file, placement=placement, key=settings.public_key)
     seconds = perf_counter() - start
     card = classifier.card
     size = f"{card.preprocessing.height} x {card.preprocessing.width} px"
     goldens = f"{len(card.goldens)} goldens replayed"
-    detail = f"{settings.model.name}, {size}, on {classifier.provider.removesuffix('ExecutionProvider')}: {goldens}"
+    detail = f"{settings.file.name}, {size}, on {classifier.provider.removesuffix('ExecutionProvider')}: {goldens}"
     return Result(detail=detail, numbers={"seconds": seconds})

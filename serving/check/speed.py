@@ -88,7 +88,7 @@ def load(settings: Settings) -> Result:
 
 
 def _opened(settings: Settings) -> Classifier:
-    return open_model(settings.model, placement=settings.placement(), key=settings.public_key)
+    return open_model(settings.file, placement=settings.placement(), key=settings.public_key)
 
 
 def _times(classifier: Classifier, size: int) -> list[float]:

@@ -22,10 +22,13 @@ PREDICT = f"{HEALTH}:predict"
 
 
 @contextmanager
-def container(model: Path, home: Path, *arguments: str, probe: str = "/readyz", **environment: str) -> Iterator[str]:
+def container(
+    model: Path | None, home: Path, *arguments: str, probe: str = "/readyz", **environment: str
+) -> Iterator[str]:
     """The image's command; gives the address at which it is ready, on the port that one of the variables names."""
     [port] = [value for name, value in environment.items() if name.endswith("PORT")]
-    ours = {"TWINLENS_MODEL": str(model), "BENTOML_HOST": "127.0.0.1", "BENTOML_HOME": str(home)}
+    ours = {"BENTOML_HOST": "127.0.0.1", "BENTOML_HOME": str(home), "TMPDIR": str(home)}
+    ours |= {"TWINLENS_MODEL": str(model)} if model else {}
     with (home / "log").open("w+b") as output:
         command = [sys.executable, "-m", "serving", *arguments]
         server = subprocess.Popen(command, cwd=ROOT, env=os.environ | ours | environment, stdout=output, stderr=output)
@@ -41,7 +44,8 @@ def container(model: Path, home: Path, *arguments: str, probe: str = "/readyz", 
 def vertex(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     given = {"AIP_HTTP_PORT": str(free_port()), "AIP_HEALTH_ROUTE": HEALTH, "AIP_PREDICT_ROUTE": PREDICT}
     home = tmp_path_factory.mktemp("home")
-    with container(run / "model.onnx", home, probe=HEALTH, **given, TWINLENS_MAX_BYTES="100000") as address:
+    given["AIP_STORAGE_URI"] = f"file://{run}/"
+    with container(None, home, probe=HEALTH, **given, TWINLENS_MAX_BYTES="100000") as address:
         yield address
 
 
@@ -50,7 +54,8 @@ def as_instance(image: bytes) -> dict[str, str]:
 
 
 def test_cloud_run_names_the_port(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
-    with container(run / "model.onnx", tmp_path, PORT=str(free_port())) as address:
+    other = {"AIP_STORAGE_URI": "gs://bucket/folder"}  # TWINLENS_MODEL has precedence
+    with container(run / "model.onnx", tmp_path, PORT=str(free_port()), **other) as address:
         reply = httpx.post(f"{address}/predict", files={"image": png(picture("blue"))})
         assert reply.json()["label"] == "blue"
 

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    model: Path, *arguments: str, until: str = "readyz", log: Path | None = None, **environment: str
+    model: Path | str, *arguments: str, until: str = "readyz", log: Path | None = None, **environment: str
 ) -> Iterator[str]:
     """`bentoml serve` as a real process on a free port of the loopback; gives its address once `until` answers 200.
 
@@ -64,7 +64,9 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", probe: str, output: IO[b
 
 
 @contextmanager
-def started(model: Path, home: Path, log: Path, **environment: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+def started(
+    model: Path | str, home: Path, log: Path, **environment: str
+) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """A server that the test ends itself; its address, once it is ready."""
     port = free_port()
     home.mkdir(exist_ok=True)
