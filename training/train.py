@@ -287,6 +287,7 @@ def export_model(
         parity=parity,
         quantized=quantized,
         no_int8=no_int8,
+        leak_free=evaluation.leak_free,
         looks=look_of_run(
             config.run,
             digest_of_test(dataset),

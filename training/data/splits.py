@@ -56,6 +56,13 @@ class Division:
     """Images that leaks or contradictions removed from the splits, and the reason; not those that exceed
     --images-per-class."""
 
+    @property
+    def leak_free_test(self) -> Int64[np.ndarray, " _"]:
+        """The test images whose picture and group are in no other split; all but where --leaks leaves them there."""
+        test = self.splits["test"]
+        elsewhere = self.components[np.r_[self.splits["train"], self.splits["val"]]]
+        return test[~np.isin(self.components[test], elsewhere)]
+
 
 def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     """Keep the splits of the source and make the missing ones, without parting a group or the copies of a picture.

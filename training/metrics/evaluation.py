@@ -51,6 +51,14 @@ def score(dataset: Dataset, split: Split, probabilities: Probabilities) -> Score
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeakFree:
+    """Scores on the test images whose picture and group are in no other split."""
+
+    scores: Scores
+    intervals: Intervals
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The calibrated model on every split; `uncalibrated` are its scores on the test split before calibration."""
 
@@ -61,6 +69,8 @@ class Evaluation:
     intervals: Intervals
     operating_points: tuple[OperatingPoint, ...]
     """Of --operate, where the validation split reaches what it demands."""
+    leak_free: LeakFree | None
+    """None where no test image leaks, and where each of them does."""
 
 
 def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, config: SettledConfig) -> Evaluation:
@@ -89,4 +99,16 @@ def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, co
         scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
         operating_points=operating_points.choose(demands, dataset.classes, dataset.labels[val], probabilities["val"]),
+        leak_free=_leak_free(dataset, probabilities["test"]),
+    )
+
+
+def _leak_free(dataset: Dataset, probabilities: Probabilities) -> LeakFree | None:
+    test, kept = dataset.splits["test"], dataset.division.leak_free_test
+    if len(kept) in (0, len(test)):
+        return None
+    labels, probabilities = dataset.labels[kept], probabilities[np.isin(test, kept)]
+    return LeakFree(
+        scores=classification.score(labels, probabilities, dataset.classes),
+        intervals=bootstrap(labels, probabilities, dataset.components[kept], dataset.classes),
     )

@@ -25,9 +25,11 @@ from training.metrics.classification import (
     overfitting,
     risk_coverage,
 )
+from training.metrics.evaluation import LeakFree
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
+from training.report import html
 from training.report.audit import audit_warnings
 from training.report.decisions import Decisions, decision_facts, decision_warnings, measure
 from training.report.looks import EarlierLooks
@@ -55,6 +57,7 @@ class ReportInput:
     no_int8: str | None
     """Why the eight-bit file was refused."""
     environment: dict[str, str]
+    leak_free: LeakFree | None
     looks: EarlierLooks
     """At the test split, before this run's."""
     promotion: Promotion
@@ -110,6 +113,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
         "subgroups": subgroup_facts(columns, sliced.left_out),
         "risk_coverage": asdict(risk_coverage(labels, parity.served)),
         "shortcut": _shortcut(inputs),
+        "leak_free": inputs.leak_free and asdict(inputs.leak_free),
         "promotion": inputs.promotion.facts(),
         "test_looks": inputs.looks.facts(),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
@@ -142,10 +146,22 @@ def _shortcut(inputs: ReportInput) -> dict[str, object] | None:
     return asdict(baseline) | {"model": model, "share": baseline.share(model)} if baseline else None
 
 
+def _leak_free(given: Scores, free: LeakFree) -> str:
+    accuracy, balanced = free.scores.accuracy, free.scores.balanced_accuracy
+    return (
+        f"{given.images - free.scores.images:,} of the {given.images:,} test images show a picture, or are of a group, "
+        f"that is in training or validation, too. Without them the accuracy is {accuracy:.3f} "
+        f"({html.interval(free.intervals.accuracy)}), as given {given.accuracy:.3f}; the balanced accuracy "
+        f"{balanced:.3f} ({html.interval(free.intervals.balanced_accuracy)}), as given {given.balanced_accuracy:.3f}."
+    )
+
+
 def _warnings(inputs: ReportInput) -> Iterator[str]:
     """Sentences on what to know before trusting the model."""
     scores, calibration, shortcut = inputs.scores["test"], inputs.card.calibration, inputs.dataset.audit.baseline
     yield from audit_warnings(inputs.dataset.audit)
+    if inputs.leak_free is not None:
+        yield _leak_free(scores, inputs.leak_free)
     share = shortcut and shortcut.share(scores.balanced_accuracy)
     if shortcut and share and share >= LARGE_SHARE:
         yield (
