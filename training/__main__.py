@@ -47,6 +47,8 @@ from training.report.evaluation import evaluation_summary
 from training.report.parity import parity_summary
 from training.report.run import run_summary
 from training.reproduction.command import ReproduceConfig, reproduce, reproduction_summary
+from training.robustness.command import RobustnessConfig, robustness
+from training.robustness.report import robustness_summary
 from training.signals import Interruption
 from training.signing.command import SignConfig, sign, signing_summary
 from training.study.command import study
@@ -63,6 +65,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "study": (StudyConfig, study, study_summary),
     "parity": (ParityConfig, parity, parity_summary),
     "reproduce": (ReproduceConfig, reproduce, reproduction_summary),
+    "robustness": (RobustnessConfig, robustness, robustness_summary),
     "dossier": (DossierConfig, dossier, dossier_summary),
     "check": (CheckConfig, check, str),
     "promote": (PromoteConfig, promote, latest_summary),

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from training.metrics.bootstrap import Interval
 from training.metrics.classification import RiskCoverage, Scores
 from training.metrics.curves import SHARES, Band, ClassCurves
 from training.metrics.operating_points import Measured
@@ -219,6 +220,28 @@ def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) ->
                 horizontalalignment="center",
                 verticalalignment="bottom",
             )
+    return figure
+
+
+def drifts(unchanged: float, changes: Mapping[str, Sequence[tuple[float, float, Interval]]]) -> Figure:
+    """A panel for each change: by strength, the score, and around it the interval of its difference to `unchanged`."""
+    columns = min(len(changes), 5)
+    rows = -(-len(changes) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.2 * columns, 2.2 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(changes) :]:
+            axes.axis("off")
+        for axes, (name, points) in zip(grid.flat, changes.items(), strict=False):
+            places = np.arange(len(points))
+            low, high = (np.array([unchanged + interval[side] for *_, interval in points]) for side in (0, 1))
+            axes.axhline(unchanged, color=GREY, linewidth=1, linestyle=":")
+            axes.fill_between(places, low.clip(0, 1), high.clip(0, 1), color=BLUE, alpha=0.15, linewidth=0)
+            axes.plot(places, [value for _, value, _ in points], color=BLUE, marker="o", markersize=3)
+            axes.set(title=name, xticks=places, ylim=(0, 1))
+            axes.set_xticklabels([f"{strength:g}" for strength, *_ in points], fontsize=7)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("balanced accuracy", fontsize=8)
     return figure
 
 

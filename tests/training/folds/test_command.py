@@ -59,6 +59,7 @@ def test_every_image_is_answered_once_by_a_model_that_has_not_seen_it(made: Path
     assert not (folder / "runs" / runs.LATEST).exists(), "no fold is served"
 
 
+@pytest.mark.slow
 def test_the_same_command_makes_what_is_missing_and_no_other_options(made: Path, photos: Path) -> None:
     folder = made / "folds" / "x"
     before = (folder / "predictions.csv").read_bytes()
@@ -80,6 +81,7 @@ def test_what_makes_no_folds_costs_no_training(
     assert not list(tmp_path.rglob("model.onnx"))
 
 
+@pytest.mark.slow
 def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path: Path) -> None:
     done = command(*arguments(photos, tmp_path, "--lr", "1e30", "--jobs", "1"))
     assert done.returncode == 4

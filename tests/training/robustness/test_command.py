@@ -1,0 +1,98 @@
+"""The command on a model that looks at the object, and on one that has learned a mark in the corner."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.support.trainer import command
+from training.config import TrainConfig
+from training.metrics.classification import score
+from training.report.predictions import read_predictions
+from training.robustness.changes import DRIFTS, PROBES
+from training.robustness.report import Drop, shortcut
+from training.train import train
+
+COLOURS = {"red": (40, 40, 200), "blue": (200, 60, 40)}
+
+
+def pictures(root: Path, *, mark: bool) -> Path:
+    """Two classes of a coloured square on a ground of noise: in the centre, or as a mark in a corner."""
+    rng = np.random.default_rng(0)
+    for label, colour in COLOURS.items():
+        (root / label).mkdir(parents=True)
+        for number in range(60):
+            image = rng.integers(60, 140, (48, 48, 3), np.uint8)
+            if mark:
+                image[:6, :6] = colour
+            else:
+                top, left = rng.integers(14, 20, 2)
+                image[top : top + 14, left : left + 14] = colour
+            assert cv2.imwrite(str(root / label / f"{number}.png"), image)
+    return root
+
+
+def trained(data: Path, out: Path) -> Path:
+    config = TrainConfig(
+        data=data,
+        out=out,
+        name="x",
+        model="mlp",
+        hidden=(32,),
+        image_size=24,
+        epochs=20,
+        promote="never",
+        test_fraction=0.3,
+    )
+    return train(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mark", [False, True])
+def test_a_mark_in_the_corner_is_named_and_an_object_is_not(tmp_path: Path, mark: bool) -> None:
+    data = pictures(tmp_path / "data", mark=mark)
+    run = trained(data, tmp_path / "runs")
+    done = command("robustness", str(run), "--data", str(data), "--out", str(tmp_path / "page"))
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "page" / "robustness.json").read_text())
+    drops = {(drop["change"], drop["strength"]): drop for drop in facts["drops"]}
+    assert len(drops) == sum(len(change.strengths) for change in (*DRIFTS, *PROBES))
+    recorded = read_predictions(run / "predictions.csv", ("blue", "red"))
+    assert recorded is not None
+    expected = score(recorded.labels, recorded.probabilities, ("blue", "red")).balanced_accuracy
+    assert facts["value"] == pytest.approx(expected)
+    assert facts["value"] > 0.9
+    for drop in drops.values():
+        assert drop["difference"] == pytest.approx(drop["value"] - facts["value"])
+    warned = "something at the border decides" in done.stdout
+    assert warned == mark == bool(facts["warnings"])
+    assert drops["border only", 1]["value"] > 0.9 if mark else drops["border only", 1]["value"] < 0.7
+    assert drops["without colour", 1]["value"] < facts["value"]
+    page = (tmp_path / "page" / "robustness.html").read_text()
+    assert ("something at the border decides" in page) == mark
+    assert all(change.name in page for change in (*DRIFTS, *PROBES))
+
+
+def test_harm_is_what_exceeds_the_margin_and_is_decided() -> None:
+    def drop(difference: float, high: float) -> Drop:
+        return Drop(change="blur", strength=1, value=0.5, difference=difference, interval=(difference - 0.1, high))
+
+    assert drop(-0.05, -0.01).harmful(0.02)
+    assert not drop(-0.05, 0.01).harmful(0.02)
+    assert not drop(-0.01, -0.005).harmful(0.02)
+
+
+@pytest.mark.parametrize(("border", "value", "warned"), [(0.6, 0.9, True), (0.49, 0.9, False), (0.2, 0.09, False)])
+def test_a_shortcut_is_more_than_half_of_what_is_above_chance(border: float, value: float, warned: bool) -> None:
+    found = Drop(change="border only", strength=1, value=border, difference=border - value, interval=(-1, 1))
+    assert bool(shortcut(found, value, 0.1)) == warned
+
+
+def test_a_model_of_other_classes_is_refused_before_any_image_is_changed(run: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", mark=True)
+    done = command("robustness", str(run), "--data", str(data), "--out", str(tmp_path / "page"))
+    assert done.returncode == 3
+    assert "classes that the model does not know" in done.stderr
+    assert not (tmp_path / "page").exists()

@@ -1,0 +1,92 @@
+"""`python -m training robustness`: the scores of a model on changed images, from `robustness` down."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from serving.contract.decode import Decoded
+from serving.contract.formats.depth import Depth
+from serving.contract.model import open_model
+from training.data.cache import Cache
+from training.data.dataset import LabelledImages
+from training.data.formats import find
+from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
+from training.models.prediction import predict_images
+from training.robustness.changes import DRIFTS, PROBES, Change
+from training.robustness.report import Answered, RobustnessReport, write_robustness
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessConfig:
+    """Ask a model about changed images: how far may camera, light and network drift, and does it look at the object?
+
+    Ten changes of five strengths and four that hide a part, applied to the images before they are resized. It takes
+    fifty times as long as an evaluation of the same images.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The model: a run's folder, or an .onnx file."""
+    data: Path | None = None
+    """Images with labels, in one of the formats of training. None: the digits."""
+    corrections: Path | None = None
+    """As for evaluate."""
+    split: Wanted | None = None
+    """Images to change. None: as for evaluate, the test split where there is one."""
+    margin: float = 0.02
+    """The loss of balanced accuracy up to which a drift counts as harmless."""
+    seed: int = 0
+    """Fixes the noise, the side to which an image is turned, and the places of patches."""
+    cache: Path | None = None
+    """As for evaluate."""
+    out: Path | None = None
+    """Folder for robustness.html and robustness.json, which must not exist yet. None: robustness/<date, time> beside
+    the model."""
+
+
+def robustness(config: RobustnessConfig) -> Path:
+    """Predict the images as they are and changed, write the page and return its folder.
+
+    Raises ModelRefused, ConfigError, DataError, OSError.
+    """
+    path = model_file(config.run)
+    classifier = open_model(path, threads=0)
+    cache = Cache(config.cache)
+    source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
+    check_labels(source, classifier.card.classes)
+    with results_folder(config.out, path.parent / "robustness" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
+        images, [trained_on] = gather(source, cache, [classifier.card])
+        split, indices, reason = choose(config.split, images, remade=trained_on is not None)
+        print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
+        steps = [(change, strength) for change in (*DRIFTS, *PROBES) for strength in change.strengths]
+        plain = predict_images(classifier, images, indices)
+        answers = []
+        for change, strength in tqdm(steps, "changes", unit=" changes", disable=None):
+            shown = changed(images, change, strength, classifier.card.preprocessing.depth, config.seed)
+            probabilities = predict_images(classifier, shown, indices)
+            answers.append(Answered(change=change, strength=strength, probabilities=probabilities))
+        report = RobustnessReport(
+            model=path,
+            card=classifier.card,
+            images=images,
+            split=split,
+            indices=indices,
+            plain=plain,
+            answers=answers,
+            margin=config.margin,
+        )
+        write_robustness(report, folder)
+    return folder
+
+
+def changed(images: LabelledImages, change: Change, strength: float, depth: Depth, seed: int) -> LabelledImages:
+    """The images, each changed after it is decoded. What is drawn depends on the seed and on the image alone."""
+    original = replace(images.image_set, depth=depth)
+
+    def read(index: int) -> Decoded:
+        return change.apply(original.read(index), strength, np.random.default_rng((seed, index)))
+
+    return replace(images, image_set=replace(images.image_set, raw=read))

@@ -1,0 +1,173 @@
+"""The results of `python -m training robustness`: robustness.json for programs, robustness.html for people."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from serving.contract.card import ModelCard
+from training.data.dataset import LabelledImages
+from training.metrics.bootstrap import Interval, balanced_accuracy_difference, bootstrap
+from training.metrics.classification import Probabilities, score
+from training.report import figures, html
+from training.robustness.changes import DRIFTS, PROBES, Change
+
+BORDER = "border only"
+EXAMPLES = 3
+"""Images that the page shows changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The answers to all images under one change of one strength."""
+
+    change: Change
+    strength: float
+    probabilities: Probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessReport:
+    """A model's answers to the images `indices` as they are and changed."""
+
+    model: Path
+    card: ModelCard
+    images: LabelledImages
+    split: str
+    indices: Int64[np.ndarray, " _"]
+    plain: Probabilities
+    answers: Sequence[Answered]
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """Balanced accuracy under a change, and by how much it differs from that on unchanged images, paired."""
+
+    change: str
+    strength: float
+    value: float
+    difference: float
+    interval: Interval
+
+    def harmful(self, margin: float) -> bool:
+        """Whether the loss exceeds the margin and is decided: its 95 % interval excludes 0."""
+        return self.difference < -margin and self.interval[1] < 0
+
+
+def write_robustness(report: RobustnessReport, folder: Path) -> None:
+    """Write both files into `folder`."""
+    facts = _facts(report)
+    drops = facts["drops"]
+    drifts = {
+        name: [(drop["strength"], drop["value"], drop["interval"]) for drop in drops if drop["change"] == name]
+        for name in (change.name for change in DRIFTS)
+    }
+    text = html.render(
+        "robustness.html.jinja",
+        **facts,
+        picture=html.drawing(figures.drifts(facts["value"], drifts)),
+        examples=[_example(report, change) for change in (*DRIFTS, *PROBES)],
+    )
+    (folder / "robustness.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "robustness.html").write_text(text, encoding="utf-8")
+
+
+def robustness_summary(folder: Path) -> str:
+    """The lines that the command prints at its end."""
+    facts = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))
+    width = max(len(row["change"]) for row in (*facts["limits"], *facts["probes"]))
+    lines = ["", f"balanced accuracy {facts['value']:.3f}, {html.interval(facts['interval'])}", ""]
+    lines += [f"{limit['change']:{width}}  {limit['sentence']}" for limit in facts["limits"]]
+    lines += ["", *(f"{probe['change']:{width}}  {probe['sentence']}" for probe in facts["probes"])]
+    return "\n".join([*lines, "", *facts["warnings"], f"report  {folder / 'robustness.html'}"])
+
+
+def _facts(report: RobustnessReport) -> dict[str, Any]:
+    """The content of robustness.json, from which the page is filled too."""
+    labels = report.images.labels[report.indices]
+    components = report.images.components[report.indices]
+    classes = report.images.classes
+    scores = score(labels, report.plain, classes)
+    drops = [
+        Drop(
+            change=answered.change.name,
+            strength=answered.strength,
+            value=(value := score(labels, answered.probabilities, classes).balanced_accuracy),
+            difference=value - scores.balanced_accuracy,
+            interval=balanced_accuracy_difference(labels, report.plain, answered.probabilities, components),
+        )
+        for answered in report.answers
+    ]
+    chance = 1 / len(np.unique(labels))
+    border = next(drop for drop in drops if drop.change == BORDER)
+    return {
+        "name": report.card.name,
+        "version": report.card.version,
+        "model": str(report.model),
+        "data": report.images.name,
+        "split": report.split,
+        "images": len(report.indices),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "margin": report.margin,
+        "value": scores.balanced_accuracy,
+        "interval": bootstrap(labels, report.plain, components, classes).balanced_accuracy,
+        "chance": chance,
+        "drops": [asdict(drop) for drop in drops],
+        "limits": [
+            {"change": change.name, "unit": change.unit, **_limit(change, drops, report.margin)} for change in DRIFTS
+        ],
+        "probes": [
+            {
+                "change": drop.change,
+                "sentence": f"{drop.value:.3f} ({drop.difference:+.3f}, {html.interval(drop.interval)})",
+            }
+            for drop in drops
+            if drop.change in {probe.name for probe in PROBES}
+        ],
+        "warnings": shortcut(border, scores.balanced_accuracy, chance),
+    }
+
+
+def shortcut(border: Drop, value: float, chance: float) -> list[str]:
+    """A sentence where the model is more than half as good above chance without the object as with it."""
+    if value <= chance or border.value - chance <= (value - chance) / 2:
+        return []
+    return [
+        f"With the centre of each image hidden, balanced accuracy is still {border.value:.3f} (chance {chance:.3f}): "
+        "something at the border decides, not the object. Look for marks, frames or lighting that differ by class."
+    ]
+
+
+def _limit(change: Change, drops: Sequence[Drop], margin: float) -> dict[str, Any]:
+    """The strongest change before the first harmful one, and a sentence on it."""
+    mine = [drop for drop in drops if drop.change == change.name]
+    harmful = next((place for place, drop in enumerate(mine) if drop.harmful(margin)), None)
+    if harmful is None:
+        strongest = change.strengths[-1]
+        return {"harmless": strongest, "harmful": None, "sentence": f"holds up to {strongest:g} {change.unit}"}
+    found = mine[harmful]
+    lost = f"{found.difference:+.3f} ({html.interval(found.interval)}) at {found.strength:g} {change.unit}"
+    if harmful == 0:
+        return {"harmless": None, "harmful": found.strength, "sentence": lost}
+    borne = mine[harmful - 1].strength
+    return {"harmless": borne, "harmful": found.strength, "sentence": f"holds up to {borne:g}; {lost}"}
+
+
+def _example(report: RobustnessReport, change: Change) -> dict[str, Any]:
+    """A few of the images, changed as strongly as the change goes."""
+    chosen = report.indices[:: max(1, len(report.indices) // EXAMPLES)][:EXAMPLES]
+    strength = change.strengths[-1]
+    return {
+        "change": change.name,
+        "strength": f"{strength:g} {change.unit}".strip() if change.unit else "",
+        "pictures": [
+            html.thumbnail(change.apply(report.images.original(int(i)), strength, np.random.default_rng((0, int(i)))))
+            for i in chosen
+        ],
+    }
