@@ -27,8 +27,8 @@ from training.storage import write_atomically
 from training.train import train
 
 RESULT = "reproduction.json"
-ELSEWHERE = ("data", "corrections", "out", "name", "resume", "cache", "promote")
-"""Options that a reproduction does not take from the card: places, and what happens afterwards."""
+ELSEWHERE = ("data", "corrections", "out", "name", "resume", "cache", "promote", "floor", "margin")
+"""Options that a reproduction does not take from the card: places, and what decides on its promotion."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,16 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("made")
     A.save(A.Compose([A.HorizontalFlip(p=0.5)]), home / "own.yaml", data_format="yaml")
-    run = make(photos, home / "runs", name="x", augment=home / "own.yaml", dropout=0.2, mixup=0.3, epochs=8)
+    run = make(
+        photos,
+        home / "runs",
+        name="x",
+        augment=home / "own.yaml",
+        dropout=0.2,
+        mixup=0.3,
+        epochs=8,
+        floor=("accuracy=0.1",),
+    )
     return Path(shutil.copy(run / "model.onnx", home))
 
 
