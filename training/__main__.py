@@ -22,6 +22,7 @@ from training import failures, sagemaker
 from training.check.command import CheckConfig, check
 from training.config import TrainConfig
 from training.config_file import from_yaml
+from training.conversion.command import ImportConfig, import_images, import_summary
 from training.distributed import Group
 from training.dossier.command import DossierConfig, dossier, dossier_summary
 from training.engine import runs
@@ -60,6 +61,7 @@ from training.train import train
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
     "train": (TrainConfig, train, run_summary),
     "audit": (AuditConfig, run_audit, audit_summary),
+    "import": (ImportConfig, import_images, import_summary),
     "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
     "folds": (FoldsConfig, folds, folds_summary),
     "study": (StudyConfig, study, study_summary),

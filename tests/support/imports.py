@@ -14,8 +14,8 @@ from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-OPTIONAL = {"pyarrow"}
-"""Of the extra `parquet`: `python -m serving.batch --out x.parquet` alone needs it, and says so."""
+OPTIONAL = {"pillow_heif", "pyarrow", "pydicom"}
+"""Of extras that one command needs and asks for: `parquet` of `python -m serving.batch`, the others of the import."""
 
 
 def required(*extras: str) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.contract.image_header import IMAGE_EXTENSIONS
 from serving.contract.listing import clean
 from training.data.sources.source import SPLIT_NAMES, Row, Source, Split, of_files, shortened
-from training.data.sources.tree import Tree, is_image
+from training.data.sources.tree import Tree, import_hint, is_image
 from training.errors import DataError
 
 _SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(.*)", re.DOTALL)
@@ -74,10 +74,10 @@ def folders(root: Path, outputs: Sequence[Path]) -> Source:
         raise DataError(
             f"{root}: no images ({' '.join(sorted(IMAGE_EXTENSIONS))}) in class folders; "
             f"expected {root.name}/<class>/<image>, {root.name}/train/<class>/<image>, or a CSV manifest"
-            + "".join(f"\n  {note}" for note in [*tree.notes(), *listing.notes])
+            + "".join(f"\n  {note}" for note in [*tree.notes(), *listing.notes, *_empty(tree, listing)])
         )
     ignored = [path for path, _, _ in listing.labelled if not is_image(path)]
-    notes = [*tree.notes(), *listing.notes, *_empty(tree, listing), *_ignored(ignored)]
+    notes = [*tree.notes(), *listing.notes, *_empty(tree, listing), *_ignored(root, ignored)]
     return of_files(root, images, name=str(root), ignored=[tree.name(path) for path in ignored], notes=notes)
 
 
@@ -128,11 +128,15 @@ def _empty(tree: Tree, listing: Listing) -> list[str]:
         if files or not any(own.startswith(f"{name}/") for own in tree.own)
     ]
     accepted = " ".join(sorted(IMAGE_EXTENSIONS))
-    return [f"class folders without an image ({accepted}) are left out: {shortened(shown)}."] if shown else []
+    hint = import_hint(tree.root, (file for files in listing.empty.values() for file in files))
+    return [f"class folders without an image ({accepted}) are left out: {shortened(shown)}.{hint}"] if shown else []
 
 
-def _ignored(files: Sequence[Path]) -> list[str]:
-    return [f"{len(files):,} files of other kinds in class folders are left out: {_endings(files)}."] if files else []
+def _ignored(root: Path, files: Sequence[Path]) -> list[str]:
+    if not files:
+        return []
+    left_out = f"{len(files):,} files of other kinds in class folders are left out: {_endings(files)}."
+    return [left_out + import_hint(root, files)]
 
 
 def _endings(files: Sequence[Path]) -> str:

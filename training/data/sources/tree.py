@@ -1,7 +1,7 @@
 """A folder as it is walked: each real folder once, without hidden folders and without this project's own output."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,9 @@ OWN_FILES = (
     ("seal.json",),  # an entry of the cache
 )
 """What is in a folder that this project has written."""
+
+IMPORTED_EXTENSIONS = (".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".dcm", ".dicom")
+"""Of files that `python -m training import` makes readable, in lower case."""
 
 Real = tuple[int, int]
 
@@ -96,6 +99,12 @@ class Tree:
 def is_image(path: Path) -> bool:
     """Whether the name ends as that of an accepted format."""
     return path.suffix.lower() in IMAGE_EXTENSIONS
+
+
+def import_hint(root: Path, paths: Iterable[Path]) -> str:
+    """A sentence, after a blank, where some of these files can be imported; else nothing."""
+    found = any(path.suffix.lower() in IMPORTED_EXTENSIONS for path in paths)
+    return f" `python -m training import {root} --out FOLDER` makes a copy in which they are read." if found else ""
 
 
 def _real(folder: Path) -> Real:

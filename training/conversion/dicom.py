@@ -1,0 +1,73 @@
+"""DICOM images: modality LUT, VOI LUT or window, MONOCHROME1 inverted (DICOM PS3.3, C.11). Needs the extra `dicom`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image
+
+from training.conversion.picture import Picture, check_size, stretched
+
+Values = Shaped[np.ndarray, "height width"]
+
+
+def by_pydicom(path: Path) -> Picture:
+    """Convert an image of one frame. Raises ValueError for several, and what pydicom raises."""
+    import pydicom  # noqa: PLC0415 (an extra, which only this needs)
+
+    dataset = pydicom.dcmread(path)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise ValueError(f"it has {frames} frames; DICOM files of one frame are read")
+    check_size(dataset.Columns, dataset.Rows)
+    return _monochrome(dataset) if dataset.SamplesPerPixel == 1 else _rgb(dataset.pixel_array, dataset)
+
+
+def _monochrome(dataset: Any) -> Picture:
+    from pydicom import pixels  # noqa: PLC0415
+
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        table = pixels.apply_color_lut(dataset.pixel_array, dataset)
+        return _rgb(table, dataset)
+    values = pixels.apply_modality_lut(dataset.pixel_array, dataset)
+    if "VOILUTSequence" in dataset:
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        shown, window = stretched(pixels.apply_voi(values, dataset), 0, 2**bits - 1), "VOI LUT"
+    else:
+        shown, window = _windowed(values, dataset)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = np.invert(shown)
+    return Picture(image=Image.fromarray(shown), depth=str(dataset.BitsStored), window=window)
+
+
+def _windowed(values: Values, dataset: Any) -> tuple[np.ndarray, str]:
+    """By the first window of the file, else from the least value to the greatest."""
+    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+        low, high = float(values.min()), float(values.max())
+        return stretched(values, low, high), f"{low:g} to {high:g}"
+    centre, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    name = f"centre {centre:g}, width {width:g}"
+    if width <= 0:
+        raise ValueError(f"its window has a width of {width:g}")
+    if function == "SIGMOID":
+        exponent = np.clip(-4 * (values.astype(np.float64) - centre) / width, -700, 700)
+        return np.rint(255 / (1 + np.exp(exponent))).astype(np.uint8), f"{name}, sigmoid"
+    if function == "LINEAR_EXACT":
+        return stretched(values, centre - width / 2, centre + width / 2), f"{name}, exact"
+    return stretched(values, centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2), name
+
+
+def _first(value: Any) -> float:
+    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+def _rgb(values: np.ndarray, dataset: Any) -> Picture:
+    """Of RGB values, to which pydicom has converted YCbCr."""
+    if values.dtype == np.uint16:
+        shown = (values >> 8).astype(np.uint8)
+        return Picture(image=Image.fromarray(shown), depth=str(dataset.BitsStored), window="0 to 65535")
+    if values.dtype != np.uint8:
+        raise ValueError(f"its colours are of {values.dtype}")
+    return Picture(image=Image.fromarray(values), depth=str(dataset.BitsStored))

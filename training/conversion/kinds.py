@@ -1,0 +1,58 @@
+"""What a file is by its bytes, and which of the kinds are converted."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+from serving.contract.decode import checked_header
+from serving.contract.image_header import ImageError
+
+Kind = Literal["read", "pillow", "heic", "dicom", "damaged", "other"]
+"""read: training reads the file itself; pillow: Pillow decodes it; heic, dicom: an extra does; damaged: an image that
+cannot be read; other: no image."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PACKAGES: dict[Kind, str] = {"heic": "pillow_heif", "dicom": "pydicom"}
+"""What the extra of this name installs."""
+HEAD = 132
+"""Bytes by which every kind is known: DICOM has 128 of anything before its own."""
+
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_AVIF, _HEIC = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_BY_PILLOW = {"animated_image"}
+"""Reasons for which a file is not read, although its first frame can be converted."""
+
+
+def kind_of(path: Path) -> tuple[Kind, str]:
+    """The kind of a file, and for a damaged one the reason. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), 64), 4))}
+    if head[4:8] == b"ftyp" and brands & _AVIF:
+        return "pillow", ""
+    if head[4:8] == b"ftyp" and brands & _HEIC:
+        return "heic", ""
+    if head.startswith(_JPEG_2000):
+        return "pillow", ""
+    if head[128:132] == b"DICM":
+        return "dicom", ""
+    return _of_contract(path)
+
+
+def _of_contract(path: Path) -> tuple[Kind, str]:
+    data = path.read_bytes()
+    try:
+        checked_header(data)
+    except ImageError as error:
+        if error.code in _BY_PILLOW or data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return "pillow", ""
+        return ("other", "") if error.code in ("unsupported_image_format", "empty_image") else ("damaged", str(error))
+    return "read", ""
+
+
+def missing(kinds: set[Kind]) -> list[str]:
+    """A sentence for each extra that is not installed and that these kinds need."""
+    return [
+        f"files of {kind.upper()} need {package}; pip install 'twinlens[{kind}]'"
+        for kind, package in PACKAGES.items()
+        if kind in kinds and find_spec(package) is None
+    ]
