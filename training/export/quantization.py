@@ -60,6 +60,8 @@ class Quantized:
     """Seconds of the float32 file for one image on one thread, divided by those of the int8 file."""
     size: float
     """Bytes of the int8 file divided by those of the float32 file."""
+    lost_decisions: tuple[str, ...]
+    """Classes with an operating point in the float32 file whose demand no threshold of the int8 file reaches."""
 
     @property
     def published(self) -> bool:
@@ -220,6 +222,7 @@ def _compare(float32: Classifier, int8: Classifier, dataset: Dataset, evaluated:
             f"at most {TOLERANCE:g} is allowed"
         )
     image = dataset.images[test[:1]]
+    decided = [[point.label for point in classifier.card.operating_points] for classifier in (float32, int8)]
     return Quantized(
         images=len(test),
         agreement=float((probabilities.argmax(1) == expected.argmax(1)).mean()),
@@ -228,6 +231,7 @@ def _compare(float32: Classifier, int8: Classifier, dataset: Dataset, evaluated:
         intervals=evaluated.intervals,
         speed=median(_seconds(float32, image) / _seconds(int8, image) for _ in range(ROUNDS)),
         size=int8.path.stat().st_size / float32.path.stat().st_size,
+        lost_decisions=tuple(label for label in decided[0] if label not in decided[1]),
     )
 
 

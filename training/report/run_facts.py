@@ -182,14 +182,22 @@ def _warnings(inputs: ReportInput) -> Iterator[str]:
         count = len(inputs.dataset.splits["val"])
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
         yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    yield from _eight_bit_warnings(inputs)
+    training, validation = inputs.scores["train"].accuracy, inputs.scores["val"].accuracy
+    if training - validation >= OVERFITTING_GAP:
+        yield overfitting(training, validation)
+
+
+def _eight_bit_warnings(inputs: ReportInput) -> Iterator[str]:
+    quantized = inputs.quantized
     if inputs.no_int8:
         yield f"There is no model.int8.onnx: {inputs.no_int8}. model.onnx is published."
-    if (quantized := inputs.quantized) and not quantized.published:
+    if quantized and not quantized.published:
         yield (
             "model.int8.onnx was not published: its labels agree with those of model.onnx on "
             f"{quantized.agreement:.1%} of the {quantized.images:,} test images, less than {AGREEMENT:.0%}. "
             "model.onnx is published."
         )
-    training, validation = inputs.scores["train"].accuracy, inputs.scores["val"].accuracy
-    if training - validation >= OVERFITTING_GAP:
-        yield overfitting(training, validation)
+    elif quantized and quantized.lost_decisions:
+        lost = ", ".join(quantized.lost_decisions)
+        yield f"model.int8.onnx has no decision for {lost}: none of its thresholds reaches what --operate demands."

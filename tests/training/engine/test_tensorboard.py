@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 
 from tests.support.pictures import opened
 from training.config import TrainConfig
@@ -31,7 +32,7 @@ EPOCH = {
 }
 
 
-LEFT_OPEN = {"clip_norm", "images_per_class", "mean_std", "weights", "zero_biases"}
+LEFT_OPEN = {"clip_norm", "images_per_class", "mean_std", "slices", "weights", "zero_biases"}
 """Options that are None in the configuration of a run of the MLP."""
 
 
@@ -127,6 +128,18 @@ def test_histograms_are_of_the_first_and_every_fifth_epoch(photos: Path, tmp_pat
     [sheet] = events.Images("train/augmented")
     pixels = opened(sheet.encoded_image_string)
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_precision_and_recall_of_each_class_are_a_curve(events: EventAccumulator, run: Path) -> None:
+    tags = {tag for tag in events.summary_metadata if tag.startswith("test/precision_recall/")}
+    classes = facts_of(run)["card"]["classes"]
+    assert tags == {f"test/precision_recall/{name}" for name in classes}
+    for tag in tags:
+        assert events.summary_metadata[tag].plugin_data.plugin_name == "pr_curves"
+        [curve] = events.Tensors(tag)
+        *_, precision, recall = make_ndarray(curve.tensor_proto)
+        assert recall[0] == 1
+        assert precision[0] == pytest.approx(1 / 3)
 
 
 def test_a_score_that_is_undefined_is_not_written(one_class_run: Path) -> None:
