@@ -219,6 +219,9 @@ class TrainConfig:
     """Stop after this many epochs without a better validation score. None: run all epochs."""
     confidence_level: Annotated[float, Share] = 0.9
     """How often the prediction sets shall hold the true class."""
+    sets: Literal["all", "class"] = "all"
+    """For what the prediction sets keep that level. all: all images together; class: the images of each class with 20
+    or more validation images, the others together. Sets are then larger."""
     operate: Annotated[tuple[str, ...], UseAppendAction] = ()
     """CLASS:SCORE=VALUE: decide for this class against all others, by the threshold on its probability that reaches the
     value on the validation split. sensitivity, specificity, or precision. Each answer of the service then has the

@@ -17,8 +17,9 @@ from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
-"""Written. Also read: version 2, without `goldens.decoded`, `calibration.bias`, `certificate`, `operating_points`,
-`formats` and `preprocessing.depth`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
+"""Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
+`calibration.class_thresholds`, `formats` and `operating_points`; version 1, without `preprocessing.fit` and
+`preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -58,6 +59,9 @@ class Calibration:
     threshold: float | None
     bias: tuple[float, ...] = ()
     """By class; empty: nothing is added."""
+    class_thresholds: tuple[float | None, ...] = ()
+    """By class, in place of `threshold`, so that the level holds for the images of that class; None: the class has too
+    few validation images for one of its own. Empty: the level holds for all images together."""
 
     def prediction_sets(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Bool[np.ndarray, "batch classes"]:
         """Whether each class is in the prediction set of each image. The most likely class always is.
@@ -65,7 +69,8 @@ class Calibration:
         Call it only if there is a `threshold`.
         """
         assert self.threshold is not None
-        sets = probabilities >= np.float32(self.threshold)
+        own = self.class_thresholds or (self.threshold,)
+        sets = probabilities >= np.array([self.threshold if value is None else value for value in own], np.float32)
         sets[np.arange(len(sets)), probabilities.argmax(1)] = True
         return sets
 

@@ -116,6 +116,9 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
         yield f"the graph takes batches of {images.shape[0]} only; the batch must be dynamic"
     if probabilities.shape[1:] != [len(card.classes)]:
         yield f"the graph gives {probabilities.shape[1:]} probabilities, its card names {len(card.classes)} classes"
+    own = card.calibration.class_thresholds
+    if own and len(own) != len(card.classes):
+        yield f"the card has {len(own)} thresholds of prediction sets for {len(card.classes)} classes"
     decided = [point.label for point in card.operating_points]
     if len(set(decided)) < len(decided) or not set(decided) <= set(card.classes):
         yield f"the card decides on {', '.join(decided)}; expected classes of its own, each at most once"

@@ -48,6 +48,7 @@ def decisive(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             out=tmp_path_factory.mktemp("runs"),
             name="decisive",
             operate=OPERATE,
+            sets="class",
             quantize="int8",
             val_fraction=0.3,
             test_fraction=0.3,
@@ -82,6 +83,14 @@ def test_every_route_decides_what_was_evaluated(decisive: Path, pictures: Path, 
     assert [answer["decisions"] for answer in alone] == expected
     assert [answer["decisions"] for answer in batch["results"]] == expected[:32]
     assert [answer["decisions"] for answer in vertex["predictions"]] == expected[:8]
+    thresholds = card["calibration"]["class_thresholds"]
+    assert len(thresholds) == 3
+    assert None not in thresholds
+    for answer, row in zip(alone, recorded, strict=True):
+        held = {
+            name for name, least in zip(card["classes"], thresholds, strict=True) if float(row[name]) >= least - 1e-6
+        }
+        assert set(answer["prediction_set"]) == held | {answer["label"]}
     assert metric(zero, "twinlens_decisions_total") == 0
     assert zero.count("twinlens_decisions_total{") == 4, "each decision is exported before it is made"
     yes = sum(each["dark"] for each in [*expected, *expected[:32], *expected[:8]])

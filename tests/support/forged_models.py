@@ -66,6 +66,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda graph, card: card | {"preprocessing": card["preprocessing"] | {"height": 32}},
         r"card says \[32, 24, 3\]",
     ),
+    "too many thresholds": (
+        lambda graph, card: card | {"calibration": card["calibration"] | {"class_thresholds": [0.1] * 4}},
+        "4 thresholds of prediction sets for 3 classes",
+    ),
     "a decision on no class": (
         lambda graph, card: (
             card | {"operating_points": [{"label": "d", "score": "sensitivity", "target": 0.9, "threshold": 0.5}]}

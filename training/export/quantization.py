@@ -171,17 +171,18 @@ def _groups(convolution: onnx.NodeProto) -> int:
 
 def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Dataset, evaluated: _TestSplit) -> ModelCard:
     """The card of the quantised file: all that depends on probabilities is computed again, from its own."""
-    val, threshold = dataset.splits["val"], card.calibration.threshold
+    val, calibrated = dataset.splits["val"], card.calibration
     labels, probabilities = dataset.labels[val], _predict(session, dataset.images, val)
-    if threshold is not None:
-        threshold = calibration.fit_threshold(labels, probabilities, card.calibration.level)
+    if calibrated.threshold is not None:
+        by_class = bool(calibrated.class_thresholds)
+        calibrated = calibration.with_thresholds(calibrated, labels, probabilities, by_class=by_class)
     demands = map(operating_points.Demand.of, card.operating_points)
     return replace(
         card,
         operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
         certificate=None,  # the float32 file was judged
         version=f"{card.version}-int8",
-        calibration=replace(card.calibration, threshold=threshold),
+        calibration=calibrated,
         goldens=tuple(_golden(golden, card, session) for golden in card.goldens),
         scores=card_scores(evaluated.scores, evaluated.intervals),
         reference=drift_reference.of_test_split(dataset, evaluated.probabilities),

@@ -5,6 +5,7 @@ patients, cameras and habits, in any order. Where that stops being true, so does
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from training.metrics.classification import Labels, Probabilities
 
 MIN_IMAGES = 30
 """With fewer validation images nothing is fitted: temperature 1, no prediction sets."""
+FEW = 20
+"""A class with fewer validation images has no threshold of its own: its coverage would be left to chance."""
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
 Logits = Float32[np.ndarray, "images classes"]
@@ -33,15 +36,29 @@ class Coverage:
     """Coverage of each class's images; None for a class without any."""
 
 
-def fit(labels: Labels, logits: Logits, level: float, bias: tuple[float, ...] = ()) -> Calibration:
-    """Temperature and threshold from the validation split's logits and the bias; neither from fewer than 30 images."""
+def fit(
+    labels: Labels, logits: Logits, level: float, bias: tuple[float, ...] = (), *, by_class: bool = False
+) -> Calibration:
+    """Temperature and threshold from the validation split's logits and the bias; neither from fewer than 30 images.
+
+    `by_class`: also a threshold for each class with 20 or more images.
+    """
     unfitted = Calibration(temperature=1.0, level=level, threshold=None, bias=bias)
     if len(labels) < MIN_IMAGES:
         return unfitted
     temperature = fit_temperature(labels, corrected(logits, unfitted))
     fitted = replace(unfitted, temperature=temperature)
     probabilities = softmax(corrected(logits, fitted), axis=1)
-    return replace(fitted, threshold=fit_threshold(labels, probabilities, level))
+    return with_thresholds(fitted, labels, probabilities, by_class=by_class)
+
+
+def with_thresholds(
+    calibration: Calibration, labels: Labels, probabilities: Probabilities, *, by_class: bool
+) -> Calibration:
+    """The calibration with the thresholds of its prediction sets; none where the images are too few for its level."""
+    threshold = fit_threshold(labels, probabilities, calibration.level)
+    own = fit_class_thresholds(labels, probabilities, calibration.level) if by_class and threshold is not None else ()
+    return replace(calibration, threshold=threshold, class_thresholds=own)
 
 
 def corrected(logits: Logits, calibration: Calibration) -> Logits:
@@ -100,6 +117,29 @@ def fit_threshold(labels: Labels, probabilities: Probabilities, level: float) ->
         return None
     of_true_class = np.sort(probabilities[np.arange(len(labels)), labels])[::-1]
     return float(of_true_class[rank - 1])
+
+
+def fit_class_thresholds(labels: Labels, probabilities: Probabilities, level: float) -> tuple[float | None, ...]:
+    """`fit_threshold` on the images of each class (Mondrian conformal prediction, Vovk et al. 2005, section 4.5).
+
+    A new image's true class then reaches its own threshold with at least that probability, whatever class it is. None
+    for a class with fewer than 20 images, or too few for the level.
+    """
+    counts = np.bincount(labels, minlength=probabilities.shape[1])
+    return tuple(
+        fit_threshold(labels[labels == label], probabilities[labels == label], level) if count >= FEW else None
+        for label, count in enumerate(counts)
+    )
+
+
+def held_for(calibration: Calibration, classes: Sequence[str]) -> str:
+    """The images for which the level of the prediction sets holds, as the end of a sentence."""
+    if not calibration.class_thresholds:
+        return "and over all classes together, not for each"
+    thresholds = zip(classes, calibration.class_thresholds, strict=True)
+    if few := [name for name, own in thresholds if own is None]:
+        return f"for each class but {', '.join(few)}, of which there were too few: they share one threshold"
+    return "for each class"
 
 
 def coverage(

@@ -85,7 +85,9 @@ def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, co
     if config.balance == "bias":
         frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
         bias = calibration.fit_bias(dataset.labels[val], logits["val"], frequencies)
-    calibrated = calibration.fit(dataset.labels[val], logits["val"], config.confidence_level, bias)
+    calibrated = calibration.fit(
+        dataset.labels[val], logits["val"], config.confidence_level, bias, by_class=config.sets == "class"
+    )
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {calibrated.level:.0%}")
     demands = operating_points.parse_all(config.operate)

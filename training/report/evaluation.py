@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from serving.contract.model import Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
-from training.metrics.calibration import coverage
+from training.metrics.calibration import coverage, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.metrics.slices import Slices
@@ -84,6 +84,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         pictures=pictures,
         curve_pictures=curve_pictures(decisions),
         decided_on="these images",
+        held_for=held_for(evaluation.models[0].classifier.card.calibration, images.classes),
         mistakes=mistakes(images, indices[worst], probabilities[worst]),
         disputed=[html.thumbnail(images.original(int(index))) for index in disputed],
     )
@@ -173,7 +174,11 @@ def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores
     """The facts of one model."""
     classifier, images, indices = model.classifier, evaluation.images, evaluation.indices
     card, labels = classifier.card, images.labels[indices]
-    sets = coverage(labels, model.probabilities, card.calibration, images.classes)
+    own = card.calibration.class_thresholds
+    ordered = replace(
+        card.calibration, class_thresholds=own and tuple(own[i] for i in map(card.classes.index, images.classes))
+    )
+    sets = coverage(labels, model.probabilities, ordered, images.classes)
     return {
         "model": {
             "name": card.name,

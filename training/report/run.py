@@ -13,6 +13,7 @@ from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
 from training.engine.runs import LATEST
+from training.metrics.calibration import held_for
 from training.metrics.classification import TITLES, reliability, risk_coverage
 from training.report import figures, html
 from training.report.audit import audit_facts, class_sheets, duplicate_examples
@@ -70,6 +71,7 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
         "pictures": pictures,
         "curve_pictures": curve_pictures(decisions),
         "decided_on": "test images",
+        "held_for": held_for(inputs.card.calibration, dataset.classes),
         "mistakes": mistakes(dataset, test[worst], served[worst]),
         "audit": audit,
         "pairs": duplicate_examples(dataset.audit, dataset.original),
@@ -81,7 +83,8 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
     )
     (folder / "report.html").write_text(html.render("report.html.jinja", **facts, **shown), encoding="utf-8")
     (folder / "report.md").write_text(
-        html.render("report.md.jinja", **facts, audit=audit, class_table=table), encoding="utf-8"
+        html.render("report.md.jinja", **facts, audit=audit, class_table=table, held_for=shown["held_for"]),
+        encoding="utf-8",
     )
     write_predictions(folder / "predictions.csv", dataset, test, served, inputs.card.operating_points)
 

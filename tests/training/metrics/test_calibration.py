@@ -160,3 +160,50 @@ def test_hand_worked_scores() -> None:
     probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.2, 0.8]], np.float32)
     assert brier_score(labels, probabilities) == pytest.approx((3 * 2 * 0.2**2 + 2 * 0.8**2) / 4)
     assert expected_calibration_error(labels, probabilities) == pytest.approx(0.05)  # 80 % sure, 75 % right
+
+
+def test_thresholds_by_class_cover_each_class_and_the_shared_one_does_not() -> None:
+    """Class c is rare and hard: all images together keep the level without it."""
+    rng = np.random.default_rng(0)
+    shares: dict[bool, list[list[float]]] = {False: [], True: []}
+    for _ in range(60):
+        labels = rng.choice(3, 1400, p=[0.6, 0.3, 0.1])
+        logits = (rng.normal(size=(1400, 3)) + np.array([2.5, 2.0, 0.0])[labels, None] * np.eye(3)[labels]).astype(
+            np.float32
+        )
+        probabilities = softmax(logits, axis=1)
+        for by_class, found in shares.items():
+            fitted = calibration.with_thresholds(
+                Calibration(temperature=1.0, level=0.9, threshold=None),
+                labels[:400],
+                probabilities[:400],
+                by_class=by_class,
+            )
+            measured = calibration.coverage(labels[400:], probabilities[400:], fitted, ("a", "b", "c"))
+            assert measured is not None
+            found.append([measured.by_class[name] or 0 for name in "abc"])
+    together, alone = (np.mean(shares[by_class], axis=0) for by_class in (False, True))
+    assert together[2] < 0.75
+    assert alone[1:] == pytest.approx([0.9, 0.9], abs=0.025)
+    assert alone[0] > 0.9, "the most likely class is in every set, and is right more often"
+
+
+def test_a_class_of_few_images_has_the_shared_threshold() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [60, 19, 20])
+    probabilities = rng.dirichlet(np.ones(3), 99).astype(np.float32)
+    unfitted = Calibration(temperature=1.0, level=0.9, threshold=None)
+    fitted = calibration.with_thresholds(unfitted, labels, probabilities, by_class=True)
+    first, second, third = fitted.class_thresholds
+    assert second is None
+    for own, label in ((first, 0), (third, 2)):
+        of_class = labels == label
+        assert own == calibration.fit_threshold(labels[of_class], probabilities[of_class], 0.9)
+    sets = fitted.prediction_sets(probabilities)
+    limits = np.array([first, fitted.threshold, third], np.float32)
+    expected = (probabilities >= limits) | np.eye(3, dtype=bool)[probabilities.argmax(1)]
+    assert np.array_equal(sets, expected)
+    assert calibration.held_for(fitted, ("a", "b", "c")).startswith("for each class but b, ")
+    assert calibration.with_thresholds(unfitted, labels, probabilities, by_class=False).class_thresholds == ()
+    few = calibration.with_thresholds(unfitted, labels[:5], probabilities[:5], by_class=True)
+    assert (few.threshold, few.class_thresholds) == (None, ())

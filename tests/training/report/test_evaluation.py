@@ -67,7 +67,13 @@ def test_names_cannot_write_html(folders: tuple[Path, Path]) -> None:
         text = (folder / "evaluation.json").read_text().replace("green leaf", "<script>").replace(".png", "<script>")
         pictures = {"confusion": "", "reliability": ""}
         curves = [{"roc": "", "precision_recall": ""}] * 3
-        values = {"pictures": pictures, "curve_pictures": curves, "decided_on": "these", "mistakes": []}
+        values = {
+            "pictures": pictures,
+            "curve_pictures": curves,
+            "decided_on": "these",
+            "held_for": "all",
+            "mistakes": [],
+        }
         filled = render("evaluation.html.jinja", **json.loads(text), **values, disputed=["x"])
         assert "&lt;script&gt;" in filled
         assert "<script>" not in filled

@@ -100,7 +100,14 @@ def test_what_makes_a_model_doubtful_is_on_the_first_screen_and_on_the_console(d
         assert line in first_screen
         assert f"warning: {line}" in run_summary(doubtful)
     card = json.loads((doubtful / "report" / "report.json").read_text())["card"]
-    assert card["calibration"] == {"temperature": 1.0, "level": 0.9, "threshold": None, "bias": []}
+    unfitted: dict[str, object] = {
+        "temperature": 1.0,
+        "level": 0.9,
+        "threshold": None,
+        "bias": [],
+        "class_thresholds": [],
+    }
+    assert card["calibration"] == unfitted
 
 
 def test_a_score_of_no_class_is_null(doubtful: Path) -> None:
