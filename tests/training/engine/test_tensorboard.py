@@ -32,7 +32,9 @@ EPOCH = {
 }
 
 
-LEFT_OPEN = {"clip_norm", "images_per_class", "mean_std", "slices", "weights", "zero_biases"}
+LEFT_OPEN = {
+    *("clip_norm", "corrections", "fold", "images_per_class", "mean_std", "slices", "weights", "zero_biases"),
+}
 """Options that are None in the configuration of a run of the MLP."""
 
 
