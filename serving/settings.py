@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import MIN_WINDOW
-from serving.contract.objects import Location, location
+from serving.contract.objects import Url, location
 from serving.contract.session import Placement
 from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
 
@@ -45,7 +45,7 @@ TrustedKey = Annotated[
     Field(description=EXPECTED_KEY),
 ]
 Source = Annotated[
-    Location,
+    Path | InstanceOf[Url],
     BeforeValidator(lambda text: location(text) if isinstance(text, str) else text),
     Field(description="a path or a URL"),
 ]

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
 
 import yaml
+from pydantic import PlainValidator
 from tyro.conf import DisallowNone, UseAppendAction
+from tyro.constructors import PrimitiveConstructorSpec
 
 from serving.contract.card import NormalizationMode
 from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
 from serving.contract.image_header import MIN_SIDE
+from serving.contract.objects import Location, Url, location
 from training.errors import ConfigError
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
@@ -34,6 +37,26 @@ LAYER_OPTIONS = ("hidden", "width", "activation", "batch_norm", "init", "init_sc
 """Options of the layers of the own networks; timm's architectures bring theirs."""
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
+
+
+def _is_location(value: object) -> Location:
+    if not isinstance(value, Path | Url):
+        raise ValueError("expected a path or a URL")
+    return value
+
+
+Data = Annotated[
+    Path | Url,
+    PlainValidator(lambda value: location(value) if isinstance(value, str) else _is_location(value)),
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL",
+        instance_from_str=lambda texts: location(texts[0]),
+        is_instance=lambda value: isinstance(value, Path | Url),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""Where images are, on the command line and in a YAML file."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +84,10 @@ class TrainConfig:
     reads options from a YAML file, such as a run's config.yaml; those of the command line win.
     """
 
-    data: Path | None = None
+    data: Data | None = None
     """Images with labels: a folder of class folders; a folder with train/, val/ and perhaps test/ of class folders; a
-    CSV manifest with columns path, label and perhaps split, group; or an .npz in the MedMNIST layout. None: digits."""
+    CSV manifest with columns path, label and perhaps split, group; or an .npz in the MedMNIST layout. The same at a URL
+    (s3://, gs://) is copied into --cache. None: digits."""
     corrections: Path | None = None
     """A CSV file with columns path and label, whose labels replace those of the data: an edited label-issues.csv."""
     out: Path = Path("runs")
@@ -307,7 +331,7 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The configuration as a person would read it and `config_file.from_yaml` does: all but the run's name."""
-        values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values = {key: str(value) if isinstance(value, Path | Url) else value for key, value in asdict(self).items()}
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         del values["name"], values["resume"]
         return yaml.safe_dump(values, sort_keys=False)

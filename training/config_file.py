@@ -28,7 +28,7 @@ def from_yaml(path: Path) -> TrainConfig:
 
 def option(name: str, value: object, where: str) -> Any:
     """The value of an option that was written in a file, as its type. Raises ConfigError beginning with `where`."""
-    types = get_type_hints(TrainConfig)
+    types = get_type_hints(TrainConfig, include_extras=True)
     if name not in types:
         raise ConfigError(f"{where}: there is no option {name!r}; there are {', '.join(types)}")
     return _typed(types[name], value, f"{where}: {name}")

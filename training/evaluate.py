@@ -17,6 +17,8 @@ from jaxtyping import Int64
 
 from serving.contract.card import ModelCard
 from serving.contract.model import Classifier, open_model
+from serving.contract.objects import Location, Url
+from training.config import Data
 from training.data import audit, dataset, inspection, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
@@ -44,7 +46,7 @@ class EvaluateConfig:
 
     run: Path
     """The model: a run's folder, or an .onnx file."""
-    data: Path | None = None
+    data: Data | None = None
     """Images with labels, in one of the formats of training. None: the digits."""
     corrections: Path | None = None
     """As for training, whose data is not the same without them."""
@@ -73,12 +75,18 @@ def evaluate(config: EvaluateConfig) -> Path:
     cache = Cache(config.cache)
     source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
     check_labels(source, classifiers[0].card.classes)
-    name = re.sub(r"\W+", "-", config.data.resolve().name if config.data else "digits").strip("-").lower()
+    name = re.sub(r"\W+", "-", _name(config.data)).strip("-").lower()
     default = model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     with results_folder(config.out, default) as folder:
         evaluated = _evaluated(config, classifiers, source, cache)
         write_evaluation(replace(evaluated, looks=_look(evaluated)), folder)
     return folder
+
+
+def _name(data: Location | None) -> str:
+    if data is None:
+        return "digits"
+    return data.name if isinstance(data, Url) else data.resolve().name
 
 
 def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source: Source, cache: Cache) -> Evaluation:

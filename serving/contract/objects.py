@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NewType
@@ -34,11 +33,23 @@ class StoreUnusable(ValueError):
     """A URL that cannot be read here; the message says what is missing."""
 
 
-@dataclass(frozen=True)
 class Url:
-    """Where an object, or a folder of objects, is. Its text may hold a password or a signature; `str` leaves it out."""
+    """Where an object, or a folder of objects, is. Its text may hold a password or a signature; `str` leaves it out.
 
-    text: str
+    A plain class, which `dataclasses.asdict` leaves as it is, as it does a path.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Url({str(self)!r})"
 
     def __str__(self) -> str:
         return self.without_secrets(self.text)
@@ -56,8 +67,14 @@ class Url:
 
     def beside(self, name: str) -> "Url":
         """The object `name` in the folder of this one."""
-        path, mark, query = self.text.partition("?") if self.is_http else (self.text, "", "")
-        return Url(f"{path.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}")
+        query = self.text.partition("?")[2] if self.is_http else ""
+        return Url(f"{self.folder.text}/{name}{'?' if query else ''}{query}")
+
+    @property
+    def folder(self) -> "Url":
+        """The folder of this object, without what a query asks of a web server."""
+        path = self.text.partition("?")[0] if self.is_http else self.text
+        return Url(path.rstrip("/").rpartition("/")[0])
 
     def without_secrets(self, text: str) -> str:
         """A text about this URL, such as an error, as it may be shown: HTTP has secrets in the address."""
@@ -122,6 +139,8 @@ class Store:
         Its version before and after says so.
         """
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # here, what is wrong with the disk is not taken for the store's
         try:
             with self._explained():
                 files, path = self._opened

@@ -98,6 +98,9 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
         assert ("tolerations" in pod) == gpu
         assert ("affinity" in pod) == ("several-nodes" not in choice)
         assert pod.get("runtimeClassName") == ("nvidia" if "nvidia-runtime-class" in choice else None)
+    egress = found["NetworkPolicy", "deny-all"]["spec"].get("egress", [])
+    ports = {port["port"] for rule in egress for port in rule["ports"]}
+    assert ports == ({443, 53, 5353} if "object-storage" in choice else set())
     modes = {one["spec"]["accessModes"][0] for (kind, _), one in found.items() if kind == "PersistentVolumeClaim"}
     assert modes == {"ReadWriteMany" if "several-nodes" in choice else "ReadWriteOnce"}
 

@@ -91,7 +91,8 @@ class S3:
 def s3() -> Iterator[S3]:
     """An empty bucket; its content is lost when the server is stopped. Skips the test where moto is not installed."""
     pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
+    # This process keeps connections by their options, and the address is in the environment.
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     store = S3(free_port())
     store.start()
     try:

@@ -1,28 +1,32 @@
 """List images and their labels. The path of --data decides which of five formats is read.
 
 Without a path, the handwritten digits inside scikit-learn; a folder of class folders; a folder of splits (train/ and
-perhaps val/ and test/) of class folders; a CSV manifest; an .npz file in the MedMNIST layout. No image is decoded here.
+perhaps val/ and test/) of class folders; a CSV manifest; an .npz file in the MedMNIST layout. What is at a URL is
+copied before. No image is decoded here.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
+from serving.contract.objects import Location, Url
 from training.data.cache import Cache
 from training.data.sources.corrections import corrected
 from training.data.sources.folders import folders
 from training.data.sources.manifest import manifest
 from training.data.sources.npz import npz
+from training.data.sources.objects import copied
 from training.data.sources.source import Source
 from training.errors import DataError
 
 DIGITS_SCALE = 2
 
 
-def find(data: Path | None, cache: Cache, outputs: Sequence[Path] = (), corrections: Path | None = None) -> Source:
+def find(data: Location | None, cache: Cache, outputs: Sequence[Path] = (), corrections: Path | None = None) -> Source:
     """Determine the format of the data and list its images. `outputs` are folders that this project writes to.
 
     Labels of the file `corrections` replace those of the data. Raises DataError, OSError.
@@ -31,9 +35,11 @@ def find(data: Path | None, cache: Cache, outputs: Sequence[Path] = (), correcti
     return source if corrections is None else corrected(source, corrections)
 
 
-def _listed(data: Path | None, cache: Cache, outputs: Sequence[Path]) -> Source:
+def _listed(data: Location | None, cache: Cache, outputs: Sequence[Path]) -> Source:
     if data is None:
         return _digits()
+    if isinstance(data, Url):
+        return replace(_listed(copied(data, cache.folder), cache, outputs), name=str(data))
     if not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
     if data.is_dir():

@@ -8,6 +8,7 @@ import joblib
 import yaml
 from tqdm import tqdm
 
+from serving.contract.objects import Location, Url
 from training.data.dataset import load_dataset
 from training.engine.runs import CONFIG
 from training.errors import EXIT_CODES, ConfigError, ProcessLost
@@ -41,8 +42,10 @@ def folds(config: FoldsConfig) -> Path:
     return folder
 
 
-def _named(data: Path | None) -> str:
-    return data.resolve().stem if data else "digits"
+def _named(data: Location | None) -> str:
+    if data is None:
+        return "digits"
+    return data.name.partition(".")[0] if isinstance(data, Url) else data.resolve().stem
 
 
 def prepare(folder: Path, config: FoldsConfig) -> None:

@@ -12,6 +12,7 @@ import tyro
 from serving.contract import gpu
 from serving.contract.model import Classifier, open_model
 from serving.contract.session import Placement
+from training.config import Data
 from training.data.cache import Cache
 from training.data.formats import find
 from training.engine import runs
@@ -37,7 +38,7 @@ class ParityConfig:
 
     model: tyro.conf.Positional[Path]
     """A run's folder, or an .onnx file; torch is asked where the run's checkpoint is beside it."""
-    data: Path | None = None
+    data: Data | None = None
     """Images with labels, in one of the formats of training. None: the digits."""
     corrections: Path | None = None
     """As for evaluate."""

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from serving.contract.decode import Decoded
 from serving.contract.formats.depth import SHIFTED
 from serving.contract.image_header import UPRIGHT
-from training.config import Leaks
+from training.config import Data, Leaks
 from training.data import formats, inspection
 from training.data.audit import Audit
 from training.data.cache import Cache
@@ -36,7 +36,7 @@ CLASSES_SHOWN = 24
 class AuditConfig:
     """Check for what falsifies scores: damaged files, duplicates, leaks between splits, contradictions, shortcuts."""
 
-    data: Path | None = None
+    data: Data | None = None
     """Images with labels, as for training."""
     corrections: Path | None = None
     """As for training."""

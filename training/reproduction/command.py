@@ -14,7 +14,7 @@ import tyro
 
 from serving.contract.card import ModelCard, Provenance
 from serving.contract.model import Classifier, open_model
-from training.config import TrainConfig
+from training.config import Data, TrainConfig
 from training.config_file import option
 from training.data.cache import Cache
 from training.data.formats import find
@@ -41,7 +41,7 @@ class ReproduceConfig:
 
     model: tyro.conf.Positional[Path]
     """A run's folder, or its model.onnx; nothing else of the run is read."""
-    data: Path | None = None
+    data: Data | None = None
     """The images that it was trained on. None: the digits."""
     corrections: Path | None = None
     """The file of --corrections, where the training had one."""

@@ -8,6 +8,7 @@ import joblib
 import tyro
 import yaml
 
+from training.config import Data
 from training.config_file import from_yaml, option
 from training.errors import ConfigError
 from training.study import spec
@@ -31,7 +32,7 @@ class StudyConfig:
     """With merge: folders of the shards of one study. With search: a YAML file with the axes to draw from."""
     trials: int = 30
     """With search: the largest number of runs; trials that are behind the others are stopped early."""
-    data: Path | None = None
+    data: Data | None = None
     """Images with labels, as for training. None: as the study declares, else the digits."""
     epochs: int | None = None
     """Of each run. None: as the study declares."""

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from serving.contract.objects import Url
 from training.config import TrainConfig
 from training.config_file import option
 from training.errors import ConfigError
@@ -175,7 +176,7 @@ def plain(options: Options) -> Options:
     """The same options with values that YAML and JSON have: lists for tuples, text for paths."""
 
     def as_plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path | Url) else value
 
     return {name: as_plain(value) for name, value in options.items()}
 
