@@ -16,7 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from serving.contract.card import NormalizationMode
 from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
 from serving.contract.image_header import MIN_SIDE
-from serving.contract.objects import Location, Url, location
+from serving.contract.objects import Url, location
 from training.errors import ConfigError
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
@@ -39,23 +39,27 @@ WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 
 
-def _is_location(value: object) -> Location:
-    if not isinstance(value, Path | Url):
-        raise ValueError("expected a path or a URL")
-    return value
+def _url(value: object) -> Url:
+    found = location(value) if isinstance(value, str) else value
+    if not isinstance(found, Url):
+        raise ValueError("expected a URL")
+    return found
 
 
-Data = Annotated[
-    Path | Url,
-    PlainValidator(lambda value: location(value) if isinstance(value, str) else _is_location(value)),
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH|URL",
-        instance_from_str=lambda texts: location(texts[0]),
-        is_instance=lambda value: isinstance(value, Path | Url),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+Data = (
+    Annotated[
+        Url,
+        PlainValidator(_url),
+        PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="URL",
+            instance_from_str=lambda texts: _url(texts[0]),
+            is_instance=lambda value: isinstance(value, Url),
+            str_from_instance=lambda value: [str(value)],
+        ),
+    ]
+    | Path
+)
 """Where images are, on the command line and in a YAML file."""
 
 

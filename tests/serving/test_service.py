@@ -194,7 +194,7 @@ def test_answers_below_the_setting_abstain_and_are_counted(run: Path, photos: Pa
 
 
 def test_a_threshold_of_the_report_hands_over_what_the_report_says(run: Path, photos: Path, tmp_path: Path) -> None:
-    point = json.loads((run / "report" / "report.json").read_text())["risk_coverage"]["operating_points"][-1]
+    point = json.loads((run / "report" / "report.json").read_text())["risk_coverage"]["referrals"][-1]
     assert (point["at_most"], point["handed_over"], point["kept"]) == (0.5, 6, 6)
     with (run / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

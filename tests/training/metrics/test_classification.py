@@ -130,7 +130,7 @@ def handed_over(found: RiskCoverage) -> dict[float, tuple[float | None, int, int
     """Threshold, images handed over, images kept and their accuracy by the share asked for."""
     return {
         point.at_most: (point.threshold, point.handed_over, point.kept, pytest.approx(point.accuracy))
-        for point in found.operating_points
+        for point in found.referrals
     }
 
 
@@ -169,19 +169,19 @@ def test_a_confidence_that_says_nothing_is_worth_as_much_as_chance() -> None:
     found = risk_coverage(*answers(*[(0.7, True), (0.7, False), (0.7, True), (0.7, True)] * 25))
     assert found.area == pytest.approx(0.25)
     assert {round(accuracy, 12) for _, accuracy in found.curve} == {0.75}
-    assert {(point.threshold, point.kept) for point in found.operating_points} == {(None, 100)}
+    assert {(point.threshold, point.kept) for point in found.referrals} == {(None, 100)}
 
 
 def test_a_perfect_ranking_leaves_no_mistake_behind() -> None:
     found = risk_coverage(*answers(*[(0.6 + number / 100, number >= 2) for number in range(10)]))
     assert found.area == pytest.approx((1 / 9 + 2 / 10) / 10)
-    assert [point.accuracy for point in found.operating_points] == pytest.approx([0.8, 0.8, 8 / 9, 1, 1, 1])
+    assert [point.accuracy for point in found.referrals] == pytest.approx([0.8, 0.8, 8 / 9, 1, 1, 1])
 
 
 def test_certain_answers_have_a_threshold_below_one() -> None:
     nearly = float(np.nextafter(np.float32(1), np.float32(0)))
     for less in (0.5, nearly):
-        point = risk_coverage(*answers((1.0, True), (1.0, True), (less, False), (1.0, False))).operating_points[-1]
+        point = risk_coverage(*answers((1.0, True), (1.0, True), (less, False), (1.0, False))).referrals[-1]
         assert point.threshold is not None
         assert less < point.threshold < 1
         assert (point.handed_over, point.accuracy) == (1, pytest.approx(2 / 3))
@@ -191,7 +191,7 @@ def test_certain_answers_have_a_threshold_below_one() -> None:
 def test_one_image_is_never_handed_over(right: bool) -> None:
     found = risk_coverage(*answers((1.0, right)))
     assert (found.area, found.curve) == (1 - right, ((0.0, float(right)),))
-    assert {(point.threshold, point.kept, point.accuracy) for point in found.operating_points} == {(None, 1, right)}
+    assert {(point.threshold, point.kept, point.accuracy) for point in found.referrals} == {(None, 1, right)}
 
 
 @pytest.mark.parametrize("decimals", [2, 7])
@@ -204,7 +204,7 @@ def test_the_services_rule_hands_over_exactly_what_the_table_says(decimals: int)
     assert found.curve[0] == (0, pytest.approx((probabilities.argmax(1) == labels).mean()))
     assert np.diff([share for share, _ in found.curve]) == pytest.approx(0.01, abs=1e-4)
     confidences = [float(value) for value in probabilities.max(1)]
-    for point in found.operating_points[1:]:
+    for point in found.referrals[1:]:
         assert point.threshold is not None
         below = np.array([confidence < point.threshold for confidence in confidences])
         assert below.sum() == point.handed_over
