@@ -96,7 +96,7 @@ PLANTED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "BGR for RGB": ("imdecode", _bgr, "golden 0: decoding does not"),
     "EXIF ignored": ("TURNS", lambda turns: {}, "golden 4: decoding does not"),
     "another chroma upsampling": ("imdecode", _chroma_by_repetition, "golden 3: decoding does not"),
-    "alpha ignored": ("_on_white", lambda on_white: lambda colour, alpha, gray: colour, "golden 1: decod"),
+    "alpha ignored": ("_on_white", lambda on_white: lambda colour, alpha, gray, depth: colour, "golden 1: decod"),
 }
 
 

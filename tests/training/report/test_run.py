@@ -38,8 +38,8 @@ def test_risk_coverage_begins_with_the_accuracy_of_all_test_images(run: Path) ->
     report = json.loads((run / "report" / "report.json").read_text())
     test, found = report["scores"]["test"], report["risk_coverage"]
     assert found["curve"][0] == [0, test["accuracy"]]
-    assert found["operating_points"][0]["accuracy"] == test["accuracy"]
-    assert all(point["handed_over"] + point["kept"] == test["images"] for point in found["operating_points"])
+    assert found["referrals"][0]["accuracy"] == test["accuracy"]
+    assert all(point["handed_over"] + point["kept"] == test["images"] for point in found["referrals"])
 
 
 def test_the_page_opens_offline(run: Path) -> None:
