@@ -123,6 +123,7 @@ def test_the_report_counts_the_decisions_of_predictions_csv(decisive: Path, pict
     assert others["curves"] == report["decisions"]["curves"]
 
 
+@pytest.mark.slow
 def test_offline_tables_have_the_decisions(decisive: Path, pictures: Path, tmp_path: Path) -> None:
     expected = {row["path"]: decided(row) for row in rows(decisive / "predictions.csv")}
     (pictures / "dark" / "broken.png").write_bytes(b"no image")
@@ -164,6 +165,7 @@ def test_a_demand_that_cannot_be_met_is_refused_before_the_first_epoch(pictures:
         assert not (tmp_path / "x" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_few_validation_images_and_demands_that_nothing_reaches_are_warnings(pictures: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": "mlp", "hidden": (8,), "image_size": 8, "epochs": 1, "lr": 1e-6}
     demands = ("dark:sensitivity=0.9", "medium:precision=0.99")

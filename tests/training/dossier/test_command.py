@@ -60,6 +60,7 @@ def verified(folder: Path) -> list[subprocess.CompletedProcess[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_all_that_speaks_for_a_model_and_every_check_of_it_holds(home: Path, tmp_path: Path) -> None:
     done = command("dossier", "runs/latest", cwd=home)
     assert done.returncode == 0, done.stderr

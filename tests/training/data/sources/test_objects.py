@@ -99,6 +99,7 @@ def test_an_npz_is_fetched(store: S3, tmp_path: Path) -> None:
     assert loaded(url("some/cells.npz"), tmp_path).digest == loaded(tmp_path / "cells.npz", tmp_path / "b").digest
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_resumes_with_what_it_has(store: S3, photos: Path, tmp_path: Path) -> None:
     store.put_folder("resumed", photos)
     copy = copied(url("resumed"), tmp_path)
