@@ -22,6 +22,8 @@ from training.study.results import log, outcome
 
 OPTIONS = "options.yaml"
 """File in the folder of the folds: the options of each training, as the user gave them."""
+PLACES = ("out", "cache")
+"""Options that change no result."""
 
 
 def folds(config: FoldsConfig) -> Path:
@@ -51,7 +53,8 @@ def _named(data: Location | None) -> str:
 def prepare(folder: Path, config: FoldsConfig) -> None:
     """Create the folder and write the options into it. Raises ConfigError for a folder with folds of other options."""
     options = folder / OPTIONS
-    now = {"folds": config.folds} | yaml.safe_load(config.training.to_yaml())
+    given = yaml.safe_load(config.training.to_yaml())
+    now = {"folds": config.folds} | {name: value for name, value in given.items() if name not in PLACES}
     if options.exists():
         before = yaml.safe_load(options.read_text(encoding="utf-8"))
         differing = [name for name in before | now if before.get(name) != now.get(name)]
@@ -65,11 +68,11 @@ def prepare(folder: Path, config: FoldsConfig) -> None:
 
 def train_folds(runs: list[Path], config: FoldsConfig) -> None:
     """Train each in a process of its own. Raises the error of its exit code for the first that failed, after all."""
-    failed: list[tuple[Job, int]] = []
+    by_name, failed = {run.name: run for run in runs}, list[tuple[Job, int]]()
     with tqdm(total=len(runs), desc="folds", unit="fold", disable=None) as bar:
 
         def ended(job: Job, code: int) -> None:
-            if outcome(Path(job.arguments[job.arguments.index("--out") + 1]) / job.name) != "done":
+            if outcome(by_name[job.name]) != "done":
                 failed.append((job, code))
             bar.update()
 

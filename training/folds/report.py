@@ -40,7 +40,7 @@ def write_folds_report(folder: Path, dataset: Dataset, answers: OutOfFold) -> No
                 "picture": html.thumbnail(dataset.original(int(answers.indices[issue.row]))),
                 "label": dataset.classes[answers.labels[issue.row]],
                 "suggested": dataset.classes[issue.suggested],
-                "probability": f"{answers.probabilities[issue.row, issue.suggested]:.0%}",
+                "probability": f"{issue.score:.0%}",
             }
             for issue in issues[:ISSUES_SHOWN]
         ],

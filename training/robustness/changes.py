@@ -84,7 +84,7 @@ def turn(image: Decoded, degrees: float, rng: np.random.Generator) -> Decoded:
 
 
 def coarseness(image: Decoded, factor: float, rng: np.random.Generator) -> Decoded:
-    """As by a camera of so many times fewer pixels a side."""
+    """As by a camera that has `factor` times fewer pixels a side."""
     height, width = image.shape[:2]
     size = max(1, round(width / factor)), max(1, round(height / factor))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -22,7 +22,7 @@ RECORD = "versions.json"
 AT_ONCE = 16
 """Objects that are fetched at the same time: of small ones, most of the time is waiting."""
 OBJECTS_A_RECORD = 1000
-"""After so many, the record is written, and a run that is killed has lost no more."""
+"""After this number of objects the record is written: a run that is killed has lost no more."""
 PASSES = 3
 """How often the store is listed: the last listing must be what was copied."""
 
