@@ -7,18 +7,21 @@ import multiprocessing
 import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import bentoml
 import cv2
 import yaml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import logs
+from serving import bento_config, logs
 from serving.api.admission import Admission
 from serving.api.bearer import BearerTokens
 from serving.api.middleware import Middleware
 from serving.api.readiness import Readiness
+from serving.api.routes import routes_of
 from serving.api.state import ServiceState
+from serving.api.traced import Traced
 from serving.api.ui import Page
 from serving.contract import gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
@@ -62,8 +65,9 @@ class _Worker:
 class DirectService(bentoml.Service[object]):  # type: ignore[misc]
     """A BentoML service whose requests go straight to the worker's application.
 
-    BentoML's own layers (tracing, metrics by path, a timer for each request) cost more than decoding and classifying
-    a small image. Its processes, sockets, configuration and life cycle are used unchanged.
+    BentoML's own layers (spans, metrics by path, a timer for each request) cost more than decoding and classifying
+    a small image. Its processes, sockets and life cycle are used unchanged, and of its configuration what
+    `serving.bento_config` says.
     """
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
@@ -96,18 +100,22 @@ class Twinlens:
             readiness=Readiness(),
             explainer=Explainer(settings, metrics),
             page=Page.load(),
-            openapi=yaml.safe_load(files("serving.api").joinpath("static/openapi.yaml").read_text()),
+            openapi=_document("openapi.yaml"),
+            bento_schema=_document("bento_schema.yaml"),
         )
+        self._tracing = bento_config.tracing()
         self._reloader = Reloader(settings.file, _open, self._serve, metrics.model.reloaded)
         self._reloader.start()
-        self._middleware = _Worker.application = Middleware(self._state)
+        self._middleware = Middleware(self._state)
+        traced = Traced(self._middleware, self._tracing, routes_of(settings)) if self._tracing else self._middleware
+        _Worker.application = bento_config.with_cors(traced)
         # Objects that live as long as the process are left out of garbage collection.
         gc.collect()
         gc.freeze()
 
     def _serve(self, classifier: Classifier) -> None:
         """Answer new requests with this model; the previous model finishes the running ones."""
-        predictor = Predictor(classifier, settings, self._state.metrics)
+        predictor = Predictor(classifier, settings, self._state.metrics, self._tracing)
         self._state.metrics.serves(classifier)
         self._state.readiness.predictor = predictor
 
@@ -128,6 +136,7 @@ class Twinlens:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def leave_nothing(self) -> None:
         """Runs last in a worker."""
+        bento_config.send_last_spans()
         remove_files()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
@@ -149,6 +158,11 @@ class Twinlens:
             raise SystemExit(child.exitcode)
 
 
+def _document(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(files("serving.api").joinpath("static", name).read_text())
+    return document
+
+
 def _open(path: Path) -> Classifier:
     """Open the model on this worker's device. BentoML numbers workers from 1; a replacement keeps the number.
 
@@ -166,6 +180,7 @@ def _open(path: Path) -> Classifier:
 
 def _check_model() -> None:
     try:
+        bento_config.check(number_of_workers)
         if settings.token_file:
             BearerTokens(settings.token_file)
         if mirror := mirror_of(settings):

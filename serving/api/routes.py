@@ -109,6 +109,10 @@ async def docs(request: Request, state: ServiceState) -> Response:
     return JSONResponse(state.openapi)
 
 
+async def bento_schema(request: Request, state: ServiceState) -> Response:
+    return JSONResponse(state.bento_schema)
+
+
 async def home(request: Request, state: ServiceState) -> Response:
     return RedirectResponse("ui")
 
@@ -213,6 +217,7 @@ ROUTES = (
     Route("/readyz", readyz, kind=Kind.PROBE),
     Route("/metrics", metrics, kind=Kind.METRICS),
     Route("/docs.json", docs),
+    Route("/schema.json", bento_schema),
     Route("/", home, kind=Kind.PAGE),
     # SageMaker's names.
     Route("/invocations", predict, "POST", alias_of="/predict"),

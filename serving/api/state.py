@@ -23,3 +23,5 @@ class ServiceState:
     page: Page
     openapi: dict[str, Any]
     """The document that /docs.json returns."""
+    bento_schema: dict[str, Any]
+    """The document that /schema.json returns."""

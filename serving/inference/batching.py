@@ -34,6 +34,8 @@ class _Waiting:
     answer: asyncio.Future[np.ndarray]
     background: bool
     since: float = field(default_factory=perf_counter)
+    batch: tuple[float, float] = (0.0, 0.0)
+    """When its batch began and ended, in seconds of `perf_counter`."""
 
 
 class Batcher:
@@ -67,11 +69,18 @@ class Batcher:
         self.failures = 0
         """Consecutive failed runs of the model; 0 after a run that succeeds."""
 
-    async def submit(self, pixels: Pixels, *, background: bool = False) -> np.ndarray:
+    async def submit(
+        self,
+        pixels: Pixels,
+        *,
+        background: bool = False,
+        trace: Callable[[float, float, float], None] | None = None,
+    ) -> np.ndarray:
         """Probabilities float32 `[classes]` of one image; a background image waits behind the others.
 
-        The caller bounds the number of images. Cancelling the call takes the image out of the queue. Raises what
-        `predict` raises.
+        The caller bounds the number of images. Cancelling the call takes the image out of the queue. `trace` gets, in
+        the caller's context, when the image began to wait, and when its batch began and ended. Raises what `predict`
+        raises.
         """
         queue = self._background if background else self._queue
         waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), background)
@@ -79,11 +88,14 @@ class Batcher:
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
-            return await waiting.answer
+            row = await waiting.answer
         except asyncio.CancelledError:
             if waiting in queue:
                 queue.remove(waiting)
             raise
+        if trace is not None:
+            trace(waiting.since, *waiting.batch)
+        return row
 
     async def _run(self) -> None:
         """Answer batch after batch until no image waits."""
@@ -115,8 +127,10 @@ class Batcher:
             return
         self.failures = 0
         waited = [start - waiting.since for waiting in batch if not waiting.background]
-        self._observe(waited, perf_counter() - start, len(batch))
+        end = perf_counter()
+        self._observe(waited, end - start, len(batch))
         for waiting, row in zip(batch, rows, strict=True):
+            waiting.batch = start, end
             if not waiting.answer.done():
                 waiting.answer.set_result(row)
 

@@ -19,6 +19,7 @@ from serving.inference.padding import batch_sizes, padded
 from serving.inference.prediction import Prediction, check_output, describe
 from serving.metrics import Metrics
 from serving.settings import Settings
+from serving.tracing import Tracing
 
 Probabilities = Float32[np.ndarray, " classes"]
 
@@ -47,11 +48,15 @@ class Predictor:
     A request that holds a predictor is answered by its model. Its threads end when no request holds it.
     """
 
-    def __init__(self, classifier: Classifier, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, classifier: Classifier, settings: Settings, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
         self.card = classifier.card
         self.classifier = classifier
         self._metrics = metrics
         self._settings = settings
+        self._tracing = tracing
+        self._trace_batch = tracing.ran if tracing else None
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         one_image_s, max_batch = self._warm_up_on_gpu() if classifier.on_gpu else self._warm_up()
         self.batcher = Batcher(
@@ -75,11 +80,11 @@ class Predictor:
         measured. Raises ImageError, InvalidOutput. Cancelling the call takes the image out of the queue.
         """
         if not isinstance(image, bytes):
-            probabilities = await self.batcher.submit(image)
+            probabilities = await self.batcher.submit(image, trace=self._trace_batch)
             check_output(probabilities)
             return probabilities
         pixels, features = await self._pixels(image)
-        probabilities = await self.batcher.submit(pixels)
+        probabilities = await self.batcher.submit(pixels, trace=self._trace_batch)
         check_output(probabilities)
         self._window.append(features, probabilities)
         return probabilities
@@ -99,6 +104,15 @@ class Predictor:
         return self.describe(await self.infer(data), top_k)
 
     async def _pixels(self, data: bytes) -> tuple[Pixels, ImageFeatures]:
+        if self._tracing is None:
+            return await self._decoded(data)
+        start = perf_counter()
+        try:
+            return await self._decoded(data)
+        finally:
+            self._tracing.decoded(start)
+
+    async def _decoded(self, data: bytes) -> tuple[Pixels, ImageFeatures]:
         if len(data) <= INLINE_BYTES:
             # Requests that have arrived are read before any image is decoded: 32 images decoded in sequence cost
             # 15 us less each.

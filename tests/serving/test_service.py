@@ -110,7 +110,7 @@ def test_docs_name_the_routes_that_exist(server: str) -> None:
             reply = httpx.request(method, server + path.format(name="twinlens", version=version))
             assert reply.status_code not in (404, 405), (method, path)
             assert str(reply.status_code) in operations[method]["responses"]
-    assert {route.path for route in ROUTES} - {"/", "/docs.json"} == set(docs["paths"])
+    assert {route.path for route in ROUTES} - {"/", "/docs.json", "/schema.json"} == set(docs["paths"])
 
 
 def test_model_is_the_card_without_its_images(server: str, run: Path) -> None:

@@ -62,7 +62,7 @@ row(8, "websocket", 403, None, {path: websocket(path) for path in ("/predict", "
 METHODS = ("GET", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH")
 row(9, "other methods", 405, "method_not_allowed", {method: request(method=method) for method in METHODS})
 row(9, "HEAD", 405, None, request(method="HEAD"))
-PATHS = ("/predict/", "//predict", "/PREDICT", "/predict%00", "/..%2fpredict", "/static_content/x", "/schema.json")
+PATHS = ("/predict/", "//predict", "/PREDICT", "/predict%00", "/..%2fpredict", "/static_content/x", "/schema.jsons")
 row(10, "other paths", 404, "not_found", {path: request(PNG, "image/png", target=path) for path in PATHS})
 
 
