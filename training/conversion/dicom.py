@@ -1,4 +1,8 @@
-"""DICOM images: modality LUT, VOI LUT or window, MONOCHROME1 inverted (DICOM PS3.3, C.11). Needs the extra `dicom`."""
+"""DICOM images: modality LUT, VOI LUT or window, MONOCHROME1 inverted (DICOM PS3.3, C.11). Needs the extra `dicom`.
+
+Compressed pixels are decoded by what pydicom has a plugin for. The extra brings GDCM: JPEG, also lossless, JPEG-LS,
+JPEG 2000, RLE. Two transfer syntaxes need packages that the extra leaves out, one for its licence (GPL-3.0).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,19 @@ from training.conversion.picture import Picture, check_size, stretched
 
 Values = Shaped[np.ndarray, "height width"]
 
+_EXTRA = "'twinlens[dicom]'"
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_NOT_IN_EXTRA = {
+    _JPEG_EXTENDED: "pylibjpeg pylibjpeg-libjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg pylibjpeg-openjpeg",
+}
+"""By transfer syntax: JPEG of 12 bits, and High-Throughput JPEG 2000 in three forms (DICOM PS3.6, table A-1)."""
+
 
 def by_pydicom(path: Path) -> Picture:
-    """Convert an image of one frame. Raises ValueError for several, and what pydicom raises."""
+    """Convert an image of one frame. Raises ValueError for several or without a decoder, and what pydicom raises."""
     import pydicom  # noqa: PLC0415 (an extra, which only this needs)
 
     dataset = pydicom.dcmread(path)
@@ -21,7 +35,22 @@ def by_pydicom(path: Path) -> Picture:
     if frames > 1:
         raise ValueError(f"it has {frames} frames; DICOM files of one frame are read")
     check_size(dataset.Columns, dataset.Rows)
+    _check_decoder(dataset)
     return _monochrome(dataset) if dataset.SamplesPerPixel == 1 else _rgb(dataset.pixel_array, dataset)
+
+
+def _check_decoder(dataset: Any) -> None:
+    """Raise ValueError with what to install, where nothing installed decodes the pixels."""
+    from pydicom import pixels  # noqa: PLC0415
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    packages, plugins = _NOT_IN_EXTRA.get(syntax, _EXTRA), set(pixels.get_decoder(syntax).available_plugins)
+    if syntax == _JPEG_EXTENDED and dataset.BitsStored > 8:
+        plugins &= {"pylibjpeg"}  # the others decode 8 bits
+    if not plugins:
+        raise ValueError(f"{dataset.BitsStored} bits of {syntax.name} need a package; pip install {packages}")
 
 
 def _monochrome(dataset: Any) -> Picture:

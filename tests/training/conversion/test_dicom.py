@@ -106,3 +106,52 @@ def test_several_frames_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 frames"):
         by_pydicom(path)
     assert np.array_equal(shown(written(tmp_path / "b", NumberOfFrames=1)), shown(written(tmp_path / "c")))
+
+
+def stock(name: str) -> Path:
+    """A file of pydicom's own tests."""
+    return Path(pydicom.data.get_testdata_file(name, download=False))
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"]
+)
+def test_lossless_compression_changes_no_pixel(name: str) -> None:
+    pytest.importorskip("gdcm")
+    assert np.array_equal(shown(stock(name)), shown(stock("MR_small.dcm")))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean_difference"),
+    [
+        ("SC_rgb_rle.dcm", 0),
+        ("SC_rgb_jpeg_gdcm.dcm", 0),  # lossless
+        ("SC_rgb_gdcm_KY.dcm", 0),  # JPEG 2000
+        ("SC_rgb_jpeg_lossy_gdcm.dcm", 3),
+    ],
+)
+def test_compressed_colour_is_that_of_the_uncompressed_file(name: str, mean_difference: float) -> None:
+    pytest.importorskip("gdcm")
+    plain = shown(stock("SC_rgb_rle_16bit.dcm")).astype(int)
+    assert np.abs(shown(stock(name)).astype(int) - plain).mean() <= mean_difference
+
+
+@pytest.mark.parametrize(
+    ("name", "plugins", "reason"),
+    [
+        ("MR_small_jpeg_ls_lossless.dcm", (), "16 bits of JPEG-LS Lossless .*; pip install 'twinlens.dicom.'$"),
+        (
+            "JPGExtended.dcm",
+            ("gdcm", "pillow"),
+            "12 bits of JPEG Extended .* pylibjpeg pylibjpeg-libjpeg$",
+        ),
+    ],
+)
+def test_a_missing_decoder_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, plugins: tuple[str, ...], reason: str
+) -> None:
+    path = stock(name)
+    decoder = pydicom.pixels.get_decoder(pydicom.dcmread(path).file_meta.TransferSyntaxUID)
+    monkeypatch.setattr(decoder, "_available", dict.fromkeys(plugins))  # as pydicom has them by name
+    with pytest.raises(ValueError, match=reason):
+        by_pydicom(path)
