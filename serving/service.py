@@ -21,7 +21,6 @@ from serving.api.middleware import Middleware
 from serving.api.readiness import Readiness
 from serving.api.routes import routes_of
 from serving.api.state import ServiceState
-from serving.api.traced import Traced
 from serving.api.ui import Page
 from serving.contract import gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
@@ -31,6 +30,7 @@ from serving.inference.predictor import Predictor
 from serving.inference.reload import Reloader
 from serving.metrics import FetchOutcome, Metrics, forget_dead_workers, remove_files
 from serving.settings import PREFIX, Settings
+from serving.traced import Traced
 
 # A child of BentoML's logger, so that it has the same level and destination.
 log = logging.getLogger("bentoml.twinlens")

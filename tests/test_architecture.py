@@ -71,8 +71,9 @@ def test_training_needs_nothing_of_the_service_but_the_contract() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_only_the_service_needs_bentoml() -> None:
-    assert imports([name for name in SERVING if name != "serving.service"], ["bentoml"]).returncode == 0
+def test_only_the_service_and_its_configuration_need_bentoml() -> None:
+    need_it = {"serving.service", "serving.bento_config"}
+    assert imports([name for name in SERVING if name not in need_it], ["bentoml"]).returncode == 0
 
 
 @pytest.mark.parametrize(
