@@ -19,11 +19,12 @@ from serving.contract.card import ModelCard
 from serving.contract.model import Classifier, open_model
 from serving.contract.objects import Location, Url
 from training.config import Data
-from training.data import audit, dataset, inspection, splits
+from training.data import audit, dataset, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
 from training.data.formats import find
-from training.data.inspection import ImageSet
+from training.data.inspection.contents import inspect_files
+from training.data.inspection.image_set import ImageSet, image_set
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.engine import runs
 from training.errors import ConfigError, DataError
@@ -147,7 +148,7 @@ def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[La
     """
     # The chosen images are read a second time. They are known only after all were read, since duplicates decide the
     # splits, and the pixels of all images need not fit into memory.
-    images = inspection.image_set(source, inspection.inspect_files(source, cache), cards[0].classes)
+    images = image_set(source, inspect_files(source, cache), cards[0].classes)
     audit.check_readable(images)
     divisions = [dataset.training_division(images, card) for card in cards]
     division = divisions[0] or splits.undivided(images)

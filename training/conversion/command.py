@@ -18,7 +18,7 @@ from training.conversion.dicom import by_pydicom
 from training.conversion.kinds import KINDS, Kind, kind_of, missing
 from training.conversion.picture import Picture
 from training.conversion.pillow import by_pillow, by_pillow_heif
-from training.data.inspection import in_threads
+from training.data.inspection.threads import in_threads
 from training.data.sources.source import NAMES_SHOWN
 from training.data.sources.tree import Tree
 from training.errors import ConfigError, DataError

@@ -14,7 +14,8 @@ from serving.contract.image_header import FILE_EXTENSIONS
 from training.data import metadata_baseline
 from training.data.cache import Cache
 from training.data.duplicates import Pair
-from training.data.inspection import ARRAY, ImageSet
+from training.data.inspection.image_file import ARRAY
+from training.data.inspection.image_set import ImageSet
 from training.data.metadata_baseline import MetadataBaseline
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Split
 from training.data.splits import Division

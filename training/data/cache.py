@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 DATA = Path(__file__).parent
 CONTRACT = DATA.parent.parent / "serving" / "contract"
-PACKAGES = (CONTRACT, CONTRACT / "formats", DATA, DATA / "input", DATA / "sources")
+PACKAGES = (CONTRACT, CONTRACT / "formats", DATA, DATA / "input", DATA / "inspection", DATA / "sources")
 """Folders of the code that makes entries."""
 ENTRIES_OF_A_KIND = 5
 """Making an entry deletes all others of its kind but those that were used last."""

@@ -12,12 +12,14 @@ from serving.contract.card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
 from training.config import DepthRule, TrainConfig
-from training.data import formats, inspection, splits
+from training.data import formats, splits
 from training.data.audit import Audit, audit, check_classes, check_readable
 from training.data.cache import Cache
 from training.data.input import depth
 from training.data.input.sizing import Sizing
-from training.data.inspection import ImageSet
+from training.data.inspection.image_set import ImageSet, image_set
+from training.data.inspection.pixels import inspect, resized_pixels
+from training.data.inspection.threads import in_threads
 from training.data.sources.source import Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
@@ -99,22 +101,22 @@ def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
     source = formats.find(config.data, cache, [config.out], config.corrections)
-    inspected = inspection.inspect(source, config, cache)
-    image_set = inspection.image_set(source, inspected.contents)
-    audited = divide_and_audit(image_set, SplitPolicy.of(config), cache, config.depth)
+    inspected = inspect(source, config, cache)
+    images = image_set(source, inspected.contents)
+    audited = divide_and_audit(images, SplitPolicy.of(config), cache, config.depth)
     if audited.fault is not None:
-        for note in image_set.notes:
+        for note in images.notes:
             print(f"warning: {note}")
         raise DataError(audited.fault)
-    image_set = audited.images
-    preprocessing, pixels = replace(inspected.preprocessing, depth=image_set.depth), inspected.pixels
+    images = audited.images
+    preprocessing, pixels = replace(inspected.preprocessing, depth=images.depth), inspected.pixels
     if preprocessing != inspected.preprocessing:
-        pixels = inspection.resized_pixels(source, preprocessing, cache)
+        pixels = resized_pixels(source, preprocessing, cache)
     source.release()
     return Dataset(
-        image_set=image_set,
+        image_set=images,
         division=audited.division,
-        digest=digest(image_set, audited.division),
+        digest=digest(images, audited.division),
         images=pixels,
         preprocessing=preprocessing,
         sizing=inspected.sizing,
@@ -154,7 +156,7 @@ def _depth(images: ImageSet, division: Division, cache: Cache, rule: DepthRule) 
 
     def measure() -> Depth:
         total = np.zeros(HIGHEST + 1, np.int64)
-        for counts in inspection.in_threads(counted, deep.tolist(), "depth"):
+        for counts in in_threads(counted, deep.tolist(), "depth"):
             total += counts
         return depth.spread(total)
 

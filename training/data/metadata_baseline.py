@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from training.data.inspection import ImageFile
+from training.data.inspection.image_file import ImageFile
 
 FOLDS = 5
 IMAGES_AT_MOST = 10_000

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from training.config import Leaks, TrainConfig, share_of
-from training.data.inspection import ImageSet
+from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.errors import DataError
 

@@ -15,11 +15,13 @@ from serving.contract.decode import Decoded
 from serving.contract.formats.depth import SHIFTED
 from serving.contract.image_header import UPRIGHT
 from training.config import Data, Leaks
-from training.data import formats, inspection
+from training.data import formats
 from training.data.audit import Audit
 from training.data.cache import Cache
 from training.data.dataset import divide_and_audit
 from training.data.duplicates import Pair
+from training.data.inspection.contents import inspect_files
+from training.data.inspection.image_set import image_set
 from training.data.sources.source import NAMES_SHOWN
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
@@ -67,7 +69,7 @@ def run_audit(config: AuditConfig) -> Path:
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cache = Cache(config.cache)
     source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections)
-    images = inspection.image_set(source, inspection.inspect_files(source, cache))
+    images = image_set(source, inspect_files(source, cache))
     audited = divide_and_audit(images, config.split_policy, cache)
     facts = audit_facts(audited)
     out.mkdir(parents=True, exist_ok=True)

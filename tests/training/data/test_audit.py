@@ -6,17 +6,19 @@ import pytest
 
 from tests.support.datasets import manifest, write
 from training.config import Leaks
-from training.data import formats, inspection
+from training.data import formats
 from training.data.audit import Audit
 from training.data.cache import Cache
 from training.data.dataset import divide_and_audit
+from training.data.inspection.contents import inspect_files
+from training.data.inspection.image_set import image_set
 from training.data.splits import SplitPolicy
 from training.report.audit import audit_facts, audit_lines, audit_warnings, recall_interval
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
     source = formats.find(data, Cache())
-    images = inspection.image_set(source, inspection.inspect_files(source, Cache()))
+    images = image_set(source, inspect_files(source, Cache()))
     policy = SplitPolicy(leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
     return divide_and_audit(images, policy, Cache())
 

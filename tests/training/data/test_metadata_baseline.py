@@ -3,12 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.data import inspection
-from training.data.inspection import ImageFile
+from training.data.inspection.image_file import ImageFile, read
 from training.data.metadata_baseline import MetadataBaseline, measure
 
 RNG = np.random.default_rng(0)
-PLAIN, _ = inspection.read(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+PLAIN, _ = read(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
 def some(count: int) -> tuple[list[ImageFile], np.ndarray]:

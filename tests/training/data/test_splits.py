@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from training.config import Leaks, TrainConfig
 from training.data.duplicates import Duplicates, Pair
-from training.data.inspection import ImageSet
+from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.data.splits import Division, SplitPolicy, at_most, complete, components, divide
 from training.errors import DataError

@@ -1,0 +1,41 @@
+import cv2
+import numpy as np
+import pytest
+
+from serving.contract.decode import as_channels, pixel_digest
+from serving.contract.image_header import ImageError
+from training.data.inspection.image_file import ARRAY, read
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def encoded(ending: str) -> bytes:
+    return cv2.imencode(ending, PIXELS[..., ::-1])[1].tobytes()
+
+
+def test_a_file_is_known_by_its_header_its_colour_and_its_pixels() -> None:
+    file, pixels = read(encoded(".png"))
+    assert np.array_equal(pixels, PIXELS)
+    assert (file.format, file.width, file.height, file.mode, file.orientation) == ("PNG", 30, 20, "RGB", 1)
+    assert file.bytes == len(encoded(".png"))
+    assert file.colour == pytest.approx(PIXELS.mean((0, 1)))
+    assert file.digest == pixel_digest(PIXELS)
+
+
+def test_the_same_pixels_have_the_same_digest_in_another_format() -> None:
+    assert read(encoded(".png"))[0].digest == read(encoded(".bmp"))[0].digest
+    assert read(encoded(".png"))[0].digest == read(PIXELS)[0].digest
+    assert read(encoded(".jpg"))[0].digest != read(encoded(".png"))[0].digest
+
+
+@pytest.mark.parametrize("pixels", [PIXELS[..., 0], PIXELS[..., :1]])
+def test_gray_pixels_are_an_image_too(pixels: np.ndarray) -> None:
+    file, decoded = read(pixels)
+    assert np.array_equal(as_channels(decoded, 1)[..., 0], pixels.reshape(20, 30))
+    assert (file.format, file.mode, file.bytes) == (ARRAY, "L", 0)
+    assert file.colour == pytest.approx([pixels.mean()] * 3)
+
+
+def test_what_is_no_image_is_refused_as_the_service_refuses_it() -> None:
+    with pytest.raises(ImageError, match="the file is empty"):
+        read(b"")

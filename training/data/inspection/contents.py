@@ -1,0 +1,77 @@
+"""What the files hold: every one is read once, for its facts, its fingerprint and its pixels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from serving.contract.decode import decode
+from serving.contract.formats.depth import SHIFTED
+from training.data import duplicates
+from training.data.cache import Cache
+from training.data.duplicates import FINGERPRINT, Duplicates
+from training.data.input import depth as depths
+from training.data.input.sizing import Size
+from training.data.inspection.image_file import UNREADABLE, ImageFile, read
+from training.data.inspection.pixel_file import PixelFile
+from training.data.inspection.threads import in_threads
+from training.data.sources.source import Source
+
+CONTENTS = "contents"
+"""Kind of their entry in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the files hold. It does not depend on labels and splits."""
+
+    files: list[ImageFile]
+    """The readable images, in the order of the source."""
+    unreadable: dict[int, str]
+    """Position in the source of each image that cannot be read, and the reason."""
+    duplicates: Duplicates
+    """Pairs of readable images, counted as in `files`."""
+
+    @property
+    def positions(self) -> list[int]:
+        """Position in the source of each readable image."""
+        count = len(self.files) + len(self.unreadable)
+        return [position for position in range(count) if position not in self.unreadable]
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Height and width of each readable image."""
+        return [(file.height, file.width) for file in self.files]
+
+
+def inspect_files(source: Source, cache: Cache) -> Contents:
+    """Return what the files hold, from the cache or by reading all of them."""
+    return cache.value(CONTENTS, source.identity, TypeAdapter(Contents), lambda: read_all(source))
+
+
+def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:
+    """Read every image once. The row of image i in `pixel_file`, where there is one, is its position in the source."""
+
+    def inspect_image(position: int) -> tuple[ImageFile, np.ndarray] | str:
+        try:
+            raw = source.read(position)
+            file, pixels = read(raw, pixel_file.depth if pixel_file else SHIFTED)
+        except UNREADABLE as error:
+            return str(error)
+        if pixel_file is not None:
+            pixel_file.write(position, pixels)
+        if isinstance(raw, bytes) and file.bits > 8:  # copies are found whatever depth is chosen later
+            pixels = decode(raw, depth=depths.spread(depths.counts(raw)))
+        return file, duplicates.fingerprint(pixels)
+
+    files: list[ImageFile] = []
+    fingerprints = np.empty(len(source.keys), FINGERPRINT)
+    unreadable: dict[int, str] = {}
+    for position, result in enumerate(in_threads(inspect_image, range(len(source.keys)), "read")):
+        if isinstance(result, str):
+            unreadable[position] = result
+        else:
+            file, fingerprints[len(files)] = result
+            files.append(file)
+    pairs = duplicates.find(fingerprints[: len(files)], [file.digest for file in files])
+    return Contents(files=files, unreadable=unreadable, duplicates=pairs)
