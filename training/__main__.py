@@ -41,6 +41,7 @@ from training.evaluate import EvaluateConfig, evaluate
 from training.folds.command import folds
 from training.folds.config import FoldsConfig
 from training.folds.report import folds_summary
+from training.forgetting.command import ForgetConfig, forget, forget_summary
 from training.parity.command import ParityConfig, parity
 from training.promotion.command import PromoteConfig, RollbackConfig, latest_summary, promote, rollback
 from training.report.audit import AuditConfig, audit_summary, run_audit
@@ -69,6 +70,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "reproduce": (ReproduceConfig, reproduce, reproduction_summary),
     "robustness": (RobustnessConfig, robustness, robustness_summary),
     "dossier": (DossierConfig, dossier, dossier_summary),
+    "forget": (ForgetConfig, forget, forget_summary),
     "check": (CheckConfig, check, str),
     "promote": (PromoteConfig, promote, latest_summary),
     "rollback": (RollbackConfig, rollback, latest_summary),
@@ -134,6 +136,8 @@ def run_command(verb: str, config: Any, interruption: Interruption, group: Group
         raise ConfigError(f"{verb} runs in one process, not in {group.size} together: start it without torchrun")
     elif isinstance(config, ReproduceConfig):
         folder = reproduce(config, interruption)
+    elif isinstance(config, ForgetConfig):
+        folder = forget(config, interruption)
     else:
         folder = command(config)
     if group.first:

@@ -120,8 +120,47 @@ def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
     return Duplicates(pairs=(*exact, *near), least_similarity=least)
 
 
+def required_similarity(fingerprints: np.ndarray) -> float:
+    """The similarity that `find` requires of a near-duplicate among these, an array of FINGERPRINT."""
+    if len(fingerprints) < 2:
+        return LEAST_SIMILARITY
+    spectra = fingerprints["spectrum"]
+    return _least_similarity(list(fingerprints["texture"]), spectra, _neighbours(spectra))
+
+
+def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> list[Pair]:
+    """Return for each of `pictures` (`first`) those `among` others (`second`) that show it, by the similarity given.
+
+    Both are arrays of FINGERPRINT; equal ones among the others should be one. As many of the nearest are compared as
+    `find` calls look-alikes.
+    """
+    if not len(pictures) or not len(among):
+        return []
+    count = min(LOOK_ALIKE_RANK, len(among))
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(_features(among["spectrum"]))
+    nearest = search.kneighbors(_features(pictures["spectrum"]), return_distance=False) + len(pictures)
+    both = np.concatenate([pictures, among])
+    candidates = np.stack([np.repeat(np.arange(len(pictures)), count), nearest.ravel()], axis=1)
+    crops = CROPS if least_similarity <= CROPS_REACH else ()
+    compared = _compare(list(both["texture"]), both["spectrum"], candidates, crops)
+    return [
+        Pair(first=int(first), second=int(second) - len(pictures), kind="near", change=change, similarity=similarity)
+        for (first, second), (change, similarity) in zip(candidates, compared, strict=True)
+        if similarity >= least_similarity
+    ]
+
+
 def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarray, "images neighbours"]:
-    """The nearest images of each, nearest first, in any orientation.
+    """The nearest images of each, nearest first, in any orientation."""
+    features = _features(spectra)
+    count = min(LOOK_ALIKE_RANK, len(features) - 1)
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
+    nearest: np.ndarray = search.kneighbors(return_distance=False)  # without the image itself
+    return nearest
+
+
+def _features(spectra: Float32[np.ndarray, "images 10 10"]) -> np.ndarray:
+    """Values `[images, 100]` that are the same in any orientation.
 
     A mirror changes signs of the cosine transform, and a quarter turn transposes it. Neither changes the sum of the
     magnitudes at (u, v) and (v, u), nor the magnitude of their difference.
@@ -130,11 +169,7 @@ def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarra
     above, left = np.triu_indices(FREQUENCIES, 1)
     upper, lower = magnitudes[:, above, left], magnitudes[:, left, above]
     diagonal = np.diagonal(magnitudes, axis1=1, axis2=2)
-    features = np.concatenate([diagonal, (upper + lower) / np.sqrt(2), np.abs(upper - lower) / np.sqrt(2)], axis=1)
-    count = min(LOOK_ALIKE_RANK, len(features) - 1)
-    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
-    nearest: np.ndarray = search.kneighbors(return_distance=False)  # without the image itself
-    return nearest
+    return np.concatenate([diagonal, (upper + lower) / np.sqrt(2), np.abs(upper - lower) / np.sqrt(2)], axis=1)
 
 
 def _least_similarity(textures: Sequence[Texture], spectra: np.ndarray, neighbours: np.ndarray) -> float:

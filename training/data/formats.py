@@ -23,6 +23,8 @@ from training.data.sources.objects import copied
 from training.data.sources.source import Source
 from training.errors import DataError
 
+DIGITS = "handwritten digits (scikit-learn)"
+"""Name of the data that is taken without a path."""
 DIGITS_SCALE = 2
 
 
@@ -57,7 +59,7 @@ def _digits() -> Source:
     side = pixels.shape[1] * DIGITS_SCALE
     pixels = np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC) for image in pixels])
     return Source(
-        name="handwritten digits (scikit-learn)",
+        name=DIGITS,
         identity="digits",
         keys=[f"digits#{i}" for i in range(len(pixels))],
         labels=[str(label) for label in digits.target],

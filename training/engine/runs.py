@@ -27,6 +27,8 @@ JOURNAL = "journal.log"
 """The same of a search: Optuna's record of its trials."""
 UNSETTLED = ".unpublished"
 """File in a run whose report is written and for which it is not settled whether `latest` moves to it."""
+FORGOTTEN = "forgotten.json"
+"""File in a run whose weights depend on images that were forgotten: it is not promoted again."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
     *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", HISTORY, f".{HISTORY}.partial"),
@@ -63,6 +65,17 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
             for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # the rest is written over
                 left.unlink(missing_ok=True)
         yield
+
+
+def is_open(run: Path) -> bool:
+    """Whether a process trains in this folder. Raises OSError."""
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def has_checkpoint(run: Path) -> bool:

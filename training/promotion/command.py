@@ -18,6 +18,8 @@ from training.promotion.rule import Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
 from training.storage import digest, locked
 
+HAS_LEARNED = "its weights depend on images that were forgotten"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteConfig:
@@ -60,6 +62,8 @@ def promote(config: PromoteConfig) -> Path:
             return out
         judgement = _judge(run, classifier.card)
         faults = judgement.faults if judgement else ("its answers were not recorded, as by an older version",)
+        if (run / runs.FORGOTTEN).exists():
+            faults = (*faults, HAS_LEARNED)
         refused = bool(faults) and not config.force
         entry = Entry(
             event="refused" if refused else "promoted",
@@ -93,6 +97,8 @@ def rollback(config: RollbackConfig) -> Path:
         if len(targets) < 2:
             raise ConfigError(f"{out / log.LOG}: nothing to roll back to: {served.target} was the first; {_BY_NAME}")
         target, expected = targets[-2]
+        if (out / target / runs.FORGOTTEN).exists():
+            raise ConfigError(f"{out / target}: {HAS_LEARNED}; {_BY_NAME}, with --force")
         _check_is_as_logged(out / target / MODEL, expected)
         log.move(out, _back_to(target, digest(out / target / MODEL), served, config.reason))
     return out

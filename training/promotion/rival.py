@@ -57,7 +57,7 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
         return None
     folder, version = (out / LATEST).resolve(), "unknown"
     try:
-        card = _card(folder / MODEL)
+        card = card_of(folder / MODEL)
         version = card.version
         probabilities = _recorded(folder, card, answers)
         learned_from = 0
@@ -81,8 +81,8 @@ def scored_on(run: Path, card: ModelCard) -> Digest | None:
         return None
 
 
-def _card(path: Path) -> ModelCard:
-    """The card alone, without opening the graph. Raises Incomparable."""
+def card_of(path: Path) -> ModelCard:
+    """The card of a model file alone, without opening the graph. Raises Incomparable, OSError."""
     try:
         metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
         return ModelCard.from_json(metadata.get(METADATA_KEY, ""))

@@ -104,6 +104,15 @@ def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
     )
 
 
+def keys_in(path: Path) -> set[str]:
+    """Names of the images in a predictions.csv, of whatever classes; none where there is no such file."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row[COLUMNS[0]] for row in csv.DictReader(file) if COLUMNS[0] in row}
+    except FileNotFoundError:
+        return set()
+
+
 def class_table(scores: Scores, intervals: Intervals | None = None) -> str:
     """Recall, precision, F1 and number of images by class, as a table in Markdown; with 95 % intervals if given."""
     lines = ["| class | recall | precision | F1 | images |", "|---|---:|---:|---:|---:|"]

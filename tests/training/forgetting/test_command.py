@@ -1,0 +1,240 @@
+"""`python -m training forget`, on real runs, evaluations, audits and caches."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.patients import COPIES, NAMES, PERSON, digests, write
+from tests.support.promotions import latest
+from tests.support.trainer import command
+from training.__main__ import main
+
+pytestmark = pytest.mark.slow  # what the commands write takes half a minute to make
+
+RUN = [
+    "--model",
+    "mlp",
+    "--hidden",
+    "16",
+    "--image-size",
+    "16",
+    "--epochs",
+    "2",
+    "--augment",
+    "light",
+    "--leaks",
+    "warn",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, other data of the same names, runs on both in one cache, and what else commands write."""
+    home = tmp_path_factory.mktemp("made")
+    data, other = ["--data", "data/labels.csv"], ["--data", "other/labels.csv"]
+    with contextlib.chdir(home):
+        write(Path("data"))
+        write(Path("other"), first_seed=5000, copies=False)
+        for arguments in (
+            [*RUN, *data, "--name", "a", "--margin", "0.99", "--promote", "always"],
+            [*RUN, *other, "--name", "b", "--promote", "never"],
+            [*RUN, *other, "--name", "c", "--init-from", "runs/a", "--promote", "never"],
+            ["evaluate", "--run", "runs/a", *data, "--split", "all"],
+            ["evaluate", "--run", "runs/b", *data, "--compare", "runs/a"],
+            ["audit", *data, "--leaks", "warn", "--out", "runs/audits/x"],
+            ["robustness", "runs/a", *data],
+            ["dossier", "runs/a"],
+        ):
+            assert main(arguments) == 0
+    return home
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of runs in a copy to change, which is the current folder."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "home", symlinks=True))
+    return Path("runs")
+
+
+def forget(*more: str) -> int:
+    return main(["forget", "--group", PERSON, "--data", "data/labels.csv", *more])
+
+
+def rows_of(run: Path) -> list[list[str]]:
+    return list(csv.reader((run / "predictions.csv").read_text().splitlines()))
+
+
+def mentions(path: Path) -> list[str]:
+    """The names of the person's images that a file has."""
+    content = path.read_bytes()
+    return [name for name in NAMES if re.search(rb"(?<![\w/])" + re.escape(name.encode()), content)]
+
+
+def test_without_yes_it_lists_and_changes_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests(Path())
+    assert forget() == 0
+    assert digests(Path()) == before
+    said = capsys.readouterr().out
+    assert "9 images, and 3 copies of them" in said
+    assert all(f"{name} (a copy of " in said for name in COPIES), "also re-encoded, cropped and mirrored"
+    for place in ("a/predictions.csv", "a/audit.json", "a/report/report.html", "a/dossier.zip", "audits/x/audit.html"):
+        assert f"{runs / place}: " in said, place
+    assert f"weights  {runs / 'a'}: its weights depend on them (train, val, test)" in said
+    assert f"weights  {runs / 'c'}: its weights depend on them, as it started from" in said
+    assert f"{runs / 'b'}: " not in said, "the same names, but other images"
+    assert "Nothing was changed" in said
+
+
+def test_with_yes_they_are_gone_and_nothing_else_changed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests(Path())
+    entries = {path for path in (runs / ".cache").iterdir() if path.is_dir()}
+    assert forget("--yes") == 0
+    after = digests(Path())
+    assert "\nabsent: yes\n" in capsys.readouterr().out
+    changed = {path for path in before if after.get(path) != before[path]}
+    new = {path for path in after if path not in before}
+    assert new == {runs / "forgotten.jsonl", runs / "a" / "forgotten.json", runs / "c" / "forgotten.json"} | {
+        path for path in new if path.name.startswith(".") and path.suffix == ".lock"
+    }
+    own = {path for path in changed if not path.is_relative_to(runs / ".cache")}
+    assert {path.relative_to(runs).parts[0] for path in own} == {"a", "b", "audits"}
+    assert {path.relative_to(runs / "b").parts[0] for path in own if path.is_relative_to(runs / "b")} == {"evaluations"}
+    assert not any(path.suffix in (".pt", ".onnx", ".yaml", ".sha256") for path in own)
+    kept = {path for path in (runs / ".cache").iterdir() if path.is_dir()}
+    assert kept < entries
+    assert {path.name.partition("-")[0] for path in kept} >= {"images", "contents"}, "those of the other data"
+    for path in after:
+        if path.is_relative_to(runs) and not path.is_relative_to(runs / "c") and path.parent != runs / "b":
+            assert path.is_relative_to(runs / "b" / "report") or not mentions(path), path
+
+
+def test_rows_and_pictures_of_others_stay(runs: Path) -> None:
+    rows = rows_of(runs / "a")
+    page = (runs / "a" / "report" / "report.html").read_text()
+    assert forget("--yes") == 0
+    assert rows_of(runs / "a") == [row for row in rows if row[0] not in NAMES]
+    left = (runs / "a" / "report" / "report.html").read_text()
+    shown = [name for name in re.findall(r'alt="(\w+/\w+\.\w+)"', page) if name not in NAMES]
+    assert set(re.findall(r'alt="(\w+/\w+\.\w+)"', left)) <= set(shown)
+    assert "Training images, each with several" in page
+    assert "Training images, each with several" not in left
+    [robust] = runs.glob("a/robustness/*/robustness.html")
+    assert "<figure>" not in robust.read_text()
+    assert not (runs / "a" / "report" / "figures" / "augmented.png").exists()
+    assert not (runs / "a" / "dossier.zip").exists()
+    events = EventAccumulator(str(runs / "a" / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert not {"train/augmented", "val/examples", "val/worst_mistakes"} & set(events.Tags()["images"])
+    assert {"val/confusion_matrix", "test/confusion_matrix"} <= set(events.Tags()["images"])
+    assert "accuracy/val" in events.Tags()["scalars"], "all other records can still be read"
+
+
+def test_the_record_names_nobody(runs: Path) -> None:
+    assert forget("--yes") == 0
+    text = (runs / "forgotten.jsonl").read_text()
+    record = json.loads(text)
+    assert record["group_sha256"] == hashlib.sha256(PERSON.encode()).hexdigest()
+    assert (record["images"], record["absent"], record["retrained"]) == (12, True, {})
+    assert f'"{PERSON}"' not in text
+    assert not any(name in text for name in NAMES)
+
+
+def test_the_images_are_deleted_and_the_runs_trained_again(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path("data")
+    lines = (data / "labels.csv").read_bytes().splitlines(keepends=True)
+    others = {path: digest for path, digest in digests(data, Path("other")).items() if path != data / "labels.csv"}
+    (runs / "c" / "config.yaml").rename(runs / "c" / "config.txt")  # one is enough
+    assert forget("--yes", "--delete-images", "--retrain") == 0
+    own = {data / name for name in NAMES}
+    expected = {path: digest for path, digest in others.items() if path not in own}
+    assert {path: digest for path, digest in digests(data, Path("other")).items() if path in others} == expected
+    kept = b"".join(line for line in lines if line.decode().partition(",")[0] not in NAMES)
+    assert (data / "labels.csv").read_bytes() == kept
+    tested = [row[0] for row in rows_of(runs / "a-again")][1:]
+    assert tested
+    assert not set(tested) & set(NAMES)
+    assert latest(runs) == "a-again", "by the rule, with the run's own margin"
+    assert json.loads((runs / "forgotten.jsonl").read_text())["retrained"] == {"a": "a-again"}
+    assert main(["promote", str(runs / "a")]) == 1
+    assert "its weights depend on images that were forgotten" in capsys.readouterr().err
+    assert main(["rollback", "--out", str(runs)]) == 2
+    assert "its weights depend on images that were forgotten" in capsys.readouterr().err
+    assert latest(runs) == "a-again"
+
+
+def test_latest_is_named_where_it_still_leads_to_such_weights(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert forget("--yes") == 0
+    assert f"WARNING: {runs / 'latest'} leads to {runs / 'a'}, whose weights" in capsys.readouterr().out
+
+
+def test_what_cannot_be_taken_away_is_left_with_exit_code_1(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = runs / "a" / "notes.bin"
+    foreign.write_bytes(b"\0blue/0.png\0")
+    assert forget("--yes") == 1
+    assert f"{foreign}: 1 names, in a file of another kind" in capsys.readouterr().err
+    assert foreign.read_bytes() == b"\0blue/0.png\0"
+    assert json.loads((runs / "forgotten.jsonl").read_text())["absent"] is False
+
+
+def test_an_image_that_is_gone_already_is_searched_by_its_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (Path("data") / "labels.csv").read_text().splitlines(keepends=True)
+    (Path("data") / "labels.csv").write_text("".join(line for line in lines if not line.startswith("red/8.png")))
+    arguments = ["--data", "data/labels.csv", "--path", "red/8.png"]
+    assert main(["forget", *arguments, "--yes"]) == 0
+    assert "warning: red/8.png is not in " in capsys.readouterr().out
+    assert "red/8.png" not in (runs / "a" / "predictions.csv").read_text()
+    assert "red/9.png" in (runs / "a" / "predictions.csv").read_text()
+
+
+def test_a_path_may_be_that_of_the_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path("data")
+    arguments = [
+        "--data",
+        str(data / "labels.csv"),
+        "--out",
+        str(runs),
+        "--path",
+        str(data / "blue" / "0.png"),
+    ]
+    assert main(["forget", *arguments]) == 0
+    assert "1 images, and 3 copies of them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--group", "P1000"], 3, "no image has the group 'P1000'"),
+        ([], 2, "expected --group or --path"),
+        (["--group", PERSON, "--retrain"], 2, "--retrain: expected --yes"),
+        (["--group", PERSON, "--yes", "--retrain"], 2, "still holds the images; expected --delete-images"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    before = digests(Path())
+    assert main(["forget", "--data", "data/labels.csv", *arguments]) == code
+    assert said in capsys.readouterr().err
+    assert digests(Path()) == before
+
+
+def test_a_run_in_progress_is_not_disturbed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests(Path())
+    with FileLock(runs / "b" / ".lock"):
+        assert forget("--yes") == 2
+    assert "a process trains in it" in capsys.readouterr().err
+    assert digests(Path()) == before
+
+
+def test_as_a_person_types_it(runs: Path) -> None:
+    done = command("forget", "--group", PERSON, "--data", "data/labels.csv", "--yes", cwd=runs.absolute().parent)
+    assert done.returncode == 0, done.stderr
+    assert "\nabsent: yes\n" in done.stdout

@@ -1,0 +1,172 @@
+"""The person to forget: which images of the data are theirs, copies among them, by name and by picture."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from serving.contract.decode import Decoded, Digest, Fit, Preprocessing
+from serving.contract.objects import Location, Url
+from training.data import duplicates
+from training.data.cache import Cache
+from training.data.duplicates import FINGERPRINT
+from training.data.formats import find
+from training.data.inspection.contents import Contents, inspect_files
+from training.data.inspection.image_set import ImageSet, image_set
+from training.data.sources.source import Source, shortened
+from training.errors import DataError
+from training.forgetting.names import Names
+
+KEPT_PX = 512
+"""Pictures are kept in memory with at most this longer side: the rule compares them at 64 px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a person has asked for: a group of the data, and images by name."""
+
+    group: str | None
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Everything by which a person's images are recognised."""
+
+    wanted: Wanted
+    images: ImageSet
+    """All images of the data."""
+    root: Path | None
+    """Folder that the names are relative to; None where images are no files of their own."""
+    keys: tuple[str, ...]
+    """Names of the images, copies included, also of those that are not in the data any more."""
+    copies: dict[str, str]
+    """Names that are not of the group, each with the image that it is a copy of."""
+    present: tuple[str, ...]
+    """Names of those that are in the data."""
+    digests: frozenset[Digest]
+    pictures: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+
+    @property
+    def least_similarity(self) -> float:
+        """What the audit requires of a near-duplicate in this data."""
+        return self.images.duplicates.least_similarity
+
+    @property
+    def names(self) -> Names:
+        """The names as texts may have them."""
+        whole = [str(folder / key) for key in self.keys for folder in (self.root, self._resolved) if folder]
+        group = [] if self.wanted.group is None else [f"group {self.wanted.group}"]
+        return Names([*self.keys, *whole, *group])
+
+    @property
+    def _resolved(self) -> Path | None:
+        return self.root.resolve() if self.root else None
+
+    def fingerprints(self) -> np.ndarray:
+        """Of the pictures, an array of FINGERPRINT."""
+        return _stacked([duplicates.fingerprint(picture) for picture in self.pictures])
+
+    def fingerprints_at(self, height: int, width: int) -> np.ndarray:
+        """The same of the pictures as a cache may hold them: stretched, padded or cropped to this size."""
+        shown = []
+        for way in get_args(Fit):
+            made = Preprocessing(height=height, width=width, channels=3, interpolation="area", fit=way)
+            shown += [duplicates.fingerprint(made.fitted(picture)) for picture in self.pictures]
+        return _stacked(shown)
+
+
+def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Path) -> Person:
+    """Read the data and find the images. `cache` is used for what is at a URL alone, for nothing else may be kept.
+
+    Raises DataError where a group is not in the data, ConfigError, OSError.
+    """
+    source = find(data, Cache(cache if isinstance(data, Url) else None), [out])
+    contents = inspect_files(source, Cache())
+    root = _root(data)
+    chosen = _of_group(source, wanted.group) if wanted.group is not None else set[int]()
+    absent = []
+    for path in wanted.paths:
+        place = _place(path, source, root)
+        if place is None:
+            absent.append(str(path))
+        else:
+            chosen.add(place)
+    copies = _copies(chosen, contents)
+    every = sorted(chosen | copies.keys())
+    positions = {position: index for index, position in enumerate(contents.positions)}
+    readable = [positions[position] for position in every if position in positions]
+    images = image_set(source, contents)
+    return Person(
+        wanted=wanted,
+        images=images,
+        root=root,
+        keys=(*(source.keys[position] for position in every), *absent),
+        copies={source.keys[copy]: source.keys[original] for copy, original in copies.items()},
+        present=tuple(source.keys[position] for position in every),
+        digests=frozenset(contents.files[index].digest for index in readable),
+        pictures=tuple(_shrunk(images.read(index)) for index in readable),
+    )
+
+
+def _root(data: Location | None) -> Path | None:
+    if not isinstance(data, Path) or data.suffix.lower() == ".npz":
+        return None
+    return data if data.is_dir() else data.parent
+
+
+def _of_group(source: Source, group: str) -> set[int]:
+    found = {position for position, name in enumerate(source.groups) if name == group}
+    if not found:
+        known = sorted(set(source.groups) - {""})
+        near = difflib.get_close_matches(group, known)
+        there = f"near it are {shortened(near)}" if near else f"there are {len(known):,} groups"
+        raise DataError(f"{source.name}: no image has the group {group!r}; {there}. --path takes names of images")
+    return found
+
+
+def _place(path: Path, source: Source, root: Path | None) -> int | None:
+    """Position of the image of this name or file; None where the data has none."""
+    names = [str(path)]
+    if root is not None and path.resolve().is_relative_to(root.resolve()):
+        names.append(str(path.resolve().relative_to(root.resolve())))
+    return next((source.keys.index(name) for name in names if name in source.keys), None)
+
+
+def _copies(chosen: set[int], contents: Contents) -> dict[int, int]:
+    """Positions of further images that show a picture of these, each with the one that it is a copy of.
+
+    A copy of a copy is one, too.
+    """
+    positions = contents.positions
+    linked: dict[int, list[int]] = {}
+    for pair in contents.duplicates.pairs:
+        one, other = positions[pair.first], positions[pair.second]
+        linked.setdefault(one, []).append(other)
+        linked.setdefault(other, []).append(one)
+    copies: dict[int, int] = {}
+    waiting = sorted(chosen)
+    while waiting:
+        image = waiting.pop()
+        for other in linked.get(image, ()):
+            if other not in chosen and other not in copies:
+                copies[other] = copies.get(image, image)
+                waiting.append(other)
+    return copies
+
+
+def _shrunk(pixels: Decoded) -> Decoded:
+    scale = KEPT_PX / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _stacked(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(fingerprints) if fingerprints else np.empty(0, FINGERPRINT)
