@@ -10,13 +10,14 @@ from time import perf_counter
 import tyro
 
 from serving.contract import gpu
-from serving.contract.model import Classifier, open_model
+from serving.contract.model import open_model
 from serving.contract.session import Placement
 from training.config import Data
 from training.data.cache import Cache
 from training.data.formats import find
+from training.device import unusable_gpu
 from training.engine import runs
-from training.errors import CheckFailed, ConfigError
+from training.errors import CheckFailed, ConfigError, DeviceMissing
 from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
 from training.export.parity import check_way
 from training.metrics.classification import Probabilities
@@ -44,6 +45,8 @@ class ParityConfig:
     """As for evaluate."""
     split: Wanted | None = None
     """Images to ask about. None: as for evaluate, the test split where there is one."""
+    provider: str | None = None
+    """What the file computes on: cpu, cuda (each GPU), or cpu,cuda. None: the CPU and the GPUs that are there."""
     url: str | None = None
     """A running service that serves this model, such as http://localhost:3000."""
     token_file: Path | None = None
@@ -57,8 +60,10 @@ class ParityConfig:
 def parity(config: ParityConfig) -> Path:
     """Ask, compare, write the page and return its folder.
 
-    Raises CheckFailed when an answer differs, ModelRefused, ConfigError, DataError, CheckpointRefused, OSError.
+    Raises CheckFailed when an answer differs, DeviceMissing, ModelRefused, ConfigError, DataError, CheckpointRefused,
+    OSError.
     """
+    placements = _placements(config.provider)
     path = model_file(config.model).resolve()
     classifier = open_model(path, placement=Placement(on="cpu"), threads=0)
     cache = Cache(config.cache)
@@ -66,7 +71,7 @@ def parity(config: ParityConfig) -> Path:
     if config.url is not None:
         service = Service(url=config.url, token=_token(config.token_file))
         service.check(classifier.card)  # before the images are read
-    if service is None and not gpu.gpus() and not _of_run(path):
+    if service is None and len(placements) < 2 and not _of_run(path):
         raise ConfigError(
             f"{path}: there is nothing to compare with; expected a run's folder with its checkpoint, or --url"
         )
@@ -77,7 +82,7 @@ def parity(config: ParityConfig) -> Path:
         split, indices, reason = choose(config.split, images, remade=trained_on is not None)
         print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
         asked = Asked(source=source, images=images, indices=indices, card=classifier.card)
-        answers = _compared(_ways(path, classifier, asked, service))
+        answers = _compared(_ways(path, asked, placements, service))
         report = ParityReport(
             model=path, card=classifier.card, data=images.name, split=split, images=len(indices), answers=answers
         )
@@ -101,7 +106,19 @@ def _compared(ways: Iterable[Way]) -> list[Answers]:
     return answers
 
 
-def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | None) -> Iterator[Way]:
+def _placements(provider: str | None) -> dict[str, Placement]:
+    """What the file computes on, by its name in the table. Raises ConfigError, DeviceMissing."""
+    wanted = ["cpu", "cuda"] if provider is None else [name.strip() for name in provider.split(",")]
+    if not set(wanted) <= {"cpu", "cuda"}:
+        raise ConfigError(f"--provider {provider}: expected cpu, cuda or cpu,cuda")
+    cards = gpu.gpus() if "cuda" in wanted else []
+    if provider is not None and "cuda" in wanted and not cards:
+        raise DeviceMissing(f"--provider {provider}: {unusable_gpu() or 'there is no GPU'}; --provider cpu needs none")
+    on_cpu = {"the CPU": Placement(on="cpu")} if "cpu" in wanted else {}
+    return on_cpu | {str(card): Placement(on="cuda", device_id=number) for number, card in enumerate(cards)}
+
+
+def _ways(path: Path, asked: Asked, placements: dict[str, Placement], service: Service | None) -> Iterator[Way]:
     """All that can be asked here; what the others are compared with comes first."""
     if _of_run(path):
         network = TorchModel(runs.begun(path.parent), _checkpoint(path), asked.card)
@@ -110,10 +127,9 @@ def _ways(path: Path, classifier: Classifier, asked: Asked, service: Service | N
     recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None
     if recorded is not None:
         yield "predictions.csv, what the run evaluated", lambda: recorded
-    yield f"{path.name} on the CPU", partial(predict_images, classifier, asked.images, asked.indices)
-    for number, card in enumerate(gpu.gpus()):
-        placed = open_model(path, placement=Placement(on="cuda", device_id=number))
-        yield f"{path.name} on {card}", partial(predict_images, placed, asked.images, asked.indices)
+    for name, placement in placements.items():
+        placed = open_model(path, placement=placement, threads=0)
+        yield f"{path.name} on {name}", partial(predict_images, placed, asked.images, asked.indices)
     if service is not None:
         yield f"the service at {service.url}", partial(service.answers, asked)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from serving.contract import gpu
 from tests.support.forged_models import rewritten
 from tests.support.paths import ROOT
 from tests.support.server import serving
@@ -73,6 +74,20 @@ def test_another_checkpoint_is_named_with_what_differs(run: Path, photos: Path, 
     facts = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert not facts["held"]
     assert facts["ways"][-1]["labels_differ"] > 0
+
+
+def test_providers_are_chosen_and_refused_before_images_are_read(run: Path, photos: Path, tmp_path: Path) -> None:
+    done = command(run, "--data", photos, "--out", tmp_path / "out", "--provider", "cpu")
+    assert done.returncode == 0, done.stderr
+    names = [way["way"] for way in json.loads((tmp_path / "out" / "parity.json").read_text())["ways"]]
+    assert names[1:] == ["predictions.csv, what the run evaluated", "model.onnx on the CPU"]
+    for provider, code, reason in (
+        ("tpu", 2, "--provider tpu: expected cpu, cuda or cpu,cuda"),
+        *([] if gpu.gpus() else [("cpu,cuda", 8, "--provider cpu,cuda: ")]),
+    ):
+        done = command(run, "--data", tmp_path / "never-read", "--provider", provider)
+        assert done.returncode == code, done.stderr
+        assert reason in done.stderr
 
 
 def test_a_file_alone_has_nothing_to_be_compared_with(run: Path, tmp_path: Path) -> None:
