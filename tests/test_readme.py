@@ -83,10 +83,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     shutil.copytree(photos, copy / "photos")
     with (copy / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label"])
+        writer.writerow(["path", "label", "site"])
         writer.writerows(
-            (f"photos/{path.relative_to(photos)}", path.relative_to(photos).parts[0])
-            for path in sorted(photos.rglob("*.*g"))
+            (f"photos/{path.relative_to(photos)}", path.relative_to(photos).parts[0], ("Graz", "Wien")[number % 2])
+            for number, path in enumerate(sorted(photos.rglob("*.*g")))
         )
     digits = load_digits()
     images = (digits.images[:200] * 255 / 16).astype(np.uint8)

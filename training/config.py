@@ -126,7 +126,8 @@ class TrainConfig:
     """Share of the images held out for the test when the data brings no such split."""
     fold: str | None = None
     """i/n: the test split is the i-th of n parts of all images, whatever splits they bring. The parts are drawn by
-    --seed, stratified, and part no group."""
+    --seed, stratified, and part no group. COLUMN=VALUE: the test split is the images with this value of a column of the
+    manifest, such as site=Graz."""
     images_per_class: Annotated[int, AtLeastOne] | None = None
     """Train on at most this many images of each class, drawn by --seed, to see what fewer images cost; validation and
     test stay as they are. None: all."""
@@ -297,7 +298,10 @@ class TrainConfig:
                 require(all(map(bound.holds, numbers)), name, bound.expected, value)
         for holds, names, expected, value in _combinations(self):
             require(holds, names, expected, value)
-        if self.fold is not None:
+        if self.fold is not None and "=" in self.fold:
+            column, _, value = self.fold.partition("=")
+            require(bool(column.strip() and value.strip()), "fold", "COLUMN=VALUE, such as site=Graz", self.fold)
+        elif self.fold is not None:
             require(share_of("fold", self.fold)[1] > 1, "fold", "2 parts or more", self.fold)
         # A resumed run is given them again, and tyro appends them to its own.
         for name in ("floor", "operate"):

@@ -97,6 +97,15 @@ class Dataset(LabelledImages):
         return as_channels(self.image_set.read(index), self.preprocessing.channels)
 
 
+def load_images(config: TrainConfig) -> ImageSet:
+    """Read the data of a run without dividing it; use what the cache holds. Raises DataError, OSError."""
+    cache = Cache(config.cache or config.out / ".cache")
+    source = formats.find(config.data, cache, [config.out], config.corrections)
+    images = image_set(source, inspect(source, config, cache).contents)
+    source.release()
+    return images
+
+
 def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")

@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from training.config import Leaks, TrainConfig, share_of
 from training.data.inspection.image_set import ImageSet
+from training.data.left_out import LeftOut, left_out
 from training.data.sources.source import SPLITS, Split
 from training.errors import DataError
 
@@ -67,10 +68,11 @@ class Division:
 def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     """Keep the splits of the source and make the missing ones, without parting a group or the copies of a picture.
 
-    With a `fold`, the test split is that part of all images, and no split of the source is kept.
+    With a `fold`, the test split is that part of all images, or those with a value, and no split of the source is kept.
     With `leaks` of `drop`: a component with images in the test split leaves training and validation; one with images in
     the validation split leaves training; a picture with two labels leaves all splits. Otherwise nothing is removed.
-    Then training keeps at most `images_per_class` images of each class. Raises DataError.
+    Then training keeps at most `images_per_class` images of each class. Raises DataError, and ConfigError for a `fold`
+    of a column or a value that is not there.
     """
     drop = policy.leaks == "drop"
     contradictory = contradictions(images) if drop else np.zeros(len(images.labels), bool)
@@ -85,7 +87,12 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     component = components(images.groups, images.duplicates.links)
     given = [images.source_splits[i] for i in usable]
     if policy.fold is not None:
-        in_fold = fold(policy.fold, images.labels[usable], component[usable], images.classes, policy.seed)
+        which = LeftOut.of(policy.fold)
+        in_fold = (
+            fold(policy.fold, images.labels[usable], component[usable], images.classes, policy.seed)
+            if which is None
+            else left_out(images, which)[usable]
+        )
         given = ["test" if inside else None for inside in in_fold]
     made = complete(given, images.labels[usable], component[usable], images.classes, policy)
     assigned = np.array([split or "train" for split in images.source_splits], dtype=object)

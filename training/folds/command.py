@@ -1,6 +1,7 @@
 """`python -m training folds`: answers to every image by a model that has not seen it, from `folds` down."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import joblib
 import yaml
 from tqdm import tqdm
 
-from serving.contract.objects import Location, Url
-from training.data.dataset import load_dataset
+from serving.contract.objects import Url
+from training.data import left_out
+from training.data.dataset import load_dataset, load_images
 from training.engine.runs import CONFIG
 from training.errors import EXIT_CODES, ConfigError, ProcessLost
 from training.folds.config import FoldsConfig
+from training.folds.gaps import OPTIONS, find_ordinary, left_out_facts
+from training.folds.parts import FOLDS, in_file_name, parted, parts
 from training.folds.report import write_folds_report
 from training.folds.results import collect
 from training.models import backbones
@@ -20,8 +24,6 @@ from training.storage import write_atomically
 from training.study.process_pool import Job, ProcessPool, visible_gpus
 from training.study.results import log, outcome
 
-OPTIONS = "options.yaml"
-"""File in the folder of the folds: the options of each training, as the user gave them."""
 PLACES = ("out", "cache")
 """Options that change no result."""
 
@@ -31,20 +33,42 @@ def folds(config: FoldsConfig) -> Path:
 
     Raises ConfigError, DataError, OSError, Interrupted, and for a training that fails the error of its exit code.
     """
-    folder = config.out / "folds" / (config.name or _named(config.data))
+    folder = config.out / "folds" / _folder_name(config)
     config = replace(config, cache=config.cache or config.out / ".cache")
     # Read before any training: what is wrong with the data, or makes no folds of it, costs no time.
-    dataset = load_dataset(replace(backbones.check(config.training), fold=f"1/{config.folds}"))
+    checked = backbones.check(config.training)
+    images = load_images(checked)
+    made = parts(config, images)
+    if several := parted(config, images):
+        print(f"warning: {several}")
+    dataset = load_dataset(replace(checked, fold=made[0].fold))
     prepare(folder, config)
-    runs = [folder / "runs" / f"{i}-of-{config.folds}" for i in range(1, config.folds + 1)]
+    runs = {folder / "runs" / part.name: part for part in made}
     missing = [run for run in runs if outcome(run) != "done"]
+    if config.leave_out is not None:
+        counts = Counter(left_out.values(images, config.leave_out))
+        sizes = ", ".join(f"{value} ({count:,} images)" for value, count in sorted(counts.items()))
+        print(f"parts  each value of {config.leave_out} is left out once: {sizes}")
     print(f"folds  {folder}: {len(runs)} trainings, {len(missing)} to make, each as long as an ordinary one")
-    train_folds(missing, config)
-    write_folds_report(folder, dataset, collect(runs, dataset))
+    train_folds({run: runs[run].fold for run in missing}, config)
+    answers = collect(list(runs), dataset)
+    by_value = None
+    if config.leave_out is not None:
+        ordinary = find_ordinary(folder.with_name(_name(config)), _options(config), dataset, answers)
+        by_value = left_out_facts(dataset, answers, made, ordinary)
+    write_folds_report(folder, dataset, answers, by_value)
     return folder
 
 
-def _named(data: Location | None) -> str:
+def _folder_name(config: FoldsConfig) -> str:
+    by = "" if config.leave_out is None else f"-by-{in_file_name(left_out.name_of(config.leave_out))}"
+    return _name(config) + by
+
+
+def _name(config: FoldsConfig) -> str:
+    data = config.data
+    if config.name is not None:
+        return config.name
     if data is None:
         return "digits"
     return data.name.partition(".")[0] if isinstance(data, Url) else data.resolve().stem
@@ -53,8 +77,7 @@ def _named(data: Location | None) -> str:
 def prepare(folder: Path, config: FoldsConfig) -> None:
     """Create the folder and write the options into it. Raises ConfigError for a folder with folds of other options."""
     options = folder / OPTIONS
-    given = yaml.safe_load(config.training.to_yaml())
-    now = {"folds": config.folds} | {name: value for name, value in given.items() if name not in PLACES}
+    now = _options(config)
     if options.exists():
         before = yaml.safe_load(options.read_text(encoding="utf-8"))
         differing = [name for name in before | now if before.get(name) != now.get(name)]
@@ -66,7 +89,13 @@ def prepare(folder: Path, config: FoldsConfig) -> None:
     write_atomically(options, lambda file: file.write(yaml.safe_dump(now, sort_keys=False).encode()))
 
 
-def train_folds(runs: list[Path], config: FoldsConfig) -> None:
+def _options(config: FoldsConfig) -> dict[str, object]:
+    given = yaml.safe_load(config.training.to_yaml())
+    how = {"folds": config.folds or FOLDS} if config.leave_out is None else {"leave_out": config.leave_out}
+    return how | {name: value for name, value in given.items() if name not in PLACES}
+
+
+def train_folds(runs: dict[Path, str], config: FoldsConfig) -> None:
     """Train each in a process of its own. Raises the error of its exit code for the first that failed, after all."""
     by_name, failed = {run.name: run for run in runs}, list[tuple[Job, int]]()
     with tqdm(total=len(runs), desc="folds", unit="fold", disable=None) as bar:
@@ -78,7 +107,9 @@ def train_folds(runs: list[Path], config: FoldsConfig) -> None:
 
         gpus = 0 if config.device == "cpu" else len(visible_gpus())
         size = config.jobs or gpus or max(joblib.cpu_count() // config.threads, 1)
-        ProcessPool(size=size, threads=config.threads, ended=ended).run(job(run, config) for run in runs)
+        ProcessPool(size=size, threads=config.threads, ended=ended).run(
+            job(run, fold, config) for run, fold in runs.items()
+        )
     if failed:
         first, code = failed[0]
         kind = next((kind for kind, known in EXIT_CODES.items() if known == code), ProcessLost)
@@ -90,10 +121,10 @@ def train_folds(runs: list[Path], config: FoldsConfig) -> None:
         )
 
 
-def job(run: Path, config: FoldsConfig) -> Job:
+def job(run: Path, fold: str, config: FoldsConfig) -> Job:
     """The command line that trains a fold, or resumes it."""
     options = run.parent.parent / "logs" / f"{run.name}.yaml"
-    options.write_text(replace(config.training, fold=run.name.replace("-of-", "/")).to_yaml(), encoding="utf-8")
+    options.write_text(replace(config.training, fold=fold).to_yaml(), encoding="utf-8")
     if run.exists() and not (run / CONFIG).exists():
         shutil.rmtree(run)  # killed before its first write
     values = {"config": options, "out": run.parent, "name": run.name, "resume": "auto", "promote": "never"}

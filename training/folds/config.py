@@ -13,8 +13,11 @@ class FoldsConfig(TrainConfig):
     The same command continues what was stopped. Options are those of a training, for each of them.
     """
 
-    folds: int = 5
-    """Parts of the data, each the test split of one training."""
+    folds: int | None = None
+    """Parts of the data, each the test split of one training. None: 5."""
+    leave_out: str | None = None
+    """COLUMN: the parts are the images of each value of this column of the manifest, such as site or camera, so that
+    no model has learned from the value that it is tested on."""
     jobs: int | None = None
     """Trainings at the same time. None: the number of GPUs, else as many as the cores allow."""
     threads: int = 1
@@ -23,7 +26,9 @@ class FoldsConfig(TrainConfig):
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, the expected and the actual value."""
         super().__post_init__()
-        require(self.folds > 1, "folds", "2 or more", self.folds)
+        require(self.folds is None or self.folds > 1, "folds", "2 or more", self.folds)
+        both = self.folds is not None and self.leave_out is not None
+        require(not both, "folds", "none beside --leave-out, whose values are the parts", self.folds)
         for name in ("jobs", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "1 or more", value)

@@ -19,10 +19,12 @@ ISSUES_SHOWN = 48
 ISSUES = "label-issues.csv"
 
 
-def write_folds_report(folder: Path, dataset: Dataset, answers: OutOfFold) -> None:
-    """Write all four files into the folder."""
+def write_folds_report(
+    folder: Path, dataset: Dataset, answers: OutOfFold, by_value: dict[str, Any] | None = None
+) -> None:
+    """Write all four files into the folder; `by_value` are the scores by the values of --leave-out."""
     issues = find_label_issues(answers.labels, as_frequent(answers.labels, answers.probabilities))
-    facts = _facts(folder, dataset, answers, issues)
+    facts = _facts(folder, dataset, answers, issues) | {"left_out": by_value}
     pooled = score(answers.labels, answers.probabilities, dataset.classes)
     text = html.render(
         "folds.html.jinja",
@@ -56,12 +58,7 @@ def write_folds_report(folder: Path, dataset: Dataset, answers: OutOfFold) -> No
 def folds_summary(folder: Path) -> str:
     """The table and lines that folds print at their end."""
     facts = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
-    rows = [f"{'':18}{'mean':>10}   95 % interval of another training"]
-    for name, title in TITLES.items():
-        found = facts["means"][name]
-        rows.append(
-            f"{title:18}" + (f"{found['mean']:10.4f}   {html.interval(found['interval'])}" if found else "         -")
-        )
+    rows = _rows_of_folds(facts) if facts["left_out"] is None else _rows_of_values(facts["left_out"])
     issues = facts["issues"]
     return "\n".join(
         (
@@ -75,6 +72,25 @@ def folds_summary(folder: Path) -> str:
             f"predictions  {folder / 'predictions.csv'}, each by a model that has not seen the image",
         )
     )
+
+
+def _rows_of_folds(facts: dict[str, Any]) -> list[str]:
+    rows = [f"{'':18}{'mean':>10}   95 % interval of another training"]
+    for name, title in TITLES.items():
+        found = facts["means"][name]
+        rows.append(
+            f"{title:18}" + (f"{found['mean']:10.4f}   {html.interval(found['interval'])}" if found else "         -")
+        )
+    return rows
+
+
+def _rows_of_values(left_out: dict[str, Any]) -> list[str]:
+    rows = [f"{left_out['column'] + ' left out':18}{'images':>10}   balanced accuracy, 95 %      gap to ordinary folds"]
+    for each in left_out["values"]:
+        scored = f"{html.number(each['balanced_accuracy'])}, {html.interval(each['balanced_accuracy_interval'])}"
+        rows.append(f"{each['value']:18}{each['accuracy']['images']:10,}   {scored:25}   {html.gap(each['gap'])}")
+    rows.append(f"{'all':41}{'':15}   {html.gap(left_out['gap'])}")
+    return [*rows, *(line for line in (left_out["warning"], left_out["no_gap"]) if line)]
 
 
 def _facts(folder: Path, dataset: Dataset, answers: OutOfFold, issues: Sequence[LabelIssue]) -> dict[str, Any]:

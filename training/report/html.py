@@ -3,7 +3,8 @@
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import jinja2
@@ -26,6 +27,7 @@ def render(template: str, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places, "code": code}
+    environment.filters["gap"] = gap
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment.get_template(template).render(**values)
 
@@ -87,6 +89,14 @@ def places(value: float | None, count: int) -> str:
 def interval(limits: Sequence[float] | None) -> str:
     """Both limits to three places; a dash where there are none."""
     return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
+
+
+def gap(found: Mapping[str, Any] | None) -> str:
+    """A difference of scores with its interval; a dash where there is none."""
+    if found is None:
+        return "-"
+    low, high = found["interval"]
+    return f"{found['difference']:+.3f}, {low:+.3f} to {high:+.3f}"
 
 
 def _data_uri(kind: str, content: bytes) -> str:

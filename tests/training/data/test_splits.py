@@ -10,7 +10,7 @@ from training.data.duplicates import Duplicates, Pair
 from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.data.splits import Division, SplitPolicy, at_most, complete, components, divide
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 
 POLICY = SplitPolicy(leaks="drop", val_fraction=0.15, test_fraction=0.15, seed=0)
 
@@ -230,3 +230,15 @@ def test_a_class_of_fewer_groups_than_folds_is_refused() -> None:
     images = image_set([None] * 20, np.repeat([0, 1], [16, 4]))
     with pytest.raises(DataError, match="class b: 4 groups cannot be in 5 folds, at most in 4"):
         divide(images, replace(POLICY, fold="1/5"))
+
+
+def test_a_value_of_a_column_is_the_test_split_and_a_group_of_two_values_leaves_training() -> None:
+    columns = {"site": ["x"] * 8 + ["y"] * 12}
+    groups = ["g" if i in (7, 8) else "" for i in range(20)]
+    images = replace(image_set([None] * 20, np.arange(20) % 2, groups), columns=columns)
+    kept = divide(images, replace(POLICY, fold="Site = x"))
+    assert kept.splits["test"].tolist() == [*range(8)]
+    assert kept.removed == {8: "also in the test split"}
+    assert not divide(images, replace(POLICY, fold="site=x", leaks="warn")).removed
+    with pytest.raises(ConfigError, match="no image has this value; there are"):
+        divide(images, replace(POLICY, fold="site=z"))

@@ -94,6 +94,7 @@ def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path
     ("given", "expected"),
     [
         ({"folds": 1}, "--folds: expected 2 or more, got 1"),
+        ({"folds": 3, "leave_out": "site"}, "--folds: expected none beside --leave-out"),
         ({"fold": "1/2"}, "--fold: expected none, as all folds are made"),
         ({"resume": "auto"}, "--resume: expected none, as the same command continues"),
         ({"threads": 0}, "--threads: expected 1 or more"),

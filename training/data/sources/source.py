@@ -95,7 +95,7 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
-def refuse(path: Path, what: str, offenders: Iterable[str]) -> None:
+def refuse(path: Path | str, what: str, offenders: Iterable[str]) -> None:
     """Raise DataError that lists the offenders, if there are any."""
     names = list(offenders)
     if names:

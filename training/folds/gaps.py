@@ -1,0 +1,106 @@
+"""Scores by the value that was left out, and the gap to ordinary folds, whose models have seen the value.
+
+The gap is paired: both answer the same images. A value that is left out also leaves fewer images to learn from, which
+is a part of the gap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from serving.contract.card import Calibration
+from training.data.dataset import LabelledImages
+from training.data.left_out import LeftOut
+from training.folds.parts import Part
+from training.folds.results import OutOfFold
+from training.metrics.bootstrap import Interval, balanced_accuracy_difference
+from training.metrics.classification import Probabilities, ScoredImages, score
+from training.metrics.slices import Slicing
+from training.metrics.subgroups import columns_by_score
+from training.report.predictions import read_predictions
+
+OPTIONS = "options.yaml"
+"""File in the folder of the folds: the options of each training, as the user gave them."""
+HOW = ("folds", "leave_out")
+"""Of these options, those that make the parts."""
+NO_SETS = Calibration(temperature=1.0, level=0.0, threshold=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordinary:
+    """The answers of ordinary folds to the same images; None, and the reason, where there are none to compare with."""
+
+    probabilities: Probabilities | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Balanced accuracy on the same images: left out minus `ordinary`, with its paired 95 % interval."""
+
+    ordinary: float
+    difference: float
+    interval: Interval
+
+
+def find_ordinary(folder: Path, options: dict[str, object], images: LabelledImages, answers: OutOfFold) -> Ordinary:
+    """The answers of the folds in `folder` to the images of `answers`, if they were made by the same options."""
+    recorded = read_predictions(folder / "predictions.csv", images.classes)
+    if recorded is None or not (folder / OPTIONS).exists():
+        return Ordinary(
+            probabilities=None,
+            reason="There are no ordinary folds to compare with. The same command without --leave-out makes them, and "
+            "this one then adds the gap.",
+        )
+    theirs = yaml.safe_load((folder / OPTIONS).read_text(encoding="utf-8"))
+    differing = [name for name in theirs | options if name not in HOW and theirs.get(name) != options.get(name)]
+    if differing:
+        reason = f"The folds in {folder.name} are not compared: they have another {', '.join(differing)}."
+        return Ordinary(probabilities=None, reason=reason)
+    found = recorded.of([images.keys[index] for index in answers.indices])
+    reason = "" if found is not None else f"The folds in {folder.name} are not compared: they are of other images."
+    return Ordinary(probabilities=found, reason=reason)
+
+
+def left_out_facts(
+    images: LabelledImages, answers: OutOfFold, parts: Sequence[Part], ordinary: Ordinary
+) -> dict[str, Any]:
+    """The scores of each value, the largest difference among them with its test, and the gaps."""
+    which = LeftOut.of(parts[0].fold)
+    assert which is not None
+    codes = np.zeros(len(images.keys), np.int64)
+    codes[answers.indices] = answers.fold
+    slicing = Slicing(column=which.column, values=tuple(part.value or "" for part in parts), codes=codes, binned=False)
+    scored = ScoredImages(
+        labels=answers.labels,
+        probabilities=answers.probabilities,
+        components=images.components[answers.indices],
+    )
+    [column] = columns_by_score([slicing], answers.indices, scored, NO_SETS)
+    every = np.ones(len(answers.labels), bool)
+    gaps = [_gap(scored, ordinary, answers.fold == code) for code in range(len(parts))]
+    return {
+        "column": which.column,
+        "values": [
+            asdict(group) | {"run": part.name, "gap": gap}
+            for group, part, gap in zip(column.subgroups, parts, gaps, strict=True)
+        ],
+        "difference": asdict(column.gap) if column.gap else None,
+        "warning": column.warning,
+        "gap": _gap(scored, ordinary, every),
+        "no_gap": ordinary.reason or None,
+    }
+
+
+def _gap(scored: ScoredImages, ordinary: Ordinary, rows: np.ndarray) -> dict[str, Any] | None:
+    if ordinary.probabilities is None:
+        return None
+    labels, own, theirs = scored.labels[rows], scored.probabilities[rows], ordinary.probabilities[rows]
+    names = tuple(map(str, range(own.shape[1])))
+    before, now = (score(labels, answers, names).balanced_accuracy for answers in (theirs, own))
+    interval = balanced_accuracy_difference(labels, theirs, own, scored.components[rows])
+    return asdict(Gap(ordinary=before, difference=now - before, interval=interval))
