@@ -128,6 +128,10 @@ class TrainConfig:
     """i/n: the test split is the i-th of n parts of all images, whatever splits they bring. The parts are drawn by
     --seed, stratified, and part no group. COLUMN=VALUE: the test split is the images with this value of a column of the
     manifest, such as site=Graz."""
+    from_folds: Path | None = None
+    """Folder of finished folds of the same data, as `folds --final` gives it: train on all images, and take scores,
+    temperature, bias, prediction sets and operating points from the folds' answers to images that they have not seen.
+    The scores are then of the folds' models."""
     images_per_class: Annotated[int, AtLeastOne] | None = None
     """Train on at most this many images of each class, drawn by --seed, to see what fewer images cost; validation and
     test stay as they are. None: all."""
@@ -244,6 +248,9 @@ class TrainConfig:
     weights themselves."""
     best_by: ScoreName = "balanced_accuracy"
     """Score on the validation split that decides which epoch is exported and when to stop."""
+    best_epoch: Annotated[int, AtLeastOne] | None = None
+    """Stop after this epoch and export it; --schedule is still that of all --epochs. None: with --from-folds the median
+    of the folds' best epochs, else the best by --best-by."""
     patience: Annotated[int, AtLeastOne] | None = None
     """Stop after this many epochs without a better validation score. None: run all epochs."""
     confidence_level: Annotated[float, Share] = 0.9
@@ -402,6 +409,10 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
         f"none beside --promote {config.promote}",
         config.floor,
     )
+    if config.from_folds is not None:
+        yield config.fold is None, "fold", "none beside --from-folds, which holds no image out", config.fold
+        yield config.patience is None, "patience", "none beside --from-folds, which holds no image out", config.patience
+        yield config.quantize == "none", "quantize", "none beside --from-folds: no image is left to score it", "int8"
     yield from _model_rules(config)
     single = config.model == "mlp" and config.batch_norm and config.batch_size == 1
     yield not single, "batch_size", "2 or more with --batch-norm", 1

@@ -88,6 +88,9 @@ def settle(
     symmetry = config.symmetry or ("mirror" if mirrored else "none")
     by_batch = "workers" if isinstance(augment, Path) else "device"
     augment_on = by_batch if config.augment_on == "auto" else config.augment_on
+    epochs = config.epochs or (PRETRAINED_EPOCHS if tuned else EPOCHS)
+    best = config.best_epoch
+    require(best is None or best <= epochs, "best_epoch", f"at most the {epochs} epochs", best)
     by_image = augment_on == "workers" and (augment != "none" or symmetry != "none")
     batch_size = config.batch_size or _batch_size(config.image_size, training_images)
     shared = min(batch_size, training_images)
@@ -104,7 +107,7 @@ def settle(
         "drop_path": _or(config.drop_path, DROP_PATH if tuned and has_drop_path else 0.0),
         "label_smoothing": _or(config.label_smoothing, LABEL_SMOOTHING if tuned else 0.0),
         "batch_norm": config.normalizes_batches if config.own_network else None,
-        "epochs": config.epochs or (PRETRAINED_EPOCHS if tuned else EPOCHS),
+        "epochs": epochs,
         "batch_size": batch_size,
         "weights": None if config.own_network else config.weights or ("default" if config.pretrained else "none"),
         "lr": config.lr or LR.get((config.optimizer, config.model), OTHER_LR[config.optimizer]),

@@ -31,6 +31,7 @@ from training.export.card import build_card
 from training.export.features import with_features
 from training.export.publication import export
 from training.export.quantization import quantize
+from training.folds import final
 from training.metrics import operating_points, slices
 from training.metrics.evaluation import Evaluation, evaluate_best
 from training.models import backbones, networks, weights
@@ -155,6 +156,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
+    config = final.with_best_epoch(config)
     floors.check_classes(config.floor, dataset.classes)
     slices.slices(dataset, config.slices, dataset.splits["test"])
     operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
@@ -165,6 +167,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
         has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),
         processes=Processes(group.size, group.local_size),
     )
+    final.check(settled, dataset)
     if config.symmetry is None and config.fine_tunes and not isinstance(settled.augment, Path):
         print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
     if not isinstance(settled.augment, Path):
@@ -251,9 +254,11 @@ def conclude(
     run = context.config.run
     model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt", context.device)["model"])
     learner = networks.learning_part(model, context.config)
-    evaluation = evaluate_best(model, learner, dataset, context.config)
+    evaluate = evaluate_best if context.config.from_folds is None else final.evaluate_out_of_fold
+    evaluation = evaluate(model, learner, dataset, context.config)
     judgement = outcome.judge_run(context, evaluation)
-    card = build_card(model, context, evaluation, judgement.certificate if judgement else None)
+    certificate = judgement.certificate if judgement else None
+    card = build_card(model, context, evaluation, certificate, final.statement(context.config))
     report_input = export_model(model, context, evaluation, card, epochs)
     report_input = replace(report_input, promotion=outcome.not_settled(run, context.config.promote, judgement))
     tensorboard.write_results(writer, report_input)
@@ -268,7 +273,8 @@ def export_model(
 ) -> ReportInput:
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
-    parity = export(model, card, dataset, evaluation.probabilities["test"], config.run / "model.onnx")
+    own = evaluation.probabilities["test"] if evaluation.own is None else evaluation.own
+    parity = export(model, card, dataset, own, config.run / "model.onnx")
     quantized, no_int8 = None, None
     if config.quantize == "int8":
         try:
@@ -284,6 +290,7 @@ def export_model(
         intervals=evaluation.intervals,
         uncalibrated=evaluation.uncalibrated,
         validation=evaluation.probabilities["val"],
+        out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
         parity=parity,
         quantized=quantized,
         no_int8=no_int8,

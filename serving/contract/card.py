@@ -18,8 +18,8 @@ from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
 """Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
-`calibration.class_thresholds`, `formats` and `operating_points`; version 1, without `preprocessing.fit` and
-`preprocessing.fill` either."""
+`calibration.class_thresholds`, `formats`, `operating_points` and `statement`; version 1, without
+`preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -222,6 +222,8 @@ class ModelCard:
     """None: the rule of promotion did not hold or was not asked, or the card is of version 1 or 2."""
     operating_points: tuple[OperatingPoint, ...] = ()
     """At most one of each class."""
+    statement: str | None = None
+    """Of which models scores, calibration and thresholds are, where they are not of this file's. None: of this one."""
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

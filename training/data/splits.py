@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -30,6 +31,7 @@ class SplitPolicy:
     seed: int
     images_per_class: int | None = None
     fold: str | None = None
+    from_folds: Path | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> "SplitPolicy":
@@ -69,6 +71,7 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     """Keep the splits of the source and make the missing ones, without parting a group or the copies of a picture.
 
     With a `fold`, the test split is that part of all images, or those with a value, and no split of the source is kept.
+    With `from_folds`, every image is in all three splits: nothing is held out, and others' answers are scored.
     With `leaks` of `drop`: a component with images in the test split leaves training and validation; one with images in
     the validation split leaves training; a picture with two labels leaves all splits. Otherwise nothing is removed.
     Then training keeps at most `images_per_class` images of each class. Raises DataError, and ConfigError for a `fold`
@@ -85,6 +88,13 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
             f"{images.name}: every image of {', '.join(lost)} shows a picture that is also under another label"
         )
     component = components(images.groups, images.duplicates.links)
+    if policy.from_folds is not None:
+        return Division(
+            assigned=["train"] * len(images.labels),
+            splits=dict.fromkeys(SPLITS, usable),
+            components=component,
+            removed=dict.fromkeys(np.flatnonzero(contradictory).tolist(), CONTRADICTION),
+        )
     given = [images.source_splits[i] for i in usable]
     if policy.fold is not None:
         which = LeftOut.of(policy.fold)

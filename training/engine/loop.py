@@ -81,7 +81,7 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
                 checkpoints.save(state, progress)
                 if writer is not None:
                     history.write(config.run, replace(record, epochs=progress.history))
-    if progress.epoch < config.epochs:
+    if config.best_epoch is None and progress.epoch < config.epochs:
         print(f"stopped early: no better {config.best_by} on the validation split in {config.patience} epochs")
     return progress.history
 

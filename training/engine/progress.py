@@ -107,9 +107,9 @@ class RunProgress:
         return self.images / max(self.seconds, 1e-9)
 
     def ended(self, config: SettledConfig) -> bool:
-        """Whether all epochs are done, or none of the last --patience epochs was better (early stopping)."""
+        """Whether all epochs to be trained are done, or none of the last --patience was better (early stopping)."""
         patient = config.patience is None or self.epoch - self.best_epoch < config.patience
-        return self.epoch >= config.epochs or not patient
+        return self.epoch >= (config.best_epoch or config.epochs) or not patient
 
     def add_steps(self, results: Sequence[StepResult], seconds: float, group: Group = ALONE) -> None:
         """Add the next steps of the epoch, which took `seconds` with the wait for their images.
@@ -144,7 +144,8 @@ class RunProgress:
 
     def close_epoch(self, validation: Scores, config: SettledConfig, lr: float) -> Epoch:
         """End the epoch under way with its scores on the validation split, and return its line of the history."""
-        rank = validation.rank(config.best_by)
+        # Of a fixed number of epochs each is better than those before.
+        rank = validation.rank(config.best_by) if config.best_epoch is None else (self.epoch, 0.0)
         line = Epoch(
             epoch=self.epoch + 1,
             train_loss=self.loss,

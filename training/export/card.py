@@ -11,9 +11,13 @@ from training.metrics.evaluation import Evaluation
 
 
 def build_card(
-    model: nn.Sequential, context: RunContext, evaluation: Evaluation, certificate: Certificate | None
+    model: nn.Sequential,
+    context: RunContext,
+    evaluation: Evaluation,
+    certificate: Certificate | None,
+    statement: str | None,
 ) -> ModelCard:
-    """The card of the calibrated `model`."""
+    """The card of the calibrated `model`; `statement` says of which models the scores are, where not of this one."""
     config, dataset = context.config, context.dataset
     weights = provenance.digest_of_weights(model)
     return ModelCard(
@@ -31,4 +35,5 @@ def build_card(
         formats=dataset.image_set.formats,
         certificate=certificate,
         operating_points=evaluation.operating_points,
+        statement=statement,
     )

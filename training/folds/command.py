@@ -10,6 +10,7 @@ import yaml
 from tqdm import tqdm
 
 from serving.contract.objects import Url
+from training.config import TrainConfig
 from training.data import left_out
 from training.data.dataset import load_dataset, load_images
 from training.engine.runs import CONFIG
@@ -50,14 +51,24 @@ def folds(config: FoldsConfig) -> Path:
         sizes = ", ".join(f"{value} ({count:,} images)" for value, count in sorted(counts.items()))
         print(f"parts  each value of {config.leave_out} is left out once: {sizes}")
     print(f"folds  {folder}: {len(runs)} trainings, {len(missing)} to make, each as long as an ordinary one")
-    train_folds({run: runs[run].fold for run in missing}, config)
+    final = final_run(folder, config)
+    if config.final:
+        print(f"final  {final}: one training more, on all images")
+    train_all({run: job(run, runs[run].fold, config) for run in missing}, config)
     answers = collect(list(runs), dataset)
     by_value = None
     if config.leave_out is not None:
         ordinary = find_ordinary(folder.with_name(_name(config)), _options(config), dataset, answers)
         by_value = left_out_facts(dataset, answers, made, ordinary)
     write_folds_report(folder, dataset, answers, by_value)
+    if config.final and outcome(final) != "done":
+        train_all({final: final_job(final, folder, config)}, config)
     return folder
+
+
+def final_run(folder: Path, config: FoldsConfig) -> Path:
+    """The run of the final model, beside all others that may be served."""
+    return config.out / f"{folder.name}-final"
 
 
 def _folder_name(config: FoldsConfig) -> str:
@@ -95,10 +106,10 @@ def _options(config: FoldsConfig) -> dict[str, object]:
     return how | {name: value for name, value in given.items() if name not in PLACES}
 
 
-def train_folds(runs: dict[Path, str], config: FoldsConfig) -> None:
+def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
     """Train each in a process of its own. Raises the error of its exit code for the first that failed, after all."""
-    by_name, failed = {run.name: run for run in runs}, list[tuple[Job, int]]()
-    with tqdm(total=len(runs), desc="folds", unit="fold", disable=None) as bar:
+    by_name, failed = {job.name: run for run, job in jobs.items()}, list[tuple[Job, int]]()
+    with tqdm(total=len(jobs), desc="folds", unit="fold", disable=None) as bar:
 
         def ended(job: Job, code: int) -> None:
             if outcome(by_name[job.name]) != "done":
@@ -107,9 +118,7 @@ def train_folds(runs: dict[Path, str], config: FoldsConfig) -> None:
 
         gpus = 0 if config.device == "cpu" else len(visible_gpus())
         size = config.jobs or gpus or max(joblib.cpu_count() // config.threads, 1)
-        ProcessPool(size=size, threads=config.threads, ended=ended).run(
-            job(run, fold, config) for run, fold in runs.items()
-        )
+        ProcessPool(size=size, threads=config.threads, ended=ended).run(jobs.values())
     if failed:
         first, code = failed[0]
         kind = next((kind for kind, known in EXIT_CODES.items() if known == code), ProcessLost)
@@ -117,16 +126,27 @@ def train_folds(runs: dict[Path, str], config: FoldsConfig) -> None:
         reason = next((line for line in reversed(lines) if line.startswith("error: ")), "see its output")
         raise kind(
             f"fold {first.name} failed with exit code {code} ({first.log}): {reason.removeprefix('error: ')}. "
-            f"The same command makes the {len(failed)} of {len(runs)} that failed again"
+            f"The same command makes the {len(failed)} of {len(jobs)} that failed again"
         )
 
 
 def job(run: Path, fold: str, config: FoldsConfig) -> Job:
     """The command line that trains a fold, or resumes it."""
-    options = run.parent.parent / "logs" / f"{run.name}.yaml"
-    options.write_text(replace(config.training, fold=fold).to_yaml(), encoding="utf-8")
+    places = {"out": run.parent, "promote": "never"}
+    return _job(run, replace(config.training, fold=fold, floor=()), log(run), places)
+
+
+def final_job(run: Path, folder: Path, config: FoldsConfig) -> Job:
+    """The command line that trains the final model, or resumes it."""
+    training = replace(config.training, from_folds=folder, patience=None)
+    return _job(run, training, folder / "logs" / "final.log", {"out": config.out, "promote": config.promote})
+
+
+def _job(run: Path, training: TrainConfig, output: Path, places: dict[str, object]) -> Job:
+    options = output.with_suffix(".yaml")
+    options.write_text(training.to_yaml(), encoding="utf-8")
     if run.exists() and not (run / CONFIG).exists():
         shutil.rmtree(run)  # killed before its first write
-    values = {"config": options, "out": run.parent, "name": run.name, "resume": "auto", "promote": "never"}
+    values = {"config": options, "name": run.name, "resume": "auto"} | places
     arguments = [part for name, value in values.items() for part in (f"--{name}", str(value))]
-    return Job(name=run.name, arguments=["train", *arguments], log=log(run))
+    return Job(name=run.name, arguments=["train", *arguments], log=output)

@@ -18,6 +18,9 @@ class FoldsConfig(TrainConfig):
     leave_out: str | None = None
     """COLUMN: the parts are the images of each value of this column of the manifest, such as site or camera, so that
     no model has learned from the value that it is tested on."""
+    final: bool = False
+    """Afterwards train once more, on all images, up to the median of the folds' best epochs: the run <name>-final in
+    --out, calibrated and scored by the folds' answers, and promoted by --promote."""
     jobs: int | None = None
     """Trainings at the same time. None: the number of GPUs, else as many as the cores allow."""
     threads: int = 1
@@ -33,6 +36,9 @@ class FoldsConfig(TrainConfig):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "1 or more", value)
         require(self.fold is None, "fold", "none, as all folds are made", self.fold)
+        require(not self.final or self.quantize == "none", "quantize", "none beside --final", self.quantize)
+        require(self.final or not self.floor, "floor", "none without --final", self.floor)
+        require(self.from_folds is None, "from_folds", "none, as the folds are made here", self.from_folds)
         require(self.resume is None, "resume", "none, as the same command continues", self.resume)
 
     @property

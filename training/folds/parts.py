@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from training.data import left_out, splits
-from training.data.inspection import ImageSet
+from training.data.inspection.image_set import ImageSet
 from training.data.left_out import LeftOut
 from training.data.splits import SplitPolicy, components
 from training.errors import DataError

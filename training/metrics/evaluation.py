@@ -71,6 +71,8 @@ class Evaluation:
     """Of --operate, where the validation split reaches what it demands."""
     leak_free: LeakFree | None
     """None where no test image leaks, and where each of them does."""
+    own: Probabilities | None = None
+    """What the model itself answers to the test images, where `probabilities` has the answers of the folds' models."""
 
 
 def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, config: SettledConfig) -> Evaluation:

@@ -61,7 +61,7 @@ def promote(config: PromoteConfig) -> Path:
         if served and served.digest == classifier.digest:
             return out
         judgement = _judge(run, classifier.card)
-        faults = judgement.faults if judgement else ("its answers were not recorded, as by an older version",)
+        faults = judgement.faults if judgement else (_unjudged(classifier.card),)
         if (run / runs.FORGOTTEN).exists():
             faults = (*faults, HAS_LEARNED)
         refused = bool(faults) and not config.force
@@ -129,8 +129,8 @@ def _refuse_folder(out: Path) -> None:
 
 
 def _judge(run: Path, card: ModelCard) -> Judgement | None:
-    """Judge a finished run by its record; None without one. Raises ConfigError, OSError."""
-    split = scored_on(run, card)
+    """Judge a finished run by its record; None without one of its own test. Raises ConfigError, OSError."""
+    split = None if card.statement else scored_on(run, card)
     recorded = read_predictions(run / "predictions.csv", card.classes)
     if split is None or recorded is None or recorded.components is None:
         return None
@@ -144,6 +144,12 @@ def _judge(run: Path, card: ModelCard) -> Judgement | None:
     )
     intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)
     return judge(answers, intervals, runs.begun(run), find_rival(run.parent, answers, None))
+
+
+def _unjudged(card: ModelCard) -> str:
+    if card.statement:
+        return "its own answers are to images that it has learned, as its scores are from folds"
+    return "its answers were not recorded, as by an older version"
 
 
 def _check_is_as_logged(file: Path, expected: str | None) -> None:

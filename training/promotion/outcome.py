@@ -44,6 +44,7 @@ def judge_run(context: RunContext, evaluation: Evaluation) -> Judgement | None:
         labels=images.labels[test],
         components=images.components[test],
         probabilities=evaluation.probabilities["test"],
+        of_folds=evaluation.own is not None,
     )
     # What `latest` serves takes colour where this run may be of gray images.
     in_colour = LabelledImages(image_set=images.image_set, division=images.division, digest=images.digest)

@@ -59,6 +59,11 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
     try:
         card = card_of(folder / MODEL)
         version = card.version
+        if answers.of_folds:
+            raise Incomparable(
+                "the scores are those of the folds' models, and no image is left to compare the new model itself on; "
+                "--promote always moves `latest` to it"
+            )
         probabilities = _recorded(folder, card, answers)
         learned_from = 0
         if probabilities is None:

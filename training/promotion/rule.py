@@ -30,6 +30,8 @@ class TestAnswers:
     components: Int64[np.ndarray, " images"]
     """Images of one number are one draw."""
     probabilities: Probabilities
+    of_folds: bool = False
+    """Whether they are the answers of the folds' models, not of the model that is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)

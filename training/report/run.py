@@ -44,14 +44,14 @@ def write_report(inputs: ReportInput) -> None:
 
 
 def _write_into(folder: Path, inputs: ReportInput) -> None:
-    dataset, served = inputs.dataset, inputs.parity.served
+    dataset, answers = inputs.dataset, inputs.answers
     test = dataset.splits["test"]
     labels = dataset.labels[test]
     (folder / "figures").mkdir(parents=True)
     drawings = _curves(inputs.history)
     drawings["confusion"] = figures.confusion(inputs.scores["test"])
-    drawings["reliability"] = figures.reliability(reliability(labels, served), "test images")
-    drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, served))
+    drawings["reliability"] = figures.reliability(reliability(labels, answers), "test images")
+    drawings["risk_coverage"] = figures.risk_coverage(risk_coverage(labels, answers))
     pictures = {}
     for name, figure in drawings.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
@@ -66,13 +66,13 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
     decisions = measure_decisions(inputs)
     facts = run_facts(inputs, decisions)
     audit = audit_facts(dataset.audit)
-    worst = worst_mistakes(labels, served, MISTAKES)
+    worst = worst_mistakes(labels, answers, MISTAKES)
     shown = {
         "pictures": pictures,
         "curve_pictures": curve_pictures(decisions),
         "decided_on": "test images",
         "held_for": held_for(inputs.card.calibration, dataset.classes),
-        "mistakes": mistakes(dataset, test[worst], served[worst]),
+        "mistakes": mistakes(dataset, test[worst], answers[worst]),
         "audit": audit,
         "pairs": duplicate_examples(dataset.audit, dataset.original),
         "sheets": class_sheets(dataset.audit, dataset.original),
@@ -86,7 +86,7 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
         html.render("report.md.jinja", **facts, audit=audit, class_table=table, held_for=shown["held_for"]),
         encoding="utf-8",
     )
-    write_predictions(folder / "predictions.csv", dataset, test, served, inputs.card.operating_points)
+    write_predictions(folder / "predictions.csv", dataset, test, inputs.parity.served, inputs.card.operating_points)
 
 
 def run_summary(run: Path) -> str:

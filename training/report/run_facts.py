@@ -51,6 +51,8 @@ class ReportInput:
     """Of the test split, before the calibration."""
     validation: Probabilities
     """Calibrated, of the validation split."""
+    out_of_fold: Probabilities | None
+    """The answers that are scored, where they are of the folds' models and not of the served file."""
     parity: Parity
     quantized: Quantized | None
     """None without --quantize, and where the file was refused."""
@@ -63,12 +65,17 @@ class ReportInput:
     promotion: Promotion
     """As it is before the report is written."""
 
+    @property
+    def answers(self) -> Probabilities:
+        """The answers to the test images that the report scores."""
+        return self.parity.served if self.out_of_fold is None else self.out_of_fold
+
     def scored(self, split: Literal["val", "test"]) -> ScoredImages:
         """The images of a split with what the model, and for the test what the served file answers."""
         indices = self.dataset.splits[split]
         return ScoredImages(
             labels=self.dataset.labels[indices],
-            probabilities=self.validation if split == "val" else self.parity.served,
+            probabilities=self.validation if split == "val" else self.answers,
             components=self.dataset.components[indices],
         )
 
@@ -84,10 +91,12 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     sliced = slices(dataset, inputs.config.slices, dataset.splits["test"])
     columns = columns_by_score(sliced.columns, dataset.splits["test"], inputs.scored("test"), inputs.card.calibration)
     labels = dataset.labels[dataset.splits["test"]]
-    sets = coverage(labels, parity.served, inputs.card.calibration, dataset.classes)
+    sets = coverage(labels, inputs.answers, inputs.card.calibration, dataset.classes)
     return {
         "run": inputs.config.run.name,
         "model": str(inputs.config.run / "model.onnx"),
+        "statement": inputs.card.statement,
+        "calibrated_on": "validation split" if inputs.out_of_fold is None else "out-of-fold answers",
         "warnings": [
             *_warnings(inputs),
             *decision_warnings(decisions, inputs.config.operate, "test images"),
@@ -111,7 +120,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
         },
         "decisions": decision_facts(decisions),
         "subgroups": subgroup_facts(columns, sliced.left_out),
-        "risk_coverage": asdict(risk_coverage(labels, parity.served)),
+        "risk_coverage": asdict(risk_coverage(labels, inputs.answers)),
         "shortcut": _shortcut(inputs),
         "leak_free": inputs.leak_free and asdict(inputs.leak_free),
         "promotion": inputs.promotion.facts(),

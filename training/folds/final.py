@@ -1,0 +1,151 @@
+"""The final model of folds: trained on all images, and scored and calibrated by the folds' answers.
+
+No image is left that it has not learned from. So its scores are those of the folds' models, each on the images that it
+has not seen; temperature, bias, prediction sets and operating points are fitted to the same answers, as if this model
+gave them. It has learned from more images than each of them.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import yaml
+from jaxtyping import Float32
+from scipy.special import softmax
+from torch import nn
+
+from serving.contract.card import Calibration
+from serving.contract.model import open_model
+from training.config import TrainConfig
+from training.data import class_balance
+from training.data.dataset import Dataset
+from training.data.sources.source import SPLITS, Split
+from training.engine import history
+from training.engine.runs import CONFIG
+from training.errors import ConfigError, DataError
+from training.export.publication import refusals
+from training.folds.results import OutOfFold, collect
+from training.metrics import calibration, evaluation, operating_points
+from training.metrics.bootstrap import bootstrap
+from training.metrics.classification import Probabilities
+from training.metrics.evaluation import TRAINING_IMAGES_SCORED, Evaluation, compute_logits
+from training.models.normalization import Calibrate
+from training.models.prediction import predict_images
+from training.settled import SettledConfig
+
+MODEL = "model.onnx"
+MAY_DIFFER = {
+    *("data", "corrections", "name", "out", "cache", "device", "workers", "worker_timeout", "augment", "augment_on", "batch_size"),
+    *("fold", "from_folds", "best_epoch", "patience", "quantize", "promote", "floor", "margin", "slices"),
+    *("operate", "confidence_level", "sets"),
+}
+"""Options of which the folds' answers do not depend, or that follow from the number of images."""
+SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The finished runs of folds. Raises ConfigError."""
+    try:
+        facts = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--from-folds {folder}: expected the folder of finished folds, with folds.json") from error
+    return [folder / each["run"] for each in facts["folds"]]
+
+
+def with_best_epoch(config: TrainConfig) -> TrainConfig:
+    """The options with the median of the folds' best epochs, unless another is given. Raises ConfigError."""
+    if config.from_folds is None or config.best_epoch is not None:
+        return config
+    records = [history.read(run) for run in runs_of(config.from_folds)]
+    best = [max(line.epoch for line in record.epochs if line.best) for record in records if record]
+    chosen = round(median(best))
+    print(f"auto   --best-epoch {chosen} (the folds' best ones are {', '.join(map(str, best))})")
+    return replace(config, best_epoch=chosen)
+
+
+def check(config: SettledConfig, dataset: Dataset) -> None:
+    """Raise ConfigError where the folds have other options, DataError where they answer other images."""
+    if config.from_folds is None:
+        return
+    own = yaml.safe_load(config.to_yaml())
+    for run in runs_of(config.from_folds):
+        theirs = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        if differing := [name for name in own if name not in MAY_DIFFER and own[name] != theirs.get(name)]:
+            changes = "; ".join(f"{name} was {theirs.get(name)}, here it is {own[name]}" for name in differing)
+            raise ConfigError(f"--from-folds {run}: its model is of other options: {changes}")
+    _answers(config.from_folds, dataset)
+
+
+def statement(config: TrainConfig) -> str | None:
+    """What a card and a report say of the scores; None where they are of the file's own model."""
+    if config.from_folds is None:
+        return None
+    count = len(runs_of(config.from_folds))
+    return (
+        f"Scores: from {count} folds. They, the calibration and all thresholds are from the answers of {count} other "
+        "models, each to the images that it has not seen; this file's model has learned from all images and was itself "
+        "tested on none."
+    )
+
+
+def evaluate_out_of_fold(
+    model: nn.Sequential, learner: nn.Module, dataset: Dataset, config: SettledConfig
+) -> Evaluation:
+    """Calibrate `model`, which gets one more layer for it, by the folds' answers, and score these.
+
+    As `evaluate_best` otherwise. The answers of the test split are those of the folds' files as they were evaluated,
+    those of the validation split the same ones after this model's calibration. Raises NonFiniteLoss, DataError,
+    ExportRefused.
+    """
+    assert config.from_folds is not None
+    everything, labels = dataset.splits["test"], dataset.labels[dataset.splits["test"]]
+    answered, logits = _fold_answers(_answers(config.from_folds, dataset), dataset)
+    bias: tuple[float, ...] = ()
+    if config.balance == "bias":
+        bias = calibration.fit_bias(labels, logits, class_balance.frequencies(labels, len(dataset.classes)))
+    fitted = calibration.fit(labels, logits, config.confidence_level, bias, by_class=config.sets == "class")
+    recalibrated = softmax(calibration.corrected(logits, fitted), axis=1)
+    own = softmax(calibration.corrected(compute_logits(learner, dataset, "test"), fitted), axis=1)
+    model.append(Calibrate(fitted).to(next(model.parameters()).device))
+    demands = operating_points.parse_all(config.operate)
+    answers: dict[Split, Probabilities] = {"train": own[:TRAINING_IMAGES_SCORED], "val": recalibrated, "test": answered}
+    return Evaluation(
+        uncalibrated=evaluation.score(dataset, "test", softmax(logits, axis=1)),
+        calibration=fitted,
+        probabilities=answers,
+        scores={split: evaluation.score(dataset, split, answers[split]) for split in SPLITS},
+        intervals=bootstrap(labels, answered, dataset.components[everything], dataset.classes),
+        operating_points=operating_points.choose(demands, dataset.classes, labels, recalibrated),
+        leak_free=None,
+        own=own,
+    )
+
+
+def _answers(folder: Path, dataset: Dataset) -> OutOfFold:
+    """The folds' answers to all images. Raises DataError where they are to others."""
+    answers = collect(runs_of(folder), dataset)
+    if not np.array_equal(answers.indices, dataset.splits["test"]):
+        raise DataError(f"{folder}: its folds answer other images than the data has now; the folds are to be made anew")
+    return answers
+
+
+def _fold_answers(answers: OutOfFold, dataset: Dataset) -> tuple[Probabilities, Float32[np.ndarray, "images classes"]]:
+    """What each fold's file answers to its own test images, and the logits behind it. Raises ExportRefused."""
+    probabilities = np.zeros((len(answers.indices), len(dataset.classes)), np.float32)
+    logits = probabilities.copy()
+    for number, run in enumerate(answers.runs):
+        rows = answers.fold == number
+        with refusals():
+            classifier = open_model(run / MODEL, threads=0)
+            probabilities[rows] = predict_images(classifier, dataset, answers.indices[rows])
+        logits[rows] = logits_of(probabilities[rows], classifier.card.calibration)
+    return probabilities, logits
+
+
+def logits_of(probabilities: Probabilities, fitted: Calibration) -> Float32[np.ndarray, "images classes"]:
+    """The logits, up to a constant of each image, that a calibration has turned into these probabilities."""
+    scaled = np.log(np.maximum(probabilities, SMALLEST)) * np.float32(fitted.temperature)
+    logits: np.ndarray = scaled - np.array(fitted.bias, np.float32) if fitted.bias else scaled
+    return logits
