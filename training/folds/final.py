@@ -37,7 +37,8 @@ from training.settled import SettledConfig
 
 MODEL = "model.onnx"
 MAY_DIFFER = {
-    *("data", "corrections", "name", "out", "cache", "device", "workers", "worker_timeout", "augment", "augment_on", "batch_size"),
+    *("data", "corrections", "name", "out", "cache", "device", "workers", "worker_timeout", "batch_size"),
+    *("augment", "augment_on"),
     *("fold", "from_folds", "best_epoch", "patience", "quantize", "promote", "floor", "margin", "slices"),
     *("operate", "confidence_level", "sets"),
 }
