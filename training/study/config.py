@@ -32,6 +32,8 @@ class StudyConfig:
     """With merge: folders of the shards of one study. With search: a YAML file with the axes to draw from."""
     trials: int = 30
     """With search: the largest number of runs; trials that are behind the others are stopped early."""
+    storage: str | None = None
+    """With search: URL of a database for the record of its trials, as SQLAlchemy writes it. None: a journal file."""
     data: Data | None = None
     """Images with labels, as for training. None: as the study declares, else the digits."""
     epochs: int | None = None

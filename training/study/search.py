@@ -1,20 +1,19 @@
 """Hyperparameter search: trials are ordinary runs whose options Optuna draws; trials that are behind stop early."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from training.engine import history
-from training.engine.runs import JOURNAL
 from training.errors import ConfigError
-from training.storage import write_atomically
+from training.storage import locked, write_atomically
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import job, prepare
 from training.study.measures import best
@@ -22,14 +21,16 @@ from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
 from training.study.results import collect, outcome
 from training.study.spec import Cell, Options, Question, Study, plain
+from training.study.trials import SEED, Record
 
 BEST = "best.yaml"
 SPACE = "search"
 TRIAL = "trial"
-SEED = 0
 TERMINATED = 128 + signal.SIGTERM
-MIN_TRIALS = 5
-"""Trials that run to their end before any is compared with their median."""
+WAIT_S = 2.0
+"""Between two looks for trials that other processes have lost."""
+REPORTING = ".reporting"
+"""A lock: of several processes that end together, one at a time writes the results."""
 
 
 def search(config: StudyConfig) -> Path:
@@ -37,7 +38,8 @@ def search(config: StudyConfig) -> Path:
 
     The options are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011). A trial stops when its best
     validation score so far is below the median of the others' at that epoch (Golovin et al. 2017). The same command
-    continues a search; trials that were running when it stopped start again. Raises ConfigError, OSError, Interrupted.
+    continues a search; trials that were running when it stopped start again. Several processes or pods with the same
+    folder make its trials together, and each returns when all have ended. Raises ConfigError, OSError, Interrupted.
     """
     if len(config.paths) > 1:
         raise ConfigError(f"study search: expected one file, got {len(config.paths)}")
@@ -49,16 +51,23 @@ def search(config: StudyConfig) -> Path:
     pool = ProcessPool(
         size=concurrent_runs(config), threads=config.threads, ended=trials.finish, hopeless=trials.is_behind
     )
-    pool.run(trials.draw())
-    write_results(folder, space, trials.optuna_study)
+    try:
+        pool.run(trials.draw())
+        while trials.record.others_run:
+            time.sleep(WAIT_S)
+            pool.run(trials.draw())  # what a process that was killed meanwhile has left
+    finally:
+        trials.record.give_back()
+    with locked(folder / REPORTING):
+        write_results(folder, space, trials.record.study)
     return folder
 
 
 class Trials:
-    """The trials of a search, between Optuna, which draws and judges them, and the runs, which are made by jobs."""
+    """The trials of a search, between their record, which draws and judges, and the runs, which are made by jobs."""
 
     def __init__(self, space: Study, folder: Path, config: StudyConfig) -> None:
-        self.optuna_study = open_journal(folder)
+        self.record = Record(folder, config.storage)
         self._space = space
         self._folder = folder
         self._config = config
@@ -67,9 +76,7 @@ class Trials:
 
     def draw(self) -> Iterator[Job]:
         """The job of each trial that is missing; its options are drawn when it is asked for."""
-        finished = sum(trial.state.is_finished() for trial in self.optuna_study.trials)
-        for _ in range(self._config.trials - finished):
-            trial = self.optuna_study.ask(distributions(self._space))
+        while (trial := self.record.draw(distributions(self._space), self._config.trials)) is not None:
             cell = as_cell(self._space, trial.number, trial.params)
             self._running[cell.name] = trial
             yield job(cell, self._folder, self._config)
@@ -83,44 +90,31 @@ class Trials:
         record = history.read(run)
         score, state = best(record.epochs) if record else None, outcome(run)
         if state == "done" and score is not None:
-            self.optuna_study.tell(trial, score)
+            recorded = self.record.finish(trial, score, TrialState.COMPLETE)
         else:
             failed = state == "failed" and code != TERMINATED
-            self.optuna_study.tell(trial, state=TrialState.FAIL if failed else TrialState.PRUNED)
-        recorded = self.optuna_study.trials[trial.number].state.name.lower()
-        print(f"{recorded:8} {job.name}  {trial.params}", flush=True)
+            recorded = self.record.finish(trial, None, TrialState.FAIL if failed else TrialState.PRUNED)
+        print(f"{recorded.state.name.lower():8} {job.name}  {trial.params}", flush=True)
 
     def is_behind(self, job: Job) -> bool:
         """Report the epochs that a job has finished since the last call; whether the trial is to be stopped."""
+        trial = self._running[job.name]
+        if not self.record.beat(trial):
+            return True  # another process has taken it for lost, and makes it again
         record = history.read(self._folder / "runs" / job.name)
         reported = self._epochs_reported.get(job.name, 0)
         epochs = len(record.epochs) if record else 0
         if record is None or epochs == reported:
             return False
         self._epochs_reported[job.name] = epochs
-        trial = self._running[job.name]
-        # Each epoch, also where several end between two calls: the median compares trials at the same epoch.
-        for epoch in range(reported + 1, epochs + 1):
-            if (score := best(record.epochs[:epoch])) is not None:
-                trial.report(score, epoch)
+        try:
+            # Each epoch, also where several end between two calls: the median compares trials at the same epoch.
+            for epoch in range(reported + 1, epochs + 1):
+                if (score := best(record.epochs[:epoch])) is not None:
+                    trial.report(score, epoch)
+        except UpdateFinishedTrialError:
+            return True
         return trial.should_prune()
-
-
-def open_journal(folder: Path) -> optuna.Study:
-    """The Optuna study in the folder, or a new one; trials that were running when it was killed are queued again."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna_study = optuna.create_study(
-        study_name=folder.name,
-        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-        load_if_exists=True,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=SEED),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=MIN_TRIALS),
-    )
-    for trial in optuna_study.get_trials(states=[TrialState.RUNNING]):
-        optuna_study.tell(trial.number, state=TrialState.FAIL)
-        optuna_study.enqueue_trial(trial.params)
-    return optuna_study
 
 
 def distributions(space: Study) -> dict[str, BaseDistribution]:

@@ -1,18 +1,25 @@
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
+from tests.support.postgres import postgres
+from tests.support.processes import wait_until
 from training.__main__ import main
 from training.config_file import from_yaml
 from training.engine import history
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
-from training.study import spec
+from training.study import spec, trials
 from training.study.command import study
 from training.study.config import StudyConfig
-from training.study.search import BEST, chosen, distributions, open_journal
+from training.study.search import BEST, chosen, distributions
+from training.study.trials import AGAIN, OWNER, Record
 
 SPACE = """
 base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 200, augment: none}
@@ -60,13 +67,67 @@ def test_a_grid_has_no_ranges(tmp_path: Path) -> None:
         study(StudyConfig(study=str(write(tmp_path, SPACE)), out=tmp_path))
 
 
-def test_a_trial_that_was_running_when_the_search_was_killed_is_queued_again(tmp_path: Path) -> None:
-    space = spec.read(write(tmp_path, SPACE))
-    lost = open_journal(tmp_path).ask(distributions(space))
-    again = open_journal(tmp_path).ask(distributions(space))
-    assert again.number == lost.number + 1
-    assert again.params == lost.params
+LR: dict[str, optuna.distributions.BaseDistribution] = {"lr": optuna.distributions.FloatDistribution(0.1, 1.0)}
+
+
+def drawn(record: Record, most: int = 9) -> Trial:
+    trial = record.draw(LR, most)
+    assert trial is not None
+    return trial
+
+
+def test_a_trial_of_a_process_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; import optuna; from training.study.trials import Record;"
+        "record = Record(Path(sys.argv[1])); lr = optuna.distributions.FloatDistribution(0.1, 1.0);"
+        "print(record.draw({'lr': lr}, 9).params['lr'])"
+    )
+    gone = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    again = drawn(Record(tmp_path), most=1)
+    assert again.params == {"lr": float(gone.stdout)}
+    assert again.number == 1
     assert (tmp_path / JOURNAL).stat().st_size > 0
+
+
+def test_two_processes_share_a_search_and_fail_no_trial_of_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on another host, whose clock is not asked, is given up when its signs of life stop."""
+    monkeypatch.setattr(trials, "BEAT_S", 0.0)
+    here, there = Record(tmp_path), Record(tmp_path)
+    there._me = "1 another-pod"
+    first = drawn(there, most=2)
+    second = drawn(here, most=2)
+    assert second.params != first.params, "two processes that begin together do not draw the same"
+    assert here.draw(LR, 2) is None
+    assert here.others_run
+    now = time.monotonic()
+    for minute in range(4):
+        monkeypatch.setattr(time, "monotonic", lambda minute=minute: now + minute * 50)
+        assert there.beat(first)
+        assert here.draw(LR, 2) is None, "it is alive"
+    monkeypatch.setattr(time, "monotonic", lambda: now + 211)
+    again = drawn(here, most=2)
+    assert again.params == first.params
+    assert not there.beat(first), "its process is paused, and is to stop the run"
+    assert there.finish(first, 0.9, TrialState.COMPLETE).state == TrialState.FAIL
+    assert here.finish(second, 0.5, TrialState.COMPLETE).state == TrialState.COMPLETE
+    assert here.finish(again, 0.6, TrialState.COMPLETE).state == TrialState.COMPLETE
+    assert here.draw(LR, 2) is None
+    assert there.draw(LR, 3) is not None, "the lost one does not count"
+
+
+def test_what_is_interrupted_is_queued_at_once(tmp_path: Path) -> None:
+    here, there = Record(tmp_path), Record(tmp_path)
+    here._me = "1 another-pod"
+    first = drawn(here, most=1)
+    here.give_back()
+    assert drawn(there, most=1).params == first.params
+
+
+def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--storage: .*expected a URL of SQLAlchemy"):
+        Record(tmp_path, "nonsense")
 
 
 @pytest.mark.slow
@@ -87,11 +148,58 @@ def test_a_search_finds_what_learns_stops_what_does_not_and_can_be_continued(pho
     assert best.init == "he_normal"
     assert best.lr is not None
     assert 0.001 <= best.lr <= 0.01
-    trials = open_journal(folder).trials
-    assert len(trials) == 12
-    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    made = Record(folder).study.trials
+    assert len(made) == 12
+    pruned = [trial for trial in made if trial.state == TrialState.PRUNED]
     assert pruned
     assert {trial.params["init"] for trial in pruned} == {"constant"}
     histories = [history.read(folder / "runs" / f"trial={trial.number},seed=0") for trial in pruned]
     assert min(len(record.epochs) for record in histories if record) < 200, "stopped, and not only judged at its end"
     assert main(["--config", str(folder / BEST), "--out", str(tmp_path), "--name", "best", "--epochs", "1"]) == 0
+
+
+SHARED = """
+base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 20, augment: none, init: he_normal}
+axes:
+  lr: {low: 0.001, high: 0.01, log: true}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("storage", ["journal", "postgresql"])
+def test_of_two_processes_one_is_killed_and_the_other_makes_its_trial(
+    storage: str, photos: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        url = None
+        if storage == "postgresql":
+            pytest.importorskip("psycopg")
+            url = stack.enter_context(postgres())
+        command = [sys.executable, "-m", "training", "study", "search", str(write(tmp_path, SHARED))]
+        command += ["--data", str(photos), "--out", str(tmp_path / "studies"), "--trials", "6", "--jobs", "1"]
+        command += ["--storage", url] if url else []
+        one, other = (stack.enter_context(subprocess.Popen(command)) for _ in range(2))
+        folder = tmp_path / "studies" / "space"
+
+        wait_until((folder / JOURNAL).exists, 120)
+        record = Record(folder, url)
+
+        def running_of_one() -> bool:
+            runs = record.study.get_trials(states=[TrialState.RUNNING])
+            return any(trial.user_attrs.get(OWNER, "").startswith(f"{one.pid} ") for trial in runs)
+
+        wait_until(running_of_one, 120)
+        one.kill()
+        assert other.wait(timeout=250) == 0
+        made = record.study.trials
+        if url:  # else the connections are left to the collector of garbage, which complains of it
+            record.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    [lost] = [trial for trial in made if trial.state == TrialState.FAIL]
+    assert lost.user_attrs[OWNER].startswith(f"{one.pid} ")
+    [again] = [trial for trial in made if AGAIN in trial.user_attrs]
+    assert (again.user_attrs[AGAIN], again.params) == (lost.number, lost.params)
+    ended = [trial for trial in made if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(ended) == 6
+    assert len({trial.params["lr"] for trial in ended}) == 6
+    assert (folder / BEST).is_file()
