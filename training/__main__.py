@@ -44,6 +44,7 @@ from training.folds.report import folds_summary
 from training.forgetting.command import ForgetConfig, forget, forget_summary
 from training.parity.command import ParityConfig, parity
 from training.promotion.command import PromoteConfig, RollbackConfig, latest_summary, promote, rollback
+from training.promotion.publication import PublishConfig, publish, published_summary
 from training.report.audit import AuditConfig, audit_summary, run_audit
 from training.report.evaluation import evaluation_summary
 from training.report.parity import parity_summary
@@ -74,6 +75,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]]
     "check": (CheckConfig, check, str),
     "promote": (PromoteConfig, promote, latest_summary),
     "rollback": (RollbackConfig, rollback, latest_summary),
+    "publish": (PublishConfig, publish, published_summary),
     "sign": (SignConfig, sign, signing_summary),
 }
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"

@@ -95,7 +95,7 @@ def location(text: str) -> Location:
 
 
 class Store:
-    """Reads the object, or the folder of objects, at a URL.
+    """Reads the object, or reads and writes the folder of objects, at a URL.
 
     What goes wrong is an OSError, whichever library raised it: FileNotFoundError where there is no such object.
     """
@@ -151,6 +151,20 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
 
+    def write(self, file: Path) -> None:
+        """Write a file into the folder, under its own name; stores show it when all of it is there."""
+        with self._explained("written"):
+            files, root = self._opened
+            files.put_file(str(file), f"{root.rstrip('/')}/{file.name}")
+
+    def delete(self, name: str) -> None:
+        """Delete the object `name` of the folder, if there is one."""
+        with self._explained("deleted"):
+            files, root = self._opened
+            path = f"{root.rstrip('/')}/{name}"
+            if files.exists(path):
+                files.rm_file(path)
+
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         """The file system and the path in it; some file systems connect here already."""
@@ -170,17 +184,17 @@ class Store:
         return Version(json.dumps(state | {"size": facts.get("size")}))
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, done: str = "read") -> Iterator[None]:
         try:
             yield
         except Exception as error:  # each store's library has classes of its own
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
             cause: BaseException = error
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError) and done == "read":
                 # Over HTTP, fsspec raises it whatever goes wrong.
                 if not self.url.is_http or error.__cause__ is None or getattr(error.__cause__, "status", 0) in GONE:
                     raise FileNotFoundError(f"{self.url}: there is no such object") from error
                 cause = error.__cause__
             said = self.url.without_secrets(f"{type(cause).__name__}: {cause}")
-            raise OSError(f"{self.url}: cannot be read ({said})") from error
+            raise OSError(f"{self.url}: cannot be {done} ({said})") from error

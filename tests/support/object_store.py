@@ -67,6 +67,9 @@ class S3:
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket=BUCKET, Key=key)
 
+    def keys(self) -> list[str]:
+        return [each["Key"] for each in self._client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
     @cached_property
     def _client(self) -> Any:
         import boto3

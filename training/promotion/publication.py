@@ -1,0 +1,82 @@
+"""`python -m training publish`: what `latest` serves, in an object store, for services that read it there."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from serving.contract.model import open_model
+from serving.contract.objects import Store, StoreUnusable, Url, location
+from serving.contract.signature import signature_of
+from training.engine import runs
+from training.errors import ConfigError
+from training.promotion import log
+from training.promotion.rival import MODEL, find_served
+from training.storage import digest, locked
+
+INT8 = "model.int8.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishConfig:
+    """Copy the model that `latest` points to into a folder of an object store, where TWINLENS_MODEL may name it.
+
+    Only what the rule, or `promote --force`, has moved `latest` to is copied. The same command repeats a copy that
+    failed.
+    """
+
+    to: tyro.conf.Positional[str]
+    """URL of the folder, such as s3://bucket/models/skin; what is there is replaced."""
+    out: Path = Path("runs")
+    """Folder in which runs are kept."""
+
+
+def publish(config: PublishConfig) -> Path:
+    """Copy the model, its eight-bit file and their signatures, and return the run that was copied.
+
+    The signature comes before its file and the model last: a service never reads a model without what belongs to it,
+    and keeps the one before until both fit. What the run does not have is deleted at the end. The model is read back
+    and compared. Raises ConfigError, ModelRefused, OSError.
+    """
+    link, store = config.out / runs.LATEST, _store(config.to)
+    with locked(config.out / log.LOCK):  # `latest` does not move meanwhile
+        served = find_served(config.out)
+        if served is None or served.digest is None:
+            raise ConfigError(f"{link / MODEL}: there is no promoted model to publish")
+        if log.targets(log.history(config.out))[-1:] != [(served.target, served.digest)]:
+            raise ConfigError(f"{link} points to {served.target}, and {config.out / log.LOG} has not moved it there")
+        run = link.resolve()
+        open_model(run / MODEL, threads=0)  # no store gets what the service refuses
+        files = [path for name in (INT8, MODEL) for path in (signature_of(run / name), run / name)]
+        for file in files:
+            if file.is_file():
+                store.write(file)
+        for file in files:
+            if not file.is_file():
+                store.delete(file.name)
+        _check(store, run / MODEL)
+    return run
+
+
+def published_summary(run: Path) -> str:
+    """What the command prints at the end."""
+    return f"published {run / MODEL}"
+
+
+def _store(to: str) -> Store:
+    url = location(to)
+    if not isinstance(url, Url):
+        raise ConfigError(f"publish {to}: expected a URL of a folder, such as s3://bucket/models/skin")
+    try:
+        return Store(url)
+    except StoreUnusable as error:
+        raise ConfigError(f"publish {error}") from error
+
+
+def _check(store: Store, model: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, MODEL)
+        store.copy(copy, MODEL)
+        if digest(copy) != digest(model):
+            raise OSError(f"{store.url}: {MODEL} reads otherwise than it was written; publish it again")
