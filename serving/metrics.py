@@ -92,6 +92,12 @@ class InferenceMetrics:
             ["label", "decision"],
             registry=registry,
         )
+        self._least_cost = Counter(
+            "twinlens_least_cost",
+            "Answers of the least expected cost by the costs of the model card: a class or another action.",
+            ["action"],
+            registry=registry,
+        )
         self._explanations = Counter("twinlens_explanations", "Images explained.", registry=registry)
         stage = Histogram(
             "twinlens_stage_seconds",
@@ -112,6 +118,8 @@ class InferenceMetrics:
         for point in card.operating_points:
             for decision in DECISIONS.values():
                 self._decisions.labels(point.label, decision)
+        for action in card.costs.actions if card.costs else ():
+            self._least_cost.labels(action)
 
     def decoded(self, seconds: float) -> None:
         """Record the time in which an image was decoded and resized."""
@@ -131,8 +139,10 @@ class InferenceMetrics:
         if abstained:
             self._abstentions.inc()
 
-    def decided(self, decisions: Mapping[str, bool]) -> None:
-        """Count the decisions on one image, by class."""
+    def decided(self, decisions: Mapping[str, bool], least_cost: str | None) -> None:
+        """Count the decisions on one image, by class, and its answer of the least cost."""
+        if least_cost is not None:
+            self._least_cost.labels(least_cost).inc()
         for label, decision in decisions.items():
             self._decisions.labels(label, DECISIONS[decision]).inc()
 

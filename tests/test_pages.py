@@ -24,7 +24,7 @@ from training.study.config import StudyConfig
 README = ROOT / "README.md"
 TRAINING, SERVING, K8S = (ROOT / folder / "README.md" for folder in ("training", "serving", "k8s"))
 STUDY = ROOT / "training" / "study" / "README.md"
-LANGUAGES = {"bash", "python", "console", "json", "yaml", "text"}
+LANGUAGES = {"bash", "python", "console", "csv", "json", "yaml", "text"}
 LINES_AT_MOST = 240
 CODE = re.compile(r"`([^`]*)`")
 

@@ -263,6 +263,10 @@ class TrainConfig:
     value on the validation split. sensitivity, specificity, or precision. Each answer of the service then has the
     decision. May be given several times, once for a class."""
 
+    costs: Path | None = None
+    """A CSV file with what answers cost: a row for each true class, a column for each answer, both with their names,
+    and perhaps columns of actions that are no class, such as refer. Each answer of the service then has the one of the
+    least expected cost."""
     slices: str | None = None
     """COLUMN,...: columns of a CSV manifest by whose values the report compares scores, such as site,sex; numbers with
     more than 20 values are binned; none: no column. None: all with 2 to 20 values, and numbers."""

@@ -28,6 +28,7 @@ from training.data.inspection.image_set import ImageSet, image_set
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.engine import runs
 from training.errors import ConfigError, DataError
+from training.metrics import costs
 from training.metrics.comparison import unshared
 from training.metrics.slices import slices
 from training.models.prediction import predict_images
@@ -54,6 +55,8 @@ class EvaluateConfig:
     split: Wanted | None = None
     """Images to evaluate on. None: the test split, if the data brings one or is what the model was trained on (its
     splits are then made again); else all."""
+    costs: Path | None = None
+    """As for training. None: the costs of the model, if it has any."""
     slices: str | None = None
     """As for training: columns of a CSV manifest by whose values scores are compared."""
     compare: Path | None = None
@@ -73,6 +76,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     paths = [path for path in (config.run, config.compare) if path is not None]
     classifiers = [open_model(model_file(path), threads=0) for path in paths]
     _check_classes(classifiers)
+    matrix = costs.read(config.costs, classifiers[0].card.classes) if config.costs else None
     cache = Cache(config.cache)
     source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
     check_labels(source, classifiers[0].card.classes)
@@ -80,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     default = model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     with results_folder(config.out, default) as folder:
         evaluated = _evaluated(config, classifiers, source, cache)
-        write_evaluation(replace(evaluated, looks=_look(evaluated)), folder)
+        write_evaluation(replace(evaluated, looks=_look(evaluated), costs=matrix), folder)
     return folder
 
 

@@ -32,7 +32,7 @@ from training.export.features import with_features
 from training.export.publication import export
 from training.export.quantization import quantize
 from training.folds import final
-from training.metrics import operating_points, slices
+from training.metrics import costs, operating_points, slices
 from training.metrics.evaluation import Evaluation, evaluate_best
 from training.models import backbones, networks, weights
 from training.models.initialization import initialize
@@ -168,6 +168,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
         processes=Processes(group.size, group.local_size),
     )
     final.check(settled, dataset)
+    settled = keep_costs(settled, dataset.classes)
     if config.symmetry is None and config.fine_tunes and not isinstance(settled.augment, Path):
         print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
     if not isinstance(settled.augment, Path):
@@ -177,6 +178,15 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     if settled.augment != kept:  # they are equal when the run resumes
         shutil.copyfile(settled.augment, kept)
     return replace(settled, augment=kept)
+
+
+def keep_costs(config: SettledConfig, classes: Sequence[str]) -> SettledConfig:
+    """Check the file of --costs, and copy it into the run's folder. Raises ConfigError."""
+    if config.costs is None:
+        return config
+    matrix, kept = costs.read(config.costs, classes), config.run / "costs.csv"
+    costs.write(kept, matrix, classes)
+    return replace(config, costs=kept)
 
 
 def _why(symmetry: Symmetry, classes: Sequence[str]) -> str:

@@ -45,7 +45,9 @@ def table_columns(card: ModelCard) -> list[str]:
     """The columns of the table. A row with an `error` has a path and no other value."""
     decisions = [f"decision_{point.label}" for point in card.operating_points]
     probabilities = [f"p_{name}" for name in card.classes]
-    return ["path", "label", "confidence", "prediction_set", "model_version", "error", *decisions, *probabilities]
+    least_cost = ["least_cost"] if card.costs else []
+    fixed = ["path", "label", "confidence", "prediction_set", "model_version", "error"]
+    return [*fixed, *least_cost, *decisions, *probabilities]
 
 
 class FilePredictor:
@@ -99,7 +101,9 @@ class FilePredictor:
         probabilities = [f"{prediction.probabilities[name]:.{DECIMALS}f}" for name in card.classes]
         confidence = f"{prediction.confidence:.{DECIMALS}f}"
         decisions = [str(decision).lower() for decision in (prediction.decisions or {}).values()]
-        return [path, prediction.label, confidence, prediction_set, card.version, "", *decisions, *probabilities]
+        least_cost = [] if prediction.least_cost is None else [prediction.least_cost]
+        fixed = [path, prediction.label, confidence, prediction_set, card.version, ""]
+        return [*fixed, *least_cost, *decisions, *probabilities]
 
     def _error_row(self, path: str, error: ImageError) -> list[str]:
         cells = [path, "", "", "", "", f"{error.code}: {error}"]

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from serving.contract.costs import Costs
 from serving.contract.decode import Digest, Preprocessing
 from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
 """Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
-`calibration.class_thresholds`, `formats`, `operating_points` and `statement`; version 1, without
+`calibration.class_thresholds`, `formats`, `operating_points`, `costs` and `statement`; version 1, without
 `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
@@ -222,6 +223,8 @@ class ModelCard:
     """None: the rule of promotion did not hold or was not asked, or the card is of version 1 or 2."""
     operating_points: tuple[OperatingPoint, ...] = ()
     """At most one of each class."""
+    costs: Costs | None = None
+    """What answers cost; None: nothing is known."""
     statement: str | None = None
     """Of which models scores, calibration and thresholds are, where they are not of this file's. None: of this one."""
 

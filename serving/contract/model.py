@@ -14,6 +14,7 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, ModelCard
+from serving.contract.costs import Costs
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
 from serving.contract.scene import decoded
@@ -122,6 +123,15 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
     decided = [point.label for point in card.operating_points]
     if len(set(decided)) < len(decided) or not set(decided) <= set(card.classes):
         yield f"the card decides on {', '.join(decided)}; expected classes of its own, each at most once"
+
+    if card.costs and not _fits(card.costs, card.classes):
+        yield "the cost matrix of the card does not fit its classes"
+
+
+def _fits(costs: Costs, classes: tuple[str, ...]) -> bool:
+    """Whether there is a row for each class, in it a cost for each action, and each class is an action."""
+    rows = [len(row) for row in costs.matrix]
+    return rows == [len(costs.actions)] * len(classes) and set(classes) <= set(costs.actions)
 
 
 def _golden_faults(classifier: Classifier) -> Iterator[str]:

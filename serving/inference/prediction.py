@@ -15,6 +15,9 @@ DECIMALS = 6
 """Of a probability in a prediction: far finer than the contract's tolerance, and readable."""
 
 
+OPTIONAL = ("decisions", "least_cost")
+
+
 class InvalidOutput(RuntimeError):
     """The output of the model holds a value that is not a finite number."""
 
@@ -28,6 +31,7 @@ class Prediction:
     `abstained` means that a person should decide: the confidence is below the settings' `abstain_below`.
     The prediction set holds the true class with the model card's level of confidence; None when the model has none.
     `decisions` has, by class, the decision of each operating point of the card; None when the card has none.
+    `least_cost` is the answer of the least expected cost, a class or another action; None when the card has no costs.
     """
 
     label: str
@@ -37,12 +41,12 @@ class Prediction:
     probabilities: dict[str, float]
     model_version: str
     decisions: dict[str, bool] | None
+    least_cost: str | None
 
     @property
     def body(self) -> dict[str, object]:
-        """The prediction as the service answers it: `decisions` only where the card has operating points."""
-        fields = vars(self)
-        return fields if self.decisions is not None else {name: fields[name] for name in fields if name != "decisions"}
+        """The prediction as the service answers it: `decisions` and `least_cost` only where the card makes them."""
+        return {name: value for name, value in vars(self).items() if value is not None or name not in OPTIONAL}
 
 
 def check_output(probabilities: Float32[np.ndarray, "..."]) -> None:
@@ -78,6 +82,7 @@ def describe_batch(
     check_output(probabilities)
     sets = None if card.calibration.threshold is None else card.calibration.prediction_sets(probabilities).tolist()
     points = [(card.classes.index(point.label), point) for point in card.operating_points]
+    least = None if card.costs is None else [card.costs.actions[index] for index in card.costs.least(probabilities)]
     predictions = []
     for row, values in enumerate(probabilities.tolist()):
         order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
@@ -92,6 +97,7 @@ def describe_batch(
             probabilities=ranked,
             model_version=card.version,
             decisions={point.label: values[index] >= point.threshold for index, point in points} if points else None,
+            least_cost=None if least is None else least[row],
         )
         predictions.append(prediction)
     return predictions

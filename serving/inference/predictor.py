@@ -96,7 +96,7 @@ class Predictor:
         """
         prediction = describe(probabilities, self.card, top_k=top_k, abstain_below=self._settings.abstain_below)
         self._metrics.inference.predicted(prediction.label, prediction.confidence, abstained=prediction.abstained)
-        self._metrics.inference.decided(prediction.decisions or {})
+        self._metrics.inference.decided(prediction.decisions or {}, prediction.least_cost)
         return prediction
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:

@@ -31,7 +31,7 @@ FORGOTTEN = "forgotten.json"
 """File in a run whose weights depend on images that were forgotten: it is not promoted again."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
-    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "audit.json", HISTORY, f".{HISTORY}.partial"),
+    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "costs.csv", "audit.json", HISTORY, f".{HISTORY}.partial"),
     *("tensorboard", CURVES, "checkpoints", "checkpoints/.last.pt.partial"),
     *("checkpoints/last.pt.sha256", "checkpoints/.last.pt.sha256.partial"),
 )

@@ -6,6 +6,7 @@ from serving.contract.card import CONTRACT_VERSION, Certificate, ModelCard
 from training.engine.train_state import RunContext
 from training.export import drift_reference, provenance
 from training.export.goldens import goldens
+from training.metrics import costs
 from training.metrics.bootstrap import card_scores
 from training.metrics.evaluation import Evaluation
 
@@ -35,5 +36,6 @@ def build_card(
         formats=dataset.image_set.formats,
         certificate=certificate,
         operating_points=evaluation.operating_points,
+        costs=costs.read(config.costs, dataset.classes) if config.costs else None,
         statement=statement,
     )

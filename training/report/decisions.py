@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from serving.contract.card import OperatingPoint
-from training.metrics import operating_points
+from serving.contract.costs import Costs
+from training.metrics import costs, operating_points
 from training.metrics.classification import ScoredImages
 from training.metrics.curves import SHARES, ClassCurves, class_curves
 from training.metrics.operating_points import FEW, Measured
@@ -54,6 +55,14 @@ def decision_facts(decisions: Decisions) -> dict[str, Any]:
             "left_out": decisions.left_out,
         },
     }
+
+
+def cost_facts(matrix: Costs | None, classes: tuple[str, ...], scored: ScoredImages) -> dict[str, Any] | None:
+    """The part on costs of report.json and evaluation.json; None without a cost matrix."""
+    if matrix is None:
+        return None
+    measured = costs.measure(matrix, classes, scored)
+    return asdict(measured) | {"sentence": measured.sentence}
 
 
 def curve_pictures(decisions: Decisions) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from serving.contract.costs import Costs
 from serving.contract.model import Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
@@ -20,6 +21,7 @@ from training.metrics.subgroups import columns_by_score, subgroup_facts, subgrou
 from training.report import figures, html
 from training.report.decisions import (
     Decisions,
+    cost_facts,
     curve_pictures,
     decision_facts,
     decision_lines,
@@ -49,6 +51,8 @@ class Evaluation:
     indices: Int64[np.ndarray, " _"]
     warnings: Sequence[str]
     models: Sequence[ModelPredictions]
+    costs: Costs | None = None
+    """Of --costs; None: those of the first model's card."""
     slices: Slices = field(default_factory=Slices)
     """The columns by which scores are compared, of the first model."""
     looks: EarlierLooks | None
@@ -120,6 +124,7 @@ def evaluation_summary(folder: Path) -> str:
             "",
             *(f"warning: {finding}" for finding in facts["findings"]),
             *([*decisions, ""] if (decisions := decision_lines(facts["decisions"])) else []),
+            *([facts["costs"]["sentence"], ""] if facts["costs"] else []),
             *([facts["test_looks"]["sentence"], ""] if facts["test_looks"] else []),
             *([comparison["verdict"], comparison["tally"], ""] if comparison else []),
             f"page         {folder / 'evaluation.html'}",
@@ -157,6 +162,9 @@ def _facts(
         "warnings": evaluation.warnings,
         "findings": [*decision_warnings(decisions, (), "these images"), *subgroup_warnings(columns)],
         "decisions": decision_facts(decisions),
+        "costs": cost_facts(
+            evaluation.costs or evaluation.models[0].classifier.card.costs, images.classes, evaluation.scored
+        ),
         "subgroups": subgroup_facts(columns, evaluation.slices.left_out),
         **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared

@@ -117,6 +117,7 @@ def run_summary(run: Path) -> str:
             *([] if facts["overfitting"] in facts["warnings"] else [facts["overfitting"]]),
             *_baseline(facts["shortcut"]),
             *decision_lines(facts["decisions"]),
+            *([costs["sentence"]] if (costs := facts.get("costs")) else []),
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ"
             f"{f' (but {ties} between equally probable ones)' if ties else ''}, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",

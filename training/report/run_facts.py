@@ -31,7 +31,7 @@ from training.metrics.subgroups import columns_by_score, subgroup_facts, subgrou
 from training.models import weights
 from training.report import html
 from training.report.audit import audit_warnings
-from training.report.decisions import Decisions, decision_facts, decision_warnings, measure
+from training.report.decisions import Decisions, cost_facts, decision_facts, decision_warnings, measure
 from training.report.looks import EarlierLooks
 from training.report.promotion import Promotion
 from training.settled import SettledConfig
@@ -119,6 +119,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             "prediction_sets": sets and asdict(sets),
         },
         "decisions": decision_facts(decisions),
+        "costs": cost_facts(inputs.card.costs, dataset.classes, inputs.scored("test")),
         "subgroups": subgroup_facts(columns, sliced.left_out),
         "risk_coverage": asdict(risk_coverage(labels, inputs.answers)),
         "shortcut": _shortcut(inputs),

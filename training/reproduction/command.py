@@ -21,6 +21,7 @@ from training.data.formats import find
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.evaluate import check_labels, gather, model_file
+from training.metrics import costs
 from training.reproduction.comparison import differing_conditions, differing_results
 from training.signals import Interruption
 from training.storage import write_atomically
@@ -119,6 +120,9 @@ def _options(config: ReproduceConfig, card: ModelCard, folder: Path) -> TrainCon
         pipeline = folder / "augment.json"
         pipeline.write_text(json.dumps(values["augment"]), encoding="utf-8")
         values["augment"] = str(pipeline)
+    if card.costs is not None:
+        costs.write(folder / "costs.csv", card.costs, card.classes)
+        values["costs"] = str(folder / "costs.csv")
     begun = sorted(run.parent for run in config.runs.glob(f"{card.version}-*/{runs.CONFIG}"))
     unfinished = [run for run in begun if not runs.is_finished(run)]
     if unfinished:
