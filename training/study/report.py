@@ -15,6 +15,7 @@ from training.report import figures, html
 from training.report.figures import Panels
 from training.storage import write_atomically
 from training.study.measures import MEASURES
+from training.study.outlook import image_outlook, seed_outlook
 from training.study.results import RunResult, write_csv
 from training.study.spec import Question, Study, plain
 from training.study.statistics import Conclusion, conclude
@@ -55,19 +56,24 @@ def study_summary(folder: Path) -> str:
     lines = ["", facts["runs"]["sentence"]]
     for answer in facts["answers"]:
         lines += ["", answer["ask"], f"  {answer['sentence']}"]
+    if more := [each["sentence"] for each in facts["more_images"] + facts["more_seeds"]]:
+        lines += ["", "How many more?", *(f"  {sentence}" for sentence in more)]
     lines += ["", f"report  {folder / 'study.html'}", f"curves  tensorboard --logdir {folder / 'runs'}"]
     return "\n".join(lines)
 
 
 def _facts(folder: Path, study: Study, results: Sequence[RunResult]) -> dict[str, Any]:
     """The content of study.json, from which both templates are filled too."""
+    conclusions = conclude(study.questions, results)
     return {
         "name": folder.name,
         "title": study.title,
         "base": plain(study.base),
         "axes": {axis: {level: plain(options) for level, options in of.items()} for axis, of in study.axes.items()},
         "seeds": study.seeds,
-        "answers": list(map(_answer, study.questions, conclude(study.questions, results))),
+        "answers": list(map(_answer, study.questions, conclusions)),
+        "more_images": image_outlook(study, results),
+        "more_seeds": seed_outlook(conclusions),
         "runs": _runs(results),
         "measures": {name: {"title": measure.title, "places": measure.places} for name, measure in MEASURES.items()},
         "columns": COLUMNS,
