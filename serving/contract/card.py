@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64, Int64
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from serving.contract.costs import Costs
 from serving.contract.decode import Digest, Preprocessing
 from serving.contract.drift import Histogram
 from serving.contract.scene import Scene
@@ -94,6 +93,25 @@ class OperatingPoint:
         # In double precision, as `describe_batch` compares: rounded to float32, the threshold may pass a probability.
         decisions: np.ndarray = probabilities.astype(np.float64) >= self.threshold
         return decisions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """A cost matrix (Elkan 2001): its actions are the classes, and perhaps others, such as `refer`."""
+
+    actions: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+    """A row for each class of the model, in its order, and in it the cost of each action where that class is true."""
+
+    def expected(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Float64[np.ndarray, "batch actions"]:
+        """The expected cost of each action, by the probabilities of the classes."""
+        costs: np.ndarray = probabilities.astype(np.float64) @ np.array(self.matrix, np.float64)
+        return costs
+
+    def least(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Int64[np.ndarray, " batch"]:
+        """Index of the action of the least expected cost; of equal ones the first."""
+        chosen: np.ndarray = self.expected(probabilities).argmin(1)
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, ModelCard
-from serving.contract.costs import Costs
+from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, Costs, ModelCard
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
 from serving.contract.scene import decoded

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from serving.contract.costs import Costs
+from serving.contract.card import Costs
 from serving.contract.model import Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
