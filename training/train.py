@@ -25,12 +25,11 @@ from training.engine.memory import fitting_batch
 from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
 from training.engine.transfer import inherit, transfer
-from training.errors import ExportRefused, NonFiniteLoss
+from training.errors import NonFiniteLoss
 from training.export import provenance
 from training.export.card import build_card
 from training.export.features import with_features
 from training.export.publication import export
-from training.export.quantization import quantize
 from training.folds import final
 from training.metrics import costs, operating_points, slices
 from training.metrics.evaluation import Evaluation, evaluate_best
@@ -39,6 +38,7 @@ from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
 from training.promotion import floors, log, outcome
+from training.promotion.eight_bits import with_eight_bits
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
@@ -266,10 +266,12 @@ def conclude(
     learner = networks.learning_part(model, context.config)
     evaluate = evaluate_best if context.config.from_folds is None else final.evaluate_out_of_fold
     evaluation = evaluate(model, learner, dataset, context.config)
-    judgement = outcome.judge_run(context, evaluation)
+    judge = outcome.run_judge(context, evaluation)
+    judgement = judge(evaluation.probabilities["test"], evaluation.intervals) if judge else None
     certificate = judgement.certificate if judgement else None
     card = build_card(model, context, evaluation, certificate, final.statement(context.config))
     report_input = export_model(model, context, evaluation, card, epochs)
+    report_input = with_eight_bits(report_input, judge)
     report_input = replace(report_input, promotion=outcome.not_settled(run, context.config.promote, judgement))
     tensorboard.write_results(writer, report_input)
     writer.flush()
@@ -285,12 +287,6 @@ def export_model(
     config, dataset = context.config, context.dataset
     own = evaluation.probabilities["test"] if evaluation.own is None else evaluation.own
     parity = export(model, card, dataset, own, config.run / "model.onnx")
-    quantized, no_int8 = None, None
-    if config.quantize == "int8":
-        try:
-            quantized = quantize(config.run / "model.onnx", config.run / "model.int8.onnx", dataset)
-        except ExportRefused as error:
-            no_int8 = str(error)  # the float32 file is proved, and is published
     return ReportInput(
         config=config,
         card=card,
@@ -302,8 +298,8 @@ def export_model(
         validation=evaluation.probabilities["val"],
         out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
         parity=parity,
-        quantized=quantized,
-        no_int8=no_int8,
+        quantized=None,
+        no_int8=None,
         leak_free=evaluation.leak_free,
         looks=look_of_run(
             config.run,

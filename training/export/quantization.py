@@ -5,12 +5,13 @@ dynamic quantisation the scale would be that of the batch, and the result for an
 of its batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Golden, ModelCard
+from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Certificate, Golden, ModelCard
 from serving.contract.model import Classifier, open_model
 from serving.contract.scene import decoded
 from serving.contract.session import Placement
@@ -45,6 +46,23 @@ ROUNDS, REPEATS = 7, 15
 """Of the timing: the median over 7 rounds of the ratio of two medians, each over 15 single images."""
 
 
+@runtime_checkable
+class Verdict(Protocol):
+    """What the rule of promotion says of answers."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """None where the rule does not hold."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why not, each a part of a sentence."""
+
+
+Judge = Callable[[Probabilities, Intervals], Verdict]
+"""The rule of promotion, for probabilities of the test split and their intervals."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
     """The int8 file compared with the float32 file, both in the service's loader, over the test split."""
@@ -63,10 +81,15 @@ class Quantized:
     lost_decisions: tuple[str, ...]
     """Classes with an operating point in the float32 file whose demand no threshold of the int8 file reaches."""
 
+    certificate: Certificate | None
+    """By the file's own answers; None where the rule of promotion does not hold for them, or was not asked."""
+    faults: tuple[str, ...]
+    """Why the rule does not hold for them."""
+
     @property
     def published(self) -> bool:
-        """Whether the file agrees enough to be published."""
-        return self.agreement >= AGREEMENT
+        """Whether the file agrees enough to be published, and the rule of promotion, if asked, holds for it."""
+        return self.agreement >= AGREEMENT and not self.faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +99,15 @@ class _TestSplit:
     probabilities: Probabilities
     scores: Scores
     intervals: Intervals
+    verdict: Verdict | None
+    """None: the rule of promotion was not asked."""
 
 
-def quantize(source: Path, path: Path, dataset: Dataset) -> Quantized:
+def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = None) -> Quantized:
     """Write the published float32 file `source` as an int8 file to `path`, if the labels of both agree.
+
+    Where `latest` may move to the run, `judge` applies the rule of promotion to the answers of the int8 file, too: a
+    file for which it does not hold is not published, because `latest` would lead to it.
 
     The card of the new file has its own version, prediction sets, goldens, scores and drift reference. A file that
     agrees too little is not published, and the result says so. The loader opens both on the CPU, where alone eight bits
@@ -90,13 +118,15 @@ def quantize(source: Path, path: Path, dataset: Dataset) -> Quantized:
         float32 = open_model(source, placement=Placement(on="cpu"))  # as the int8 file, with which it is compared
         graph = _quantized_graph(source, dataset)
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-        evaluated = _evaluate(session, dataset)
+        evaluated = _evaluate(session, dataset, judge)
         card = _card(float32.card, session, dataset, evaluated)
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     with candidate(path, graph.SerializeToString()) as file:
         quantized = _compare(float32, open_model(file), dataset, evaluated)
         if quantized.published:
             publish(file, path)
+        else:
+            path.unlink(missing_ok=True)  # of the same run, before it was killed
     return quantized
 
 
@@ -180,7 +210,7 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
     return replace(
         card,
         operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
-        certificate=None,  # the float32 file was judged
+        certificate=evaluated.verdict.certificate if evaluated.verdict else None,
         version=f"{card.version}-int8",
         calibration=calibrated,
         goldens=tuple(_golden(golden, card, session) for golden in card.goldens),
@@ -199,13 +229,15 @@ def _predict(session: onnxruntime.InferenceSession, images: np.ndarray, indices:
     return np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch in batches(images, indices)])
 
 
-def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset) -> _TestSplit:
+def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset, judge: Judge | None) -> _TestSplit:
     test = dataset.splits["test"]
     labels, probabilities = dataset.labels[test], _predict(session, dataset.images, test)
+    intervals = bootstrap(labels, probabilities, dataset.components[test], dataset.classes)
     return _TestSplit(
         probabilities=probabilities,
         scores=classification.score(labels, probabilities, dataset.classes),
-        intervals=bootstrap(labels, probabilities, dataset.components[test], dataset.classes),
+        intervals=intervals,
+        verdict=judge(probabilities, intervals) if judge else None,
     )
 
 
@@ -233,6 +265,8 @@ def _compare(float32: Classifier, int8: Classifier, dataset: Dataset, evaluated:
         speed=median(_seconds(float32, image) / _seconds(int8, image) for _ in range(ROUNDS)),
         size=int8.path.stat().st_size / float32.path.stat().st_size,
         lost_decisions=tuple(label for label in decided[0] if label not in decided[1]),
+        certificate=evaluated.verdict.certificate if evaluated.verdict else None,
+        faults=evaluated.verdict.faults if evaluated.verdict else (),
     )
 
 

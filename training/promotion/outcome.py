@@ -1,19 +1,21 @@
 """The promotion of a run at its end: judged before its export, settled after its report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from training.config import Promote
+from training.config import Promote, TrainConfig
 from training.data.dataset import LabelledImages, digest_of_test
 from training.engine.runs import UNSETTLED, is_finished
 from training.engine.train_state import RunContext
+from training.metrics.bootstrap import Intervals
+from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
 from training.promotion import log
 from training.promotion.log import Entry
 from training.promotion.rival import MODEL, find_rival, find_served
-from training.promotion.rule import Judgement, TestAnswers, judge, refusal
+from training.promotion.rule import Judgement, Rival, TestAnswers, judge, refusal
 from training.report.promotion import Promotion, write_promotion
 from training.storage import digest, locked, write_atomically
 
@@ -31,8 +33,22 @@ _PENDING = TypeAdapter(Pending)
 BY_OLDER_VERSION = "it was reported by an older version, which judged nothing"
 
 
-def judge_run(context: RunContext, evaluation: Evaluation) -> Judgement | None:
-    """Judge the best epoch of a run against what `latest` serves; None unless --promote is better. Raises OSError."""
+@dataclass(frozen=True, kw_only=True)
+class RunJudge:
+    """The rule that a run has declared, with what `latest` serves: for the answers of each file that it makes."""
+
+    answers: TestAnswers
+    """Of the best epoch."""
+    config: TrainConfig
+    rival: Rival | None
+
+    def __call__(self, probabilities: Probabilities, intervals: Intervals) -> Judgement:
+        """Judge these answers to the test split; `intervals` are theirs."""
+        return judge(replace(self.answers, probabilities=probabilities), intervals, self.config, self.rival)
+
+
+def run_judge(context: RunContext, evaluation: Evaluation) -> RunJudge | None:
+    """What judges a run against what `latest` serves; None unless --promote is better. Raises OSError."""
     config, images = context.config, context.dataset
     if config.promote != "better":
         return None
@@ -48,7 +64,7 @@ def judge_run(context: RunContext, evaluation: Evaluation) -> Judgement | None:
     )
     # What `latest` serves takes colour where this run may be of gray images.
     in_colour = LabelledImages(image_set=images.image_set, division=images.division, digest=images.digest)
-    return judge(answers, evaluation.intervals, config, find_rival(config.out, answers, in_colour))
+    return RunJudge(answers=answers, config=config, rival=find_rival(config.out, answers, in_colour))
 
 
 def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> None:

@@ -202,7 +202,12 @@ def _eight_bit_warnings(inputs: ReportInput) -> Iterator[str]:
     quantized = inputs.quantized
     if inputs.no_int8:
         yield f"There is no model.int8.onnx: {inputs.no_int8}. model.onnx is published."
-    if quantized and not quantized.published:
+    if quantized and quantized.faults:
+        yield (
+            "model.int8.onnx was not published: the rule of promotion does not hold for its own answers: "
+            f"{'; '.join(quantized.faults)}."
+        )
+    elif quantized and not quantized.published:
         yield (
             "model.int8.onnx was not published: its labels agree with those of model.onnx on "
             f"{quantized.agreement:.1%} of the {quantized.images:,} test images, less than {AGREEMENT:.0%}. "

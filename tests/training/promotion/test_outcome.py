@@ -15,7 +15,9 @@ from tests.support.trainer import After
 from training.__main__ import main
 from training.__main__ import options as parsed
 from training.engine.runs import UNSETTLED, is_finished
+from training.engine.train_state import RunContext
 from training.errors import ConfigError, Interrupted
+from training.metrics.evaluation import Evaluation
 from training.promotion.outcome import settle
 from training.report.run import run_summary
 from training.storage import digest
@@ -236,14 +238,16 @@ def test_it_costs_less_than_two_seconds(
 
     spent: list[float] = []
 
-    def timed(context: object, evaluation: object) -> object:
+    def timed(context: RunContext, evaluation: Evaluation) -> outcome.RunJudge | None:
         start = time.perf_counter()
-        judgement = judge_run(context, evaluation)  # type: ignore[arg-type]
+        judge = run_judge(context, evaluation)
+        assert judge is not None
+        judge(evaluation.probabilities["test"], evaluation.intervals)
         spent.append(time.perf_counter() - start)
-        return judgement
+        return judge
 
-    judge_run = outcome.judge_run
-    monkeypatch.setattr(outcome, "judge_run", timed)
+    run_judge = outcome.run_judge
+    monkeypatch.setattr(outcome, "run_judge", timed)
     make(photos, copied(two, tmp_path / "runs"), name="x")
     assert len(spent) == 1
     assert spent[0] < 2

@@ -1,0 +1,23 @@
+"""The eight-bit file of a run: it goes live with the run, so it is judged by its own answers."""
+
+from dataclasses import replace
+
+from training.errors import ExportRefused
+from training.export.quantization import quantize
+from training.promotion.outcome import RunJudge
+from training.report.run_facts import ReportInput
+
+
+def with_eight_bits(inputs: ReportInput, judge: RunJudge | None) -> ReportInput:
+    """What a report is made of, with the file of --quantize int8 made and judged. Raises OSError.
+
+    The rule of promotion holds for its own answers, too, or there is no such file.
+    """
+    run = inputs.config.run
+    if inputs.config.quantize != "int8":
+        return inputs
+    try:
+        made = quantize(run / "model.onnx", run / "model.int8.onnx", inputs.dataset, judge)
+    except ExportRefused as error:
+        return replace(inputs, no_int8=str(error))  # the float32 file is proved, and is published
+    return replace(inputs, quantized=made)
