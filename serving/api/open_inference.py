@@ -24,11 +24,11 @@ from serving.api.errors import RequestError
 from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body
 from serving.api.waiting import await_for_client
-from serving.contract.card import INPUT_NAME, OUTPUT_NAME
+from serving.contract.card import INPUT_NAME, OUTPUT_NAME, ModelCard
 from serving.contract.decode import Pixels, Preprocessing
 from serving.inference.predictor import Predictor
 
-FILES, LABELS = "files", "labels"
+FILES, LABELS, DECISIONS = "files", "labels", "decisions"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 2**20
 """Bytes: JSON is parsed in one step, which blocks the event loop. Large tensors are sent as bytes."""
@@ -106,7 +106,7 @@ async def infer(request: Request, state: ServiceState) -> Response:
     with state.admission.reserve() as reservation:
         body = await read_body(request, limits.bytes, limits, reservation)
         header_length = request.headers.get(HEADER_LENGTH)
-        wanted = parse(body, header_length, predictor.card.preprocessing, settings.max_batch)
+        wanted = parse(body, header_length, predictor.card, settings.max_batch)
         reservation.add_images(len(wanted.images))
         # All images are awaited even if one fails: the reservation ends only when no work for it is left.
         inferring = asyncio.gather(*(predictor.infer(image) for image in wanted.images), return_exceptions=True)
@@ -125,7 +125,8 @@ def error_body(error: RequestError) -> dict[str, object]:
 
 def model_metadata(predictor: Predictor, name: str) -> dict[str, object]:
     """The model's metadata; a request has one of the two inputs."""
-    size, classes = predictor.card.preprocessing, predictor.card.classes
+    size, classes, points = predictor.card.preprocessing, predictor.card.classes, predictor.card.operating_points
+    decisions = [{"name": DECISIONS, "datatype": "BOOL", "shape": [-1, len(points)]}] if points else []
     return {
         "name": name,
         "versions": [predictor.card.version],
@@ -137,11 +138,12 @@ def model_metadata(predictor: Predictor, name: str) -> dict[str, object]:
         "outputs": [
             {"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, len(classes)]},
             {"name": LABELS, "datatype": "BYTES", "shape": [-1]},
+            *decisions,
         ],
     }
 
 
-def parse(body: bytes, header_length: str | None, preprocessing: Preprocessing, max_images: int) -> InferRequest:
+def parse(body: bytes, header_length: str | None, card: ModelCard, max_images: int) -> InferRequest:
     """Read the body of an infer request. Raises RequestError."""
     text, binary = _split(body, header_length)
     try:
@@ -149,10 +151,10 @@ def parse(body: bytes, header_length: str | None, preprocessing: Preprocessing, 
         [tensor] = value.inputs
     except ValueError as error:
         raise _malformed("the body is not an inference request with one input") from error
-    outputs = _outputs(value)
+    outputs = _outputs(value, card)
     if not tensor.shape or not 1 <= tensor.shape[0] <= max_images:
         raise RequestError(400, "too_many_files", f"expected 1 to {max_images} images, got shape {tensor.shape}")
-    return InferRequest(value.id, _images(tensor, binary, preprocessing), outputs)
+    return InferRequest(value.id, _images(tensor, binary, card.preprocessing), outputs)
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
@@ -169,14 +171,15 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     return body[:split], body[split:]
 
 
-def _outputs(value: _Body) -> dict[str, bool]:
+def _outputs(value: _Body, card: ModelCard) -> dict[str, bool]:
+    offered = (OUTPUT_NAME, LABELS, *([DECISIONS] if card.operating_points else []))
     all_as_bytes = value.parameters.binary_data_output
     outputs = {
         output.name: all_as_bytes if output.parameters.binary_data is None else output.parameters.binary_data
         for output in value.outputs
-    } or dict.fromkeys((OUTPUT_NAME, LABELS), all_as_bytes)
-    if unknown := sorted(set(outputs) - {OUTPUT_NAME, LABELS}):
-        raise _malformed(f"there is no output {unknown[0][:40]!r}, only {OUTPUT_NAME!r} and {LABELS!r}")
+    } or dict.fromkeys(offered, all_as_bytes)
+    if unknown := sorted(set(outputs) - set(offered)):
+        raise _malformed(f"there is no output {unknown[0][:40]!r}, only {' and '.join(map(repr, offered))}")
     return outputs
 
 
@@ -243,20 +246,23 @@ def _files(data: Any, count: int) -> list[bytes]:
 def _response(
     wanted: InferRequest, predictor: Predictor, model: str, probabilities: Float32[np.ndarray, "n classes"]
 ) -> Response:
-    labels = [predictor.describe(row).label for row in probabilities]
+    predictions = [predictor.describe(row) for row in probabilities]
+    labels = [prediction.label for prediction in predictions]
+    decisions = np.array([list((prediction.decisions or {}).values()) for prediction in predictions], bool)
+    numbers = {OUTPUT_NAME: ("FP32", probabilities), DECISIONS: ("BOOL", decisions)}
     tensors: list[dict[str, object]] = []
     blobs: list[bytes] = []
     for name, as_bytes in wanted.outputs.items():
-        tensor: dict[str, object] = {"name": name, "datatype": "BYTES", "shape": [len(labels)]}
-        if name == OUTPUT_NAME:
-            tensor |= {"datatype": "FP32", "shape": list(probabilities.shape)}
+        datatype, values = numbers.get(name, ("BYTES", None))
+        shape = [len(labels)] if values is None else list(values.shape)
+        tensor: dict[str, object] = {"name": name, "datatype": datatype, "shape": shape}
         if as_bytes:
-            blob = probabilities.tobytes() if name == OUTPUT_NAME else _with_lengths(labels)
+            blob = _with_lengths(labels) if values is None else values.tobytes()
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
             # As Python floats: JSON then holds all digits of the float32 values.
-            tensor["data"] = probabilities.ravel().tolist() if name == OUTPUT_NAME else labels
+            tensor["data"] = labels if values is None else values.ravel().tolist()
         tensors.append(tensor)
     value = {"model_name": model, "model_version": predictor.card.version, "outputs": tensors}
     header = json.dumps(value | ({"id": wanted.id} if wanted.id else {}), ensure_ascii=False).encode()

@@ -66,6 +66,23 @@ def decided(row: dict[str, str]) -> dict[str, bool]:
     return {name: row[f"decision_{name}"] == "true" for name in ("dark", "bright")}
 
 
+def asked_by_protocol(address: str, files: list[bytes]) -> list[list[bool]]:
+    """The output `decisions` of /v2, which must be the same in JSON, where it comes unasked, and as bytes."""
+    url, count = f"{address}/v2/models/twinlens", len(files)
+    outputs = httpx.get(url).json()["outputs"]
+    assert {"name": "decisions", "datatype": "BOOL", "shape": [-1, 2]} in outputs
+    data = [base64.b64encode(file).decode() for file in files]
+    body: dict[str, Any] = {"inputs": [{"name": "files", "datatype": "BYTES", "shape": [count], "data": data}]}
+    reply = httpx.post(f"{url}/infer", json=body).json()
+    [tensor] = [output for output in reply["outputs"] if output["name"] == "decisions"]
+    assert (tensor["datatype"], tensor["shape"]) == ("BOOL", [count, 2])
+    body["outputs"] = [{"name": "decisions", "parameters": {"binary_data": True}}]
+    raw = httpx.post(f"{url}/infer", json=body)
+    as_bytes = raw.content[int(raw.headers["Inference-Header-Content-Length"]) :]
+    assert [bool(byte) for byte in as_bytes] == tensor["data"]
+    return [tensor["data"][2 * row : 2 * row + 2] for row in range(count)]
+
+
 def test_every_route_decides_what_was_evaluated(decisive: Path, pictures: Path, tmp_path: Path) -> None:
     recorded = rows(decisive / "predictions.csv")
     expected = [decided(row) for row in recorded]
@@ -79,10 +96,12 @@ def test_every_route_decides_what_was_evaluated(decisive: Path, pictures: Path, 
         batch = httpx.post(f"{address}/predict_batch", files=[("images", data) for data in files[:32]]).json()
         instances = [{"b64": base64.b64encode(data).decode()} for data in files[:8]]
         vertex = httpx.post(f"{address}/predict_instances", json={"instances": instances}).json()
+        protocol = asked_by_protocol(address, files[:8])
         card, text = httpx.get(f"{address}/model").json(), httpx.get(f"{address}/metrics").text
     assert [answer["decisions"] for answer in alone] == expected
     assert [answer["decisions"] for answer in batch["results"]] == expected[:32]
     assert [answer["decisions"] for answer in vertex["predictions"]] == expected[:8]
+    assert protocol == [[each["dark"], each["bright"]] for each in expected[:8]]
     thresholds = card["calibration"]["class_thresholds"]
     assert len(thresholds) == 3
     assert None not in thresholds
@@ -93,9 +112,9 @@ def test_every_route_decides_what_was_evaluated(decisive: Path, pictures: Path, 
         assert set(answer["prediction_set"]) == held | {answer["label"]}
     assert metric(zero, "twinlens_decisions_total") == 0
     assert zero.count("twinlens_decisions_total{") == 4, "each decision is exported before it is made"
-    yes = sum(each["dark"] for each in [*expected, *expected[:32], *expected[:8]])
+    yes = sum(each["dark"] for each in [*expected, *expected[:32], *expected[:8], *expected[:8], *expected[:8]])
     assert metric(text, "twinlens_decisions_total", label="dark", decision="yes") == yes
-    assert metric(text, "twinlens_decisions_total", label="dark") == len(files) + 32 + 8
+    assert metric(text, "twinlens_decisions_total", label="dark") == len(files) + 32 + 3 * 8
     assert [f"{point['label']}:{point['score']}={point['target']}" for point in card["operating_points"]] == [*OPERATE]
 
 
