@@ -118,6 +118,42 @@ def test_the_images_that_the_page_pushes_are_those_that_are_pulled(tmp_path: Pat
 
 
 @needs_kubectl
+def test_a_digest_pins_the_image_wherever_it_is_used(tmp_path: Path) -> None:
+    copy = tmp_path / "k8s"
+    shutil.copytree(K8S, copy)
+    images = copy / "components" / "images" / "Kustomization"
+    digest = f"sha256:{'a' * 64}"
+    pinned = f"newName: registry.example/twinlens/serve, digest: '{digest}'"
+    images.write_text(images.read_text().replace("newName: localhost/twinlens/serve", pinned))
+    serve = container(kustomize(copy), "Deployment", "serve")
+    assert serve["image"].partition("@")[2] == digest
+    assert serve["image"].startswith("registry.example/twinlens/serve")
+
+
+@needs_kubectl
+def test_the_overlay_for_infiniband_changes_the_network_of_the_training_alone(tmp_path: Path) -> None:
+    copy = tmp_path / "k8s"
+    shutil.copytree(K8S, copy)
+    kustomization = copy / "distributed" / "Kustomization"
+    kustomization.write_text(kustomization.read_text().replace("# - infiniband", "- infiniband"))
+    plain, fast = kustomize(K8S / "distributed"), kustomize(copy / "distributed")
+    assert plain.keys() == fast.keys()
+    assert [name for name in plain if plain[name] != fast[name]] == [("Job", "train-together")]
+    before, after = (container(found, "Job", "train-together") for found in (plain, fast))
+    settings = {one["name"]: one.get("value") for one in after["env"]}
+    assert settings["NCCL_IB_DISABLE"] == "0"
+    assert "POD_IP" in settings
+    assert after["resources"]["limits"] == before["resources"]["limits"] | {"rdma/hca_shared_devices_a": 1}
+    assert after["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"], "drop": ["ALL"]}
+    assert after["args"] == before["args"]
+    path = tmp_path / "fast.yaml"
+    path.write_text(yaml.safe_dump_all(fast.values()))
+    command: list[str | Path] = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_kubectl
 def test_the_api_takes_what_all_components_make(tmp_path: Path) -> None:
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump_all(choose(tuple(OPTIONAL), tmp_path).values()))

@@ -17,6 +17,7 @@ import yaml
 
 from serving.batch import __main__ as batch
 from serving.settings import PREFIX, Settings
+from tests.support.markdown import table
 from tests.support.paths import ROOT
 from training.__main__ import VERBS
 from training.config import TrainConfig
@@ -109,6 +110,17 @@ def test_what_is_applied_without_more_starts_on_one_small_node_without_gpus() ->
 def template_of(kind: str, name: str) -> dict[str, Any]:
     template: dict[str, Any] = named(kind, name)["spec"]["template"]
     return template
+
+
+def test_a_replica_may_take_the_memory_that_was_measured() -> None:
+    """One worker under load, and two decoders with an image of 40 megapixels and 16 bits at its peak."""
+    measured = [[int(cell.replace(",", "")) for cell in row[1:]] for row in table(K8S / "README.md", "model")]
+    of_one = [row for row in measured if row[0] == 1]
+    [container] = pods()["Deployment-serve"]["containers"]
+    assert container["resources"]["requests"]["memory"] == "512Mi"
+    assert max(loaded for _, _, loaded, _, _ in of_one) <= 512
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+    assert max(peak for _, _, _, peak, _ in of_one) + 2 * 606 <= 2048
 
 
 @pytest.mark.parametrize("pod", pods().values(), ids=pods())
