@@ -14,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 from serving.contract.card import ModelCard
 from training import failures
 from training.config import Symmetry, TrainConfig, default_name
-from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, digest_of_test, load_dataset
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
@@ -173,6 +172,8 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
         print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
     if not isinstance(settled.augment, Path):
         return settled
+    from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
     pipeline.check(settled.augment, settled.image_size, settled.channels)
     kept = settled.run / f"augment{settled.augment.suffix}"
     if settled.augment != kept:  # they are equal when the run resumes

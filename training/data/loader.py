@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from training.data import class_balance
-from training.data.augmentation import opencv, pipeline
+from training.data.augmentation import opencv
 from training.data.augmentation.draws import BatchPolicy
 from training.data.resident import ResidentImages, fits
 from training.distributed import ALONE, Group
@@ -54,7 +54,11 @@ class _Images(Dataset[Batch]):
         self.labels = training_set.labels
         self.seed = config.seed
         self.policy = policy
-        self.transform = pipeline.policy(config) if config.augment_on == "workers" else None
+        self.transform = None
+        if config.augment_on == "workers":
+            from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
+            self.transform = pipeline.policy(config)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         indices = [index for _, _, index in keys]
@@ -64,6 +68,8 @@ class _Images(Dataset[Batch]):
             draws = self.policy.draw(epoch, first // batch_size)
             opencv.change(images, draws.rows([place % batch_size for _, place, _ in keys]))
         if self.transform is not None:
+            from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
             for row, (epoch, place, _) in enumerate(keys):
                 images[row] = pipeline.apply(self.transform, images[row], self.seed, epoch, place)
         batch = torch.from_numpy(images), torch.from_numpy(self.labels[indices])

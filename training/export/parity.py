@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from serving.contract.card import INPUT_NAME, TOLERANCE, ModelCard
 from serving.contract.decode import Preprocessing
 from serving.contract.model import Classifier, open_model
-from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
 from training.device import full_float32
 from training.errors import ExportRefused
@@ -159,6 +158,8 @@ def check_normalization(model: nn.Sequential, path: Path, card: ModelCard, image
 
     `images`, uint8 `[images, height, width, channels]`, are what it is compared on unless the mode is `standard`.
     """
+    from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
     standard = card.normalization.mode == "standard"
     if standard:
         images = _every_value(card.preprocessing)
@@ -204,6 +205,8 @@ class _Recomputed:
 
 def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -> tuple[_Recomputed, _Recomputed]:
     """Both other ways over the test split: `witness` and `served`."""
+    from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
     reference = pipeline.reference(dataset.preprocessing, classifier.card.normalization)
     resize = pipeline.resizing(dataset.preprocessing)
     witness = _Recomputed("torch, pixels resized and normalised by Albumentations")

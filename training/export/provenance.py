@@ -16,7 +16,6 @@ from torch import nn
 
 from serving.contract.card import Provenance
 from serving.contract.decode import Digest
-from training.data.augmentation import pipeline
 from training.engine import history
 from training.engine.train_state import RunContext
 
@@ -35,6 +34,8 @@ def collect(context: RunContext, weights_digest: Digest) -> Provenance:
     config, begun = context.config, history.read(context.config.run)
     values = yaml.safe_load(config.to_yaml())
     if isinstance(config.augment, Path):
+        from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
         values["augment"] = pipeline.content(config.augment)
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from serving.contract.decode import Channels
 from serving.contract.model import open_model
+from tests.support.paths import ROOT
 from training import train
 from training.config import TrainConfig
 from training.config_file import from_yaml
@@ -168,3 +171,8 @@ def test_a_pipeline_that_is_refused_leaves_no_run_behind(photos: Path, tmp_path:
     with pytest.raises(ConfigError, match="Resize made it"):
         train.train(TrainConfig(data=photos, out=tmp_path / "runs", image_size=24, augment=path))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
+
+
+def test_the_start_of_a_run_does_not_wait_for_albumentations() -> None:
+    script = "import sys, training.__main__; sys.exit('albumentations' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
