@@ -44,7 +44,7 @@ class Gap:
     highest: str
     difference: float
     p: float
-    """Of a permutation test: how often values that are shuffled among groups differ as much."""
+    """Of a permutation test: how often values that are shuffled among groups of the same class differ as much."""
     corrected_p: float
     """By Holm's method, for all columns."""
 
@@ -143,7 +143,7 @@ def _gap(subgroups: Sequence[Subgroup], codes: np.ndarray, right: np.ndarray, sc
     if len(compared) < 2:
         return None
     among = np.isin(codes, list(compared))
-    p = permutation_p(right[among], codes[among], scored.components[among])
+    p = permutation_p(right[among], codes[among], scored.components[among], scored.labels[among])
     ordered = sorted(compared.values(), key=lambda each: each.accuracy.value or 0)
     lowest, highest = ordered[0], ordered[-1]
     difference = (highest.accuracy.value or 0) - (lowest.accuracy.value or 0)
@@ -151,31 +151,44 @@ def _gap(subgroups: Sequence[Subgroup], codes: np.ndarray, right: np.ndarray, sc
 
 
 def permutation_p(
-    right: Bool[np.ndarray, " images"], codes: Int64[np.ndarray, " images"], components: Int64[np.ndarray, " images"]
+    right: Bool[np.ndarray, " images"],
+    codes: Int64[np.ndarray, " images"],
+    components: Int64[np.ndarray, " images"],
+    labels: Int64[np.ndarray, " images"],
 ) -> float:
     """How often shuffled values have an accuracy gap as large as the values `codes`; at least 1 in 2,001.
 
+    Values are shuffled among images of the same classes, so that a site is no worse for having more of a hard class.
     Images of one component are not independent. Where they share one value, values are shuffled among the components.
     Otherwise the values of a whole component are, among those of equal size, and within it.
     """
     rng = np.random.default_rng(0)
     _, values = np.unique(codes, return_inverse=True)
     order = np.argsort(components, kind="stable")
-    values, right = values[order], right[order]
+    values, right, labels = values[order], right[order], labels[order]
     starts = np.flatnonzero(np.r_[True, np.diff(components[order]) > 0])
     sizes = np.diff(np.r_[starts, len(order)])
+    held = np.stack([np.maximum.reduceat(labels == label, starts) for label in np.unique(labels)], axis=1)
+    _, strata = np.unique(held, axis=0, return_inverse=True)
     observed = _largest_gap(values, right, np.ones(len(right)))
     if (np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)).all():
-        of_component, hits = values[starts], np.add.reduceat(right.astype(float), starts)
-        gaps = [_largest_gap(rng.permutation(of_component), hits, sizes) for _ in range(PERMUTATIONS)]
+        hits, alike = np.add.reduceat(right.astype(float), starts), np.zeros_like(sizes)
+        weights, outcomes, values, starts = sizes, hits, values[starts], np.arange(len(starts))
     else:
-        places = [starts[sizes == size][:, np.newaxis] + np.arange(size) for size in np.unique(sizes)]
-        gaps = [_largest_gap(_shuffled(values, places, rng), right, np.ones(len(right))) for _ in range(PERMUTATIONS)]
+        weights, outcomes, alike = np.ones(len(right)), right, sizes
+    kinds = np.stack([strata.ravel(), alike], axis=1)
+    lengths = np.diff(np.r_[starts, len(values)])
+    places = [
+        starts[chosen][:, np.newaxis] + np.arange(lengths[chosen][0])
+        for kind in np.unique(kinds, axis=0)
+        if (chosen := (kinds == kind).all(1)).any()
+    ]
+    gaps = [_largest_gap(_shuffled(values, places, rng), outcomes, weights) for _ in range(PERMUTATIONS)]
     return float((1 + (np.array(gaps) >= observed - 1e-12).sum()) / (1 + PERMUTATIONS))
 
 
 def _shuffled(values: np.ndarray, places: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """`places`: of the components of each size, a row a component."""
+    """`places`: of the components that may be exchanged with one another, a row a component."""
     shuffled = np.empty_like(values)
     for rows in places:
         shuffled[rows] = rng.permuted(rng.permutation(values[rows]), axis=1)

@@ -95,6 +95,22 @@ def test_few_images_are_shown_and_never_compared() -> None:
     assert column.subgroups[0].coverage is None
 
 
+ONE = np.zeros(300, np.int64)
+"""All images are of one class."""
+
+
+def test_a_site_is_no_worse_for_having_more_of_a_hard_class() -> None:
+    """Of the easy class 95 % are right at both sites, of the hard one 55 %; one site has mostly hard images."""
+    rng = np.random.default_rng(7)
+    codes, components = np.repeat([0, 1], 300), np.arange(600)
+    labels = (rng.random(600) < np.where(codes == 0, 0.2, 0.8)).astype(np.int64)
+    right = rng.random(600) < np.where(labels == 0, 0.95, 0.55)
+    assert permutation_p(right, codes, components, np.zeros(600, np.int64)) < 0.01
+    assert permutation_p(right, codes, components, labels) > 0.05
+    worse = right & ~((codes == 1) & (rng.random(600) < 0.2))
+    assert permutation_p(worse, codes, components, labels) < 0.01, "a site that is worse in each class is found"
+
+
 def test_p_of_single_images_is_near_that_of_chi_square() -> None:
     rng = np.random.default_rng(3)
     for share in (0.8, 0.7, 0.65):
@@ -102,7 +118,7 @@ def test_p_of_single_images_is_near_that_of_chi_square() -> None:
         right = np.r_[rng.random(150) < 0.8, rng.random(150) < share]
         table = np.array([[right[codes == code].sum(), (~right[codes == code]).sum()] for code in (0, 1)])
         expected = chi2_contingency(table, correction=False).pvalue
-        assert permutation_p(right, codes, np.arange(300)) == pytest.approx(expected, rel=0.35, abs=0.02)
+        assert permutation_p(right, codes, np.arange(300), ONE) == pytest.approx(expected, rel=0.35, abs=0.02)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -117,7 +133,7 @@ def test_images_of_one_group_are_not_independent_evidence(shared: bool) -> None:
         if not shared:
             flipped = rng.random(300) < 0.1
             codes = np.where(flipped, 1 - codes, codes)
-        alarms += permutation_p(right, codes, components) < 0.05
-        naive += permutation_p(right, codes, np.arange(300)) < 0.05
+        alarms += permutation_p(right, codes, components, ONE) < 0.05
+        naive += permutation_p(right, codes, np.arange(300), ONE) < 0.05
     assert alarms <= 6
     assert naive >= 12, "as single images, chance alone would seem a difference"
