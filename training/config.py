@@ -415,6 +415,12 @@ def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]
     )
     if config.from_folds is not None:
         yield config.fold is None, "fold", "none beside --from-folds, which holds no image out", config.fold
+        yield (
+            config.images_per_class is None,
+            "images_per_class",
+            "none beside --from-folds, which trains on all images",
+            config.images_per_class,
+        )
         yield config.patience is None, "patience", "none beside --from-folds, which holds no image out", config.patience
         yield config.quantize == "none", "quantize", "none beside --from-folds: no image is left to score it", "int8"
     yield from _model_rules(config)

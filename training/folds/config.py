@@ -37,6 +37,8 @@ class FoldsConfig(TrainConfig):
             require(value is None or value >= 1, name, "1 or more", value)
         require(self.fold is None, "fold", "none, as all folds are made", self.fold)
         require(not self.final or self.quantize == "none", "quantize", "none beside --final", self.quantize)
+        capped = self.final and self.images_per_class is not None
+        require(not capped, "images_per_class", "none beside --final", self.images_per_class)
         require(self.final or not self.floor, "floor", "none without --final", self.floor)
         require(self.from_folds is None, "from_folds", "none, as the folds are made here", self.from_folds)
         require(self.resume is None, "resume", "none, as the same command continues", self.resume)

@@ -111,6 +111,7 @@ def test_a_model_of_its_own_scores_has_no_statement_and_folds_that_are_not_there
     ("given", "expected"),
     [
         ({"final": True, "quantize": "int8"}, "--quantize: expected none beside --final"),
+        ({"final": True, "images_per_class": 5}, "--images-per-class: expected none beside --final"),
         ({"floor": ("accuracy=0.5",)}, "--floor: expected none without --final"),
     ],
 )
