@@ -98,6 +98,9 @@ class InferenceMetrics:
             ["action"],
             registry=registry,
         )
+        self._unfamiliar = Counter(
+            "twinlens_unfamiliar", "Images answered that are unlike those of the training.", registry=registry
+        )
         self._explanations = Counter("twinlens_explanations", "Images explained.", registry=registry)
         stage = Histogram(
             "twinlens_stage_seconds",
@@ -145,6 +148,10 @@ class InferenceMetrics:
             self._least_cost.labels(least_cost).inc()
         for label, decision in decisions.items():
             self._decisions.labels(label, DECISIONS[decision]).inc()
+
+    def unfamiliar(self) -> None:
+        """Count an answered image that is unlike those of the training."""
+        self._unfamiliar.inc()
 
     def explained(self) -> None:
         """Count an explained image."""

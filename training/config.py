@@ -267,6 +267,11 @@ class TrainConfig:
     """A CSV file with what answers cost: a row for each true class, a column for each answer, both with their names,
     and perhaps columns of actions that are no class, such as refer. Each answer of the service then has the one of the
     least expected cost."""
+
+    unfamiliar: Annotated[float, Share] = 0.05
+    """Share of images like those of the training that may be called unfamiliar, by a limit on the distance from the
+    training images that the validation split sets. Each answer of the service then has both. 0: not."""
+
     slices: str | None = None
     """COLUMN,...: columns of a CSV manifest by whose values the report compares scores, such as site,sex; numbers with
     more than 20 values are binned; none: no column. None: all with 2 to 20 values, and numbers."""

@@ -31,7 +31,7 @@ from training.errors import ConfigError, DataError
 from training.metrics import costs
 from training.metrics.comparison import unshared
 from training.metrics.slices import slices
-from training.models.prediction import predict_images
+from training.models.prediction import fitted_batches
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 from training.report.looks import EarlierLooks, Look, record, runs_folder
 
@@ -111,10 +111,7 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source
         print(f"warning: {warning}")
     for key, why in list(images.unreadable.items())[:NAMES_SHOWN]:
         print(f"left out {key}: {why}")
-    models = [
-        ModelPredictions(classifier=classifier, probabilities=predict_images(classifier, images, indices))
-        for classifier in classifiers
-    ]
+    models = [_predicted(classifier, images, indices) for classifier in classifiers]
     return Evaluation(
         images=images,
         split=split,
@@ -124,6 +121,18 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source
         models=models,
         looks=None,
         slices=sliced,
+    )
+
+
+def _predicted(classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"]) -> ModelPredictions:
+    """What the service answers for the images `indices`."""
+    answers = [classifier.answers(batch) for batch in fitted_batches(classifier.card, images, indices)]
+    order = [classifier.card.classes.index(name) for name in images.classes]
+    novelty = [each.novelty for each in answers if each.novelty is not None]
+    return ModelPredictions(
+        classifier=classifier,
+        probabilities=np.concatenate([each.probabilities for each in answers])[:, order],
+        novelty=np.concatenate(novelty) if novelty else None,
     )
 
 

@@ -28,6 +28,7 @@ from training.errors import NonFiniteLoss
 from training.export import provenance
 from training.export.card import build_card
 from training.export.features import with_features
+from training.export.parity import Evaluated
 from training.export.publication import export
 from training.folds import final
 from training.metrics import costs, operating_points, slices
@@ -264,9 +265,11 @@ def conclude(
     """
     run = context.config.run
     model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt", context.device)["model"])
-    learner = networks.learning_part(model, context.config)
-    evaluate = evaluate_best if context.config.from_folds is None else final.evaluate_out_of_fold
-    evaluation = evaluate(model, learner, dataset, context.config)
+    if context.config.from_folds is None:
+        evaluation = evaluate_best(model, dataset, context.config)
+    else:
+        learner = networks.learning_part(model, context.config)
+        evaluation = final.evaluate_out_of_fold(model, learner, dataset, context.config)
     judge = outcome.run_judge(context, evaluation)
     judgement = judge(evaluation.probabilities["test"], evaluation.intervals) if judge else None
     certificate = judgement.certificate if judgement else None
@@ -286,8 +289,13 @@ def export_model(
 ) -> ReportInput:
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
-    own = evaluation.probabilities["test"] if evaluation.own is None else evaluation.own
-    parity = export(model, card, dataset, own, config.run / "model.onnx")
+    unknown = evaluation.unknown
+    evaluated = Evaluated(
+        probabilities=evaluation.probabilities["test"] if evaluation.own is None else evaluation.own,
+        detector=unknown.detector if unknown else None,
+        novelty=unknown.test if unknown else None,
+    )
+    parity = export(model, card, dataset, evaluated, config.run / "model.onnx")
     return ReportInput(
         config=config,
         card=card,
@@ -302,6 +310,7 @@ def export_model(
         quantized=None,
         no_int8=None,
         leak_free=evaluation.leak_free,
+        strange=unknown.strange if unknown else {},
         looks=look_of_run(
             config.run,
             digest_of_test(dataset),

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -26,6 +25,7 @@ from serving.api.upload import Limits, read_body
 from serving.api.waiting import await_for_client
 from serving.contract.card import INPUT_NAME, OUTPUT_NAME, ModelCard
 from serving.contract.decode import Pixels, Preprocessing
+from serving.contract.model import Answer
 from serving.inference.predictor import Predictor
 
 FILES, LABELS, DECISIONS = "files", "labels", "decisions"
@@ -114,8 +114,8 @@ async def infer(request: Request, state: ServiceState) -> Response:
     for row in rows:
         if isinstance(row, BaseException):
             raise row
-    probabilities = np.stack([row for row in rows if isinstance(row, np.ndarray)])
-    return _response(wanted, predictor, settings.name, probabilities)
+    answers = [row for row in rows if isinstance(row, Answer)]
+    return _response(wanted, predictor, settings.name, answers)
 
 
 def error_body(error: RequestError) -> dict[str, object]:
@@ -243,11 +243,10 @@ def _files(data: Any, count: int) -> list[bytes]:
     return files
 
 
-def _response(
-    wanted: InferRequest, predictor: Predictor, model: str, probabilities: Float32[np.ndarray, "n classes"]
-) -> Response:
-    predictions = [predictor.describe(row) for row in probabilities]
+def _response(wanted: InferRequest, predictor: Predictor, model: str, answers: Sequence[Answer]) -> Response:
+    predictions = [predictor.describe(answer) for answer in answers]
     labels = [prediction.label for prediction in predictions]
+    probabilities = np.stack([answer.probabilities for answer in answers])
     decisions = np.array([list((prediction.decisions or {}).values()) for prediction in predictions], bool)
     numbers = {OUTPUT_NAME: ("FP32", probabilities), DECISIONS: ("BOOL", decisions)}
     tensors: list[dict[str, object]] = []

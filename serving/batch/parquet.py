@@ -14,7 +14,8 @@ def write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[st
     import pyarrow  # noqa: PLC0415 (an extra, which only this needs)
     from pyarrow import parquet  # noqa: PLC0415
 
-    types = {"confidence": pyarrow.float32(), "prediction_set": pyarrow.list_(pyarrow.string())}
+    types = {"prediction_set": pyarrow.list_(pyarrow.string()), "unfamiliar": pyarrow.bool_()}
+    types |= dict.fromkeys(("confidence", "novelty"), pyarrow.float32())
     types |= {name: pyarrow.float32() for name in columns if name.startswith("p_")}
     types |= {name: pyarrow.bool_() for name in columns if name.startswith("decision_")}
     schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in columns])
@@ -31,8 +32,8 @@ def _value(name: str, cell: str) -> object:
         return None
     if name == "prediction_set":
         return json.loads(cell)
-    if name.startswith("decision_"):
+    if name == "unfamiliar" or name.startswith("decision_"):
         return cell == "true"
-    if name == "confidence" or name.startswith("p_"):
+    if name in ("confidence", "novelty") or name.startswith("p_"):
         return float(cell)
     return cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -43,11 +43,12 @@ TASKS_PER_PROCESS = 3
 
 def table_columns(card: ModelCard) -> list[str]:
     """The columns of the table. A row with an `error` has a path and no other value."""
+    familiarity = [] if card.familiarity is None else ["unfamiliar", "novelty"]
     decisions = [f"decision_{point.label}" for point in card.operating_points]
     probabilities = [f"p_{name}" for name in card.classes]
     least_cost = ["least_cost"] if card.costs else []
     fixed = ["path", "label", "confidence", "prediction_set", "model_version", "error"]
-    return [*fixed, *least_cost, *decisions, *probabilities]
+    return [*fixed, *least_cost, *familiarity, *decisions, *probabilities]
 
 
 class FilePredictor:
@@ -91,8 +92,8 @@ class FilePredictor:
         size = self._settings.max_batch
         for start in range(0, len(images), size):
             batch = np.stack(images[start : start + size])
-            outputs = self._classifier.predict(padded(batch, size) if self._classifier.on_gpu else batch)
-            yield from describe_batch(outputs[: len(batch)], self._classifier.card)
+            answers = self._classifier.answers(padded(batch, size) if self._classifier.on_gpu else batch)
+            yield from describe_batch(answers.first(len(batch)), self._classifier.card)
 
     def _row(self, path: str, prediction: Prediction) -> list[str]:
         card = self._classifier.card
@@ -102,8 +103,11 @@ class FilePredictor:
         confidence = f"{prediction.confidence:.{DECIMALS}f}"
         decisions = [str(decision).lower() for decision in (prediction.decisions or {}).values()]
         least_cost = [] if prediction.least_cost is None else [prediction.least_cost]
+        familiarity: list[str] = []
+        if prediction.novelty is not None:
+            familiarity = [str(prediction.unfamiliar).lower(), f"{prediction.novelty:.{DECIMALS}f}"]
         fixed = [path, prediction.label, confidence, prediction_set, card.version, ""]
-        return [*fixed, *least_cost, *decisions, *probabilities]
+        return [*fixed, *least_cost, *familiarity, *decisions, *probabilities]
 
     def _error_row(self, path: str, error: ImageError) -> list[str]:
         cells = [path, "", "", "", "", f"{error.code}: {error}"]

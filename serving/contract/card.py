@@ -18,12 +18,16 @@ from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
 """Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
-`calibration.class_thresholds`, `formats`, `operating_points`, `costs` and `statement`; version 1, without
-`preprocessing.fit` and `preprocessing.fill` either."""
+`calibration.class_thresholds`, `formats`, `operating_points`, `costs`, `statement` and `familiarity`; version 1,
+without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
+EMBEDDING_NAME = "embedding"
+"""Of the output with what the last linear layer reads, scaled to length 1; files of older versions have none."""
+NOVELTY_NAME = "novelty"
+"""Of the output that `Familiarity` reads."""
 
 TOLERANCE = 1e-4
 """Two probabilities are equal if they differ by at most this. Two processors do not compute equal float32 values."""
@@ -112,6 +116,26 @@ class Costs:
         """Index of the action of the least expected cost; of equal ones the first."""
         chosen: np.ndarray = self.expected(probabilities).argmin(1)
         return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Familiarity:
+    """Decides which images are unfamiliar: those whose novelty is above `threshold`.
+
+    Novelty is an output of the graph: the Mahalanobis distance from the nearest class of the training images (Lee et
+    al. 2018, https://arxiv.org/abs/1807.03888). Of images exchangeable with those of the validation split, a share of
+    `false_alarms` at most is expected to be unfamiliar (split conformal prediction).
+    """
+
+    threshold: float
+    false_alarms: float
+    images: int
+    """Of the validation split, which set the threshold."""
+
+    def unfamiliar(self, novelty: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
+        """The decision for each of these values."""
+        decisions: np.ndarray = novelty.astype(np.float64) > self.threshold  # as `describe_batch` compares
+        return decisions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +269,8 @@ class ModelCard:
     """What answers cost; None: nothing is known."""
     statement: str | None = None
     """Of which models scores, calibration and thresholds are, where they are not of this file's. None: of this one."""
+    familiarity: Familiarity | None = None
+    """None: the graph has no output NOVELTY_NAME, and the model says of no image that it is unfamiliar."""
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

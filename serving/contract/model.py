@@ -6,14 +6,24 @@ The trainer checks an exported file with the same `open_model`, so that its proo
 import hashlib
 import os
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, CardError, Costs, ModelCard
+from serving.contract.card import (
+    INPUT_NAME,
+    METADATA_KEY,
+    NOVELTY_NAME,
+    OUTPUT_NAME,
+    TOLERANCE,
+    CardError,
+    Costs,
+    ModelCard,
+)
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
 from serving.contract.scene import decoded
@@ -22,6 +32,26 @@ from serving.contract.signature import PublicKey, SignatureRefused
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 Probabilities = Float32[np.ndarray, "batch classes"]
+
+
+class Answer(NamedTuple):
+    """What a model gives for one image."""
+
+    probabilities: Float32[np.ndarray, " classes"]
+    novelty: float | None
+    """None where the card has no `familiarity`."""
+
+
+class Answers(NamedTuple):
+    """What a model gives for a batch of images."""
+
+    probabilities: Probabilities
+    novelty: Float32[np.ndarray, " batch"] | None
+    """None where the card has no `familiarity`."""
+
+    def first(self, images: int) -> "Answers":
+        """The answers for the first images of the batch."""
+        return Answers(self.probabilities[:images], None if self.novelty is None else self.novelty[:images])
 
 
 class ModelRefused(ValueError):
@@ -40,6 +70,7 @@ class Classifier:
         self.digest = digest
         self.provider: str = session.get_providers()[0]
         self._session = session
+        self._outputs = [OUTPUT_NAME] if card.familiarity is None else [OUTPUT_NAME, NOVELTY_NAME]
 
     @property
     def on_gpu(self) -> bool:
@@ -48,8 +79,17 @@ class Classifier:
 
     def predict(self, images: Images) -> Probabilities:
         """Uint8 images `[batch, height, width, channels]` to float32 probabilities `[batch, classes]`."""
-        probabilities: Probabilities = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
-        return probabilities
+        return self.answers(images).probabilities
+
+    def answers(self, images: Images) -> Answers:
+        """Probabilities as `predict` gives them, and novelty."""
+        probabilities, *novelty = self._session.run(self._outputs, {INPUT_NAME: images})
+        return Answers(probabilities, novelty[0] if novelty else None)
+
+    def rows(self, images: Images) -> list[Answer]:
+        """What `answers` gives, image by image."""
+        probabilities, novelty = self.answers(images)
+        return list(map(Answer, probabilities, repeat(None) if novelty is None else novelty.tolist()))
 
     def release_memory(self) -> None:
         """Give back what larger batches than one image took of the host's memory, which ONNX Runtime would keep."""
@@ -116,6 +156,9 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
         yield f"the graph takes batches of {images.shape[0]} only; the batch must be dynamic"
     if probabilities.shape[1:] != [len(card.classes)]:
         yield f"the graph gives {probabilities.shape[1:]} probabilities, its card names {len(card.classes)} classes"
+    novelty = {node.name: node for node in session.get_outputs()}.get(NOVELTY_NAME)
+    if card.familiarity is not None and (novelty is None or len(novelty.shape) != 1):
+        yield f"the card has a limit of novelty, the graph no output {NOVELTY_NAME!r} of one value an image"
     own = card.calibration.class_thresholds
     if own and len(own) != len(card.classes):
         yield f"the card has {len(own)} thresholds of prediction sets for {len(card.classes)} classes"

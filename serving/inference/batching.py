@@ -9,10 +9,11 @@ under any load that leaves room, and delay other images little.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -24,24 +25,27 @@ BACKGROUND_BESIDE = 4
 """In a batch with other images there is one background image for this number of them."""
 
 
+Row = TypeVar("Row")
+
+
 class Overloaded(RuntimeError):
     """There is no room for this request now; the client may retry shortly."""
 
 
 @dataclass(eq=False)
-class _Waiting:
+class _Waiting(Generic[Row]):
     pixels: Pixels
-    answer: asyncio.Future[np.ndarray]
+    answer: asyncio.Future[Row]
     background: bool
     since: float = field(default_factory=perf_counter)
     batch: tuple[float, float] = (0.0, 0.0)
     """When its batch began and ended, in seconds of `perf_counter`."""
 
 
-class Batcher:
+class Batcher(Generic[Row]):
     """Collect single images into batches for `predict`, which runs in one thread of its own.
 
-    `predict` maps uint8 `[batch, height, width, channels]` to one row of probabilities an image. After each batch
+    `predict` maps uint8 `[batch, height, width, channels]` to one row an image. After each batch
     `observe` gets the seconds that each image has waited (background images left out), the seconds that the batch
     took, and its number of images. With `inline`, the event loop itself runs the model on a single image. Before
     every batch the event loop makes `turns` turns, in which it decodes arrived images and sends answers: useful
@@ -50,7 +54,7 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Callable[[np.ndarray], np.ndarray],
+        predict: Callable[[np.ndarray], Iterable[Row]],
         *,
         max_batch: int,
         inline: bool = False,
@@ -62,8 +66,8 @@ class Batcher:
         self._inline = inline
         self._turns = turns
         self._observe = observe
-        self._queue: deque[_Waiting] = deque()
-        self._background: deque[_Waiting] = deque()
+        self._queue: deque[_Waiting[Row]] = deque()
+        self._background: deque[_Waiting[Row]] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._running: asyncio.Task[None] | None = None
         self.failures = 0
@@ -75,15 +79,15 @@ class Batcher:
         *,
         background: bool = False,
         trace: Callable[[float, float, float], None] | None = None,
-    ) -> np.ndarray:
-        """Probabilities float32 `[classes]` of one image; a background image waits behind the others.
+    ) -> Row:
+        """The row of one image; a background image waits behind the others.
 
         The caller bounds the number of images. Cancelling the call takes the image out of the queue. `trace` gets, in
         the caller's context, when the image began to wait, and when its batch began and ended. Raises what `predict`
         raises.
         """
         queue = self._background if background else self._queue
-        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), background)
+        waiting: _Waiting[Row] = _Waiting(pixels, asyncio.get_running_loop().create_future(), background)
         queue.append(waiting)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
@@ -108,13 +112,13 @@ class Batcher:
         finally:
             self._running = None
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Waiting[Row]]:
         batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
         share = len(batch) // BACKGROUND_BESIDE if batch else BACKGROUND_ALONE
         share = min(share, self._max_batch - len(batch), len(self._background))
         return batch + [self._background.popleft() for _ in range(share)]
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
+    async def _answer(self, batch: list[_Waiting[Row]]) -> None:
         start = perf_counter()
         try:
             images = np.stack([waiting.pixels for waiting in batch])
@@ -134,7 +138,7 @@ class Batcher:
             if not waiting.answer.done():
                 waiting.answer.set_result(row)
 
-    async def _run_model(self, images: np.ndarray) -> np.ndarray:
+    async def _run_model(self, images: np.ndarray) -> Iterable[Row]:
         if self._inline and len(images) == 1:
             return self._predict(images)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, images)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from serving.contract.decode import Decoded, Pixels, Window
+from serving.contract.model import Answer
 from serving.inference.batching import BACKGROUND_ALONE, Overloaded
 from serving.inference.prediction import check_output
 from serving.inference.predictor import Predictor
@@ -112,13 +113,14 @@ def _covers(side: int) -> list[slice]:
 
 async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, label: str | None) -> Explanation:
     images = [fitted, *covered(fitted)]
-    rows: list[np.ndarray] = []
+    answers: list[Answer] = []
     # One background batch at a time: all images at once would keep the event loop from predictions.
     for start in range(0, len(images), BACKGROUND_ALONE):
         portion = images[start : start + BACKGROUND_ALONE]
-        rows += await asyncio.gather(*(predictor.batcher.submit(image, background=True) for image in portion))
-    probabilities = np.stack(rows)
-    check_output(probabilities)
+        answers += await asyncio.gather(*(predictor.batcher.submit(image, background=True) for image in portion))
+    for answer in answers:
+        check_output(answer)
+    probabilities = np.stack([answer.probabilities for answer in answers])
     classes = predictor.card.classes
     column = probabilities[:, classes.index(label) if label is not None else probabilities[0].argmax()]
     return Explanation(

@@ -7,15 +7,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
 
 from serving.contract.card import ModelCard
+from serving.contract.model import Answer, Answers
 
 DECIMALS = 6
 """Of a probability in a prediction: far finer than the contract's tolerance, and readable."""
 
-
-OPTIONAL = ("decisions", "least_cost")
+OPTIONAL = ("decisions", "least_cost", "unfamiliar", "novelty")
+"""Fields that answers of a model without them do not have."""
 
 
 class InvalidOutput(RuntimeError):
@@ -32,6 +32,8 @@ class Prediction:
     The prediction set holds the true class with the model card's level of confidence; None when the model has none.
     `decisions` has, by class, the decision of each operating point of the card; None when the card has none.
     `least_cost` is the answer of the least expected cost, a class or another action; None when the card has no costs.
+    `novelty` is the distance from the training images, and `unfamiliar` whether it is above the limit of the card's
+    `familiarity`; both are None when the card has none.
     """
 
     label: str
@@ -42,34 +44,41 @@ class Prediction:
     model_version: str
     decisions: dict[str, bool] | None
     least_cost: str | None
+    unfamiliar: bool | None
+    novelty: float | None
 
     @property
     def body(self) -> dict[str, object]:
-        """The prediction as the service answers it: `decisions` and `least_cost` only where the card makes them."""
+        """The prediction as the service answers it: fields of `OPTIONAL` only where the card makes them."""
         return {name: value for name, value in vars(self).items() if value is not None or name not in OPTIONAL}
 
 
-def check_output(probabilities: Float32[np.ndarray, "..."]) -> None:
-    """Raise InvalidOutput if any value of the model's output, of whatever shape, is not a finite number."""
+def check_output(answers: Answer | Answers) -> None:
+    """Raise InvalidOutput if any value of the model's output is not a finite number."""
     # For the few values of one image a list takes a quarter of the time of np.isfinite(...).all().
-    if not math.isfinite(sum(probabilities.ravel().tolist())):
+    total = sum(answers.probabilities.ravel().tolist())
+    if answers.novelty is not None:
+        total += float(np.sum(answers.novelty)) if isinstance(answers, Answers) else answers.novelty
+    if not math.isfinite(total):
         raise InvalidOutput("the model gave a value that is not a number")
 
 
 def describe(
-    probabilities: Float32[np.ndarray, " classes"],
+    answer: Answer,
     card: ModelCard,
     *,
     top_k: int | None = None,
     abstain_below: float | None = None,
 ) -> Prediction:
     """`describe_batch` of one image. Raises InvalidOutput."""
-    [prediction] = describe_batch(probabilities[np.newaxis], card, top_k=top_k, abstain_below=abstain_below)
+    novelty = None if answer.novelty is None else np.array([answer.novelty], np.float32)
+    answers = Answers(answer.probabilities[np.newaxis], novelty)
+    [prediction] = describe_batch(answers, card, top_k=top_k, abstain_below=abstain_below)
     return prediction
 
 
 def describe_batch(
-    probabilities: Float32[np.ndarray, "batch classes"],
+    answers: Answers,
     card: ModelCard,
     *,
     top_k: int | None = None,
@@ -77,14 +86,17 @@ def describe_batch(
 ) -> list[Prediction]:
     """Name the most likely class of each image, with its `top_k` most likely classes (all when None).
 
-    Probabilities are rounded to six decimals. Raises InvalidOutput.
+    Probabilities and novelty are rounded to six decimals. Raises InvalidOutput.
     """
-    check_output(probabilities)
+    check_output(answers)
+    probabilities = answers.probabilities
+    novelty = [None] * len(probabilities) if answers.novelty is None else answers.novelty.tolist()
+    limit = math.inf if card.familiarity is None else card.familiarity.threshold
     sets = None if card.calibration.threshold is None else card.calibration.prediction_sets(probabilities).tolist()
     points = [(card.classes.index(point.label), point) for point in card.operating_points]
     least = None if card.costs is None else [card.costs.actions[index] for index in card.costs.least(probabilities)]
     predictions = []
-    for row, values in enumerate(probabilities.tolist()):
+    for row, (values, new) in enumerate(zip(probabilities.tolist(), novelty, strict=True)):
         order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
         ranked = {card.classes[index]: round(values[index], DECIMALS) for index in order[:top_k]}
         label, confidence = next(iter(ranked.items()))
@@ -98,6 +110,8 @@ def describe_batch(
             model_version=card.version,
             decisions={point.label: values[index] >= point.threshold for index, point in points} if points else None,
             least_cost=None if least is None else least[row],
+            unfamiliar=None if new is None else new > limit,
+            novelty=None if new is None else round(new, DECIMALS),
         )
         predictions.append(prediction)
     return predictions

@@ -2,17 +2,16 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 
 import numpy as np
-from jaxtyping import Float32
 
 from serving.contract import drift
 from serving.contract.decode import Pixels
 from serving.contract.drift import ImageFeatures
 from serving.contract.image_header import ImageError
-from serving.contract.model import Classifier, Images
-from serving.contract.model import Probabilities as BatchProbabilities
+from serving.contract.model import Answer, Classifier, Images
 from serving.cores import available_cores
 from serving.inference.batching import Batcher
 from serving.inference.padding import batch_sizes, padded
@@ -20,8 +19,6 @@ from serving.inference.prediction import Prediction, check_output, describe
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.tracing import Tracing
-
-Probabilities = Float32[np.ndarray, " classes"]
 
 DECODERS = 2
 # Up to this size, decoding takes about as long as handing it to a thread, and never long: the event loop decodes.
@@ -60,7 +57,8 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         one_image_s, max_batch = self._warm_up_on_gpu() if classifier.on_gpu else self._warm_up()
         self.batcher = Batcher(
-            self._predict_padded if classifier.on_gpu else classifier.predict,
+            # No method of this object: the cycle would keep its threads until the next garbage collection.
+            partial(_answer_padded, classifier, settings.max_batch) if classifier.on_gpu else classifier.rows,
             max_batch=max_batch,
             observe=metrics.inference.ran,
             inline=one_image_s < INLINE_S and not classifier.on_gpu,
@@ -73,30 +71,32 @@ class Predictor:
         """Whether the model still runs: a lost GPU fails every run."""
         return self.batcher.failures < FAILURES
 
-    async def infer(self, image: bytes | Pixels) -> Probabilities:
-        """The model's output for one image, float32 `[classes]`, unchanged to the last bit.
+    async def infer(self, image: bytes | Pixels) -> Answer:
+        """The model's output for one image, unchanged to the last bit.
 
         The image is encoded, or pixels as the graph takes them; pixels say nothing about drift, so they are not
         measured. Raises ImageError, InvalidOutput. Cancelling the call takes the image out of the queue.
         """
         if not isinstance(image, bytes):
-            probabilities = await self.batcher.submit(image, trace=self._trace_batch)
-            check_output(probabilities)
-            return probabilities
+            answer = await self.batcher.submit(image, trace=self._trace_batch)
+            check_output(answer)
+            return answer
         pixels, features = await self._pixels(image)
-        probabilities = await self.batcher.submit(pixels, trace=self._trace_batch)
-        check_output(probabilities)
-        self._window.append(features, probabilities)
-        return probabilities
+        answer = await self.batcher.submit(pixels, trace=self._trace_batch)
+        check_output(answer)
+        self._window.append(features, answer.probabilities)
+        return answer
 
-    def describe(self, probabilities: Probabilities, top_k: int | None = None) -> Prediction:
+    def describe(self, answer: Answer, top_k: int | None = None) -> Prediction:
         """The prediction of `infer`'s output, with its `top_k` most likely classes (all when None).
 
         The metrics count it. Raises InvalidOutput.
         """
-        prediction = describe(probabilities, self.card, top_k=top_k, abstain_below=self._settings.abstain_below)
+        prediction = describe(answer, self.card, top_k=top_k, abstain_below=self._settings.abstain_below)
         self._metrics.inference.predicted(prediction.label, prediction.confidence, abstained=prediction.abstained)
         self._metrics.inference.decided(prediction.decisions or {}, prediction.least_cost)
+        if prediction.unfamiliar:
+            self._metrics.inference.unfamiliar()
         return prediction
 
     async def predict(self, data: bytes, top_k: int | None = None) -> Prediction:
@@ -154,9 +154,6 @@ class Predictor:
             self.classifier.predict(images[:number])
         return self._image_seconds(images[:1]), largest
 
-    def _predict_padded(self, images: Images) -> BatchProbabilities:
-        return self.classifier.predict(padded(images, self._settings.max_batch))[: len(images)]
-
     def _image_seconds(self, images: np.ndarray) -> float:
         """Seconds for an image of this batch."""
         start = perf_counter()
@@ -171,3 +168,7 @@ class Predictor:
         features = drift.image_features(decoded, pixels)
         self._metrics.inference.decoded(perf_counter() - start)
         return pixels, features
+
+
+def _answer_padded(classifier: Classifier, max_batch: int, images: Images) -> list[Answer]:
+    return classifier.rows(padded(images, max_batch))[: len(images)]

@@ -76,6 +76,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         ),
         "the card decides on d; expected classes of its own",
     ),
+    "a limit without novelty": (
+        lambda graph, card: card | {"familiarity": {"threshold": 1.5, "false_alarms": 0.05, "images": 99}},
+        "the graph no output 'novelty'",
+    ),
     "a fixed batch": (wider_batch, "must be dynamic"),
     "no such output": (renamed, "no output 'probabilities'"),
     "other decoded pixels": (lambda graph, card: golden(card, decoded="0" * 64), "golden 0: decoding does not"),

@@ -38,4 +38,5 @@ def build_card(
         operating_points=evaluation.operating_points,
         costs=costs.read(config.costs, dataset.classes) if config.costs else None,
         statement=statement,
+        familiarity=evaluation.unknown.familiarity if evaluation.unknown else None,
     )

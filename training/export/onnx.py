@@ -13,6 +13,8 @@ from onnx.utils import Extractor
 from torch import Tensor, nn
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelCard
+from training.export.novelty_graph import add_outputs
+from training.metrics.novelty import Detector
 from training.models import backbones
 
 OPSET = 17
@@ -32,13 +34,15 @@ class _WithSoftmax(nn.Module):
         return logits.softmax(1)
 
 
-def serialize(model: nn.Sequential, card: ModelCard) -> bytes:
+def serialize(model: nn.Sequential, card: ModelCard, detector: Detector | None = None) -> bytes:
     """The bytes of the ONNX file of `model`: opset 17, a dynamic batch, no external data, `card` in the metadata.
 
-    The model itself, its device and its mode are not changed.
+    Its outputs are probabilities, the embedding, and with a detector novelty. The model itself, its device and its mode
+    are not changed.
     """
     made = card.preprocessing
     file = onnx.load_from_string(graph(model, (made.height, made.width, made.channels)))
+    add_outputs(file, detector)
     onnx.helper.set_model_props(file, {METADATA_KEY: card.to_json()})
     onnx.checker.check_model(file, full_check=True)
     return bytes(file.SerializeToString())

@@ -16,6 +16,9 @@ The proof holds when
    those whose probabilities differ by no more than the same tolerance;
 4. the first layer, in torch and inside the finished file, computes what `A.Normalize` computes.
 
+5. novelty, computed in numpy from what torch gives the last linear layer, and in the finished file, differs by no more
+   than a share of 0.01, and no image is unfamiliar in one alone, except where its novelty is that close to the limit.
+
 Pixels are compared exactly. Probabilities cannot be: torch and ONNX Runtime add in different orders. Which of two tied
 labels is predicted depends on that order, hence on the device, on its algorithm for convolutions and on the batch.
 """
@@ -30,7 +33,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from serving.contract.card import INPUT_NAME, TOLERANCE, ModelCard
+from serving.contract.card import INPUT_NAME, TOLERANCE, Familiarity, ModelCard
 from serving.contract.decode import Preprocessing
 from serving.contract.model import Classifier, open_model
 from training.data.dataset import Dataset
@@ -38,6 +41,7 @@ from training.device import full_float32
 from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER
 from training.metrics.classification import Probabilities
+from training.metrics.novelty import Detector, Novelty
 from training.models.prediction import inference_batch
 from training.storage import copied
 
@@ -45,6 +49,17 @@ NORMALIZED_IMAGES = 64
 """Test images over which the first layer is compared where it measures each image; 64 of 224 px hold 9.6 M values."""
 NORMALIZATION_TOLERANCE = 1e-5
 NORMALIZED = "normalized"
+NOVELTY_TOLERANCE = 1e-2
+"""Largest difference of two novelties as a share of the limit, or of the novelty where that is larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What was evaluated on the test split, and how its novelty is computed; both None where it is not."""
+
+    probabilities: Probabilities
+    detector: Detector | None = None
+    novelty: Novelty | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,37 +118,65 @@ class NormalizationCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoveltyCheck:
+    """Novelty of the test images in the finished file, compared with the evaluated one."""
+
+    largest_difference: float
+    """As a share of the limit, or of the novelty where that is larger."""
+    decisions_differ: int
+    """Images that are unfamiliar in one alone, although their novelty is not close to the limit."""
+
+    @property
+    def holds(self) -> bool:
+        """No decision differs, no novelty differs by more than the tolerance."""
+        return self.decisions_differ == 0 and self.largest_difference <= NOVELTY_TOLERANCE
+
+    def __str__(self) -> str:
+        """One line for the message of ExportRefused."""
+        return (
+            f"novelty: {self.decisions_differ} decisions differ, largest difference a share of "
+            f"{self.largest_difference:.2g} (at most {NOVELTY_TOLERANCE:g})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """The result of the proof on a test split of `images` images."""
 
     images: int
     normalization: NormalizationCheck
     ways: tuple[WayCheck, ...]
+    novelty: NoveltyCheck | None
+    """None where the model has none."""
     served: Probabilities
     """What the service will answer, a row for each test image."""
+    served_novelty: Novelty | None
 
     @property
     def faults(self) -> list[str]:
         """A line for each check that does not hold; empty when the proof holds."""
-        checks: tuple[NormalizationCheck | WayCheck, ...] = (self.normalization, *self.ways)
+        checks: list[NormalizationCheck | WayCheck | NoveltyCheck] = [self.normalization, *self.ways]
+        checks += [] if self.novelty is None else [self.novelty]
         return [str(check) for check in checks if not check.holds]
 
 
-def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Probabilities) -> Parity:
-    """Prove the finished file at `path` against `evaluated`, what `model` predicted on the test split of `dataset`.
+def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Evaluated) -> Parity:
+    """Prove the finished file at `path` against what was `evaluated` of `model` on the test split of `dataset`.
 
     Raises ExportRefused with a line for each check that fails, and ModelRefused where the service would refuse the
     file.
     """
     classifier = open_model(path, threads=0)
     test = dataset.splits["test"]
-    witness, served = _recompute(model, classifier, dataset)
+    witness, served, novelty = _recompute(model, classifier, dataset)
     some = copied(dataset.images, test[:NORMALIZED_IMAGES])
     parity = Parity(
         images=len(test),
         normalization=check_normalization(model, path, classifier.card, some),
-        ways=(witness.check(evaluated), served.check(evaluated)),
+        ways=(witness.check(evaluated.probabilities), served.check(evaluated.probabilities)),
+        novelty=_check_novelty(classifier.card.familiarity, evaluated.novelty, novelty),
         served=served.probabilities,
+        served_novelty=novelty,
     )
     if parity.faults:
         raise ExportRefused("\n".join(parity.faults))
@@ -151,6 +194,17 @@ def check_way(way: str, pixels_equal: float | None, evaluated: Probabilities, re
         labels_differ=int((lead > TOLERANCE).sum()),
         ties=int((lead <= TOLERANCE).sum()),
     )
+
+
+def _check_novelty(
+    familiarity: Familiarity | None, evaluated: Novelty | None, served: Novelty | None
+) -> NoveltyCheck | None:
+    if familiarity is None or evaluated is None or served is None:
+        return None
+    share = np.abs(served - evaluated) / np.maximum(evaluated, familiarity.threshold)
+    near = np.abs(evaluated - familiarity.threshold) <= NOVELTY_TOLERANCE * familiarity.threshold
+    differ = familiarity.unfamiliar(served) != familiarity.unfamiliar(evaluated)
+    return NoveltyCheck(largest_difference=float(share.max()), decisions_differ=int((differ & ~near).sum()))
 
 
 def check_normalization(model: nn.Sequential, path: Path, card: ModelCard, images: np.ndarray) -> NormalizationCheck:
@@ -203,14 +257,17 @@ class _Recomputed:
         return check_way(self.way, equal, evaluated, self.probabilities)
 
 
-def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -> tuple[_Recomputed, _Recomputed]:
-    """Both other ways over the test split: `witness` and `served`."""
+def _recompute(
+    model: nn.Sequential, classifier: Classifier, dataset: Dataset
+) -> tuple[_Recomputed, _Recomputed, Novelty | None]:
+    """Both other ways over the test split, `witness` and `served`, and the novelty of the last one."""
     from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
 
     reference = pipeline.reference(dataset.preprocessing, classifier.card.normalization)
     resize = pipeline.resizing(dataset.preprocessing)
     witness = _Recomputed("torch, pixels resized and normalised by Albumentations")
     served = _Recomputed(f"model.onnx in the service's loader ({classifier.provider})")
+    novelty: list[Novelty | None] = []
 
     def views(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
         original = dataset.original(index)  # one at a time: a batch of original photographs may take gigabytes
@@ -224,8 +281,11 @@ def _recompute(model: nn.Sequential, classifier: Classifier, dataset: Dataset) -
         evaluated = copied(dataset.images, indices)
         fitted, resized, normalized = zip(*(views(int(index)) for index in indices), strict=True)
         witness.add(np.stack(resized), evaluated, _predict_normalized(model, torch.stack(normalized).float()))
-        served.add(pixels := np.stack(fitted), evaluated, classifier.predict(pixels))
-    return witness, served
+        answers = classifier.answers(pixels := np.stack(fitted))
+        served.add(pixels, evaluated, answers.probabilities)
+        novelty.append(answers.novelty)
+    found = [values for values in novelty if values is not None]
+    return witness, served, np.concatenate(found) if found else None
 
 
 def _predict_normalized(model: nn.Sequential, images: Tensor) -> Probabilities:

@@ -12,18 +12,17 @@ from serving.contract.session import RUNTIME_ERRORS
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import serialize
-from training.export.parity import Parity, prove
-from training.metrics.classification import Probabilities
+from training.export.parity import Evaluated, Parity, prove
 from training.storage import sync, write_atomically
 
 
-def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: Probabilities, path: Path) -> Parity:
-    """Write `model` and its card to `path`; return the proof that the file predicts what was `evaluated` in the test.
+def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: Evaluated, path: Path) -> Parity:
+    """Write `model` and its card to `path`; return the proof that the file answers what was `evaluated` in the test.
 
     Raises ExportRefused, and then leaves nothing at `path`, when the service's loader refuses the file or the proof
     does not hold. Raises OSError.
     """
-    with candidate(path, serialize(model, card)) as file:
+    with candidate(path, serialize(model, card, evaluated.detector)) as file:
         parity = prove(model, file, dataset, evaluated)
         publish(file, path)
     return parity

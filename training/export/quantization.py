@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import onnx
 import onnxruntime
+from onnx.utils import Extractor
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -156,7 +157,7 @@ def _quantized_graph(source: Path, dataset: Dataset) -> onnx.ModelProto:
     """
     with TemporaryDirectory() as folder:
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quant_pre_process(_probabilities_alone(onnx.load(source)), prepared, skip_symbolic_shape=True)
         float32 = onnx.load(prepared)
         quantize_static(
             prepared,
@@ -175,6 +176,11 @@ def _quantized_graph(source: Path, dataset: Dataset) -> onnx.ModelProto:
         quantized = onnx.load(target)
     correct_biases(quantized, float32, _calibration_batches(dataset))
     return quantized
+
+
+def _probabilities_alone(file: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without embedding and novelty, which were made of other features than an eight-bit network's."""
+    return Extractor(file).extract_model([INPUT_NAME], [OUTPUT_NAME])
 
 
 def _kept_in_float32(graph: onnx.ModelProto) -> list[str]:
@@ -209,6 +215,7 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
     demands = map(operating_points.Demand.of, card.operating_points)
     return replace(
         card,
+        familiarity=None,
         operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
         certificate=evaluated.verdict.certificate if evaluated.verdict else None,
         version=f"{card.version}-int8",

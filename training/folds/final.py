@@ -30,7 +30,7 @@ from training.folds.results import OutOfFold, collect
 from training.metrics import calibration, evaluation, operating_points
 from training.metrics.bootstrap import bootstrap
 from training.metrics.classification import Probabilities
-from training.metrics.evaluation import TRAINING_IMAGES_SCORED, Evaluation, compute_logits
+from training.metrics.evaluation import Evaluation, compute_logits
 from training.models.normalization import Calibrate
 from training.models.prediction import predict_images
 from training.settled import SettledConfig
@@ -40,7 +40,7 @@ MAY_DIFFER = {
     *("data", "corrections", "name", "out", "cache", "device", "workers", "worker_timeout", "batch_size"),
     *("augment", "augment_on"),
     *("fold", "from_folds", "best_epoch", "patience", "quantize", "promote", "floor", "margin", "slices"),
-    *("operate", "confidence_level", "sets"),
+    *("operate", "confidence_level", "sets", "unfamiliar"),
 }
 """Options of which the folds' answers do not depend, or that follow from the number of images."""
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -96,9 +96,9 @@ def evaluate_out_of_fold(
 ) -> Evaluation:
     """Calibrate `model`, which gets one more layer for it, by the folds' answers, and score these.
 
-    As `evaluate_best` otherwise. The answers of the test split are those of the folds' files as they were evaluated,
-    those of the validation split the same ones after this model's calibration. Raises NonFiniteLoss, DataError,
-    ExportRefused.
+    As `evaluate_best` otherwise, but without a limit of novelty, for which no image is left. The answers of the test
+    split are those of the folds' files as they were evaluated, those of the validation split the same ones after this
+    model's calibration. Raises NonFiniteLoss, DataError, ExportRefused.
     """
     assert config.from_folds is not None
     everything, labels = dataset.splits["test"], dataset.labels[dataset.splits["test"]]
@@ -111,7 +111,8 @@ def evaluate_out_of_fold(
     own = softmax(calibration.corrected(compute_logits(learner, dataset, "test"), fitted), axis=1)
     model.append(Calibrate(fitted).to(next(model.parameters()).device))
     demands = operating_points.parse_all(config.operate)
-    answers: dict[Split, Probabilities] = {"train": own[:TRAINING_IMAGES_SCORED], "val": recalibrated, "test": answered}
+    scored = np.searchsorted(everything, evaluation.scored(dataset, "train"))
+    answers: dict[Split, Probabilities] = {"train": own[scored], "val": recalibrated, "test": answered}
     return Evaluation(
         uncalibrated=evaluation.score(dataset, "test", softmax(logits, axis=1)),
         calibration=fitted,

@@ -1,27 +1,34 @@
 """What a model predicts on a split of the data, and how good that is."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from scipy.special import softmax
 from torch import nn
 
-from serving.contract.card import Calibration, OperatingPoint
+from serving.contract.card import Calibration, Familiarity, OperatingPoint
+from serving.contract.decode import Preprocessing
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
-from training.metrics import calibration, classification, operating_points
+from training.metrics import calibration, classification, novelty, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.classification import Probabilities, Scores
-from training.models import prediction
+from training.metrics.novelty import Detector, Novelty
+from training.models import networks, prediction
 from training.models.normalization import Calibrate
+from training.models.prediction import Features, Images
 from training.settled import SettledConfig
+from training.storage import copied
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
+STRANGE_IMAGES = 64
+"""Of each kind that shows nothing. On them the report says whether novelty works at all."""
 
 
 def predict(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Probabilities:
@@ -32,13 +39,25 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALO
 def compute_logits(
     model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE
 ) -> Float32[np.ndarray, "images classes"]:
-    """Logits of one split; of the training split, of its first 5,000 images.
+    """Logits of the images `scored`.
 
     Each process of a group predicts a part, and every process returns the whole. Raises NonFiniteLoss.
     """
-    indices = dataset.splits[split][: TRAINING_IMAGES_SCORED if split == "train" else None]
+    indices = scored(dataset, split)
     own = group.part(len(indices))
-    logits = group.gather(prediction.logits(model, dataset.images, indices[own.start : own.stop]))
+    return _finite(group.gather(prediction.logits(model, dataset.images, indices[own.start : own.stop])), split)
+
+
+def scored(dataset: Dataset, split: Split) -> Int64[np.ndarray, " _"]:
+    """The images of a split that are scored; of the training split 5,000 at most, spread evenly over it."""
+    indices = dataset.splits[split]
+    if split != "train" or len(indices) <= TRAINING_IMAGES_SCORED:
+        return indices
+    spread: np.ndarray = indices[np.linspace(0, len(indices) - 1, TRAINING_IMAGES_SCORED).astype(int)]
+    return spread
+
+
+def _finite(logits: Float32[np.ndarray, "images classes"], split: Split) -> Float32[np.ndarray, "images classes"]:
     if not np.isfinite(logits).all():
         raise NonFiniteLoss(f"the model gives values that are not finite on the {split} split")
     return logits
@@ -46,7 +65,7 @@ def compute_logits(
 
 def score(dataset: Dataset, split: Split, probabilities: Probabilities) -> Scores:
     """Scores of the probabilities that `predict` returned for this split."""
-    labels = dataset.labels[dataset.splits[split][: len(probabilities)]]
+    labels = dataset.labels[scored(dataset, split)]
     return classification.score(labels, probabilities, dataset.classes)
 
 
@@ -56,6 +75,18 @@ class LeakFree:
 
     scores: Scores
     intervals: Intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown:
+    """How the model finds images that are unlike those of its training."""
+
+    detector: Detector
+    familiarity: Familiarity
+    test: Novelty
+    """Of the test images."""
+    strange: dict[str, Novelty]
+    """Of images that show nothing, by their kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +104,18 @@ class Evaluation:
     """None where no test image leaks, and where each of them does."""
     own: Probabilities | None = None
     """What the model itself answers to the test images, where `probabilities` has the answers of the folds' models."""
+    unknown: Unknown | None = None
+    """None without --unfamiliar, where the validation split is too small for it, and for the final model of folds."""
 
 
-def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, config: SettledConfig) -> Evaluation:
+def evaluate_best(model: nn.Sequential, dataset: Dataset, config: SettledConfig) -> Evaluation:
     """Calibrate `model`, which gets one more layer for it, and score it.
 
-    `dataset` is what `learner` takes, the part of the model that learned: images, or the features of a frozen body.
-    Raises NonFiniteLoss.
+    `dataset` has images, or the features of a frozen body. Raises NonFiniteLoss.
     """
-    logits = {split: compute_logits(learner, dataset, split) for split in SPLITS}
+    body, head = networks.features_and_head(model)
+    embeddings = {split: _embeddings(body, dataset, split) for split in SPLITS}
+    logits = {split: _finite(prediction.logits(head, embeddings[split]), split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
     bias: tuple[float, ...] = ()
     if config.balance == "bias":
@@ -104,7 +138,46 @@ def evaluate_best(model: nn.Sequential, learner: nn.Module, dataset: Dataset, co
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
         operating_points=operating_points.choose(demands, dataset.classes, dataset.labels[val], probabilities["val"]),
         leak_free=_leak_free(dataset, probabilities["test"]),
+        unknown=_unknown(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None,
     )
+
+
+def _embeddings(body: nn.Module, dataset: Dataset, split: Split) -> Features:
+    indices = scored(dataset, split)
+    if dataset.images.ndim == 2:
+        features: Features = copied(dataset.images, indices)
+        return features
+    return prediction.logits(body, dataset.images, indices)
+
+
+def _unknown(
+    body: nn.Module, embeddings: dict[Split, Features], dataset: Dataset, false_alarms: float
+) -> Unknown | None:
+    detector = novelty.fit(embeddings["train"], dataset.labels[scored(dataset, "train")])
+    familiarity = novelty.choose(detector.novelty(embeddings["val"]), false_alarms)
+    if familiarity is None:
+        print(
+            f"warning: {len(embeddings['val'])} validation images are too few for --unfamiliar {false_alarms:g}; "
+            f"it needs {novelty.fewest(false_alarms)}"
+        )
+        return None
+    return Unknown(
+        detector=detector,
+        familiarity=familiarity,
+        test=detector.novelty(embeddings["test"]),
+        strange={
+            name: detector.novelty(prediction.logits(body, images)) for name, images in _strange(dataset.preprocessing)
+        },
+    )
+
+
+def _strange(made: Preprocessing) -> Iterator[tuple[str, Images]]:
+    """Images that show nothing, by their kind."""
+    rng = np.random.default_rng(0)
+    shape = (STRANGE_IMAGES, made.height, made.width, made.channels)
+    yield "noise", rng.integers(0, 256, shape, dtype=np.uint8)
+    colours = rng.integers(0, 256, (STRANGE_IMAGES, 1, 1, made.channels), dtype=np.uint8)
+    yield "one colour", np.ascontiguousarray(np.broadcast_to(colours, shape))
 
 
 def _leak_free(dataset: Dataset, probabilities: Probabilities) -> LeakFree | None:

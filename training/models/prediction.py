@@ -79,11 +79,19 @@ class Predictor(Protocol):
 def predict_images(
     classifier: Predictor, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
 ) -> Float32[np.ndarray, "images classes"]:
-    """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`.
+    """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`."""
+    rows = [classifier.predict(batch) for batch in fitted_batches(classifier.card, images, indices, batch_size)]
+    return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
 
-    Images are read, decoded and resized anew; memory holds one batch of resized images.
+
+def fitted_batches(
+    card: ModelCard, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
+) -> Iterator[Images]:
+    """The images `indices` as a model of this card takes them, a batch at a time.
+
+    They are read, decoded and resized anew; memory holds one batch of resized images.
     """
-    preprocessing = classifier.card.preprocessing
+    preprocessing = card.preprocessing
     image_set = replace(images.image_set, depth=preprocessing.depth)
     size = batch_size or inference_batch(preprocessing.height, preprocessing.width)
 
@@ -91,9 +99,6 @@ def predict_images(
         # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
         return preprocessing.fitted(as_channels(image_set.read(index), preprocessing.channels))
 
-    rows = []
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         for start in tqdm(range(0, len(indices), size), "predict", unit=" batches", disable=None, leave=False):
-            batch = list(pool.map(fitted, indices[start : start + size].tolist()))
-            rows.append(classifier.predict(np.stack(batch)))
-    return np.concatenate(rows)[:, [classifier.card.classes.index(name) for name in images.classes]]
+            yield np.stack(list(pool.map(fitted, indices[start : start + size].tolist())))

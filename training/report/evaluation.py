@@ -16,6 +16,7 @@ from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
+from training.metrics.novelty import Novelty, novelty_facts, novelty_warnings
 from training.metrics.slices import Slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.report import figures, html
@@ -38,6 +39,8 @@ class ModelPredictions:
 
     classifier: Classifier
     probabilities: Probabilities
+    novelty: Novelty | None = None
+    """None where the model has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,7 @@ def evaluation_summary(folder: Path) -> str:
             *(f"warning: {finding}" for finding in facts["findings"]),
             *([*decisions, ""] if (decisions := decision_lines(facts["decisions"])) else []),
             *([facts["costs"]["sentence"], ""] if facts["costs"] else []),
+            *html.novelty_lines(facts["unknown"], "images"),
             *([facts["test_looks"]["sentence"], ""] if facts["test_looks"] else []),
             *([comparison["verdict"], comparison["tally"], ""] if comparison else []),
             f"page         {folder / 'evaluation.html'}",
@@ -146,6 +150,12 @@ def _facts(
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.images, evaluation.indices
     calibration = evaluation.models[0].classifier.card.calibration
+    unknown = novelty_facts(
+        evaluation.models[0].classifier.card.familiarity,
+        evaluation.models[0].novelty,
+        evaluation.scored.components,
+        strange={},
+    )
     columns = columns_by_score(evaluation.slices.columns, indices, evaluation.scored, calibration)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -160,7 +170,12 @@ def _facts(
         },
         "test_looks": evaluation.looks and evaluation.looks.facts(),
         "warnings": evaluation.warnings,
-        "findings": [*decision_warnings(decisions, (), "these images"), *subgroup_warnings(columns)],
+        "findings": [
+            *decision_warnings(decisions, (), "these images"),
+            *subgroup_warnings(columns),
+            *novelty_warnings(unknown, "images"),
+        ],
+        "unknown": unknown,
         "decisions": decision_facts(decisions),
         "costs": cost_facts(
             evaluation.costs or evaluation.models[0].classifier.card.costs, images.classes, evaluation.scored

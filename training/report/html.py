@@ -99,5 +99,16 @@ def gap(found: Mapping[str, Any] | None) -> str:
     return f"{found['difference']:+.3f}, {low:+.3f} to {high:+.3f}"
 
 
+def novelty_lines(unknown: dict[str, Any] | None, images: str) -> list[str]:
+    """How many images are unfamiliar, in a line for the console; none for a model without novelty."""
+    if unknown is None:
+        return []
+    measured = unknown["measured"]
+    return [
+        f"Unfamiliar are {percent(measured['value'])} ({interval(measured['interval'])}) of the {images}; the limit is "
+        f"set for {percent(unknown['false_alarms'])}."
+    ]
+
+
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -118,6 +118,7 @@ def run_summary(run: Path) -> str:
             *_baseline(facts["shortcut"]),
             *decision_lines(facts["decisions"]),
             *([costs["sentence"]] if (costs := facts.get("costs")) else []),
+            *html.novelty_lines(facts.get("unknown"), "test images"),  # absent in older versions' runs
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ"
             f"{f' (but {ties} between equally probable ones)' if ties else ''}, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",

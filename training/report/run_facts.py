@@ -12,7 +12,7 @@ from training.data.dataset import Dataset, digest_of_test
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.sources.source import Split
 from training.engine.progress import Epoch
-from training.export.parity import Parity
+from training.export.parity import NOVELTY_TOLERANCE, Parity
 from training.export.quantization import AGREEMENT, Quantized
 from training.metrics.bootstrap import Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage
@@ -26,6 +26,7 @@ from training.metrics.classification import (
     risk_coverage,
 )
 from training.metrics.evaluation import LeakFree
+from training.metrics.novelty import Novelty, fewest, novelty_facts, novelty_warnings
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
@@ -60,6 +61,8 @@ class ReportInput:
     """Why the eight-bit file was refused."""
     environment: dict[str, str]
     leak_free: LeakFree | None
+    strange: dict[str, Novelty]
+    """Novelty of images that show nothing, by their kind; empty where the model has none."""
     looks: EarlierLooks
     """At the test split, before this run's."""
     promotion: Promotion
@@ -91,6 +94,9 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     sliced = slices(dataset, inputs.config.slices, dataset.splits["test"])
     columns = columns_by_score(sliced.columns, dataset.splits["test"], inputs.scored("test"), inputs.card.calibration)
     labels = dataset.labels[dataset.splits["test"]]
+    unknown = novelty_facts(
+        inputs.card.familiarity, parity.served_novelty, inputs.scored("test").components, inputs.strange
+    )
     sets = coverage(labels, inputs.answers, inputs.card.calibration, dataset.classes)
     return {
         "run": inputs.config.run.name,
@@ -101,6 +107,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             *_warnings(inputs),
             *decision_warnings(decisions, inputs.config.operate, "test images"),
             *subgroup_warnings(columns),
+            *novelty_warnings(unknown, "test images"),
         ],
         "title_of_model": _title_of_model(inputs.config),
         "data": {
@@ -120,6 +127,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
         },
         "decisions": decision_facts(decisions),
         "costs": cost_facts(inputs.card.costs, dataset.classes, inputs.scored("test")),
+        "unknown": unknown,
         "subgroups": subgroup_facts(columns, sliced.left_out),
         "risk_coverage": asdict(risk_coverage(labels, inputs.answers)),
         "shortcut": _shortcut(inputs),
@@ -133,6 +141,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             "tolerance": TOLERANCE,
             "normalization": asdict(parity.normalization),
             "comparisons": [asdict(way) for way in parity.ways],
+            "novelty": asdict(parity.novelty) | {"tolerance": NOVELTY_TOLERANCE} if parity.novelty else None,
         },
         "quantized": _quantized(inputs.quantized),
         "history": [asdict(line) for line in inputs.history],
@@ -192,6 +201,11 @@ def _warnings(inputs: ReportInput) -> Iterator[str]:
         count = len(inputs.dataset.splits["val"])
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
         yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
+    if (asked := inputs.config.unfamiliar) and inputs.card.familiarity is None and inputs.out_of_fold is None:
+        yield (
+            f"{len(inputs.dataset.splits['val']):,} validation images are too few for `--unfamiliar {asked:g}`, which "
+            f"needs {fewest(asked)}: the model says of no image that it is unfamiliar."
+        )
     yield from _eight_bit_warnings(inputs)
     training, validation = inputs.scores["train"].accuracy, inputs.scores["val"].accuracy
     if training - validation >= OVERFITTING_GAP:

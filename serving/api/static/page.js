@@ -138,6 +138,9 @@ function showAnswer(answer, file) {
   $("label").textContent = answer.label;
   $("confidence").textContent = percent(answer.confidence);
   show("abstained", answer.abstained);
+  show("unfamiliar", answer.unfamiliar === true);
+  $("novelty").textContent = answer.unfamiliar
+    ? `Its novelty is ${answer.novelty.toFixed(2)}${card?.familiarity ? `, the limit ${card.familiarity.threshold}` : ""}.` : "";
   showDecisions(answer.decisions ?? {});
   const level = card ? `${Math.round(card.calibration.level * 100)} %` : "most";
   $("set").textContent = answer.prediction_set?.join(", ") ?? "";

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.contract.model import Classifier, Images, Probabilities, open_model
+from serving.contract.model import Answer, Answers, Classifier, Images, open_model
 from serving.contract.session import Placement
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
@@ -66,10 +66,10 @@ class Timed(Classifier):
         self.sizes: list[int] = []
         self._image_s = seconds
 
-    def predict(self, images: Images) -> Probabilities:
+    def answers(self, images: Images) -> Answers:
         self.sizes.append(len(images))
         time.sleep(len(images) * self._image_s(len(images)))
-        return super().predict(images)
+        return super().answers(images)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_on_a_gpu_only_sizes_run_that_were_warmed(run: Path, monkeypatch: pytest
     threads = set()
     provider.fails = lambda number: threads.add(threading.current_thread().name)
 
-    async def scenario(images: np.ndarray) -> list[np.ndarray]:
+    async def scenario(images: np.ndarray) -> list[Answer]:
         return await asyncio.gather(*(predictor.infer(image) for image in images))
 
     rows = [row for part in (images[:1], images[1:4], images) for row in asyncio.run(scenario(part))]
@@ -118,4 +118,4 @@ def test_on_a_gpu_only_sizes_run_that_were_warmed(run: Path, monkeypatch: pytest
     assert len(provider.sizes) >= 3
     assert all(name.startswith("model") for name in threads), "no run of a GPU holds the event loop up"
     expected = open_model(run / "model.onnx", placement=Placement(on="cpu")).predict(images)
-    assert np.abs(np.stack(rows[-len(images) :]) - expected).max() < 1e-6
+    assert np.abs(np.stack([row.probabilities for row in rows[-len(images) :]]) - expected).max() < 1e-6

@@ -22,10 +22,11 @@ def test_the_file_is_one_file_with_a_pinned_opset_and_a_dynamic_batch(run: Path)
     assert {entry.domain: entry.version for entry in graph.opset_import} == {"": OPSET}
     assert not any(tensor.external_data for tensor in graph.graph.initializer)
     assert [entry.key for entry in graph.metadata_props] == [METADATA_KEY]
-    [images], [probabilities] = graph.graph.input, graph.graph.output
+    [images], [probabilities, embedding] = graph.graph.input, graph.graph.output
     assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert [dim.dim_value for dim in images.type.tensor_type.shape.dim] == [0, 24, 24, 3]
     assert (images.name, probabilities.name) == ("images", "probabilities")
+    assert [dim.dim_value for dim in embedding.type.tensor_type.shape.dim] == [0, 32]
     assert list((run / ".").glob("*.onnx*")) == [run / "model.onnx"]
 
 

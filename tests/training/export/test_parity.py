@@ -21,7 +21,7 @@ from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.goldens import goldens
 from training.export.onnx import serialize
-from training.export.parity import check_way, prove
+from training.export.parity import Evaluated, check_way, prove
 from training.metrics.evaluation import predict
 from training.train import train
 
@@ -135,7 +135,7 @@ def test_a_file_with_other_weights_is_refused(
     card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset.preprocessing))
     (tmp_path / "model.onnx").write_bytes(serialize(other, card))
     with pytest.raises(ExportRefused) as error:
-        prove(model, tmp_path / "model.onnx", dataset, predict(model, dataset, "test"))
+        prove(model, tmp_path / "model.onnx", dataset, Evaluated(probabilities=predict(model, dataset, "test")))
     [line] = str(error.value).splitlines()
     assert "service's loader" in line, "the other checks hold"
     assert re.search(r"pixels equal in 100.0% of the images, \d+ labels differ, .* 0\.\d+ \(at most 0.0001\)", line)

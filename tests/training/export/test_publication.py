@@ -10,13 +10,14 @@ from serving.contract.card import ModelCard
 from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
+from training.export.parity import Evaluated
 from training.export.publication import candidate, export
 from training.metrics.evaluation import predict
 
 
 def refusal(model: torch.nn.Sequential, card: ModelCard, dataset: Dataset, folder: Path) -> str:
     with pytest.raises(ExportRefused) as error:
-        export(model, card, dataset, predict(model, dataset, "test"), folder / "model.onnx")
+        export(model, card, dataset, Evaluated(probabilities=predict(model, dataset, "test")), folder / "model.onnx")
     assert list(folder.iterdir()) == [], "nothing is published and nothing is left"
     return str(error.value)
 
@@ -26,7 +27,7 @@ def test_a_proved_file_is_published(run: Path, model: torch.nn.Sequential, datas
         model,
         open_model(run / "model.onnx").card,
         dataset,
-        predict(model, dataset, "test"),
+        Evaluated(probabilities=predict(model, dataset, "test")),
         tmp_path / "model.onnx",
     )
     assert not parity.faults

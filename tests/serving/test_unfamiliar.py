@@ -1,0 +1,159 @@
+"""Unfamiliar images: what the trainer evaluated is what every way of asking answers."""
+
+import base64
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx.utils import Extractor
+from pyarrow import parquet
+
+from serving.batch.__main__ import main
+from serving.contract.card import METADATA_KEY
+from serving.contract.model import open_model
+from tests.support.replies import metric
+from tests.support.server import serving
+from training.config import TrainConfig
+from training.evaluate import EvaluateConfig, evaluate
+from training.train import train
+
+OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (16,), "image_size": 16, "epochs": 6, "augment": "none"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """360 pictures of one bright bar on noise, in three classes by the direction of the bar."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(360):
+        label = ("across", "down", "slanted")[number % 3]
+        pixels = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
+        ends = {"across": ((1, 8), (14, 8)), "down": ((8, 1), (8, 14)), "slanted": ((1, 1), (14, 14))}[label]
+        cv2.line(pixels, *ends, (220, 220, 220), 3)
+        (root / label).mkdir(exist_ok=True)
+        assert cv2.imwrite(str(root / label / f"{number}.png"), pixels)
+    return root
+
+
+@pytest.fixture(scope="module")
+def aware(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on them, with 108 validation and 108 test images."""
+    held_out: dict[str, Any] = {"val_fraction": 0.3, "test_fraction": 0.3}
+    out = tmp_path_factory.mktemp("runs")
+    return train(TrainConfig(data=pictures, out=out, name="aware", quantize="int8", **held_out, **OPTIONS))
+
+
+@pytest.fixture(scope="module")
+def strange() -> list[bytes]:
+    """Pictures of noise at full strength."""
+    rng = np.random.default_rng(1)
+    return [cv2.imencode(".png", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))[1].tobytes() for _ in range(20)]
+
+
+def paths_of_test(run: Path) -> list[str]:
+    with (run / "predictions.csv").open(newline="") as file:
+        return [row["path"] for row in csv.DictReader(file)]
+
+
+def test_every_route_answers_what_was_evaluated(
+    aware: Path, pictures: Path, strange: list[bytes], tmp_path: Path
+) -> None:
+    report = json.loads((aware / "report" / "report.json").read_text())
+    files = [(pictures / path).read_bytes() for path in paths_of_test(aware)]
+    with serving(aware / "model.onnx", BENTOML_HOME=str(tmp_path)) as address:
+        zero = httpx.get(f"{address}/metrics").text
+        alone = [httpx.post(f"{address}/predict", files={"image": data}).json() for data in files]
+        odd = httpx.post(f"{address}/predict_batch", files=[("images", data) for data in strange]).json()["results"]
+        instances = [{"b64": base64.b64encode(data).decode()} for data in files[:8]]
+        vertex = httpx.post(f"{address}/predict_instances", json={"instances": instances}).json()["predictions"]
+        card, text = httpx.get(f"{address}/model").json(), httpx.get(f"{address}/metrics").text
+    limit = card["familiarity"]["threshold"]
+    assert all(answer["unfamiliar"] is (answer["novelty"] > limit) for answer in [*alone, *odd])
+    count = sum(answer["unfamiliar"] for answer in alone)
+    assert count / len(files) == report["unknown"]["measured"]["value"] < 0.2
+    assert sum(answer["unfamiliar"] for answer in odd) >= 18
+    assert [answer["novelty"] for answer in vertex] == pytest.approx([each["novelty"] for each in alone[:8]], rel=1e-4)
+    assert metric(zero, "twinlens_unfamiliar_total") == 0
+    seen = sum(answer["unfamiliar"] for answer in [*alone, *odd, *vertex])
+    assert metric(text, "twinlens_unfamiliar_total") == seen
+    assert (card["familiarity"]["false_alarms"], card["familiarity"]["images"]) == (0.05, 108)
+
+
+def test_reports_say_how_many_test_images_are_unfamiliar(aware: Path, pictures: Path, tmp_path: Path) -> None:
+    report = json.loads((aware / "report" / "report.json").read_text())
+    unknown, parity = report["unknown"], report["parity"]["novelty"]
+    assert parity["decisions_differ"] == 0
+    assert parity["largest_difference"] < parity["tolerance"]
+    assert [found["name"] for found in unknown["unlike"]] == ["noise", "one colour"]
+    assert unknown["unlike"][0]["roc_auc"] > 0.95
+    assert unknown["measured"]["interval"][0] <= unknown["measured"]["value"] <= unknown["measured"]["interval"][1]
+    page = (aware / "report" / "report.html").read_text()
+    assert f"it is unfamiliar above {unknown['threshold']}" in page
+    again = evaluate(EvaluateConfig(run=aware, data=pictures, out=tmp_path / "again"))
+    assert json.loads((again / "evaluation.json").read_text())["unknown"] == unknown | {"unlike": []}
+
+
+def test_offline_tables_have_both_columns(aware: Path, pictures: Path, strange: list[bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number, data in enumerate(strange):
+        (folder / f"strange {number}.png").write_bytes(data)
+    for number, path in enumerate(paths_of_test(aware)):
+        (folder / f"familiar {number}.png").write_bytes((pictures / path).read_bytes())
+    (folder / "broken.png").write_bytes(b"no image")
+    for name in ("out.csv", "out.parquet"):
+        options = ["--model", str(aware / "model.onnx"), "--out", str(tmp_path / name), "--workers", "1"]
+        assert main([str(folder), *options]) == 3, "one image is broken"
+    with (tmp_path / "out.csv").open(newline="") as file:
+        table = {row["path"]: row for row in csv.DictReader(file)}
+    typed = {row["path"]: row for row in parquet.read_table(tmp_path / "out.parquet").to_pylist()}
+    classifier = open_model(aware / "model.onnx")
+    assert classifier.card.familiarity is not None
+    for path, row in table.items():
+        if path == "broken.png":
+            assert (row["unfamiliar"], row["novelty"], typed[path]["novelty"]) == ("", "", None)
+            continue
+        pixels = classifier.card.preprocessing((folder / path).read_bytes())
+        [answer] = classifier.rows(pixels[np.newaxis])
+        assert answer.novelty is not None
+        assert float(row["novelty"]) == pytest.approx(answer.novelty, rel=1e-4)
+        assert (row["unfamiliar"] == "true") is (answer.novelty > classifier.card.familiarity.threshold)
+        assert typed[path]["unfamiliar"] is (row["unfamiliar"] == "true")
+    assert sum(row["unfamiliar"] == "true" for path, row in table.items() if path.startswith("strange")) >= 18
+
+
+def test_files_without_novelty_are_served(aware: Path, tmp_path: Path, strange: list[bytes]) -> None:
+    """Those of older versions, whose cards have no such entry, and those of eight bits."""
+    file = onnx.load(aware / "model.onnx")
+    card = json.loads({entry.key: entry.value for entry in file.metadata_props}[METADATA_KEY])
+    del card["familiarity"]
+    old = Extractor(file).extract_model(["images"], ["probabilities"])
+    onnx.helper.set_model_props(old, {METADATA_KEY: json.dumps(card)})
+    onnx.save(old, tmp_path / "old.onnx")
+    image = {"image": strange[0]}
+    with serving(tmp_path / "old.onnx", BENTOML_HOME=str(tmp_path)) as address:
+        answer = httpx.post(f"{address}/predict", files=image).json()
+    assert answer["label"]
+    assert {"unfamiliar", "novelty"}.isdisjoint(answer)
+    if (aware / "model.int8.onnx").exists():
+        int8 = open_model(aware / "model.int8.onnx")
+        assert int8.card.familiarity is None
+        assert int8.answers(np.zeros((2, 16, 16, 3), np.uint8)).novelty is None
+
+
+def test_it_can_be_switched_off_and_few_images_switch_it_off_with_a_warning(pictures: Path, tmp_path: Path) -> None:
+    off = train(TrainConfig(data=pictures, out=tmp_path, name="off", unfamiliar=0, **OPTIONS | {"epochs": 1}))
+    few = train(TrainConfig(data=pictures, out=tmp_path, name="few", unfamiliar=0.01, **OPTIONS | {"epochs": 1}))
+    for run, warned in ((off, False), (few, True)):
+        assert open_model(run / "model.onnx").card.familiarity is None
+        assert [output.name for output in onnx.load(run / "model.onnx").graph.output] == ["probabilities", "embedding"]
+        report = json.loads((run / "report" / "report.json").read_text())
+        assert report["unknown"] is None
+        text = "54 validation images are too few for `--unfamiliar 0.01`, which needs 99"
+        assert any(text in warning for warning in report["warnings"]) is warned
