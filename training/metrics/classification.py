@@ -114,6 +114,14 @@ class RiskCoverage:
     referrals: tuple[Referral, ...]
 
 
+def balanced_accuracy(labels: Labels, probabilities: Probabilities) -> float:
+    """The mean recall of the classes that have an image, as in `score`, without the other scores."""
+    right = probabilities.argmax(1) == labels
+    counts = np.bincount(labels)
+    present = counts > 0
+    return float((np.bincount(labels, right)[present] / counts[present]).mean())
+
+
 def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]) -> Scores:
     """All scores of a split; definitions are scikit-learn's."""
     predicted = probabilities.argmax(1)

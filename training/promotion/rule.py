@@ -11,7 +11,7 @@ from serving.contract.card import Certificate, Champion, Floor
 from serving.contract.decode import Digest
 from training.config import TrainConfig
 from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference
-from training.metrics.classification import Labels, Probabilities, score
+from training.metrics.classification import Labels, Probabilities, balanced_accuracy
 from training.metrics.comparison import mcnemar
 from training.promotion import floors
 
@@ -67,16 +67,16 @@ class Judgement:
 
 def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival: Rival | None) -> Judgement:
     """Apply the rule that a run has declared in its options; `intervals` are those of its answers."""
-    scored = score(answers.labels, answers.probabilities, answers.classes)
+    own = balanced_accuracy(answers.labels, answers.probabilities)
     measured = Certificate(
         rule="better",
         test_split=answers.digest,
-        images=scored.images,
-        balanced_accuracy=scored.balanced_accuracy,
+        images=len(answers.labels),
+        balanced_accuracy=own,
         chance=1 / len(np.unique(answers.labels)),
         margin=config.margin,
         floors=tuple(_floors(config, intervals)),
-        champion=_compared(answers, scored.balanced_accuracy, rival),
+        champion=_compared(answers, own, rival),
     )
     faults = [*_never(answers, measured), *_missed(config, measured), *_lost(measured, rival)]
     return Judgement(measured=measured, faults=tuple(faults), rival=rival.digest if rival else None)
@@ -99,17 +99,17 @@ def _floors(config: TrainConfig, intervals: Intervals) -> Iterator[Floor]:
             yield Floor(name=demand.name, least=demand.least, lower=interval[0])
 
 
-def _compared(answers: TestAnswers, balanced_accuracy: float, rival: Rival | None) -> Champion | None:
+def _compared(answers: TestAnswers, own_score: float, rival: Rival | None) -> Champion | None:
     if rival is None or rival.probabilities is None:
         return None
     labels = answers.labels
     own, theirs = (found.argmax(1) == labels for found in (answers.probabilities, rival.probabilities))
-    before = score(labels, rival.probabilities, answers.classes).balanced_accuracy
+    before = balanced_accuracy(labels, rival.probabilities)
     return Champion(
         digest=rival.digest,
         version=rival.version,
         score=before,
-        difference=balanced_accuracy - before,
+        difference=own_score - before,
         interval=balanced_accuracy_difference(labels, rival.probabilities, answers.probabilities, answers.components),
         p_value=mcnemar(int((theirs & ~own).sum()), int((own & ~theirs).sum())),
     )

@@ -164,3 +164,11 @@ def test_one_class_alone_has_no_difference_of_roc_auc() -> None:
     found = bootstrap.paired(labels[kept], first[kept], second[kept], np.arange(kept.sum()))
     assert found.roc_auc is None
     assert np.isfinite(found.log_loss).all()
+
+
+def test_a_resample_draws_as_many_as_there_are_with_replacement() -> None:
+    weights = np.concatenate(list(bootstrap.resamples(np.arange(50), np.random.default_rng(0))))
+    assert weights.shape == (1000, 50)
+    assert (weights.sum(1) == 50).all()
+    assert weights.mean(0) == pytest.approx(1, abs=0.15)
+    assert weights.var() == pytest.approx(1 - 1 / 50, rel=0.05), "that of a multinomial distribution"

@@ -12,7 +12,15 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from training.metrics.classification import RiskCoverage, log_losses, overfitting, reliability, risk_coverage, score
+from training.metrics.classification import (
+    RiskCoverage,
+    balanced_accuracy,
+    log_losses,
+    overfitting,
+    reliability,
+    risk_coverage,
+    score,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -232,3 +240,10 @@ def test_a_rank_is_greater_where_the_score_is_better() -> None:
     undefined = score(np.zeros(3, np.int64), probabilities[:3], CLASSES)
     assert undefined.roc_auc is None
     assert undefined.rank("roc_auc") < worse.rank("roc_auc")
+
+
+def test_balanced_accuracy_alone_is_that_of_all_scores() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.choice([0, 2, 3], 500), rng.dirichlet(np.ones(5), 500).astype(np.float32)
+    whole = score(labels, probabilities, tuple("abcde"))
+    assert balanced_accuracy(labels, probabilities) == pytest.approx(whole.balanced_accuracy, abs=1e-15)
