@@ -1,12 +1,13 @@
 """The two images, a run made by one of them, and a picture for the other."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.containers.images import SERVE, SOMEBODY, TRAIN, VERSION
-from tests.containers.podman import build, build_base, missing, podman
+from tests.containers.podman import build, build_base, missing, podman, remove_replaced
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,10 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> None:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    remove_replaced()
     build_base(tmp_path_factory.mktemp("base"))
     build("train", TRAIN, VERSION=VERSION, REVISION="0123456789")
     build("serve", SERVE, VERSION=VERSION, EXTRAS="serve")
+    yield
+    remove_replaced()
 
 
 @pytest.fixture(scope="session")

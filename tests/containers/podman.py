@@ -105,6 +105,12 @@ def build(kind: str, image: str, **arguments: str) -> None:
         )
 
 
+def remove_replaced() -> None:
+    """Remove our images that a later build took the name from: 3 GB a build, and a full disk ends a build midway."""
+    for kind in ("train", "serve"):
+        podman("image", "prune", "--force", "--filter", f"label=org.opencontainers.image.title=twinlens {kind}")
+
+
 @contextmanager
 def _pip_configuration() -> Iterator[dict[Path, str]]:
     """What a build needs to install as this machine does, as mounts, which no image keeps.
