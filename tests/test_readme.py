@@ -218,8 +218,10 @@ def test_the_clients_get_the_answer_that_curl_gets(outputs: Outputs) -> None:
     curl = printed_by(outputs, "serving/README.md", "curl -H 'Content-Type: image/png'")
     label = json.JSONDecoder().raw_decode(curl)[0]["label"]
     assert printed_by(outputs, "serving/README.md", "python - <<'EOF'\nimport json").strip() == label
-    triton = printed_by(outputs, "serving/README.md", "python - <<'EOF'\nfrom pathlib import Path")
+    triton = printed_by(outputs, "serving/README.md", "python - <<'EOF'\nfrom pathlib import Path\n\nimport numpy")
     assert re.findall(r"[\"'](.+)[\"']", triton) == [label]
+    bento = printed_by(outputs, "serving/README.md", "python - <<'EOF'\nfrom pathlib import Path\n\nimport bentoml")
+    assert bento.strip() == label
 
 
 @pytest.mark.slow

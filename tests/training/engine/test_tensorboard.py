@@ -33,7 +33,8 @@ EPOCH = {
 
 
 LEFT_OPEN = {
-    *("clip_norm", "corrections", "fold", "images_per_class", "mean_std", "slices", "weights", "zero_biases"),
+    *("best_epoch", "clip_norm", "corrections", "costs", "fold", "from_folds", "images_per_class", "mean_std"),
+    *("slices", "weights", "zero_biases"),
 }
 """Options that are None in the configuration of a run of the MLP."""
 
