@@ -191,6 +191,7 @@ def printed_by(outputs: Outputs, page: str, start: str) -> str:
     return printed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_block_of_the_first_pages_runs(outputs: Outputs) -> None:
     assert len(outputs) >= 10
@@ -202,6 +203,7 @@ def test_every_block_of_the_other_pages_runs(later_outputs: Outputs) -> None:
     assert len(later_outputs) >= 15
 
 
+@pytest.mark.slow
 def test_the_first_screen_is_what_a_user_sees(outputs: Outputs) -> None:
     trained = printed_by(outputs, "README.md", "make train\n")
     assert "Parity held on all" in trained
@@ -214,6 +216,7 @@ def test_the_first_screen_is_what_a_user_sees(outputs: Outputs) -> None:
     assert answer["confidence"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_clients_get_the_answer_that_curl_gets(outputs: Outputs) -> None:
     curl = printed_by(outputs, "serving/README.md", "curl -H 'Content-Type: image/png'")
     label = json.JSONDecoder().raw_decode(curl)[0]["label"]

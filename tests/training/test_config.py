@@ -226,6 +226,7 @@ def test_help_shows_every_option_with_its_sentence() -> None:
     assert "--no-batch-norm" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_wrong_option_or_value_says_what_is_possible() -> None:
     done = command("--modle", "cnn")
     assert done.returncode == 2
@@ -239,6 +240,7 @@ def test_a_wrong_option_or_value_says_what_is_possible() -> None:
     assert "expected above 0, got 0" in done.stderr
 
 
+@pytest.mark.slow
 def test_exit_codes(tmp_path: Path, photos: Path) -> None:
     out = ("--out", tmp_path / "runs")
     done = command("--data", tmp_path / "absent", *out)
@@ -270,6 +272,7 @@ def test_exit_codes_of_files_that_options_name(
     assert "there is no such checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_cannot_be_written_is_noticed_before_any_data_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = command("--data", tmp_path / "absent", "--out", tmp_path / "file")

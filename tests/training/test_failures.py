@@ -74,6 +74,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
     goes_on(arguments)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Path, tmp_path: Path) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "2")
     trainer = start(arguments, epochs=2)

@@ -75,6 +75,7 @@ def test_latest_points_to_the_run(run: Path) -> None:
     assert not latest.readlink().is_absolute(), "the folder of runs can be moved or mounted elsewhere"
 
 
+@pytest.mark.slow
 def test_latest_moves_only_after_the_proof_held(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(data=photos, out=tmp_path, model="mlp", hidden=(8,), image_size=16, epochs=1, augment="none")
     first = train.train(_named(config, "first"))
@@ -137,6 +138,7 @@ def test_the_same_seed_gives_the_same_weights_for_any_number_of_workers(
     assert not torch.equal(_weights(first), _weights(other))
 
 
+@pytest.mark.slow
 def test_the_runs_own_configuration_makes_the_same_weights(photos: Path, tmp_path: Path) -> None:
     first = train.train(
         TrainConfig(

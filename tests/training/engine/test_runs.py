@@ -139,6 +139,7 @@ def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -
         first.communicate()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_143_and_auto_goes_on(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
     arguments += ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]

@@ -151,6 +151,7 @@ def test_scores_by_class_carry_their_intervals(run: Path) -> None:
     assert "| Red rash | 1.000 (0.510 to 1.000) | 1.000 (0.510 to 1.000) | 1.000 | 4 |" in text, "Wilson's of 4 in 4"
 
 
+@pytest.mark.slow
 def test_the_model_outlives_a_disk_that_fills_while_the_report_is_written(
     photos: Path, tmp_path: Path, run: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_its_runs_do_not_compete_for_latest(finished: tuple[Path, str]) -> None:
     assert open_model(model).card.certificate is None
 
 
+@pytest.mark.slow
 def test_what_failed_is_made_again_and_what_is_done_is_not(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     (folder / "runs" / "lr=0.001,activation=tanh,seed=0" / "config.yaml").unlink()
@@ -156,6 +157,7 @@ def test_what_cannot_be_followed_is_refused(given: dict[str, Any], expected: str
             StudyConfig(study="regularisation", **cast("Any", {name: 0}))
 
 
+@pytest.mark.slow
 def test_more_than_two_hundred_runs_are_only_made_when_that_is_wanted(photos: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.yaml"
     large.write_text("base: {model: mlp, hidden: [4], epochs: 1}\naxes: {seed_of_chance: {only: {}}}\nseeds: 201\n")

@@ -1,9 +1,12 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from training.study.process_pool import Job, ProcessPool
 
 
+@pytest.mark.slow
 def test_jobs_run_in_processes_of_their_own_and_report_their_exit_codes(tmp_path: Path, photos: Path) -> None:
     """Two that are refused at once, and one that would take for ever, until it is hopeless."""
     arguments_of = {
