@@ -85,14 +85,14 @@ def leak() -> None:
 
 def slow() -> None:
     """A model that takes SLOW_S for a batch that is all black."""
-    predict = model.Classifier.predict
+    answers = model.Classifier.answers
 
-    def slowly(self: model.Classifier, images: np.ndarray) -> np.ndarray:
+    def slowly(self: model.Classifier, images: np.ndarray) -> model.Answers:
         if not images.any():
             time.sleep(SLOW_S)
-        return predict(self, images)
+        return answers(self, images)
 
-    setattr(model.Classifier, "predict", slowly)  # noqa: B010
+    setattr(model.Classifier, "answers", slowly)  # noqa: B010
 
 
 def crash() -> None:
