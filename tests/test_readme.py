@@ -118,7 +118,17 @@ class Shell:
             check=False,
         )
         assert done.returncode == 0, f"{step.page}\n{step.text}\n{done.stdout}{done.stderr}"
+        if step.text.startswith("make train") and self.servers:
+            self.wait_for_latest()
         return done.stdout
+
+    def wait_for_latest(self) -> None:
+        """Wait until the service has taken the run that `latest` moved to, so that later answers are of one model."""
+        report = json.loads((self.project / "runs" / "latest" / "report" / "report.json").read_text())
+        until = time.monotonic() + START_S
+        while httpx.get(f"http://127.0.0.1:{self.port}/model").json()["version"] != report["card"]["version"]:
+            assert time.monotonic() < until, f"the service did not take {report['run']} within {START_S} s"
+            time.sleep(0.2)
 
     def start(self, command: str) -> None:
         """Start a server and wait until it answers."""
