@@ -110,6 +110,8 @@ def ready(run: Path, config: TrainConfig) -> bool:
     for text in config.floor:
         floors.parse(text)
     operating_points.parse_all(config.operate)
+    if config.costs is not None:
+        costs.table(config.costs)
     if config.promote != "never":
         log.check(config.out)
     return False

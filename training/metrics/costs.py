@@ -57,17 +57,22 @@ def read(path: Path, classes: Sequence[str]) -> Costs:
     Every class must be a row and a column; other columns are actions that are no class. Raises ConfigError naming row
     and column.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"--costs {path}: not a CSV file that can be read ({error})") from error
+    lines = table(path)
     actions, rows = tuple(lines[0][1:]) if lines else (), lines[1:]
     names = [row[0] for row in rows]
     _check_names(path, "column", actions, classes, others=True)
     _check_names(path, "row", names, classes, others=False)
     by_class = {row[0]: _numbers(path, row, actions) for row in rows}
     return Costs(actions=actions, matrix=tuple(by_class[name] for name in classes))
+
+
+def table(path: Path) -> list[list[str]]:
+    """The cells of the file, not yet compared with any classes. Raises ConfigError where it cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"--costs {path}: not a CSV file that can be read ({error})") from error
 
 
 def write(path: Path, costs: Costs, classes: Sequence[str]) -> None:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from serving.contract.card import Costs
+from training.config import TrainConfig
 from training.errors import ConfigError
 from training.metrics.classification import ScoredImages
 from training.metrics.costs import measure, read, write
+from training.train import train
 
 CLASSES = ("benign", "melanoma")
 MATRIX = ",benign,melanoma,refer\nmelanoma,10,0,0.5\nbenign,0,1,0.3\n"
@@ -83,3 +85,9 @@ def test_what_is_no_matrix_is_refused_with_row_and_column(text: str, expected: s
     (tmp_path / "costs.csv").write_text(text)
     with pytest.raises(ConfigError, match=expected):
         read(tmp_path / "costs.csv", CLASSES)
+
+
+def test_a_file_that_is_not_there_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
+    config = TrainConfig(data=tmp_path / "no images", out=tmp_path, name="x", costs=tmp_path / "no.csv")
+    with pytest.raises(ConfigError, match="not a CSV file that can be read"):
+        train(config)
