@@ -27,6 +27,7 @@ def render(template: str, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places, "code": code}
+    environment.filters["percent_interval"] = percent_interval
     environment.filters["gap"] = gap
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment.get_template(template).render(**values)
@@ -91,6 +92,11 @@ def interval(limits: Sequence[float] | None) -> str:
     return "-" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
 
 
+def percent_interval(limits: Sequence[float] | None) -> str:
+    """Both limits of a share in percent; a dash where there are none."""
+    return "-" if limits is None else f"{limits[0]:.1%} to {limits[1]:.1%}"
+
+
 def gap(found: Mapping[str, Any] | None) -> str:
     """A difference of scores with its interval; a dash where there is none."""
     if found is None:
@@ -105,8 +111,8 @@ def novelty_lines(unknown: dict[str, Any] | None, images: str) -> list[str]:
         return []
     measured = unknown["measured"]
     return [
-        f"Unfamiliar are {percent(measured['value'])} ({interval(measured['interval'])}) of the {images}; the limit is "
-        f"set for {percent(unknown['false_alarms'])}."
+        f"{percent(measured['value'])} ({percent_interval(measured['interval'])}) of the {images} are unfamiliar; the "
+        f"limit is set for {percent(unknown['false_alarms'])}."
     ]
 
 
