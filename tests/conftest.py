@@ -59,7 +59,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run on `photos`."""
-    from training.config import TrainConfig
+    from training.options.config import TrainConfig
     from training.train import train
 
     out = tmp_path_factory.mktemp("runs")

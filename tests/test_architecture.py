@@ -33,9 +33,9 @@ SWITCHES = {"serving/__init__.py": {"ORT_DISABLE_TELEMETRY"}, "training/__init__
 """By `__init__.py` that is not empty: the variables that keep a library from the network, and nothing else."""
 WRONG_WAYS = {
     "serving/contract/card.py": "import torch",
-    "serving/metrics.py": "import training.config",
+    "serving/metrics.py": "import training.options.config",
     "serving/inference/batching.py": "import bentoml",
-    "training/config.py": "from serving.service import Twinlens",
+    "training/options/config.py": "from serving.service import Twinlens",
     "training/data/splits.py": "import albumentations",
     "training/models/networks.py": "import training.engine.checkpoint",
 }

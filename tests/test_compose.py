@@ -13,7 +13,7 @@ import yaml
 
 from serving.settings import PREFIX, Settings
 from tests.support.paths import ROOT
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 
 OWN = ("train", "serve")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

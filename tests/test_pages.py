@@ -16,8 +16,8 @@ from serving.contract.image_header import FORMATS
 from serving.settings import PREFIX, Settings
 from tests.support.markdown import PAGES, blocks, table
 from tests.support.paths import ROOT
-from training.config import TrainConfig
 from training.errors import EXIT_CODES
+from training.options.config import TrainConfig
 from training.study import spec
 from training.study.config import StudyConfig
 

@@ -20,8 +20,6 @@ import tyro
 from serving.contract.console import show_every_name
 from training import failures, sagemaker
 from training.check.command import CheckConfig, check
-from training.config import TrainConfig
-from training.config_file import from_yaml
 from training.conversion.command import ImportConfig, import_images, import_summary
 from training.distributed import Group
 from training.dossier.command import DossierConfig, dossier, dossier_summary
@@ -42,6 +40,8 @@ from training.folds.command import folds
 from training.folds.config import FoldsConfig
 from training.folds.report import folds_summary
 from training.forgetting.command import ForgetConfig, forget, forget_summary
+from training.options.config import TrainConfig
+from training.options.config_file import from_yaml
 from training.parity.command import ParityConfig, parity
 from training.promotion.command import PromoteConfig, RollbackConfig, latest_summary, promote, rollback
 from training.promotion.publication import PublishConfig, publish, published_summary

@@ -11,7 +11,7 @@ from torch import nn
 from serving.contract import gpu
 from training.distributed import ALONE, Group
 from training.errors import DeviceMissing
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -18,7 +18,6 @@ from jaxtyping import Int64
 from serving.contract.card import ModelCard
 from serving.contract.model import Classifier, open_model
 from serving.contract.objects import Location, Url
-from training.config import Data
 from training.data import audit, dataset, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
@@ -32,6 +31,7 @@ from training.metrics import costs
 from training.metrics.comparison import unshared
 from training.metrics.slices import slices
 from training.models.prediction import fitted_batches
+from training.options.config import Data
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 from training.report.looks import EarlierLooks, Look, record, runs_folder
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from training.config_file import from_yaml
 from training.data.loader import SHARED_MEMORY
 from training.engine import runs
 from training.errors import CheckpointRefused, ConfigError, DeviceFailed, OutOfMemory, WorkerLost
+from training.options.config_file import from_yaml
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)

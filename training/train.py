@@ -13,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from serving.contract.card import ModelCard
 from training import failures
-from training.config import Symmetry, TrainConfig, default_name
 from training.data.dataset import Dataset, digest_of_test, load_dataset
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
@@ -37,6 +36,8 @@ from training.models import backbones, networks, weights
 from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
+from training.options.config import Symmetry, TrainConfig, default_name
+from training.options.settled import Processes, SettledConfig, one_sided, settle
 from training.promotion import floors, log, outcome
 from training.promotion.eight_bits import with_eight_bits
 from training.report import tensorboard
@@ -44,7 +45,6 @@ from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
 from training.report.run import write_report
 from training.report.run_facts import ReportInput
-from training.settled import Processes, SettledConfig, one_sided, settle
 from training.signals import Interruption
 from training.storage import digest, write_atomically
 

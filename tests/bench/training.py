@@ -29,7 +29,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from training.config import TrainConfig
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset, load_dataset
 from training.data.loader import Batches, TrainingSet
@@ -40,7 +39,8 @@ from training.engine.progress import RunProgress
 from training.engine.train_state import TrainState
 from training.models import networks
 from training.models.normalization import normalization
-from training.settled import SettledConfig, settle
+from training.options.config import TrainConfig
+from training.options.settled import SettledConfig, settle
 
 ASSIGNMENT, PLAIN, OURS, STEP = "assignment", "plain", "ours", "step"
 

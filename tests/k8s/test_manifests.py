@@ -20,8 +20,8 @@ from serving.settings import PREFIX, Settings
 from tests.support.markdown import table
 from tests.support.paths import ROOT
 from training.__main__ import VERBS
-from training.config import TrainConfig
 from training.errors import EXIT_CODES
+from training.options.config import TrainConfig
 
 K8S = ROOT / "k8s"
 APPLIED = sorted(K8S.glob("*.yaml"))

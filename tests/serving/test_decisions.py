@@ -17,8 +17,8 @@ from serving.contract.model import open_model
 from tests.support.replies import metric
 from tests.support.server import serving
 from tests.support.trainer import command
-from training.config import TrainConfig
 from training.evaluate import EvaluateConfig, evaluate
+from training.options.config import TrainConfig
 from training.train import train
 
 OPERATE = ("dark:sensitivity=0.9", "bright:specificity=0.8")

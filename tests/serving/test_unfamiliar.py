@@ -19,8 +19,8 @@ from serving.contract.card import METADATA_KEY
 from serving.contract.model import open_model
 from tests.support.replies import metric
 from tests.support.server import serving
-from training.config import TrainConfig
 from training.evaluate import EvaluateConfig, evaluate
+from training.options.config import TrainConfig
 from training.train import train
 
 OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (16,), "image_size": 16, "epochs": 6, "augment": "none"}

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from training.config import TrainConfig
-from training.settled import SettledConfig, settle
+from training.options.config import TrainConfig
+from training.options.settled import SettledConfig, settle
 
 
 def settled(config: TrainConfig, *, image_size: int, training_images: int, **others: Any) -> SettledConfig:

@@ -8,9 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
 from training.data.sources.source import SPLITS
+from training.options.config import TrainConfig
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (20, 20)) -> Path:

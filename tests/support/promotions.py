@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.train import train
 
 POOR: dict[str, Any] = {"lr": 1e-9, "epochs": 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.paths import ROOT
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.signals import Interruption
 
 SMALL = ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]

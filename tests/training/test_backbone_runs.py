@@ -20,10 +20,10 @@ from tests.support.jobs import Job, done
 from tests.support.server import serving
 from tests.support.trainer import After
 from training.__main__ import options
-from training.config import TrainConfig
 from training.errors import Interrupted
 from training.evaluate import EvaluateConfig, evaluate
 from training.models import backbones
+from training.options.config import TrainConfig
 from training.storage import digest
 from training.train import train
 

@@ -16,10 +16,10 @@ from tests.support.configs import settled
 from tests.support.cuda import CLOSED, machine
 from tests.support.paths import ROOT
 from tests.support.trainer import config
-from training.config import TrainConfig
 from training.device import find_device, full_float32, unusable_gpu
 from training.errors import DeviceMissing
 from training.models.prediction import logits
+from training.options.config import TrainConfig
 from training.train import train
 
 

@@ -23,14 +23,14 @@ from tests.support.configs import settled
 from tests.support.jobs import Job, done, until, workers
 from tests.support.server import free_port
 from training.__main__ import main
-from training.config import TrainConfig
 from training.data.loader import Batches, TrainingSet
 from training.distributed import PATIENCE, PATIENCE_OF_GPUS, Group, limit_wait
 from training.engine.mixup import Mixing
 from training.errors import ConfigError
 from training.models import networks, prediction
 from training.models.normalization import normalization
-from training.settled import Processes
+from training.options.config import TrainConfig
+from training.options.settled import Processes
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (62, 16, 16, 3), dtype=np.uint8)

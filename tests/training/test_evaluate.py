@@ -14,12 +14,12 @@ from tests.support.datasets import manifest
 from tests.support.trainer import command
 from training import evaluate
 from training.__main__ import main
-from training.config import TrainConfig
 from training.data.cache import Cache
 from training.data.formats import find
 from training.errors import ConfigError, DataError
 from training.evaluate import EvaluateConfig, results_folder
 from training.models import prediction
+from training.options.config import TrainConfig
 from training.train import train
 
 

@@ -32,10 +32,10 @@ from tests.support.processes import PATIENCE_S, is_gone, wait_until, workers_of
 from tests.support.trainer import SMALL, After, arguments_for, run_of, start
 from training import failures, train
 from training.__main__ import HINTS, main, options
-from training.config import TrainConfig
 from training.data.dataset import load_dataset
 from training.engine import checkpoint, history
 from training.errors import EXIT_CODES, DeviceFailed, Interrupted, OutOfMemory
+from training.options.config import TrainConfig
 
 
 def goes_on(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from serving.contract.formats.depth import SHIFTED
 from serving.contract.image_header import FILE_EXTENSIONS
 from serving.contract.model import open_model
 from tests.support.server import serving
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.train import train
 
 RNG = np.random.default_rng(9)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.datasets import manifest
 from tests.support.trainer import command
-from training.config import TrainConfig
 from training.evaluate import EvaluateConfig, evaluate
+from training.options.config import TrainConfig
 from training.report.evaluation import evaluation_summary
 from training.report.run import run_summary
 from training.train import train

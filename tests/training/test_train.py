@@ -14,8 +14,6 @@ from tests.support.configs import settled
 from tests.support.trainer import After
 from training import train
 from training.__main__ import options
-from training.config import Balance, ScoreName, TrainConfig
-from training.config_file import from_yaml
 from training.data.dataset import load_dataset
 from training.data.loader import Batches, TrainingSet
 from training.engine import checkpoint, loop
@@ -27,6 +25,8 @@ from training.export import parity
 from training.metrics import classification
 from training.models import networks, prediction
 from training.models.normalization import normalization
+from training.options.config import Balance, ScoreName, TrainConfig
+from training.options.config_file import from_yaml
 from training.signals import Interruption
 
 

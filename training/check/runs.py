@@ -14,11 +14,11 @@ from serving.contract.card import TOLERANCE
 from serving.contract.model import open_model
 from serving.contract.selfcheck import NO_GPU, Result, Skipped
 from serving.contract.session import Placement
-from training.config import TrainConfig
 from training.engine import checkpoint
 from training.metrics.calibration import corrected
 from training.models import networks
 from training.models.prediction import logits
+from training.options.config import TrainConfig
 from training.train import train
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -10,11 +10,11 @@ from torch.amp.grad_scaler import GradScaler
 from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
 from serving.contract.selfcheck import Result
-from training.config import TrainConfig
 from training.device import training_dtype
 from training.engine import optimizer
 from training.models import networks
-from training.settled import settle
+from training.options.config import TrainConfig
+from training.options.settled import settle
 
 SIZES = {"mlp": 64, "cnn": 64, "tf_efficientnet_lite0": 128}
 """Side of the images in pixels."""

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from serving.contract.card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
-from training.config import DepthRule, TrainConfig
 from training.data import formats, splits
 from training.data.audit import Audit, audit, check_classes, check_readable
 from training.data.cache import Cache
@@ -23,6 +22,7 @@ from training.data.inspection.threads import in_threads
 from training.data.sources.source import Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
+from training.options.config import DepthRule, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

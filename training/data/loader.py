@@ -23,7 +23,7 @@ from training.data.augmentation import opencv
 from training.data.augmentation.draws import BatchPolicy
 from training.data.resident import ResidentImages, fits
 from training.distributed import ALONE, Group
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 from training.signals import SIGNALS, end_with_parent
 from training.storage import release
 

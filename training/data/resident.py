@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 
 MEMORY_SHARE = 0.25
 """Of the device's free memory, that the images may take; weights and activations need the rest."""

@@ -12,11 +12,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from training.config import Leaks, TrainConfig, share_of
 from training.data.inspection.image_set import ImageSet
 from training.data.left_out import LeftOut, left_out
 from training.data.sources.source import SPLITS, Split
 from training.errors import DataError
+from training.options.config import Leaks, TrainConfig, share_of
 
 CONTRADICTION = "one picture under two labels"
 

@@ -14,7 +14,7 @@ from training.data.loader import Batches
 from training.device import training_dtype
 from training.engine.mixup import Mixing
 from training.metrics.classification import Labels
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 
 
 @dataclass(frozen=True, kw_only=True)

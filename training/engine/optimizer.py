@@ -8,8 +8,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.config import ScheduleName
-from training.settled import SettledConfig
+from training.options.config import ScheduleName
+from training.options.settled import SettledConfig
 
 MOMENTUM = 0.9
 

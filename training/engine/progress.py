@@ -11,7 +11,7 @@ from torch import Tensor
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
 from training.metrics.classification import TITLES, Scores
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from training.config import TrainConfig
-from training.config_file import from_yaml
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError
+from training.options.config import TrainConfig
+from training.options.config_file import from_yaml
 from training.storage import sync
 
 AUTO = "auto"

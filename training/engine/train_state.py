@@ -17,7 +17,7 @@ from training.engine.objective import Objective
 from training.models import networks
 from training.models.ema import ExponentialMovingAverage
 from training.models.weights import Weights
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 from training.signals import Interruption
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from serving.contract.decode import Preprocessing
-from training.config import TrainConfig
 from training.engine import checkpoint
 from training.errors import CheckpointRefused
+from training.options.config import TrainConfig
 
 
 def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> str:

@@ -10,7 +10,6 @@ import yaml
 from tqdm import tqdm
 
 from serving.contract.objects import Url
-from training.config import TrainConfig
 from training.data import left_out
 from training.data.dataset import load_dataset, load_images
 from training.engine.runs import CONFIG
@@ -21,6 +20,7 @@ from training.folds.parts import FOLDS, in_file_name, parted, parts
 from training.folds.report import write_folds_report
 from training.folds.results import collect
 from training.models import backbones
+from training.options.config import TrainConfig
 from training.storage import write_atomically
 from training.study.process_pool import Job, ProcessPool, visible_gpus
 from training.study.results import log, outcome

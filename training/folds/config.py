@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from training.config import TrainConfig, require
+from training.options.config import TrainConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)

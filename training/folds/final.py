@@ -18,7 +18,6 @@ from torch import nn
 
 from serving.contract.card import Calibration
 from serving.contract.model import open_model
-from training.config import TrainConfig
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
@@ -33,7 +32,8 @@ from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation, compute_logits
 from training.models.normalization import Calibrate
 from training.models.prediction import predict_images
-from training.settled import SettledConfig
+from training.options.config import TrainConfig
+from training.options.settled import SettledConfig
 
 MODEL = "model.onnx"
 MAY_DIFFER = {

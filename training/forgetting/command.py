@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from training.config import Data
 from training.data.sources.source import NAMES_SHOWN
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
@@ -15,6 +14,7 @@ from training.forgetting.dependents import mark
 from training.forgetting.person import Person, Wanted, recognise
 from training.forgetting.retraining import retrain
 from training.forgetting.scan import Scan, scan
+from training.options.config import Data
 from training.promotion import log
 from training.report import looks
 from training.signals import Interruption

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.contract.objects import Location
-from training.config import TrainConfig
 from training.engine import runs
 from training.forgetting.dependents import Dependent
+from training.options.config import TrainConfig
 from training.signals import Interruption
 from training.train import train
 

@@ -22,7 +22,7 @@ from training.metrics.novelty import Detector, Novelty
 from training.models import networks, prediction
 from training.models.normalization import Calibrate
 from training.models.prediction import Features, Images
-from training.settled import SettledConfig
+from training.options.settled import SettledConfig
 from training.storage import copied
 
 TRAINING_IMAGES_SCORED = 5_000

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.config import TrainConfig
 from training.errors import ConfigError
+from training.options.config import TrainConfig
 
 NAMES_SHOWN = 5
 

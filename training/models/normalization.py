@@ -8,8 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from serving.contract.card import Calibration, Normalization
-from training.config import TrainConfig
 from training.models.prediction import Images, Indices, batches
+from training.options.config import TrainConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

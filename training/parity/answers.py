@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from serving.contract.card import ModelCard
 from serving.contract.model import Images
-from training.config import TrainConfig
 from training.data.dataset import LabelledImages
 from training.data.sources.source import Source
 from training.engine import checkpoint
@@ -25,6 +24,7 @@ from training.errors import ConfigError
 from training.metrics.classification import Probabilities
 from training.models import networks, prediction
 from training.models.normalization import Calibrate
+from training.options.config import TrainConfig
 
 CLIENTS = 4
 """Requests to a service at the same time: they fill its batches, and are far from its limits."""

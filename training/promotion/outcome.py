@@ -5,13 +5,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from training.config import Promote, TrainConfig
 from training.data.dataset import LabelledImages, digest_of_test
 from training.engine.runs import UNSETTLED, is_finished
 from training.engine.train_state import RunContext
 from training.metrics.bootstrap import Intervals
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
+from training.options.config import Promote, TrainConfig
 from training.promotion import log
 from training.promotion.log import Entry
 from training.promotion.rival import MODEL, find_rival, find_served

@@ -9,10 +9,10 @@ from jaxtyping import Int64
 
 from serving.contract.card import Certificate, Champion, Floor
 from serving.contract.decode import Digest
-from training.config import TrainConfig
 from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy
 from training.metrics.comparison import mcnemar
+from training.options.config import TrainConfig
 from training.promotion import floors
 
 

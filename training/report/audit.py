@@ -14,7 +14,6 @@ from scipy.stats import binomtest
 from serving.contract.decode import Decoded
 from serving.contract.formats.depth import SHIFTED
 from serving.contract.image_header import UPRIGHT
-from training.config import Data, Leaks
 from training.data import formats
 from training.data.audit import Audit
 from training.data.cache import Cache
@@ -25,6 +24,7 @@ from training.data.inspection.image_set import image_set
 from training.data.sources.source import NAMES_SHOWN
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
+from training.options.config import Data, Leaks
 from training.report import html
 
 WIDE = 0.3

@@ -15,12 +15,12 @@ from training.engine.progress import Epoch
 from training.engine.runs import LATEST
 from training.metrics.calibration import held_for
 from training.metrics.classification import TITLES, reliability, risk_coverage
+from training.options.settled import SettledConfig
 from training.report import figures, html
 from training.report.audit import audit_facts, class_sheets, duplicate_examples
 from training.report.decisions import curve_pictures, decision_lines
 from training.report.predictions import MISTAKES, class_table, mistakes, worst_mistakes, write_predictions
 from training.report.run_facts import ReportInput, measure_decisions, run_facts
-from training.settled import SettledConfig
 
 SHEET_ROWS, SHEET_COLUMNS = 6, 6
 

@@ -30,12 +30,12 @@ from training.metrics.novelty import Novelty, fewest, novelty_facts, novelty_war
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
+from training.options.settled import SettledConfig
 from training.report import html
 from training.report.audit import audit_warnings
 from training.report.decisions import Decisions, cost_facts, decision_facts, decision_warnings, measure
 from training.report.looks import EarlierLooks
 from training.report.promotion import Promotion
-from training.settled import SettledConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from training.data.dataset import Dataset
 from training.data.sources.source import Split
+from training.options.settled import SettledConfig
 from training.report import figures
 from training.report.decisions import CURVES_SHOWN
 from training.report.predictions import class_table, gallery, worst_mistakes
 from training.report.run import augmentation_sheet
 from training.report.run_facts import ReportInput
-from training.settled import SettledConfig
 
 GALLERY = 24
 PLACES = ("out", "name", "cache", "resume", "init_from")

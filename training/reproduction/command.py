@@ -14,14 +14,14 @@ import tyro
 
 from serving.contract.card import ModelCard, Provenance
 from serving.contract.model import Classifier, open_model
-from training.config import Data, TrainConfig
-from training.config_file import option
 from training.data.cache import Cache
 from training.data.formats import find
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.evaluate import check_labels, gather, model_file
 from training.metrics import costs
+from training.options.config import Data, TrainConfig
+from training.options.config_file import option
 from training.reproduction.comparison import differing_conditions, differing_results
 from training.signals import Interruption
 from training.storage import write_atomically

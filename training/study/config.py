@@ -8,9 +8,9 @@ import joblib
 import tyro
 import yaml
 
-from training.config import Data
-from training.config_file import from_yaml, option
 from training.errors import ConfigError
+from training.options.config import Data
+from training.options.config_file import from_yaml, option
 from training.study import spec
 from training.study.process_pool import visible_gpus
 from training.study.spec import Study

@@ -26,10 +26,10 @@ from typing import Any
 import yaml
 
 from serving.contract.objects import Url
-from training.config import TrainConfig
-from training.config_file import option
 from training.errors import ConfigError
 from training.models import backbones
+from training.options.config import TrainConfig
+from training.options.config_file import option
 from training.study.measures import MEASURES
 
 OWN = {"out", "name", "resume", "cache", "seed", "promote", "floor", "margin"}

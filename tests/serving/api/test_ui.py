@@ -19,7 +19,7 @@ from tests.support.forged_models import rewritten
 from tests.support.paths import ROOT
 from tests.support.pictures import COLOURS, picture
 from tests.support.server import serving
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.train import train
 
 # Five seconds, if nothing is said; a page without a model tries again every five.

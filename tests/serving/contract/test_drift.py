@@ -13,8 +13,8 @@ from serving.contract import drift
 from serving.contract.drift import FEATURES, Histogram, Window
 from serving.contract.model import open_model
 from tests.support.server import serving
-from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
+from training.options.config import TrainConfig
 from training.train import train
 
 RNG = np.random.default_rng(0)

@@ -29,7 +29,7 @@ from tests.support.pictures import opened, picture
 from tests.support.refused_requests import BAD_REQUESTS
 from tests.support.replies import error, metric
 from tests.support.server import serving
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.train import train
 
 SIDE, LESION = 64, 16

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from tests.support.datasets import manifest, write
-from training.config import Leaks
 from training.data import formats
 from training.data.audit import Audit
 from training.data.cache import Cache
@@ -13,6 +12,7 @@ from training.data.dataset import divide_and_audit
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import image_set
 from training.data.splits import SplitPolicy
+from training.options.config import Leaks
 from training.report.audit import audit_facts, audit_lines, audit_warnings, recall_interval
 
 

@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 
 from tests.support.datasets import manifest, write
 from tests.support.paths import ROOT
-from training.config import TrainConfig
 from training.data.cache import ENTRIES_OF_A_KIND, Cache, code_digest
 from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
 from training.evaluate import EvaluateConfig, evaluate
+from training.options.config import TrainConfig
 from training.report.audit import AuditConfig, audit_facts, run_audit
 from training.storage import copied
 

@@ -12,10 +12,10 @@ import torch
 
 from serving.contract.decode import Channels
 from tests.support.configs import settled
-from training.config import Policy, TrainConfig
 from training.data.augmentation import pipeline
 from training.data.loader import Batches, TrainingSet
-from training.settled import SettledConfig
+from training.options.config import Policy, TrainConfig
+from training.options.settled import SettledConfig
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)

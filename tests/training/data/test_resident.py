@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests.support.configs import settled
-from training.config import TrainConfig
 from training.data.loader import Batches, TrainingSet
 from training.data.resident import ResidentImages, fits
+from training.options.config import TrainConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 7

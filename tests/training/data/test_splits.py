@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.config import Leaks, TrainConfig
 from training.data.duplicates import Duplicates, Pair
 from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.data.splits import Division, SplitPolicy, at_most, complete, components, divide
 from training.errors import ConfigError, DataError
+from training.options.config import Leaks, TrainConfig
 
 POLICY = SplitPolicy(leaks="drop", val_fraction=0.15, test_fraction=0.15, seed=0)
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainConfig
 from training.engine import history
 from training.errors import NonFiniteLoss
+from training.options.config import TrainConfig
 from training.train import train
 
 

@@ -9,10 +9,10 @@ import torch
 
 from tests.support.trainer import run_of
 from training import train
-from training.config import TrainConfig
 from training.distributed import ALONE
 from training.engine.memory import fitting_batch
 from training.engine.train_state import RunContext
+from training.options.config import TrainConfig
 from training.signals import Interruption
 
 LIMIT = int(2.4 * 2**30)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from tests.support.configs import settled
-from training.config import TrainConfig
 from training.engine import optimizer
-from training.settled import SettledConfig
+from training.options.config import TrainConfig
+from training.options.settled import SettledConfig
 
 
 def config(**options: Any) -> SettledConfig:

@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.support.pictures import opened
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.report.tensorboard import FIRST_COLUMNS
 from training.train import train
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from tests.support.configs import settled
-from training.config import TrainConfig
 from training.data.loader import Batches, TrainingSet
 from training.engine import checkpoint
 from training.engine.objective import Objective
 from training.engine.train_state import TrainState
+from training.options.config import TrainConfig
 
 
 def state(ema: float) -> TrainState:

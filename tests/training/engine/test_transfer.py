@@ -9,11 +9,11 @@ from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
 from serving.contract.model import open_model
 from training import train
-from training.config import TrainConfig
 from training.engine import checkpoint
 from training.engine.transfer import inherit, transfer
 from training.errors import CheckpointRefused
 from training.models import networks
+from training.options.config import TrainConfig
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24}

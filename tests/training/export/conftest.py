@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from serving.contract.model import open_model
-from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
 from training.engine import checkpoint
 from training.models import networks
+from training.options.config import TrainConfig
 
 OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24}
 

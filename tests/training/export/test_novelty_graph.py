@@ -8,11 +8,11 @@ import torch
 
 from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
-from training.config import TrainConfig
 from training.export.novelty_graph import add_outputs
 from training.export.onnx import graph
 from training.metrics.novelty import fit, unit
 from training.models import networks, prediction
+from training.options.config import TrainConfig
 
 NORMALIZATION = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.5,) * 3, max_pixel_value=255.0)
 CONFIGS = {

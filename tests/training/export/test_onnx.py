@@ -9,12 +9,12 @@ from onnx import numpy_helper
 
 from serving.contract.card import METADATA_KEY
 from serving.contract.model import open_model
-from training.config import TrainConfig
 from training.data.dataset import Dataset
 from training.export.onnx import OPSET, graph
 from training.models import backbones
 from training.models.normalization import Calibrate
 from training.models.prediction import predict
+from training.options.config import TrainConfig
 
 
 def test_the_file_is_one_file_with_a_pinned_opset_and_a_dynamic_batch(run: Path) -> None:

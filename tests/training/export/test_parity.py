@@ -15,7 +15,6 @@ from serving.contract.decode import Fit, Preprocessing, decode
 from serving.contract.model import open_model
 from serving.contract.session import CPU, CUDA
 from tests.support import cuda
-from training.config import Activation, TrainConfig
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
@@ -23,6 +22,7 @@ from training.export.goldens import goldens
 from training.export.onnx import serialize
 from training.export.parity import Evaluated, check_way, prove
 from training.metrics.evaluation import predict
+from training.options.config import Activation, TrainConfig
 from training.train import train
 
 

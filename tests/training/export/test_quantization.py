@@ -13,10 +13,10 @@ from serving.contract.session import Placement
 from tests.support import cuda
 from tests.support.server import serving
 from training.__main__ import main
-from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
 from training.export import quantization
 from training.export.quantization import AGREEMENT, quantize
+from training.options.config import TrainConfig
 from training.train import train
 
 OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24, "val_fraction": 0.2}

@@ -12,13 +12,13 @@ from scipy.special import log_softmax, softmax
 from serving.contract.card import Calibration
 from serving.contract.model import open_model
 from tests.support.trainer import command
-from training.config import TrainConfig
 from training.engine import history
 from training.engine.runs import LATEST
 from training.errors import ConfigError
 from training.folds.config import FoldsConfig
 from training.folds.final import logits_of, runs_of, statement
 from training.metrics.calibration import corrected
+from training.options.config import TrainConfig
 
 OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "3", "--workers", "0"]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from serving.contract.card import Costs
-from training.config import TrainConfig
 from training.errors import ConfigError
 from training.metrics.classification import ScoredImages
 from training.metrics.costs import measure, read, write
+from training.options.config import TrainConfig
 from training.train import train
 
 CLASSES = ("benign", "melanoma")

@@ -9,12 +9,12 @@ import torch
 from serving.contract.card import INPUT_NAME, Normalization
 from serving.contract.decode import Channels, Preprocessing
 from tests.support.backbones import FAMILIES
-from training.config import TrainConfig
 from training.errors import ConfigError
 from training.export import onnx
 from training.models import backbones, networks
 from training.models.normalization import IMAGENET_MEAN, IMAGENET_STD
 from training.models.prediction import predict
+from training.options.config import TrainConfig
 
 
 def build(name: str, side: int = 64, channels: Channels = 3, classes: int = 5, **options: Any) -> torch.nn.Sequential:

@@ -7,10 +7,10 @@ from torch import nn
 
 from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
-from training.config import TrainConfig
 from training.models.diagnostics import VALUES_AT_MOST, at_start, observe
 from training.models.networks import build
 from training.models.normalization import Normalize
+from training.options.config import TrainConfig
 
 SPEC = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)

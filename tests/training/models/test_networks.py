@@ -9,11 +9,11 @@ import torch
 
 from serving.contract.card import Normalization, NormalizationMode
 from serving.contract.decode import Preprocessing
-from training.config import TrainConfig
 from training.models import networks
 from training.models.networks import build
 from training.models.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization
 from training.models.prediction import predict
+from training.options.config import TrainConfig
 
 MODES: tuple[NormalizationMode, ...] = ("standard", "image", "image_per_channel", "min_max", "min_max_per_channel")
 RNG = np.random.default_rng(0)

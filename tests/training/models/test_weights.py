@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tests.support.pickles import Canary
 from tests.support.trainer import command
 from tests.training.models.test_backbones import build
-from training.config import TrainConfig
 from training.errors import CheckpointRefused, WeightsMissing
 from training.models import backbones, weights
+from training.options.config import TrainConfig
 from training.storage import digest
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from training.__main__ import options
-from training.config import TrainConfig
 from training.errors import ConfigError
+from training.options.config import TrainConfig
 from training.promotion.floors import check_classes, parse
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import Digest
-from training.config import TrainConfig
 from training.metrics.bootstrap import bootstrap
 from training.metrics.comparison import mcnemar
+from training.options.config import TrainConfig
 from training.promotion.rule import Judgement, Rival, TestAnswers, judge, refusal
 
 CLASSES = ("cat", "dog", "eel")

@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.studies import invented_results
-from training.config import TrainConfig
 from training.evaluate import EvaluateConfig, evaluate
+from training.options.config import TrainConfig
 from training.report.audit import AuditConfig, run_audit
 from training.study.config import StudyConfig, declared
 from training.study.report import write_study_report

@@ -13,7 +13,7 @@ import yaml
 
 from tests.support.pages import References
 from tests.support.paths import ROOT
-from training.config import TrainConfig
+from training.options.config import TrainConfig
 from training.report.run import run_summary
 from training.train import train
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.support.trainer import command
-from training.config import TrainConfig
 from training.metrics.classification import score
+from training.options.config import TrainConfig
 from training.report.predictions import read_predictions
 from training.robustness.changes import DRIFTS, PROBES
 from training.robustness.report import Drop, shortcut

@@ -11,10 +11,10 @@ from optuna.trial import Trial, TrialState
 from tests.support.postgres import postgres
 from tests.support.processes import wait_until
 from training.__main__ import main
-from training.config_file import from_yaml
 from training.engine import history
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
+from training.options.config_file import from_yaml
 from training.study import spec, trials
 from training.study.command import study
 from training.study.config import StudyConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
-from training.config import Policy, Symmetry
-from training.settled import SettledConfig
+from training.options.config import Policy, Symmetry
+from training.options.settled import SettledConfig
 
 STREAM = 3
 """Separates these draws from others that are made from a seed, an epoch and a number."""

@@ -17,9 +17,9 @@ from jaxtyping import UInt8
 
 from serving.contract.card import Normalization
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Preprocessing
-from training.config import TrainConfig
 from training.data.augmentation.draws import STRENGTHS, Strength
 from training.errors import ConfigError
+from training.options.config import TrainConfig
 
 TRIALS = 16
 

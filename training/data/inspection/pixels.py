@@ -10,7 +10,6 @@ from pydantic import TypeAdapter
 
 from serving.contract.decode import Preprocessing
 from serving.contract.image_header import read_header
-from training.config import TrainConfig
 from training.data.cache import Cache
 from training.data.input.sizing import Size, Sizing, choose
 from training.data.inspection.contents import CONTENTS, Contents, inspect_files, read_all
@@ -18,6 +17,7 @@ from training.data.inspection.image_file import UNREADABLE, to_rgb
 from training.data.inspection.pixel_file import PixelFile
 from training.data.inspection.threads import in_threads
 from training.data.sources.source import Source
+from training.options.config import TrainConfig
 
 _IMAGES = "images"
 

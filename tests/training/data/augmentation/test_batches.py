@@ -12,10 +12,10 @@ from scipy.stats import ks_2samp
 from sklearn.datasets import load_sample_images
 
 from tests.support.configs import settled
-from training.config import Policy, Symmetry, TrainConfig
 from training.data.augmentation import opencv, pipeline, tensors
 from training.data.augmentation.draws import STRENGTHS, BatchPolicy, Draws
 from training.data.augmentation.tensors import BatchAugmentation
+from training.options.config import Policy, Symmetry, TrainConfig
 
 COUNT = 600
 SIDE = 32

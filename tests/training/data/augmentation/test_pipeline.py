@@ -16,10 +16,10 @@ from serving.contract.decode import Channels
 from serving.contract.model import open_model
 from tests.support.paths import ROOT
 from training import train
-from training.config import TrainConfig
-from training.config_file import from_yaml
 from training.data.augmentation import pipeline
 from training.errors import ConfigError
+from training.options.config import TrainConfig
+from training.options.config_file import from_yaml
 
 OWN = A.Compose(
     [

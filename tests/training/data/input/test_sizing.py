@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from training.config import TrainConfig
 from training.data.input.sizing import BACKBONE, choose
+from training.options.config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.support.datasets import write
-from training.config import TrainConfig
 from training.data import formats
 from training.data.cache import Cache
 from training.data.inspection.image_file import to_rgb
 from training.data.inspection.pixels import inspect
+from training.options.config import TrainConfig
 
 
 @pytest.mark.parametrize("odd_one", [0, 5, 11])

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainConfig
 from training.data.cache import Cache
 from training.data.dataset import load_dataset
 from training.data.formats import find
 from training.errors import DataError
+from training.options.config import TrainConfig
 
 
 def corrections(path: Path, text: str) -> Path:

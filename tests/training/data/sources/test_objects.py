@@ -14,10 +14,10 @@ from serving.contract.objects import Url
 from tests.support.object_store import BUCKET, S3, s3
 from tests.support.paths import ROOT
 from training.__main__ import main
-from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
 from training.data.sources.objects import copied
 from training.errors import ConfigError, DataError
+from training.options.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

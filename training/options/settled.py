@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import joblib
 
-from training.config import Balance, Policy, ScoreName, Symmetry, TrainConfig, default_name, require
+from training.options.config import Balance, Policy, ScoreName, Symmetry, TrainConfig, default_name, require
 
 COUNT_CLASSES_ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
 """Scores in which a rare class counts as much as a common one."""

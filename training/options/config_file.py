@@ -7,8 +7,8 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from training.config import TrainConfig
 from training.errors import ConfigError
+from training.options.config import TrainConfig
 
 
 def from_yaml(path: Path) -> TrainConfig:

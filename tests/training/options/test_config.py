@@ -9,10 +9,10 @@ import yaml
 from tests.support.configs import settled
 from tests.support.trainer import command
 from training.__main__ import main, options
-from training.config import TrainConfig
-from training.config_file import from_yaml
 from training.errors import ConfigError
-from training.settled import one_sided
+from training.options.config import TrainConfig
+from training.options.config_file import from_yaml
+from training.options.settled import one_sided
 
 
 @pytest.mark.parametrize(
