@@ -31,7 +31,7 @@ from training.metrics import costs
 from training.metrics.comparison import unshared
 from training.metrics.slices import slices
 from training.models.prediction import fitted_batches
-from training.options.config import Data
+from training.options.choices import Data
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 from training.report.looks import EarlierLooks, Look, record, runs_folder
 

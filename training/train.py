@@ -36,7 +36,8 @@ from training.models import backbones, networks, weights
 from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
-from training.options.config import Symmetry, TrainConfig, default_name
+from training.options.choices import Symmetry
+from training.options.config import TrainConfig, default_name
 from training.options.settled import Processes, SettledConfig, one_sided, settle
 from training.promotion import floors, log, outcome
 from training.promotion.eight_bits import with_eight_bits

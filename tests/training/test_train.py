@@ -25,7 +25,8 @@ from training.export import parity
 from training.metrics import classification
 from training.models import networks, prediction
 from training.models.normalization import normalization
-from training.options.config import Balance, ScoreName, TrainConfig
+from training.options.choices import Balance, ScoreName
+from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
 from training.signals import Interruption
 

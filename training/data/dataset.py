@@ -22,7 +22,8 @@ from training.data.inspection.threads import in_threads
 from training.data.sources.source import Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
-from training.options.config import DepthRule, TrainConfig
+from training.options.choices import DepthRule
+from training.options.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ from training.data.inspection.image_set import ImageSet
 from training.data.left_out import LeftOut, left_out
 from training.data.sources.source import SPLITS, Split
 from training.errors import DataError
-from training.options.config import Leaks, TrainConfig, share_of
+from training.options.choices import Leaks
+from training.options.config import TrainConfig
+from training.options.limits import share_of
 
 CONTRADICTION = "one picture under two labels"
 

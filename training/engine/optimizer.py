@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.options.config import ScheduleName
+from training.options.choices import ScheduleName
 from training.options.settled import SettledConfig
 
 MOMENTUM = 0.9

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from training.options.config import TrainConfig, require
+from training.options.config import TrainConfig
+from training.options.limits import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from training.forgetting.dependents import mark
 from training.forgetting.person import Person, Wanted, recognise
 from training.forgetting.retraining import retrain
 from training.forgetting.scan import Scan, scan
-from training.options.config import Data
+from training.options.choices import Data
 from training.promotion import log
 from training.report import looks
 from training.signals import Interruption

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
-from training.options.config import ScoreName
+from training.options.choices import ScoreName
 
 TITLES = {
     "accuracy": "accuracy",

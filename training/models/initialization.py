@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import init
 
-from training.options.config import Init
+from training.options.choices import Init
 
 CONSTANT = 0.01
 SCALE = 0.05

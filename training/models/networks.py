@@ -12,7 +12,8 @@ from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
 from training.models import backbones
 from training.models.normalization import Normalize
-from training.options.config import Activation, TrainConfig
+from training.options.choices import Activation
+from training.options.config import TrainConfig
 
 STEM_OUTPUT_AT_MOST = 32
 """Largest side, in pixels, of the maps that the residual stages of the CNN work on."""

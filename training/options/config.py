@@ -1,82 +1,35 @@
 """The options of a training run: one frozen dataclass, from which tyro makes the command line."""
 
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import PlainValidator
 from tyro.conf import DisallowNone, UseAppendAction
-from tyro.constructors import PrimitiveConstructorSpec
 
 from serving.contract.card import NormalizationMode
 from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
-from serving.contract.image_header import MIN_SIDE
-from serving.contract.objects import Url, location
-from training.errors import ConfigError
-
-Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
-Init = Literal["default", "constant", "uniform", "normal", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal"]
-OptimizerName = Literal["adamw", "adam", "sgd"]
-ScheduleName = Literal["cosine", "constant", "step"]
-Balance = Literal["none", "loss", "logits", "sampler", "bias"]
-Policy = Literal["none", "light", "strong"]
-Symmetry = Literal["none", "mirror", "square"]
-Leaks = Literal["drop", "error", "warn"]
-DepthRule = Literal["auto", "range", "percentile"]
-Quantize = Literal["none", "int8"]
-Promote = Literal["better", "always", "never"]
-ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log_loss"]
-
-OWN_NETWORKS = ("mlp", "cnn")
-LAYER_OPTIONS = ("hidden", "width", "activation", "batch_norm", "init", "init_scale", "zero_biases")
-"""Options of the layers of the own networks; timm's architectures bring theirs."""
-WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
-PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
-
-
-def _url(value: object) -> Url:
-    found = location(value) if isinstance(value, str) else value
-    if not isinstance(found, Url):
-        raise ValueError("expected a URL")
-    return found
-
-
-Data = (
-    Annotated[
-        Url,
-        PlainValidator(_url),
-        PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="URL",
-            instance_from_str=lambda texts: _url(texts[0]),
-            is_instance=lambda value: isinstance(value, Url),
-            str_from_instance=lambda value: [str(value)],
-        ),
-    ]
-    | Path
+from serving.contract.objects import Url
+from training.options.choices import (
+    LAYER_OPTIONS,
+    OWN_NETWORKS,
+    Activation,
+    Balance,
+    Data,
+    DepthRule,
+    Init,
+    Leaks,
+    OptimizerName,
+    Policy,
+    Promote,
+    Quantize,
+    ScheduleName,
+    ScoreName,
+    Symmetry,
 )
-"""Where images are, on the command line and in a YAML file."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A limit of a number, as part of an option's type. `expected` is its wording in the error message."""
-
-    expected: str
-    holds: Callable[[float], bool]
-
-
-Positive = Bound("above 0", lambda value: value > 0)
-NotNegative = Bound("0 or more", lambda value: value >= 0)
-AtLeastOne = Bound("1 or more", lambda value: value >= 1)
-Share = Bound("at least 0 and below 1", lambda value: 0 <= value < 1)
-Byte = Bound("0 to 255", lambda value: 0 <= value <= 255)
-Side = Bound(f"{MIN_SIDE} or more", lambda value: value >= MIN_SIDE)
+from training.options.limits import AtLeastOne, Byte, NotNegative, Positive, Share, Side, check_limits
+from training.options.rules import check_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,18 +260,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the option, the expected and the actual value."""
-        for name, bounds in _bounds().items():
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-            for bound in bounds:
-                require(all(map(bound.holds, numbers)), name, bound.expected, value)
-        for holds, names, expected, value in _combinations(self):
-            require(holds, names, expected, value)
-        if self.fold is not None and "=" in self.fold:
-            column, _, value = self.fold.partition("=")
-            require(bool(column.strip() and value.strip()), "fold", "COLUMN=VALUE, such as site=Graz", self.fold)
-        elif self.fold is not None:
-            require(share_of("fold", self.fold)[1] > 1, "fold", "2 parts or more", self.fold)
+        check_limits(self, TrainConfig)
+        check_rules(self)
         # A resumed run is given them again, and tyro appends them to its own.
         for name in ("floor", "operate"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
@@ -364,101 +307,3 @@ class TrainConfig:
 def default_name(model: str) -> str:
     """Date, time (UTC) and model: sorts by age."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
-
-
-def share_of(option: str, text: str) -> tuple[int, int]:
-    """The numbers of an option that is written as i/n, such as 1/4. Raises ConfigError."""
-    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
-    i, n = map(int, numbers.groups()) if numbers else (0, 0)
-    require(1 <= i <= n, option, "i/n with i from 1 to n, such as 1/4", text)
-    return i, n
-
-
-def require(holds: bool, option: str, expected: str, value: object) -> None:
-    """Raise ConfigError with the option, the expected and the actual value, unless the condition holds."""
-    if not holds:
-        raise ConfigError(f"--{option.replace('_', '-')}: expected {expected}, got {value}")
-
-
-@cache
-def _bounds() -> dict[str, list[Bound]]:
-    """The limits in the types of the options, also in `Annotated[...] | None` and `tuple[Annotated[...], ...]`."""
-    bounds: dict[str, list[Bound]] = {}
-    for name, kind in get_type_hints(TrainConfig, include_extras=True).items():
-        annotations = [note for part in (kind, *get_args(kind)) for note in getattr(part, "__metadata__", ())]
-        bounds[name] = [note for note in annotations if isinstance(note, Bound)]
-    return bounds
-
-
-def _combinations(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]:
-    """The rules that one number's limits cannot express: whether it holds, the options, expected and actual value."""
-    held_out = config.val_fraction + config.test_fraction
-    yield held_out < 1, "val_fraction and test_fraction", "together below 1", held_out
-    mean, std, name, augment = config.mean, config.std, config.name, config.augment
-    yield len(mean) == len(std), "mean and std", "of the same length", (mean, std)
-    yield len(mean) in (0, config.channels), "mean and std", f"of {config.channels} number(s)", mean
-    yield name is None or Path(name).name == name, "name", "a folder's name, not a path", name
-    yield _file_or_word("augment", augment, "none, light, strong", PIPELINE_ENDINGS)
-    yield _file_or_word("weights", config.weights, "default, none", WEIGHTS_ENDINGS)
-    yield (
-        config.symmetry in (None, "none") or not isinstance(augment, Path),
-        "symmetry",
-        "none beside a file of --augment, which contains all random changes",
-        config.symmetry,
-    )
-    yield (
-        config.augment_on != "device" or not isinstance(augment, Path),
-        "augment_on",
-        "workers beside a file of --augment, which Albumentations applies image by image",
-        config.augment_on,
-    )
-    yield (
-        config.promote == "better" or not config.floor,
-        "floor",
-        f"none beside --promote {config.promote}",
-        config.floor,
-    )
-    if config.from_folds is not None:
-        yield config.fold is None, "fold", "none beside --from-folds, which holds no image out", config.fold
-        yield (
-            config.images_per_class is None,
-            "images_per_class",
-            "none beside --from-folds, which trains on all images",
-            config.images_per_class,
-        )
-        yield config.patience is None, "patience", "none beside --from-folds, which holds no image out", config.patience
-        yield config.quantize == "none", "quantize", "none beside --from-folds: no image is left to score it", "int8"
-    yield from _model_rules(config)
-    single = config.model == "mlp" and config.batch_norm and config.batch_size == 1
-    yield not single, "batch_size", "2 or more with --batch-norm", 1
-
-
-def _file_or_word(option: str, value: object, words: str, endings: tuple[str, ...]) -> tuple[bool, str, str, object]:
-    fits = not isinstance(value, Path) or value.suffix in endings
-    return fits, option, f"{words} or a file that ends in {', '.join(endings)}", value
-
-
-def _model_rules(config: TrainConfig) -> Iterator[tuple[bool, str, str, object]]:
-    """The rules of --model, --weights and --freeze."""
-    weights, model = config.weights, config.model
-    layers = config.layer_options
-    layers_fit = config.own_network or model == "auto" or not layers
-    yield layers_fit, "model", f"mlp or cnn beside --{'/'.join(layers).replace('_', '-')}", model
-    yield not config.own_network or weights in (None, "none"), "weights", f"none beside --model {model}", weights
-    yield not config.own_network or not config.drop_path, "drop_path", f"0 beside --model {model}", config.drop_path
-    yield not isinstance(weights, Path) or model != "auto", "model", "the architecture of the file of --weights", model
-    both = weights not in (None, "none") and config.init_from is not None
-    yield not both, "weights", "none beside --init-from, which brings weights", weights
-    frozen, epochs = config.freeze_epochs, config.epochs
-    yield epochs is None or frozen < epochs, "freeze_epochs", f"fewer than the {epochs} epochs", frozen
-    if config.freeze:
-        yield (
-            config.init_from is not None or config.pretrained,
-            "freeze",
-            "--init-from or the pretrained weights of a timm architecture beside it",
-            f"--model {model}",
-        )
-        # What is computed once can be neither augmented nor mixed.
-        drawn = {name: getattr(config, name) for name in ("augment", "symmetry", "mixup", "cutmix")}
-        asked = [f"--{name} {value}" for name, value in drawn.items() if value not in (None, "none", 0)]
-        yield not asked, "freeze", "images that stay as they are, so that features are computed once", ", ".join(asked)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import joblib
 
-from training.options.config import Balance, Policy, ScoreName, Symmetry, TrainConfig, default_name, require
+from training.options.choices import Balance, Policy, ScoreName, Symmetry
+from training.options.config import TrainConfig, default_name
+from training.options.limits import require
 
 COUNT_CLASSES_ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
 """Scores in which a rare class counts as much as a common one."""

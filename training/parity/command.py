@@ -21,7 +21,7 @@ from training.evaluate import Wanted, check_labels, choose, gather, model_file, 
 from training.export.parity import check_way
 from training.metrics.classification import Probabilities
 from training.models.prediction import predict_images
-from training.options.config import Data
+from training.options.choices import Data
 from training.parity.answers import Asked, Service, TorchModel
 from training.report.parity import Answers, ParityReport, parity_summary, write_parity
 from training.report.predictions import read_predictions

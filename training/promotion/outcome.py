@@ -11,7 +11,8 @@ from training.engine.train_state import RunContext
 from training.metrics.bootstrap import Intervals
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
-from training.options.config import Promote, TrainConfig
+from training.options.choices import Promote
+from training.options.config import TrainConfig
 from training.promotion import log
 from training.promotion.log import Entry
 from training.promotion.rival import MODEL, find_rival, find_served

@@ -24,7 +24,7 @@ from training.data.inspection.image_set import image_set
 from training.data.sources.source import NAMES_SHOWN
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
-from training.options.config import Data, Leaks
+from training.options.choices import Data, Leaks
 from training.report import html
 
 WIDE = 0.3

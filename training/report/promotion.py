@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serving.contract.card import Certificate
-from training.options.config import Promote
+from training.options.choices import Promote
 from training.report import html
 from training.storage import write_atomically
 

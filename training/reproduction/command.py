@@ -20,7 +20,8 @@ from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.evaluate import check_labels, gather, model_file
 from training.metrics import costs
-from training.options.config import Data, TrainConfig
+from training.options.choices import Data
+from training.options.config import TrainConfig
 from training.options.config_file import option
 from training.reproduction.comparison import differing_conditions, differing_results
 from training.signals import Interruption

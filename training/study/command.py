@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from training.errors import ConfigError
-from training.options.config import share_of
+from training.options.limits import share_of
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import identity, job, prepare, read_spec
 from training.study.process_pool import Job, ProcessPool

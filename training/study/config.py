@@ -9,7 +9,7 @@ import tyro
 import yaml
 
 from training.errors import ConfigError
-from training.options.config import Data
+from training.options.choices import Data
 from training.options.config_file import from_yaml, option
 from training.study import spec
 from training.study.process_pool import visible_gpus

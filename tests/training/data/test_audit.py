@@ -12,7 +12,7 @@ from training.data.dataset import divide_and_audit
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import image_set
 from training.data.splits import SplitPolicy
-from training.options.config import Leaks
+from training.options.choices import Leaks
 from training.report.audit import audit_facts, audit_lines, audit_warnings, recall_interval
 
 

@@ -14,7 +14,8 @@ from serving.contract.decode import Channels
 from tests.support.configs import settled
 from training.data.augmentation import pipeline
 from training.data.loader import Batches, TrainingSet
-from training.options.config import Policy, TrainConfig
+from training.options.choices import Policy
+from training.options.config import TrainConfig
 from training.options.settled import SettledConfig
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,8 @@ from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.data.splits import Division, SplitPolicy, at_most, complete, components, divide
 from training.errors import ConfigError, DataError
-from training.options.config import Leaks, TrainConfig
+from training.options.choices import Leaks
+from training.options.config import TrainConfig
 
 POLICY = SplitPolicy(leaks="drop", val_fraction=0.15, test_fraction=0.15, seed=0)
 

@@ -22,7 +22,8 @@ from training.export.goldens import goldens
 from training.export.onnx import serialize
 from training.export.parity import Evaluated, check_way, prove
 from training.metrics.evaluation import predict
-from training.options.config import Activation, TrainConfig
+from training.options.choices import Activation
+from training.options.config import TrainConfig
 from training.train import train
 
 

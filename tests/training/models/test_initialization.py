@@ -9,7 +9,8 @@ from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
 from training.models.initialization import METHODS, initialize
 from training.models.networks import build
-from training.options.config import Init, TrainConfig
+from training.options.choices import Init
+from training.options.config import TrainConfig
 
 SPEC = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
 PREPROCESSING = Preprocessing(height=32, width=32, channels=3, interpolation="area")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
-from training.options.config import Policy, Symmetry
+from training.options.choices import Policy, Symmetry
 from training.options.settled import SettledConfig
 
 STREAM = 3

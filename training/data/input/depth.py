@@ -5,7 +5,7 @@ from jaxtyping import Int64
 
 from serving.contract.decode import checked_header, stored_values
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
-from training.options.config import DepthRule
+from training.options.choices import DepthRule
 
 BELOW, ABOVE = 0.005, 0.995
 """Shares of all values at which the percentile rule cuts: single hot or dead pixels are beyond them."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from serving.contract.image_header import MIN_SIDE
-from training.options.config import OWN_NETWORKS, TrainConfig
+from training.options.choices import OWN_NETWORKS
+from training.options.config import TrainConfig
 
 PHOTOGRAPH_SIDE = 96
 """Images whose median shorter side has at least as many pixels are photographs: a backbone, trained on photographs,

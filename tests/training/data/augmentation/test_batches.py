@@ -15,7 +15,8 @@ from tests.support.configs import settled
 from training.data.augmentation import opencv, pipeline, tensors
 from training.data.augmentation.draws import STRENGTHS, BatchPolicy, Draws
 from training.data.augmentation.tensors import BatchAugmentation
-from training.options.config import Policy, Symmetry, TrainConfig
+from training.options.choices import Policy, Symmetry
+from training.options.config import TrainConfig
 
 COUNT = 600
 SIDE = 32
