@@ -18,7 +18,7 @@ from training.device import unusable_gpu
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError, DeviceMissing
 from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
-from training.export.parity import check_way
+from training.export.ways import check_way
 from training.metrics.classification import Probabilities
 from training.models.prediction import predict_images
 from training.options.choices import Data

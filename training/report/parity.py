@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.contract.card import TOLERANCE, ModelCard
-from training.export.parity import WayCheck
+from training.export.ways import WayCheck
 from training.report import html
 
 

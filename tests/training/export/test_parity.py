@@ -20,7 +20,8 @@ from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.goldens import goldens
 from training.export.onnx import serialize
-from training.export.parity import Evaluated, check_way, prove
+from training.export.parity import Evaluated, prove
+from training.export.ways import check_way
 from training.metrics.evaluation import predict
 from training.options.choices import Activation
 from training.options.config import TrainConfig
