@@ -1,7 +1,6 @@
 """The main job: data, model, loop; then evaluation, export with its proof, report. Read it from top to bottom."""
 
 import shutil
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,27 +29,22 @@ from training.export.features import with_features
 from training.export.parity import Evaluated
 from training.export.publication import export
 from training.folds import final
-from training.metrics import costs, operating_points, slices
 from training.metrics.evaluation import Evaluation, evaluate_best
 from training.models import backbones, networks, weights
 from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
-from training.options.choices import Symmetry
 from training.options.config import TrainConfig, default_name
-from training.options.settled import Processes, SettledConfig, one_sided, settle
-from training.promotion import floors, log, outcome
+from training.promotion import outcome
 from training.promotion.eight_bits import with_eight_bits
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
 from training.report.run import write_report
 from training.report.run_facts import ReportInput
+from training.settling import check_demands, decide
 from training.signals import Interruption
 from training.storage import digest, write_atomically
-
-IMAGES_NAMED = 5
-"""Number of images that are named of the step whose loss is not finite."""
 
 
 def train(config: TrainConfig, interruption: Interruption | None = None, group: Group = ALONE) -> Path:
@@ -89,7 +83,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
                 if writer is not None:
                     conclude(model, dataset, context, epochs, writer)
             except NonFiniteLoss as error:
-                record_divergence(error, context)
+                history.mark_diverged(error, context)
                 raise
             except (MemoryError, RuntimeError) as error:
                 if failures.is_short_of_memory(error):
@@ -102,20 +96,11 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
 
 
 def ready(run: Path, config: TrainConfig) -> bool:
-    """Whether the run is finished already; if not, that its demands are understood and its promotion can be logged.
-
-    Raises ConfigError, OSError.
-    """
-    if outcome.finished(run):
-        return True
-    for text in config.floor:
-        floors.parse(text)
-    operating_points.parse_all(config.operate)
-    if config.costs is not None:
-        costs.table(config.costs)
-    if config.promote != "never":
-        log.check(config.out)
-    return False
+    """Whether the run is finished already; if not, its demands are checked. Raises ConfigError, OSError."""
+    if not outcome.finished(run):
+        check_demands(config)
+        return False
+    return True
 
 
 def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
@@ -152,52 +137,6 @@ def find_weights(config: TrainConfig, group: Group) -> Weights | None:
     """
     started = config.model == "auto" or not config.pretrained or runs.has_checkpoint(config.out / (config.name or ""))
     return None if started or not group.first else weights.find(config)
-
-
-def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: Group) -> SettledConfig:
-    """The settled options; a file of --augment is copied into the run's folder, so that the run can be repeated.
-
-    Raises ConfigError where an option does not fit the data or the number of processes.
-    """
-    config = final.with_best_epoch(config)
-    floors.check_classes(config.floor, dataset.classes)
-    slices.slices(dataset, config.slices, dataset.splits["test"])
-    operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
-    settled = settle(
-        weights.normalized(config, found) if found else config,
-        training_images=len(dataset.splits["train"]),
-        classes=dataset.classes,
-        has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),
-        processes=Processes(group.size, group.local_size),
-    )
-    final.check(settled, dataset)
-    settled = keep_costs(settled, dataset.classes)
-    if config.symmetry is None and config.fine_tunes and not isinstance(settled.augment, Path):
-        print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
-    if not isinstance(settled.augment, Path):
-        return settled
-    from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
-
-    pipeline.check(settled.augment, settled.image_size, settled.channels)
-    kept = settled.run / f"augment{settled.augment.suffix}"
-    if settled.augment != kept:  # they are equal when the run resumes
-        shutil.copyfile(settled.augment, kept)
-    return replace(settled, augment=kept)
-
-
-def keep_costs(config: SettledConfig, classes: Sequence[str]) -> SettledConfig:
-    """Check the file of --costs, and copy it into the run's folder. Raises ConfigError."""
-    if config.costs is None:
-        return config
-    matrix, kept = costs.read(config.costs, classes), config.run / "costs.csv"
-    costs.write(kept, matrix, classes)
-    return replace(config, costs=kept)
-
-
-def _why(symmetry: Symmetry, classes: Sequence[str]) -> str:
-    if symmetry == "none":
-        return f"a mirror may change what class {one_sided(classes)!r} means"
-    return "left and right are swapped at random; none, where that changes a label"
 
 
 def start(context: RunContext) -> nn.Sequential:
@@ -250,15 +189,6 @@ def describe(context: RunContext, model: nn.Module) -> str:
     )
 
 
-def record_divergence(error: NonFiniteLoss, context: RunContext) -> None:
-    """Name images of the step whose loss is not finite, and record in the history that the run diverged."""
-    if error.images:
-        named = ", ".join(context.dataset.keys[image] for image in error.images[:IMAGES_NAMED])
-        error.add_note(f"of that step's {len(error.images)} images the first are {named}")
-    if context.group.first:
-        history.mark_diverged(context.config.run, str(error))
-
-
 def conclude(
     model: nn.Sequential, dataset: Dataset, context: RunContext, epochs: list[Epoch], writer: SummaryWriter
 ) -> None:
@@ -292,13 +222,7 @@ def export_model(
 ) -> ReportInput:
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
-    unknown = evaluation.unknown
-    evaluated = Evaluated(
-        probabilities=evaluation.probabilities["test"] if evaluation.own is None else evaluation.own,
-        detector=unknown.detector if unknown else None,
-        novelty=unknown.test if unknown else None,
-    )
-    parity = export(model, card, dataset, evaluated, config.run / "model.onnx")
+    parity = export(model, card, dataset, Evaluated.of(evaluation), config.run / "model.onnx")
     return ReportInput(
         config=config,
         card=card,
@@ -313,7 +237,7 @@ def export_model(
         quantized=None,
         no_int8=None,
         leak_free=evaluation.leak_free,
-        strange=unknown.strange if unknown else {},
+        strange=evaluation.unknown.strange if evaluation.unknown else {},
         looks=look_of_run(
             config.run,
             digest_of_test(dataset),

@@ -11,11 +11,14 @@ from torch import nn
 from serving.contract.card import PretrainedWeights
 from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
+from training.errors import NonFiniteLoss
 from training.models import diagnostics
 from training.models.diagnostics import AtStart
 from training.storage import write_atomically
 
 HISTORY = "history.json"
+IMAGES_NAMED = 5
+"""Number of images that are named of the step whose loss is not finite."""
 PROBED = 64
 """Training images on which the signal and the gradients of the untrained network are measured."""
 
@@ -76,8 +79,12 @@ def read(run: Path) -> History | None:
     return _HISTORY.validate_json(path.read_bytes()) if path.exists() else None
 
 
-def mark_diverged(run: Path, where: str) -> None:
-    """Record that the run ended because its loss, or a prediction, is not finite."""
-    history = read(run)
-    assert history is not None
-    write(run, replace(history, diverged=where))
+def mark_diverged(error: NonFiniteLoss, context: RunContext) -> None:
+    """Name images of the step whose loss is not finite, and record in the history that the run diverged."""
+    if error.images:
+        named = ", ".join(context.dataset.keys[image] for image in error.images[:IMAGES_NAMED])
+        error.add_note(f"of that step's {len(error.images)} images the first are {named}")
+    if context.group.first:
+        history = read(context.config.run)
+        assert history is not None
+        write(context.config.run, replace(history, diverged=str(error)))

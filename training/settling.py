@@ -1,0 +1,80 @@
+"""What was asked of a run: checked before its data is read, then against the data, and completed by it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from training.data.dataset import Dataset
+from training.distributed import Group
+from training.folds import final
+from training.metrics import costs, operating_points, slices
+from training.models import backbones, weights
+from training.models.weights import Weights
+from training.options.choices import Symmetry
+from training.options.config import TrainConfig
+from training.options.settled import Processes, SettledConfig, one_sided, settle
+from training.promotion import floors, log
+
+
+def check_demands(config: TrainConfig) -> None:
+    """Refuse, before data is read, what cannot be understood, and a promotion that cannot be logged.
+
+    Raises ConfigError, OSError.
+    """
+    for text in config.floor:
+        floors.parse(text)
+    operating_points.parse_all(config.operate)
+    if config.costs is not None:
+        costs.table(config.costs)
+    if config.promote != "never":
+        log.check(config.out)
+
+
+def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: Group) -> SettledConfig:
+    """The settled options; files that they name are copied into the run's folder, so that the run can be repeated.
+
+    Raises ConfigError where an option does not fit the data or the number of processes.
+    """
+    config = final.with_best_epoch(config)
+    floors.check_classes(config.floor, dataset.classes)
+    slices.slices(dataset, config.slices, dataset.splits["test"])
+    operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
+    settled = settle(
+        weights.normalized(config, found) if found else config,
+        training_images=len(dataset.splits["train"]),
+        classes=dataset.classes,
+        has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),
+        processes=Processes(group.size, group.local_size),
+    )
+    final.check(settled, dataset)
+    settled = _with_kept_costs(settled, dataset.classes)
+    if config.symmetry is None and config.fine_tunes and not isinstance(settled.augment, Path):
+        print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
+    return _with_kept_pipeline(settled)
+
+
+def _with_kept_costs(config: SettledConfig, classes: Sequence[str]) -> SettledConfig:
+    if config.costs is None:
+        return config
+    matrix, kept = costs.read(config.costs, classes), config.run / "costs.csv"
+    costs.write(kept, matrix, classes)
+    return replace(config, costs=kept)
+
+
+def _with_kept_pipeline(config: SettledConfig) -> SettledConfig:
+    if not isinstance(config.augment, Path):
+        return config
+    from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
+    pipeline.check(config.augment, config.image_size, config.channels)
+    kept = config.run / f"augment{config.augment.suffix}"
+    if config.augment != kept:  # they are equal when the run resumes
+        shutil.copyfile(config.augment, kept)
+    return replace(config, augment=kept)
+
+
+def _why(symmetry: Symmetry, classes: Sequence[str]) -> str:
+    if symmetry == "none":
+        return f"a mirror may change what class {one_sided(classes)!r} means"
+    return "left and right are swapped at random; none, where that changes a label"
