@@ -21,7 +21,7 @@ from training.engine.objective import Objective
 from training.engine.progress import RunProgress
 from training.engine.train_state import TrainState
 from training.errors import DataError, ExportRefused, Interrupted, NonFiniteLoss
-from training.export import parity
+from training.export import ways
 from training.metrics import classification
 from training.models import networks, prediction
 from training.models.normalization import normalization
@@ -80,7 +80,7 @@ def test_latest_points_to_the_run(run: Path) -> None:
 def test_latest_moves_only_after_the_proof_held(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(data=photos, out=tmp_path, model="mlp", hidden=(8,), image_size=16, epochs=1, augment="none")
     first = train.train(_named(config, "first"))
-    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
+    monkeypatch.setattr(ways, "TOLERANCE", -1.0)
     with pytest.raises(ExportRefused):
         train.train(_named(config, "second"))
     assert (tmp_path / "latest").resolve() == first.resolve()
