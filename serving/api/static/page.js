@@ -195,15 +195,20 @@ function showExplanation(explanation) {
     $("fitted-size").textContent = `${target.naturalWidth} × ${target.naturalHeight} px`;
   };
   const drops = explanation.drops.flat();
-  const strongest = Math.max(...drops.map(Math.abs));
-  const points = (Math.max(...drops) * 100).toFixed(1);
-  $("explained").textContent = strongest < 0.01
-    ? `No single region carries ${explanation.label}: covering any of ${drops.length} changes its probability by less than a point.`
-    : `Covering one region at a time takes up to ${points} points from the probability of ${explanation.label}.`;
+  $("explained").textContent = explanationText(explanation.label, drops);
   $("heat").alt = $("explained").textContent;
   show("heat", true);
   show("overlay", true);
   show("explanation", true);
+}
+
+function explanationText(label, drops) {
+  const [most, least] = [Math.max(...drops), Math.min(...drops)];
+  const points = (share) => `${(Math.abs(share) * 100).toFixed(1)} points`;
+  if (most >= 0.01) return `Covering one region at a time takes up to ${points(most)} from the probability of ${label}.`;
+  const none = `No single region carries ${label}: covering any of ${drops.length}`;
+  if (least > -0.01) return `${none} changes its probability by less than a point.`;
+  return `${none} takes less than a point from its probability, and adds up to ${points(least)} to it.`;
 }
 
 async function loadCard() {

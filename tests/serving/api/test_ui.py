@@ -123,6 +123,18 @@ def test_a_chosen_image_gets_the_services_answer(page: Page, server: str, images
     expect(page.locator("#heat")).to_have_css("opacity", "0.25")
 
 
+def test_regions_that_all_speak_against_the_label_are_reported_so(
+    page: Page, server: str, images: dict[str, Path]
+) -> None:
+    answer = httpx.post(f"{server}/explain", files={"image": images["blue"].read_bytes()}).raise_for_status().json()
+    page.route("**/explain*", lambda route: route.fulfill(json=answer | {"drops": [[-0.031, 0.004]]}))
+    page.set_input_files("#file", images["blue"])
+    expect(page.locator("#explained")).to_have_text(
+        "No single region carries blue: covering any of 2 takes less than a point from its probability, "
+        "and adds up to 3.1 points to it."
+    )
+
+
 def test_the_last_of_several_images_counts(page: Page, server: str, images: dict[str, Path]) -> None:
     for label in ("blue", "Red rash", "blue", "green leaf"):
         page.set_input_files("#file", images[label])
