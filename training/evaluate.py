@@ -24,6 +24,7 @@ from training.data.dataset import LabelledImages
 from training.data.formats import find
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import ImageSet, image_set
+from training.data.sources.forgotten import Forgotten
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
 from training.engine import runs
 from training.errors import ConfigError, DataError
@@ -78,7 +79,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     _check_classes(classifiers)
     matrix = costs.read(config.costs, classifiers[0].card.classes) if config.costs else None
     cache = Cache(config.cache)
-    source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
+    outputs = [config.out] if config.out else []
+    source = find(config.data, cache, outputs, config.corrections, Forgotten.of(model_file(config.run)))
     check_labels(source, classifiers[0].card.classes)
     name = re.sub(r"\W+", "-", _name(config.data)).strip("-").lower()
     default = model_file(config.run).parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"

@@ -19,6 +19,7 @@ from training.data.input.sizing import Sizing
 from training.data.inspection.image_set import ImageSet, image_set
 from training.data.inspection.pixels import inspect, resized_pixels
 from training.data.inspection.threads import in_threads
+from training.data.sources.forgotten import Forgotten
 from training.data.sources.source import Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
@@ -101,7 +102,7 @@ class Dataset(LabelledImages):
 def load_images(config: TrainConfig) -> ImageSet:
     """Read the data of a run without dividing it; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
-    source = formats.find(config.data, cache, [config.out], config.corrections)
+    source = formats.find(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
     images = image_set(source, inspect(source, config, cache).contents)
     source.release()
     return images
@@ -110,7 +111,7 @@ def load_images(config: TrainConfig) -> ImageSet:
 def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
-    source = formats.find(config.data, cache, [config.out], config.corrections)
+    source = formats.find(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
     inspected = inspect(source, config, cache)
     images = image_set(source, inspected.contents)
     audited = divide_and_audit(images, SplitPolicy.of(config), cache, config.depth)

@@ -17,6 +17,7 @@ from serving.contract.objects import Location, Url
 from training.data.cache import Cache
 from training.data.sources.corrections import corrected
 from training.data.sources.folders import folders
+from training.data.sources.forgotten import NOTHING, Forgotten
 from training.data.sources.manifest import manifest
 from training.data.sources.npz import npz
 from training.data.sources.objects import copied
@@ -28,20 +29,27 @@ DIGITS = "handwritten digits (scikit-learn)"
 DIGITS_SCALE = 2
 
 
-def find(data: Location | None, cache: Cache, outputs: Sequence[Path] = (), corrections: Path | None = None) -> Source:
-    """Determine the format of the data and list its images. `outputs` are folders that this project writes to.
+def find(
+    data: Location | None,
+    cache: Cache,
+    outputs: Sequence[Path] = (),
+    corrections: Path | None = None,
+    forgotten: Forgotten = NOTHING,
+) -> Source:
+    """Determine the format of the data and list its images, without those that were forgotten.
 
-    Labels of the file `corrections` replace those of the data. Raises DataError, OSError.
+    `outputs` are folders that this project writes to. Labels of the file `corrections` replace those of the data.
+    Raises DataError, OSError.
     """
-    source = _listed(data, cache, outputs)
-    return source if corrections is None else corrected(source, corrections)
+    source = _listed(data, cache, outputs, forgotten)
+    return forgotten.without(source if corrections is None else corrected(source, corrections))
 
 
-def _listed(data: Location | None, cache: Cache, outputs: Sequence[Path]) -> Source:
+def _listed(data: Location | None, cache: Cache, outputs: Sequence[Path], forgotten: Forgotten) -> Source:
     if data is None:
         return _digits()
     if isinstance(data, Url):
-        return replace(_listed(copied(data, cache.folder), cache, outputs), name=str(data))
+        return replace(_listed(copied(data, cache.folder), cache, outputs, forgotten), name=str(data))
     if not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
     if data.is_dir():
@@ -49,7 +57,7 @@ def _listed(data: Location | None, cache: Cache, outputs: Sequence[Path]) -> Sou
     if data.suffix.lower() == ".csv":
         return manifest(data)
     if data.suffix.lower() == ".npz":
-        return npz(data, cache)
+        return npz(data, cache, forgotten)
     raise DataError(f"{data}: expected a folder, a .csv manifest or an .npz file")
 
 
@@ -66,4 +74,5 @@ def _digits() -> Source:
         groups=[""] * len(pixels),
         splits=[None] * len(pixels),
         read=lambda i: pixels[i],
+        size=lambda i: pixels[i].nbytes,
     )

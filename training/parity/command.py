@@ -14,6 +14,7 @@ from serving.contract.model import open_model
 from serving.contract.session import Placement
 from training.data.cache import Cache
 from training.data.formats import find
+from training.data.sources.forgotten import Forgotten
 from training.device import unusable_gpu
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError, DeviceMissing
@@ -75,7 +76,8 @@ def parity(config: ParityConfig) -> Path:
         raise ConfigError(
             f"{path}: there is nothing to compare with; expected a run's folder with its checkpoint, or --url"
         )
-    source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
+    outputs = [config.out] if config.out else []
+    source = find(config.data, cache, outputs, config.corrections, Forgotten.of(path))
     check_labels(source, classifier.card.classes)
     with results_folder(config.out, path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
         images, [trained_on] = gather(source, cache, [classifier.card])

@@ -21,6 +21,7 @@ from training.data.dataset import divide_and_audit
 from training.data.duplicates import Pair
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import image_set
+from training.data.sources.forgotten import Forgotten
 from training.data.sources.source import NAMES_SHOWN
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
@@ -68,7 +69,7 @@ def run_audit(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     cache = Cache(config.cache)
-    source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections)
+    source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections, Forgotten.of(out))
     images = image_set(source, inspect_files(source, cache))
     audited = divide_and_audit(images, config.split_policy, cache)
     facts = audit_facts(audited)

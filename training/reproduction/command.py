@@ -16,6 +16,7 @@ from serving.contract.card import ModelCard, Provenance
 from serving.contract.model import Classifier, open_model
 from training.data.cache import Cache
 from training.data.formats import find
+from training.data.sources.forgotten import Forgotten
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.evaluate import check_labels, gather, model_file
@@ -102,7 +103,7 @@ def _check_data(config: ReproduceConfig, card: ModelCard) -> None:
     cache = Cache(config.cache or config.runs / ".cache")
     if card.provenance.config.get("corrections") and config.corrections is None:
         raise ConfigError(f"{config.model}: it was trained with --corrections; expected that file here, too")
-    source = find(config.data, cache, [config.runs], config.corrections)
+    source = find(config.data, cache, [config.runs], config.corrections, Forgotten.of(config.runs))
     check_labels(source, card.classes)
     images, [trained_on] = gather(source, cache, [card])
     if trained_on is None:

@@ -14,6 +14,7 @@ from serving.contract.model import open_model
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
 from training.data.formats import find
+from training.data.sources.forgotten import Forgotten
 from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
 from training.models.prediction import predict_images
 from training.robustness.changes import DRIFTS, PROBES, Change
@@ -55,7 +56,8 @@ def robustness(config: RobustnessConfig) -> Path:
     path = model_file(config.run)
     classifier = open_model(path, threads=0)
     cache = Cache(config.cache)
-    source = find(config.data, cache, [config.out] if config.out else [], config.corrections)
+    outputs = [config.out] if config.out else []
+    source = find(config.data, cache, outputs, config.corrections, Forgotten.of(path))
     check_labels(source, classifier.card.classes)
     with results_folder(config.out, path.parent / "robustness" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
         images, [trained_on] = gather(source, cache, [classifier.card])

@@ -7,15 +7,23 @@ import numpy as np
 
 from serving.contract.listing import clean
 from training.data.cache import Cache
-from training.data.sources.source import SPLITS, Source, alike_but_for_case, identity
+from training.data.sources.forgotten import Forgotten
+from training.data.sources.source import SPLITS, Source, Split, alike_but_for_case, identity
 from training.errors import DataError
 from training.storage import release
 
+BLANK = "_blank"
+"""End of the name of an array with the rows of a split that are blank."""
 
-def npz(path: Path, cache: Cache) -> Source:
-    """The images of an .npz file, mapped from the cache. Raises DataError, OSError."""
+
+def npz(path: Path, cache: Cache, forgotten: Forgotten) -> Source:
+    """The images of an .npz file, mapped from the cache, where those that were forgotten are blank.
+
+    Raises DataError, OSError.
+    """
     state = identity(path.parent, [path.name])
-    arrays = cache.arrays("npz", state, lambda folder: _unpack(path, folder))
+    made_by = (state, forgotten.identity) if forgotten.contents else state
+    arrays = cache.arrays("npz", made_by, lambda folder: _unpack(path, folder, forgotten))
     present = [split for split in SPLITS if f"{split}_images" in arrays]
     for split in present:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -31,6 +39,7 @@ def npz(path: Path, cache: Cache) -> Source:
             release(array)
 
     order = [(split, i) for split in present for i in range(len(arrays[f"{split}_images"]))]
+    blank = {split: set(arrays.get(f"{split}{BLANK}", np.empty(0, int)).tolist()) for split in present}
     names = [name for split in present for name in _names(path, f"{split}_labels", arrays[f"{split}_labels"].ravel())]
     return Source(
         name=str(path),
@@ -40,6 +49,8 @@ def npz(path: Path, cache: Cache) -> Source:
         groups=[""] * len(order),
         splits=[split for split, _ in order],
         read=lambda i: arrays[f"{order[i][0]}_images"][order[i][1]],
+        size=lambda i: 0,
+        forgotten=frozenset(place for place, (split, i) in enumerate(order) if i in blank[split]),
         notes=alike_but_for_case("class names", names),
         release=release_all,
     )
@@ -68,7 +79,7 @@ def _names(path: Path, array: str, labels: np.ndarray) -> list[str]:
     return names
 
 
-def _unpack(path: Path, folder: Path) -> None:
+def _unpack(path: Path, folder: Path, forgotten: Forgotten) -> None:
     """Extract images and labels as .npy files, which can be mapped: they need not fit into memory."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -81,7 +92,18 @@ def _unpack(path: Path, folder: Path) -> None:
                 wanted = {f"{split}_images", f"{split}_labels"}
                 for name in wanted if wanted <= set(names) else ():
                     np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
+                if wanted <= set(names) and forgotten.contents:
+                    _blank(folder, split, forgotten)
     except (DataError, OSError):
         raise
     except Exception as error:  # zipfile, zlib and numpy raise their own classes for damage
         raise DataError(f"{path}: not an .npz file that numpy can read ({error})") from error
+
+
+def _blank(folder: Path, split: Split, forgotten: Forgotten) -> None:
+    """Overwrite the images that were forgotten: to take out their rows would give the others new names."""
+    images = np.load(folder / f"{split}_images.npy", mmap_mode="r+", allow_pickle=False)
+    rows = [row for row, image in enumerate(images) if forgotten.holds(image)]
+    images[rows] = 0
+    images.flush()
+    np.save(folder / f"{split}{BLANK}.npy", np.array(rows, int))

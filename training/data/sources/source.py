@@ -48,12 +48,16 @@ class Source:
     """None: the source assigns no split."""
     read: Callable[[int], bytes | np.ndarray]
     """Read image i: encoded bytes, or uint8 pixels."""
+    size: Callable[[int], int]
+    """Number of bytes of image i, without reading it; 0 where they are not needed or cannot be read."""
     columns: dict[str, list[str]] = field(default_factory=dict)
     """What else a manifest says of each image, such as its site. An empty string: nothing."""
     ignored: list[str] = field(default_factory=list)
     """Files in class folders whose names have no ending of an accepted format."""
     notes: list[str] = field(default_factory=list)
     """Sentences on what was left out, or may not be meant."""
+    forgotten: frozenset[int] = frozenset()
+    """Positions of forgotten images, which are blank already."""
     release: Callable[[], None] = lambda: None
     """Release the memory of mapped images that were read."""
 
@@ -75,6 +79,7 @@ def of_files(root: Path, rows: Sequence[Row], *, name: str, ignored: Sequence[st
         groups=[row.group for row in rows],
         splits=[row.split for row in rows],
         read=lambda i: (root / paths[i]).read_bytes(),
+        size=lambda i: (_state(root / paths[i]) or (0,))[0],
         ignored=list(ignored),
         notes=[*notes, *alike],
     )
