@@ -12,7 +12,7 @@ from tqdm import tqdm
 from serving.contract.objects import Url
 from training.data import left_out
 from training.data.dataset import load_dataset, load_images
-from training.engine.runs import CONFIG
+from training.engine.runs import CONFIG, FORGOTTEN
 from training.errors import EXIT_CODES, ConfigError, ProcessLost
 from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS, find_ordinary, left_out_facts
@@ -45,6 +45,11 @@ def folds(config: FoldsConfig) -> Path:
     dataset = load_dataset(replace(checked, fold=made[0].fold))
     prepare(folder, config)
     runs = {folder / "runs" / part.name: part for part in made}
+    if marked := [run for run in runs if (run / FORGOTTEN).exists()]:
+        raise ConfigError(
+            f"{folder}: the weights of {len(marked)} of its runs depend on images that were forgotten; another --name "
+            "begins anew"
+        )
     missing = [run for run in runs if outcome(run) != "done"]
     if config.leave_out is not None:
         counts = Counter(left_out.values(images, config.leave_out))

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from training.data.sources.source import NAMES_SHOWN
+from serving.contract.objects import Url
+from training.data.sources import forgotten
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
+from training.forgetting.console import places, show_data, show_found, show_weights
 from training.forgetting.data_files import DataFiles
 from training.forgetting.dependents import mark
+from training.forgetting.experiments import experiments
 from training.forgetting.person import Person, Wanted, recognise
-from training.forgetting.retraining import retrain
+from training.forgetting.retraining import Retraining
 from training.forgetting.scan import Scan, scan
 from training.options.choices import Data
 from training.promotion import log
@@ -28,8 +31,9 @@ NOTE = "group_sha256 is the SHA-256 of the group's name: who knows the name, or 
 class ForgetConfig:
     """List what runs, reports, logs and caches hold of a person's images, and with --yes take it away.
 
-    Copies of them in the data count, too, as far as the audit detects them. It ends with another search, which proves
-    that nothing is left; the exit code is 1 where something is.
+    Copies of them in the data count, too, as far as the audit detects them. From then on all that reads data for --out
+    leaves them out, also where they stay in the data. It ends with another search, which proves that nothing is left;
+    the exit code is 1 where something is.
     """
 
     group: str | None = None
@@ -47,7 +51,7 @@ class ForgetConfig:
     delete_images: bool = False
     """With --yes, delete the images in --data, too, and their rows in manifests and in files of --corrections."""
     retrain: bool = False
-    """With --yes, train again the runs whose weights depend on them; the data must not hold them any more."""
+    """With --yes, train again without them what has weights that depend on them: runs, folds, studies, searches."""
 
 
 def forget(config: ForgetConfig, interruption: Interruption | None = None) -> Path:
@@ -59,23 +63,36 @@ def forget(config: ForgetConfig, interruption: Interruption | None = None) -> Pa
     out = config.out
     cache = config.cache or out / ".cache"
     person = recognise(Wanted(group=config.group, paths=config.path), config.data, cache, out)
-    if config.retrain and person.present and not config.delete_images:
-        raise ConfigError(f"--retrain: {person.images.name} still holds the images; expected --delete-images, too")
     found = scan(out, cache, person)
+    several = experiments(found.dependents)
     files = DataFiles.of(config.data, person, found.dependents)
     if config.delete_images:
         files.check()
-    _list(person, found, files)
+    if config.retrain and person.present and isinstance(config.data, Url):
+        raise ConfigError(f"--retrain: {config.data} still holds the images, and so would its copy; delete them there")
+    show_found(person, found, several, files)
     if not config.yes:
         print("\nNothing was changed: --yes takes it away.")
         return out
-    _take_away(out, found)
+    _take_away(out, found, person)
     if config.delete_images:
         files.delete()
-    made = _trained_again(config, found, interruption)
+    again = Retraining(
+        out=out,
+        cache=cache,
+        data=config.data,
+        dependents=found.dependents,
+        experiments=several,
+        interruption=interruption,
+    )
+    made = again.make() if config.retrain else {}
     left = scan(out, cache, person, found)
     append_line(out / RECORD, json.dumps(_record(config, person, found, made) | {"absent": not left.found}))
-    _conclude(config, person, left, found)
+    print()
+    show_weights(out, found, several, again if config.retrain else None)
+    if person.present and not config.delete_images:
+        show_data(out, person, files)
+    _conclude(left)
     return out
 
 
@@ -90,11 +107,16 @@ def _check(config: ForgetConfig) -> None:
         raise ConfigError(f"--out {config.out}: expected the folder of runs")
 
 
-def _take_away(out: Path, found: Scan) -> None:
-    """Erase what was found, and mark the runs whose weights depend on it. Raises ConfigError, OSError."""
+def _take_away(out: Path, found: Scan, person: Person) -> None:
+    """Erase what was found, and mark the runs whose weights depend on it; from now on no run reads the images.
+
+    Raises ConfigError, DataError, OSError.
+    """
     for run in found.runs:
         if runs.is_open(run):  # it would write what was taken away again
             raise ConfigError(f"{run}: a process trains in it; wait for its end, or stop it")
+    if person.contents:
+        forgotten.add(out, person.contents)
     with locked(out / log.LOCK), locked(out / looks.LOCK):
         for trace in found.traces:
             if trace.erase is not None:
@@ -105,16 +127,6 @@ def _take_away(out: Path, found: Scan) -> None:
         mark(run)
 
 
-def _trained_again(config: ForgetConfig, found: Scan, interruption: Interruption | None) -> dict[str, str]:
-    """The new runs by the old ones, which are directly in --out; those of studies and folds their commands make."""
-    if not config.retrain:
-        return {}
-    own = [one for one in found.dependents if one.depends and one.run.parent == config.out]
-    latest = config.out / runs.LATEST
-    served = latest.resolve() if latest.is_symlink() else None
-    return retrain(own, config.data, served, interruption)
-
-
 def forget_summary(out: Path) -> str:
     """What the command prints at its end."""
     return (
@@ -122,45 +134,11 @@ def forget_summary(out: Path) -> str:
     )
 
 
-def _list(person: Person, found: Scan, files: DataFiles) -> None:
-    """Print what is known of the person, where, and what depends on it."""
-    named = [f"{key} (a copy of {person.copies[key]})" if key in person.copies else key for key in person.keys]
-    print(f"person   {len(person.keys) - len(person.copies):,} images, and {len(person.copies):,} copies of them")
-    print("".join(f"         {name}\n" for name in named[:NAMES_SHOWN]), end="")
-    if len(named) > NAMES_SHOWN:
-        print(f"         and {len(named) - NAMES_SHOWN:,} more")
-    for key in sorted(set(person.keys) - {*person.present}):
-        print(f"warning: {key} is not in {person.images.name}: it is searched by this name alone, not by its picture")
-    print("".join(f"holds    {line}\n" for line in _places(found)), end="")
-    for one in found.dependents:
-        print(f"{'weights' if one.depends else 'run':8} {one.run}: {one.sentence}")
-    for path, what in files.listed():
-        print(f"data     {path}: {what}")
-    print(f"searched {found.searched}")
-
-
-def _places(found: Scan) -> list[str]:
-    """A line for each file and cache entry."""
-    lines = [
-        f"{trace.path}: {', '.join(f'{count:,} {name}' for name, count in trace.what.items())}"
-        f"{'' if trace.erase else ', in a file of another kind, which only its owner can change'}"
-        for trace in found.traces
-    ]
-    return lines + [f"{entry.folder}: a cache entry with them" for entry in found.entries]
-
-
-def _conclude(config: ForgetConfig, person: Person, left: Scan, found: Scan) -> None:
-    """Print what was searched again, and what still depends on the images. Raises CheckFailed where any is left."""
-    print(f"\nsearched {left.searched}, after that")
-    latest = config.out / runs.LATEST
-    for run in found.dependent:
-        if latest.is_symlink() and latest.resolve() == run.resolve():
-            print(f"WARNING: {latest} leads to {run}, whose weights depend on them: it is still served")
-        print(f"weights  {run} is marked ({runs.FORGOTTEN}); delete it where nobody needs it")
-    if person.present and not config.delete_images:
-        print(f"data     {person.images.name} still holds {len(person.present):,}; --delete-images deletes them")
+def _conclude(left: Scan) -> None:
+    """Print what was searched again. Raises CheckFailed where anything is left."""
+    print(f"searched {left.searched}, after that")
     if left.found:
-        raise CheckFailed("\n".join(["absent: no; left:", *_places(left)]))
+        raise CheckFailed("\n".join(["absent: no; left:", *places(left)]))
     print("absent: yes")
 
 

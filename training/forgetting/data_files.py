@@ -43,10 +43,18 @@ class DataFiles:
             present=len(person.present),
         )
 
+    @property
+    def are_files(self) -> bool:
+        """Whether each image is a file of its own, which can be deleted here."""
+        return bool(self.images)
+
     def check(self) -> None:
         """Raise ConfigError where the images are in no files of their own."""
-        if self.present and not self.images:
-            raise ConfigError(f"--delete-images: {self.data or 'the digits'}: they are no files; delete them there")
+        if self.present and not self.are_files:
+            raise ConfigError(
+                f"--delete-images: {self.data or 'the digits'}: the images are no files of their own, so who keeps it "
+                "deletes them there; without this option all that reads it leaves them out"
+            )
 
     def listed(self) -> Iterator[tuple[Path, str]]:
         """Each place and what is there of the person."""

@@ -16,7 +16,9 @@ from serving.contract.model import ModelRefused
 from training.data.dataset import training_division
 from training.data.formats import DIGITS
 from training.data.inspection.image_file import read
+from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
+from training.data.splits import Division
 from training.engine import runs
 from training.errors import ConfigError
 from training.forgetting.person import Person
@@ -106,15 +108,24 @@ def _holds(run: Path, person: Person) -> Dependent | None:
     """What a run held of the person; None for nothing, and for other data."""
     if of_other_data(run, run, person) or not person.keys:
         return None
-    division = None
-    with suppress(Incomparable, ModelRefused, OSError):  # no model yet, or of another version
-        division = training_division(person.images, card_of(run / MODEL))
-    if division is None:
+    trained_on = _trained_on(run, person)
+    if trained_on is None:
         tested = set(person.keys) <= keys_in(run / "predictions.csv")
         return Dependent(run=run, splits=frozenset({"test"}) if tested else frozenset(SPLITS), known=False)
-    theirs = np.flatnonzero(np.isin(person.images.keys, person.present))
+    images, division = trained_on
+    theirs = np.flatnonzero(np.isin(images.keys, person.present))
     splits = frozenset(split for split, members in division.splits.items() if np.isin(members, theirs).any())
     return Dependent(run=run, splits=splits) if splits else None
+
+
+def _trained_on(run: Path, person: Person) -> tuple[ImageSet, Division] | None:
+    """The data of a run, as it is or without what was forgotten before, divided as then; None where it is another."""
+    with suppress(Incomparable, ModelRefused, OSError):  # no model yet, or of another version
+        card = card_of(run / MODEL)
+        for images in (person.images, person.remaining):
+            if images is not None and (division := training_division(images, card)) is not None:
+                return images, division
+    return None
 
 
 def _parent(run: Path, others: list[Path]) -> Path | None:

@@ -9,6 +9,7 @@ from typing import get_args
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import TypeAdapter
 
 from serving.contract.decode import Decoded, Digest, Fit, Preprocessing
 from serving.contract.objects import Location, Url
@@ -16,8 +17,9 @@ from training.data import duplicates
 from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT
 from training.data.formats import find
-from training.data.inspection.contents import Contents, inspect_files
+from training.data.inspection.contents import CONTENTS, Contents, inspect_files
 from training.data.inspection.image_set import ImageSet, image_set
+from training.data.sources.forgotten import Content, Forgotten
 from training.data.sources.source import Source, shortened
 from training.errors import DataError
 from training.forgetting.names import Names
@@ -49,7 +51,12 @@ class Person:
     """Names that are not of the group, each with the image that it is a copy of."""
     present: tuple[str, ...]
     """Names of those that are in the data."""
+    contents: frozenset[Content]
+    """Of those."""
+    remaining: ImageSet | None
+    """The data without images that were forgotten before, as later runs read it; None where none were."""
     digests: frozenset[Digest]
+    """Of the pixels of all that can be read."""
     pictures: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
     @property
@@ -102,6 +109,7 @@ def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Pa
     positions = {position: index for index, position in enumerate(contents.positions)}
     readable = [positions[position] for position in every if position in positions]
     images = image_set(source, contents)
+    before = Forgotten.of(out)
     return Person(
         wanted=wanted,
         images=images,
@@ -109,9 +117,18 @@ def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Pa
         keys=(*(source.keys[position] for position in every), *absent),
         copies={source.keys[copy]: source.keys[original] for copy, original in copies.items()},
         present=tuple(source.keys[position] for position in every),
+        contents=frozenset(Content.of(source.read(contents.positions[index])) for index in readable),
+        remaining=_remaining(data, cache, out, before) if before.contents else None,
         digests=frozenset(contents.files[index].digest for index in readable),
         pictures=tuple(_shrunk(images.read(index)) for index in readable),
     )
+
+
+def _remaining(data: Location | None, cache: Path | None, out: Path, before: Forgotten) -> ImageSet:
+    """The data as runs read it that began after the last call of `forget`, from the cache where they have left it."""
+    source = find(data, Cache(cache if isinstance(data, Url) else None), [out], forgotten=before)
+    known = Cache(cache).find(CONTENTS, source.identity, TypeAdapter(Contents))
+    return image_set(source, known or inspect_files(source, Cache()))
 
 
 def _root(data: Location | None) -> Path | None:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,6 +17,7 @@ from tests.support.patients import COPIES, NAMES, PERSON, digests, write
 from tests.support.promotions import latest
 from tests.support.trainer import command
 from training.__main__ import main
+from training.data.sources.forgotten import LIST
 
 pytestmark = pytest.mark.slow  # what the commands write takes half a minute to make
 
@@ -101,7 +103,7 @@ def test_with_yes_they_are_gone_and_nothing_else_changed(runs: Path, capsys: pyt
     assert "\nabsent: yes\n" in capsys.readouterr().out
     changed = {path for path in before if after.get(path) != before[path]}
     new = {path for path in after if path not in before}
-    assert new == {runs / "forgotten.jsonl", runs / "a" / "forgotten.json", runs / "c" / "forgotten.json"} | {
+    assert new == {runs / name for name in ("forgotten.jsonl", LIST, "a/forgotten.json", "c/forgotten.json")} | {
         path for path in new if path.name.startswith(".") and path.suffix == ".lock"
     }
     own = {path for path in changed if not path.is_relative_to(runs / ".cache")}
@@ -147,27 +149,43 @@ def test_the_record_names_nobody(runs: Path) -> None:
     assert not any(name in text for name in NAMES)
 
 
-def test_the_images_are_deleted_and_the_runs_trained_again(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = Path("data")
-    lines = (data / "labels.csv").read_bytes().splitlines(keepends=True)
-    others = {path: digest for path, digest in digests(data, Path("other")).items() if path != data / "labels.csv"}
-    (runs / "c" / "config.yaml").rename(runs / "c" / "config.txt")  # one is enough
-    assert forget("--yes", "--delete-images", "--retrain") == 0
-    own = {data / name for name in NAMES}
-    expected = {path: digest for path, digest in others.items() if path not in own}
-    assert {path: digest for path, digest in digests(data, Path("other")).items() if path in others} == expected
-    kept = b"".join(line for line in lines if line.decode().partition(",")[0] not in NAMES)
-    assert (data / "labels.csv").read_bytes() == kept
+def test_runs_are_trained_again_without_the_images_which_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests(Path("data"), Path("other"))
+    assert forget("--yes", "--retrain") == 0
+    said = capsys.readouterr().out
+    assert "data     data/labels.csv still holds 12; --delete-images deletes them" in said
+    assert "12 images are left out, by the list of forgotten images" in said
+    assert digests(Path("data"), Path("other")) == before
     tested = [row[0] for row in rows_of(runs / "a-again")][1:]
     assert tested
     assert not set(tested) & set(NAMES)
-    assert latest(runs) == "a-again", "by the rule, with the run's own margin"
-    assert json.loads((runs / "forgotten.jsonl").read_text())["retrained"] == {"a": "a-again"}
+    assert latest(runs) == "a-again", "by --promote always, which the run has declared"
+    assert json.loads((runs / "forgotten.jsonl").read_text())["retrained"] == {"a": "a-again", "c": "c-again"}
+    started = yaml.safe_load((runs / "c-again" / "config.yaml").read_text())
+    assert (started["init_from"], started["data"]) == (str(runs / "a-again"), "other/labels.csv")
     assert main(["promote", str(runs / "a")]) == 1
     assert "its weights depend on images that were forgotten" in capsys.readouterr().err
     assert main(["rollback", "--out", str(runs)]) == 2
     assert "its weights depend on images that were forgotten" in capsys.readouterr().err
     assert latest(runs) == "a-again"
+    made = digests(runs / "a-again", runs / "c-again")
+    assert forget("--yes", "--retrain") == 0, "what is made is not made again"
+    assert digests(runs / "a-again", runs / "c-again") == made
+    said = capsys.readouterr().out
+    assert f"weights  {runs / 'a'} is marked (forgotten.json); delete it where nobody needs it; in its place is" in said
+    assert "holds    " not in said
+
+
+def test_images_and_rows_are_deleted(runs: Path) -> None:
+    data = Path("data")
+    lines = (data / "labels.csv").read_bytes().splitlines(keepends=True)
+    others = {path: digest for path, digest in digests(data, Path("other")).items() if path != data / "labels.csv"}
+    assert forget("--yes", "--delete-images") == 0
+    own = {data / name for name in NAMES}
+    expected = {path: digest for path, digest in others.items() if path not in own}
+    assert {path: digest for path, digest in digests(data, Path("other")).items() if path in others} == expected
+    kept = b"".join(line for line in lines if line.decode().partition(",")[0] not in NAMES)
+    assert (data / "labels.csv").read_bytes() == kept
 
 
 def test_latest_is_named_where_it_still_leads_to_such_weights(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +232,6 @@ def test_a_path_may_be_that_of_the_file(runs: Path, capsys: pytest.CaptureFixtur
         (["--group", "P1000"], 3, "no image has the group 'P1000'"),
         ([], 2, "expected --group or --path"),
         (["--group", PERSON, "--retrain"], 2, "--retrain: expected --yes"),
-        (["--group", PERSON, "--yes", "--retrain"], 2, "still holds the images; expected --delete-images"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
