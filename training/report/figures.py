@@ -35,6 +35,8 @@ Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
 """By panel title and line name: the values of each seed, which may be of different lengths."""
 COUNTS_SHOWN_UP_TO = 20
 NAMES_SHOWN_UP_TO = 120
+LEFT, BELOW, AROUND = 0.75, 0.55, 0.15
+"""Margins in inches around axes whose labels have a known length. Measured ones double the time of a drawing."""
 GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
 """Space between images, and above an image with a title of two lines; in shares of the image's side."""
 
@@ -42,13 +44,13 @@ GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
 def curve(name: str, epochs: Sequence[int], lines: Mapping[str, Sequence[float]], best: int) -> Figure:
     """Lines by epoch, at most two, named in the legend; `best` is the epoch whose weights are exported."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.4))
-        axes = figure.subplots()
+        figure, axes = _single(5, 3.4)
         marker = "o" if len(epochs) == 1 else None  # one epoch makes no line
         for (label, values), colour, style in zip(lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False):
             axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, label=label)
         axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"best, epoch {best}")
         axes.set(xlabel="epoch", ylabel=name)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))  # more digits than the margin has room for
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if name.startswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -132,8 +134,7 @@ def reliability(bins: Sequence[tuple[float, float, int]], images: str) -> Figure
     """Accuracy against confidence by bin; a calibrated model lies on the diagonal. Areas are shares of the images."""
     confidence, accuracy, count = np.array(bins).T
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 4))
-        axes = figure.subplots()
+        figure, axes = _single(4.4, 4)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
         areas = 20 + 400 * count / count.sum()
         axes.scatter(confidence, accuracy, areas, BLUE, alpha=0.7, clip_on=False, label=images)
@@ -160,7 +161,7 @@ def precision_recall(curves: ClassCurves, measured: Measured | None) -> Figure:
     axes.plot([0, 1], [curves.share, curves.share], color=GREY, linewidth=1, linestyle=":", label="by chance")
     if measured:
         _dot(axes, measured.rates.sensitivity.value, measured.rates.precision.value)
-    axes.legend(frameon=False)
+    axes.legend(loc="lower left", frameon=False)
     return figure
 
 
@@ -168,14 +169,20 @@ def _shares(along: str, name: str, band: Band) -> tuple[Figure, Axes]:
     """Axes of shares with a curve in its band."""
     value, low, high = (np.array(values, float) for values in (band.value, band.low, band.high))
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.4))
-        axes = figure.subplots()
+        figure, axes = _single(4.4, 3.4)
         axes.fill_between(SHARES, low, high, color=BLUE, alpha=0.15, linewidth=0)
         axes.plot(SHARES, value, color=BLUE)
         axes.set(xlabel=along, ylabel=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
     return figure, axes
+
+
+def _single(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches, and its only axes, inside the given margins."""
+    figure = Figure(figsize=(width, height), layout="none")
+    share = (LEFT / width, BELOW / height, 1 - (LEFT + AROUND) / width, 1 - (BELOW + AROUND) / height)
+    return figure, figure.add_axes(share)
 
 
 def _dot(axes: Axes, x: float | None, y: float | None) -> None:
@@ -187,8 +194,7 @@ def risk_coverage(curve: RiskCoverage) -> Figure:
     """Accuracy of the images kept against the share of images on which the model abstains."""
     handed_over, accuracy = np.array(curve.curve).T
     with rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.4))
-        axes = figure.subplots()
+        figure, axes = _single(5, 3.4)
         axes.plot(handed_over, accuracy, color=BLUE, label="the least confident first", clip_on=False)
         axes.axhline(accuracy[0], color=GREY, linewidth=1, linestyle=":", label="at random")
         axes.set(xlabel="test images abstained on", ylabel="accuracy of the others", xlim=(0, 1))
