@@ -18,8 +18,8 @@ from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
 """Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
-`calibration.class_thresholds`, `formats`, `operating_points`, `costs`, `statement` and `familiarity`; version 1,
-without `preprocessing.fit` and `preprocessing.fill` either."""
+`calibration.class_thresholds`, `formats`, `operating_points`, `costs`, `statement`, `familiarity` and `neighbours`;
+version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -271,6 +271,8 @@ class ModelCard:
     """Of which models scores, calibration and thresholds are, where they are not of this file's. None: of this one."""
     familiarity: Familiarity | None = None
     """None: the graph has no output NOVELTY_NAME, and the model says of no image that it is unfamiliar."""
+    neighbours: Digest | None = None
+    """`TrainingIndex.digest` of the file of training images that may be beside the model. None: there is none."""
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

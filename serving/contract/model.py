@@ -15,6 +15,7 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from serving.contract.card import (
+    EMBEDDING_NAME,
     INPUT_NAME,
     METADATA_KEY,
     NOVELTY_NAME,
@@ -26,6 +27,8 @@ from serving.contract.card import (
 )
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.image_header import ImageError
+from serving.contract.neighbours.file import NeighboursRefused, neighbours_of, read
+from serving.contract.neighbours.index import TrainingIndex
 from serving.contract.scene import decoded
 from serving.contract.session import CUDA, Placement, SessionError, open_session
 from serving.contract.signature import PublicKey, SignatureRefused
@@ -40,6 +43,8 @@ class Answer(NamedTuple):
     probabilities: Float32[np.ndarray, " classes"]
     novelty: float | None
     """None where the card has no `familiarity`."""
+    embedding: Float32[np.ndarray, " features"] | None = None
+    """Of length 1; None where the model has no training images beside it."""
 
 
 class Answers(NamedTuple):
@@ -48,10 +53,14 @@ class Answers(NamedTuple):
     probabilities: Probabilities
     novelty: Float32[np.ndarray, " batch"] | None
     """None where the card has no `familiarity`."""
+    embeddings: Float32[np.ndarray, "batch features"] | None = None
+    """Of length 1; None where the model has no training images beside it."""
 
     def first(self, images: int) -> "Answers":
         """The answers for the first images of the batch."""
-        return Answers(self.probabilities[:images], None if self.novelty is None else self.novelty[:images])
+        novelty = None if self.novelty is None else self.novelty[:images]
+        embeddings = None if self.embeddings is None else self.embeddings[:images]
+        return Answers(self.probabilities[:images], novelty, embeddings)
 
 
 class ModelRefused(ValueError):
@@ -61,7 +70,8 @@ class ModelRefused(ValueError):
 class Classifier:
     """A model file that passed all checks: its card and its graph.
 
-    `digest` is the SHA-256 of the file, `provider` the execution provider of ONNX Runtime that runs the graph.
+    `digest` is the SHA-256 of the file, `provider` the execution provider of ONNX Runtime that runs the graph, and
+    `index` the training images, if it was opened with them.
     """
 
     def __init__(self, path: Path, session: onnxruntime.InferenceSession, card: ModelCard, digest: Digest) -> None:
@@ -69,6 +79,7 @@ class Classifier:
         self.card = card
         self.digest = digest
         self.provider: str = session.get_providers()[0]
+        self.index: TrainingIndex | None = None
         self._session = session
         self._outputs = [OUTPUT_NAME] if card.familiarity is None else [OUTPUT_NAME, NOVELTY_NAME]
 
@@ -77,19 +88,31 @@ class Classifier:
         """Whether the graph runs on a GPU."""
         return self.provider == CUDA
 
+    def attach(self, index: TrainingIndex) -> None:
+        """Give embeddings from now on, which this index finds the nearest training images of. Raises ModelRefused."""
+        features = [node.shape[-1] for node in self._session.get_outputs() if node.name == EMBEDDING_NAME]
+        if self.card.familiarity is None or features != [index.points.shape[1]]:
+            raise ModelRefused(f"{self.path}: its graph gives no embeddings of {index.points.shape[1]} features")
+        if index.classes != self.card.classes:
+            raise ModelRefused(f"{self.path}: the training images beside it have other classes")
+        self._outputs = [OUTPUT_NAME, NOVELTY_NAME, EMBEDDING_NAME]
+        self.index = index
+
     def predict(self, images: Images) -> Probabilities:
         """Uint8 images `[batch, height, width, channels]` to float32 probabilities `[batch, classes]`."""
         return self.answers(images).probabilities
 
     def answers(self, images: Images) -> Answers:
-        """Probabilities as `predict` gives them, and novelty."""
-        probabilities, *novelty = self._session.run(self._outputs, {INPUT_NAME: images})
-        return Answers(probabilities, novelty[0] if novelty else None)
+        """Probabilities as `predict` gives them, novelty, and with training images embeddings."""
+        probabilities, *others = self._session.run(self._outputs, {INPUT_NAME: images})
+        novelty, embeddings = (*others, None, None)[:2]
+        return Answers(probabilities, novelty, embeddings)
 
     def rows(self, images: Images) -> list[Answer]:
         """What `answers` gives, image by image."""
-        probabilities, novelty = self.answers(images)
-        return list(map(Answer, probabilities, repeat(None) if novelty is None else novelty.tolist()))
+        probabilities, novelty, embeddings = self.answers(images)
+        novelties = repeat(None) if novelty is None else novelty.tolist()
+        return list(map(Answer, probabilities, novelties, repeat(None) if embeddings is None else embeddings))
 
     def release_memory(self) -> None:
         """Give back what larger batches than one image took of the host's memory, which ONNX Runtime would keep."""
@@ -104,14 +127,21 @@ ANYWHERE = Placement()
 
 
 def open_model(
-    path: Path, *, placement: Placement = ANYWHERE, threads: int = 1, key: PublicKey | None = None
+    path: Path,
+    *,
+    placement: Placement = ANYWHERE,
+    threads: int = 1,
+    key: PublicKey | None = None,
+    training_images: bool = False,
 ) -> Classifier:
     """Open a model file and check it: the card must fit the graph, and each golden example must give its result.
 
-    With a `key`, its owner must have signed the file. On the CPU, a prediction uses `threads` cores. Raises
-    ModelRefused.
+    With a `key`, its owner must have signed the file. With `training_images` the index beside it is read, if there is
+    one. On the CPU, a prediction uses `threads` cores. Raises ModelRefused.
     """
-    data = _read_signed(path, key)
+    # What belongs to the file is in the same folder, also if a link such as `latest` moves meanwhile.
+    file = Path(os.path.realpath(path.parent), path.name)
+    data = _read_signed(path, file, key)
     try:
         session = open_session(data, placement, threads)
         card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""))
@@ -121,13 +151,25 @@ def open_model(
     fault = next(chain(_graph_faults(session, card), _golden_faults(classifier)), None)
     if fault is not None:
         raise ModelRefused(f"{path}: {fault}")
+    if training_images and card.neighbours is not None:
+        _attach(classifier, card.neighbours, neighbours_of(file))
     return classifier
 
 
-def _read_signed(path: Path, key: PublicKey | None) -> bytes:
+def _attach(classifier: Classifier, digest: Digest, file: Path) -> None:
+    """Read the index of a model with this digest, if there is one. Raises ModelRefused."""
+    try:
+        classifier.attach(read(file, digest))
+    except FileNotFoundError:
+        return
+    except NeighboursRefused as error:
+        raise ModelRefused(str(error)) from error
+    except OSError as error:
+        raise ModelRefused(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _read_signed(path: Path, file: Path, key: PublicKey | None) -> bytes:
     """The bytes of a file, which are read once: those that are verified are those that are loaded."""
-    # The signature is that of the same folder, also if a link such as `latest` moves meanwhile.
-    file = Path(os.path.realpath(path.parent), path.name)
     try:
         data = file.read_bytes()
         if key is not None:

@@ -39,4 +39,5 @@ def build_card(
         costs=costs.read(config.costs, dataset.classes) if config.costs else None,
         statement=statement,
         familiarity=evaluation.unknown.familiarity if evaluation.unknown else None,
+        neighbours=evaluation.unknown.index.digest if evaluation.unknown else None,
     )

@@ -15,9 +15,9 @@ The proof holds when
 3. no predicted label differs from `evaluated`, except between labels that are equally probable there (a tie), which are
    those whose probabilities differ by no more than the same tolerance;
 4. the first layer, in torch and inside the finished file, computes what `A.Normalize` computes.
-
 5. novelty, computed in numpy from what torch gives the last linear layer, and in the finished file, differs by no more
-   than a share of 0.01, and no image is unfamiliar in one alone, except where its novelty is that close to the limit.
+   than a share of 0.01, and no image is unfamiliar in one alone, except where its novelty is that close to the limit;
+6. training images, asked about in the finished file, are as far from their own rows of the index as 16 bits round.
 
 Pixels are compared exactly. Probabilities cannot be: torch and ONNX Runtime add in different orders. Which of two tied
 labels is predicted depends on that order, hence on the device, on its algorithm for convolutions and on the batch.
@@ -31,10 +31,12 @@ from torch import nn
 
 from serving.contract.card import Familiarity
 from serving.contract.model import open_model
+from serving.contract.neighbours.index import TrainingIndex
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.first_layer import NormalizationCheck, check_normalization
 from training.export.ways import WayCheck, recompute
+from training.metrics import neighbours
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
 from training.metrics.novelty import Detector, Novelty
@@ -48,11 +50,13 @@ NOVELTY_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What was evaluated on the test split, and how its novelty is computed; both None where it is not."""
+    """What was evaluated on the test split, how its novelty is computed, and the index; None where there is none."""
 
     probabilities: Probabilities
     detector: Detector | None = None
     novelty: Novelty | None = None
+    index: TrainingIndex | None = None
+    """Of the training images."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Evaluated":
@@ -62,6 +66,7 @@ class Evaluated:
             probabilities=evaluation.probabilities["test"] if evaluation.own is None else evaluation.own,
             detector=unknown.detector if unknown else None,
             novelty=unknown.test if unknown else None,
+            index=unknown.index if unknown else None,
         )
 
 
@@ -122,18 +127,22 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Evaluat
         images=len(test),
         normalization=check_normalization(model, path, classifier.card, some),
         ways=(witness.check(evaluated.probabilities), served.check(evaluated.probabilities)),
-        novelty=_check_novelty(classifier.card.familiarity, evaluated.novelty, novelty),
+        novelty=check_novelty(classifier.card.familiarity, evaluated.novelty, novelty),
         served=served.probabilities,
         served_novelty=novelty,
     )
-    if parity.faults:
-        raise ExportRefused("\n".join(parity.faults))
+    faults = parity.faults
+    if evaluated.index is not None:
+        faults += neighbours.faults(evaluated.index, classifier, dataset)
+    if faults:
+        raise ExportRefused("\n".join(faults))
     return parity
 
 
-def _check_novelty(
+def check_novelty(
     familiarity: Familiarity | None, evaluated: Novelty | None, served: Novelty | None
 ) -> NoveltyCheck | None:
+    """Compare novelty of the same images; None where there is none."""
     if familiarity is None or evaluated is None or served is None:
         return None
     share = np.abs(served - evaluated) / np.maximum(evaluated, familiarity.threshold)

@@ -8,6 +8,7 @@ from torch import nn
 
 from serving.contract.card import ModelCard
 from serving.contract.model import ModelRefused
+from serving.contract.neighbours.file import neighbours_of, to_bytes
 from serving.contract.session import RUNTIME_ERRORS
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
@@ -19,11 +20,13 @@ from training.storage import sync, write_atomically
 def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: Evaluated, path: Path) -> Parity:
     """Write `model` and its card to `path`; return the proof that the file answers what was `evaluated` in the test.
 
-    Raises ExportRefused, and then leaves nothing at `path`, when the service's loader refuses the file or the proof
-    does not hold. Raises OSError.
+    The index of the training images, if there is one, is left beside it. Raises ExportRefused, and then leaves nothing
+    at `path`, when the service's loader refuses the file or the proof does not hold. Raises OSError.
     """
     with candidate(path, serialize(model, card, evaluated.detector)) as file:
         parity = prove(model, file, dataset, evaluated)
+        if (index := evaluated.index) is not None:
+            write_atomically(neighbours_of(path), lambda stream: stream.write(to_bytes(index)))
         publish(file, path)
     return parity
 

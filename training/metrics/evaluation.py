@@ -10,12 +10,13 @@ from torch import nn
 
 from serving.contract.card import Calibration, Familiarity, OperatingPoint
 from serving.contract.decode import Preprocessing
+from serving.contract.neighbours.index import TrainingIndex
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
-from training.metrics import calibration, classification, novelty, operating_points
+from training.metrics import calibration, classification, neighbours, novelty, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.classification import Probabilities, Scores
 from training.metrics.novelty import Detector, Novelty
@@ -87,6 +88,7 @@ class Unknown:
     """Of the test images."""
     strange: dict[str, Novelty]
     """Of images that show nothing, by their kind."""
+    index: TrainingIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,7 @@ def _unknown(
         strange={
             name: detector.novelty(prediction.logits(body, images)) for name, images in _strange(dataset.preprocessing)
         },
+        index=neighbours.index(body, dataset, detector, embeddings["train"]),
     )
 
 
