@@ -16,23 +16,38 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import onnx
 import onnxruntime
+from jaxtyping import Float32
 from onnx.utils import Extractor
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, TOLERANCE, Certificate, Golden, ModelCard
+from serving.contract.card import (
+    EMBEDDING_NAME,
+    INPUT_NAME,
+    METADATA_KEY,
+    OUTPUT_NAME,
+    TOLERANCE,
+    Certificate,
+    Familiarity,
+    Golden,
+    ModelCard,
+)
 from serving.contract.model import Classifier, open_model
 from serving.contract.scene import decoded
 from serving.contract.session import Placement
 from training.data.dataset import Dataset
+from training.data.sources.source import SPLITS
 from training.errors import ExportRefused
-from training.export import drift_reference
+from training.export import drift_reference, parity
 from training.export.bias_correction import correct_biases
+from training.export.novelty_graph import add_outputs
 from training.export.onnx import FIRST_LAYER
 from training.export.publication import candidate, publish, refusals
-from training.metrics import calibration, classification, operating_points
+from training.metrics import calibration, classification, novelty, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, Scores
+from training.metrics.evaluation import scored
+from training.metrics.novelty import Detector, Novelty
 from training.models.prediction import batches
 from training.storage import copied
 
@@ -104,26 +119,42 @@ class _TestSplit:
     """None: the rule of promotion was not asked."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Unknown:
+    """Novelty of the quantised graph's embeddings."""
+
+    detector: Detector
+    familiarity: Familiarity
+    test: Novelty
+    """Of the test images."""
+
+
 def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = None) -> Quantized:
     """Write the published float32 file `source` as an int8 file to `path`, if the labels of both agree.
 
     Where `latest` may move to the run, `judge` applies the rule of promotion to the answers of the int8 file, too: a
     file for which it does not hold is not published, because `latest` would lead to it.
 
-    The card of the new file has its own version, prediction sets, goldens, scores and drift reference. A file that
-    agrees too little is not published, and the result says so. The loader opens both on the CPU, where alone eight bits
-    are computed in integers. Raises ExportRefused when ONNX Runtime cannot quantise the graph, and when the service's
-    loader refuses the file or gives other probabilities than the graph did. Raises OSError.
+    The card of the new file has its own version, prediction sets, goldens, scores, drift reference and limit of
+    novelty, which the graph computes of its own embeddings. A file that agrees too little is not published, and the
+    result says so. The loader opens both on the CPU, where alone eight bits are computed in integers. Raises
+    ExportRefused when ONNX Runtime cannot quantise the graph, and when the service's loader refuses the file or gives
+    other probabilities than the graph did. Raises OSError.
     """
     with refusals():
         float32 = open_model(source, placement=Placement(on="cpu"))  # as the int8 file, with which it is compared
         graph = _quantized_graph(source, dataset)
-        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = _with_embedding(graph)
         evaluated = _evaluate(session, dataset, judge)
+        unknown = _unknown(session, dataset, float32.card.familiarity)
         card = _card(float32.card, session, dataset, evaluated)
+    card = replace(card, familiarity=unknown.familiarity if unknown else None)
+    add_outputs(graph, unknown.detector if unknown else None)
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     with candidate(path, graph.SerializeToString()) as file:
-        quantized = _compare(float32, open_model(file), dataset, evaluated)
+        int8 = open_model(file)
+        _check_novelty(int8, dataset, unknown)
+        quantized = _compare(float32, int8, dataset, evaluated)
         if quantized.published:
             publish(file, path)
         else:
@@ -179,7 +210,7 @@ def _quantized_graph(source: Path, dataset: Dataset) -> onnx.ModelProto:
 
 
 def _probabilities_alone(file: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without embedding and novelty, which were made of other features than an eight-bit network's."""
+    """The graph without embedding and novelty, whose numbers are of other features than an eight-bit network's."""
     return Extractor(file).extract_model([INPUT_NAME], [OUTPUT_NAME])
 
 
@@ -215,7 +246,7 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
     demands = map(operating_points.Demand.of, card.operating_points)
     return replace(
         card,
-        familiarity=None,
+        neighbours=None,  # its embeddings are others than those of the float32 file
         operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
         certificate=evaluated.verdict.certificate if evaluated.verdict else None,
         version=f"{card.version}-int8",
@@ -226,6 +257,38 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
     )
 
 
+def _with_embedding(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A session of the graph that gives the embedding, too."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(graph)
+    add_outputs(probe, None)
+    return onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def _unknown(
+    session: onnxruntime.InferenceSession, dataset: Dataset, familiarity: Familiarity | None
+) -> _Unknown | None:
+    """Novelty by the graph's own embeddings, of as many false alarms as that of the float32 file; None without it."""
+    if familiarity is None:
+        return None
+    train, val, test = (_run(session, EMBEDDING_NAME, dataset.images, scored(dataset, split)) for split in SPLITS)
+    detector = novelty.fit(train, dataset.labels[scored(dataset, "train")])
+    own = novelty.choose(detector.novelty(val), familiarity.false_alarms)
+    assert own is not None  # of as many validation images as in float32
+    return _Unknown(detector=detector, familiarity=own, test=detector.novelty(test))
+
+
+def _check_novelty(int8: Classifier, dataset: Dataset, unknown: _Unknown | None) -> None:
+    """Raise ExportRefused where the finished file has another novelty than numpy computes of its embeddings."""
+    if unknown is None:
+        return
+    answers = [int8.answers(batch).novelty for batch in batches(dataset.images, dataset.splits["test"])]
+    served = np.concatenate([values for values in answers if values is not None])
+    check = parity.check_novelty(unknown.familiarity, unknown.test, served)
+    if check is not None and not check.holds:
+        raise ExportRefused(f"the int8 file, {check}")
+
+
 def _golden(golden: Golden, card: ModelCard, session: onnxruntime.InferenceSession) -> Golden:
     pixels = card.preprocessing.fitted(decoded(golden.image, card.preprocessing))
     [probabilities] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels[np.newaxis]})[0]
@@ -233,7 +296,13 @@ def _golden(golden: Golden, card: ModelCard, session: onnxruntime.InferenceSessi
 
 
 def _predict(session: onnxruntime.InferenceSession, images: np.ndarray, indices: np.ndarray) -> Probabilities:
-    return np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch in batches(images, indices)])
+    return _run(session, OUTPUT_NAME, images, indices)
+
+
+def _run(
+    session: onnxruntime.InferenceSession, output: str, images: np.ndarray, indices: np.ndarray
+) -> Float32[np.ndarray, "images values"]:
+    return np.concatenate([session.run([output], {INPUT_NAME: batch})[0] for batch in batches(images, indices)])
 
 
 def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset, judge: Judge | None) -> _TestSplit:
