@@ -102,14 +102,19 @@ class InferenceMetrics:
             "twinlens_unfamiliar", "Images answered that are unlike those of the training.", registry=registry
         )
         self._explanations = Counter("twinlens_explanations", "Images explained.", registry=registry)
+        self._similar = Counter(
+            "twinlens_similar", "Images answered with the nearest training images.", registry=registry
+        )
         stage = Histogram(
             "twinlens_stage_seconds",
-            "Seconds in each stage: decode and queue of an image, infer of a batch.",
+            "Seconds in each stage: decode and queue of an image, infer of a batch, search among training images.",
             ["stage"],
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
-        self._decode, self._queue, self._infer = (stage.labels(name) for name in ("decode", "queue", "infer"))
+        self._decode, self._queue, self._infer, self._search = (
+            stage.labels(name) for name in ("decode", "queue", "infer", "search")
+        )
         self._batch = Histogram(
             "twinlens_batch_size", "Images a run of the model.", buckets=BATCH_BUCKETS, registry=registry
         )
@@ -156,6 +161,11 @@ class InferenceMetrics:
     def explained(self) -> None:
         """Count an explained image."""
         self._explanations.inc()
+
+    def searched(self, seconds: float) -> None:
+        """Count an image whose nearest training images were answered, and record the time of their search."""
+        self._similar.inc()
+        self._search.observe(seconds)
 
 
 class ModelMetrics:

@@ -28,6 +28,7 @@ from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
 from serving.inference.reload import Reloader
+from serving.inference.similar import Searcher
 from serving.metrics import FetchOutcome, Metrics, forget_dead_workers, remove_files
 from serving.settings import PREFIX, Settings
 from serving.traced import Traced
@@ -99,6 +100,7 @@ class Twinlens:
             ),
             readiness=Readiness(),
             explainer=Explainer(settings, metrics),
+            searcher=Searcher(settings, metrics),
             page=Page.load(),
             openapi=_document("openapi.yaml"),
             bento_schema=_document("bento_schema.yaml"),
@@ -129,7 +131,7 @@ class Twinlens:
         self._middleware.drain_on_signals(settings.grace_s)
         if not settings.reload_s:
             return
-        if mirror := mirror_of(settings):
+        if mirror := mirror_of(settings, training_images=True):
             mirror.watch(settings.reload_s, self._looked)
         self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
 
@@ -170,7 +172,7 @@ def _open(path: Path) -> Classifier:
     """
     worker = bentoml.server_context.worker_index or 1
     placement = settings.placement(worker - 1 if settings.workers == "gpus" else 0)
-    classifier = open_model(path, placement=placement, key=settings.public_key)
+    classifier = open_model(path, placement=placement, key=settings.public_key, training_images=True)
     if settings.require_certificate and classifier.card.certificate is None:
         raise ModelRefused(
             f"{path}: its card has no certificate of promotion, which {PREFIX}REQUIRE_CERTIFICATE asks for"
@@ -183,7 +185,7 @@ def _check_model() -> None:
         bento_config.check(number_of_workers)
         if settings.token_file:
             BearerTokens(settings.token_file)
-        if mirror := mirror_of(settings):
+        if mirror := mirror_of(settings, training_images=True):
             mirror.refresh()
     except ValueError as error:
         raise SystemExit(str(error)) from error

@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     slow_s: Seconds = 1.0
     abstain_below: Confidence = None
     drift_window: Window = 1000
+    show_training: Flag = False
+    training_data: Path | None = None
 
     @classmethod
     def from_env(cls) -> "Settings":
@@ -108,10 +110,16 @@ class Settings(BaseSettings):
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(names))}")
         try:
-            return cls()
+            settings = cls()
         except ValidationError as error:
             faults = dict.fromkeys(_message(fault) for fault in error.errors())
             raise ValueError("; ".join(faults)) from error
+        if settings.show_training and (settings.training_data is None or not settings.training_data.is_dir()):
+            given = f", not {str(settings.training_data)!r}" if settings.training_data else ""
+            raise ValueError(
+                f"{PREFIX}SHOW_TRAINING=1: expected the folder of the training images in {PREFIX}TRAINING_DATA{given}"
+            )
+        return settings
 
     @property
     def file(self) -> Path:

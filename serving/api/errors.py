@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from serving.contract.image_header import ImageError
 from serving.inference.batching import Overloaded
 from serving.inference.prediction import InvalidOutput
+from serving.inference.similar import NoTrainingImages
 from serving.logs import FIELDS
 
 log = logging.getLogger("bentoml.twinlens")
@@ -37,6 +38,8 @@ def as_request_error(error: Exception) -> RequestError:
         case Overloaded():
             message = "the service is working at its limit; try again shortly"
             public = RequestError(429, "too_many_requests", message, {"Retry-After": "1"})
+        case NoTrainingImages():
+            public = RequestError(404, "no_training_images", str(error))
         case InvalidOutput():
             public = RequestError(500, error.code, str(error))
         case MemoryError():

@@ -25,8 +25,12 @@ from serving.inference.heatmap import as_json, as_png, overlay
 from serving.inference.occlusion import Explanation
 from serving.inference.prediction import Prediction
 from serving.inference.predictor import Predictor
+from serving.inference.similar import rows_of
 from serving.metrics import exposition
 from serving.settings import Settings
+
+SIMILAR, MOST_SIMILAR = 5, 50
+"""Training images that /similar answers with: without `k`, and at most."""
 
 
 class JSONResponse(Response):
@@ -40,7 +44,7 @@ class JSONResponse(Response):
 
 
 async def predict(request: Request, state: ServiceState) -> Response:
-    top_k = _top_k(request)
+    top_k = _whole_number(request, "top_k")
     predictor = state.readiness.current_predictor()
     with state.admission.reserve() as reservation:
         [data] = await read_files(request, "image", Limits.of_one(state.settings), reservation)
@@ -52,7 +56,7 @@ async def predict(request: Request, state: ServiceState) -> Response:
 
 
 async def predict_batch(request: Request, state: ServiceState) -> Response:
-    top_k = _top_k(request)
+    top_k = _whole_number(request, "top_k")
     predictor = state.readiness.current_predictor()
     with state.admission.reserve() as reservation:
         images = await read_files(request, "images", Limits.of_batch(state.settings), reservation)
@@ -79,6 +83,19 @@ async def explain(request: Request, state: ServiceState) -> Response:
         request.state.images = [data]
         explaining = state.explainer.explain(predictor, data, label, draw)
         return await await_for_client(request, explaining, state.settings.timeout_s)
+
+
+async def similar(request: Request, state: ServiceState) -> Response:
+    predictor = state.readiness.current_predictor()
+    count = _whole_number(request, "k", MOST_SIMILAR) or SIMILAR
+    rows_of(predictor)  # before the body is read
+    with state.admission.reserve() as reservation:
+        [data] = await read_files(request, "image", Limits.of_one(state.settings), reservation)
+        request.state.images = [data]
+        reservation.add_images(1)
+        searching = state.searcher.search(predictor, data, count)
+        found = await await_for_client(request, searching, state.settings.timeout_s)
+    return JSONResponse(found.body)
 
 
 async def model_card(request: Request, state: ServiceState) -> Response:
@@ -117,15 +134,18 @@ async def home(request: Request, state: ServiceState) -> Response:
     return RedirectResponse("ui")
 
 
-def _top_k(request: Request) -> int | None:
+def _whole_number(request: Request, name: str, most: int | None = None) -> int | None:
+    """A parameter of the query; None where it is not given. Raises RequestError."""
     if not request.scope["query_string"]:
         return None
-    text = request.query_params.get("top_k")
+    text = request.query_params.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
-        raise RequestError(400, "invalid_top_k", f"top_k must be a whole number above 0, not {text[:40]!r}")
-    return int(text[:9])
+    number = int(text[:9]) if text.isascii() and text.isdecimal() else 0
+    if number < 1 or (most is not None and number > most):
+        expected = "above 0" if most is None else f"from 1 to {most}"
+        raise RequestError(400, f"invalid_{name}", f"{name} must be a whole number {expected}, not {text[:40]!r}")
+    return number
 
 
 def _label(request: Request, classes: tuple[str, ...]) -> str | None:
@@ -211,6 +231,7 @@ ROUTES = (
     Route("/predict_batch", predict_batch, "POST"),
     Route("/predict_instances", predict_instances, "POST"),
     Route("/explain", explain, "POST"),
+    Route("/similar", similar, "POST"),
     Route("/model", model_card),
     Route("/ui", ui, kind=Kind.PAGE),
     Route("/livez", livez, kind=Kind.PROBE),

@@ -7,6 +7,7 @@ from serving.api.admission import Admission
 from serving.api.readiness import Readiness
 from serving.api.ui import Page
 from serving.inference.occlusion import Explainer
+from serving.inference.similar import Searcher
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -20,6 +21,7 @@ class ServiceState:
     admission: Admission
     readiness: Readiness
     explainer: Explainer
+    searcher: Searcher
     page: Page
     openapi: dict[str, Any]
     """The document that /docs.json returns."""

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
+from serving.contract.neighbours.file import neighbours_of
 from serving.contract.objects import Store, StoreUnusable, Url, Version
 from serving.contract.signature import signature_of
 from serving.metrics import FetchOutcome
@@ -30,18 +31,16 @@ RECORD = "versions.json"
 class Mirror:
     """Keeps `file` as the object at `url` is, and with `signed` the object's signature beside it.
 
-    Several processes may share the file: one fetches, the others find its copy. A copy is whole, and of one version: an
-    object that changes while it is read is not taken.
+    With `training_images` their index is kept, too. Several processes may share the file: one fetches, the others find
+    its copy. A copy is whole, and of one version: an object that changes while it is read is not taken.
     """
 
-    def __init__(self, url: Url, file: Path, *, signed: bool = False) -> None:
+    def __init__(self, url: Url, file: Path, *, signed: bool = False, training_images: bool = False) -> None:
         """`file` is in a folder of its own. Raises StoreUnusable, also where that folder cannot be made."""
         self.url = url
         self.file = file
-        self._stores = {self.file: Store(url)}
-        if signed:
-            signature = signature_of(self.file)
-            self._stores = {signature: Store(url.beside(signature.name)), **self._stores}
+        beside = [neighbours_of(file)] * training_images + [signature_of(file)] * signed
+        self._stores = {own: Store(url.beside(own.name)) for own in beside} | {file: Store(url)}
         self._folder = file.parent
         self._intact = False
         self._said = ""
@@ -93,6 +92,10 @@ class Mirror:
             except FileNotFoundError:
                 if file == self.file:
                     raise
+            except OSError as error:
+                # S3 says 403 of a missing object to those who may not list; a model answers without training images.
+                if file != neighbours_of(self.file) or not isinstance(error.__cause__, PermissionError):
+                    raise
         return versions
 
     def _holds(self, wanted: dict[str, Version]) -> bool:
@@ -142,11 +145,16 @@ class Mirror:
         return outcome
 
 
-def mirror_of(settings: Settings) -> Mirror | None:
-    """What keeps `settings.file` as the object is; None where the model is a file. Raises StoreUnusable."""
-    if isinstance(settings.model, Path):
+def mirror_of(settings: Settings, *, training_images: bool = False) -> Mirror | None:
+    """What keeps `settings.file` as the object is; None where the model is a file. Raises StoreUnusable.
+
+    A web server's address may hold a signature that is of one file alone, so no training images are fetched there.
+    """
+    url = settings.model
+    if isinstance(url, Path):
         return None
-    return Mirror(settings.model, settings.file, signed=settings.public_key is not None)
+    wanted = training_images and not url.is_http
+    return Mirror(url, settings.file, signed=settings.public_key is not None, training_images=wanted)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.contract.model import Classifier, ModelRefused
+from serving.contract.neighbours.file import neighbours_of
 from serving.contract.signature import signature_of
 from serving.metrics import ReloadOutcome
 
@@ -21,7 +22,7 @@ log = logging.getLogger("bentoml.twinlens")
 class FileState:
     """Identifies a version of a file: it differs when the path leads to another file or the file is written to.
 
-    So it does when the signature beside it changes, which may come later than the file.
+    So it does when the signature or the training images beside it change, which may come later than the file.
     """
 
     device: int
@@ -29,12 +30,15 @@ class FileState:
     size: int
     modified_ns: int
     signature: "FileState | None" = None
+    neighbours: "FileState | None" = None
 
     @classmethod
     def of(cls, path: Path) -> "FileState | None":
         """The state of the file at `path`, symlinks followed; None when no file can be reached."""
         file = cls._alone(path)
-        return file and replace(file, signature=cls._alone(signature_of(path)))
+        return file and replace(
+            file, signature=cls._alone(signature_of(path)), neighbours=cls._alone(neighbours_of(path))
+        )
 
     @classmethod
     def _alone(cls, path: Path) -> "FileState | None":
@@ -66,7 +70,7 @@ class Reloader:
         self._observe = observe
         self._tried: FileState | None = None
         self._last_state: FileState | None = None
-        self._digest: str | None = None
+        self._served: tuple[str, str | None] | None = None
 
     def start(self) -> None:
         """Serve the file if it exists. Raises ModelRefused."""
@@ -112,23 +116,29 @@ class Reloader:
             return "failed"
         if FileState.of(self._path) != state:
             return None
-        if classifier.digest == self._digest:
+        if _identity(classifier) == self._served:
             return "unchanged"
         self._swap(classifier)
         return "swapped"
 
     @property
     def _still(self) -> str:
-        return "no model answers yet" if self._digest is None else "the previous model still answers"
+        return "no model answers yet" if self._served is None else "the previous model still answers"
 
     def _swap(self, classifier: Classifier) -> None:
         self._serve(classifier)
-        self._digest = classifier.digest
+        self._served = _identity(classifier)
         log.info(
-            "model %s %s (%s) on %s answers: card checked, %d goldens replayed",
+            "model %s %s (%s) on %s answers: card checked, %d goldens replayed, %d training images beside it",
             classifier.card.name,
             classifier.card.version,
             self._path,
             classifier.provider,
             len(classifier.card.goldens),
+            len(classifier.index.paths) if classifier.index else 0,
         )
+
+
+def _identity(classifier: Classifier) -> tuple[str, str | None]:
+    """What differs where a model, or the training images beside it, are others."""
+    return classifier.digest, classifier.index.state if classifier.index else None

@@ -123,7 +123,19 @@ def test_a_gpu_is_required_always_never_or_where_one_is_visible(
 
 def test_every_setting_that_can_be_wrong_has_an_expectation() -> None:
     silent = {name for name, field in Settings.model_fields.items() if field.description is None}
-    assert silent == {"cache", "token_file"}, "any text is a path"
+    assert silent == {"cache", "token_file", "training_data"}, "any text is a path"
+
+
+def test_pictures_of_the_training_need_their_folder(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.setenv("TWINLENS_SHOW_TRAINING", "1")
+    expected = "expected the folder of the training images in TWINLENS_TRAINING_DATA"
+    with pytest.raises(ValueError, match=expected):
+        Settings.from_env()
+    environment.setenv("TWINLENS_TRAINING_DATA", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=rf"{expected}, not '.*none'"):
+        Settings.from_env()
+    environment.setenv("TWINLENS_TRAINING_DATA", str(tmp_path))
+    assert Settings.from_env().training_data == tmp_path
 
 
 def test_settings_cannot_be_changed() -> None:

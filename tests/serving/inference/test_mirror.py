@@ -55,6 +55,21 @@ def test_a_signature_comes_later_changes_and_goes(tmp_path: Path) -> None:
         assert not signature.exists()
 
 
+def test_training_images_come_later_change_and_go(tmp_path: Path) -> None:
+    with web() as files:
+        files.files["model.onnx"] = FIRST
+        mirror = Mirror(Url(f"{files.address}/model.onnx"), tmp_path / "copy" / "model.onnx", training_images=True)
+        beside = tmp_path / "copy" / "model.neighbours.npz"
+        assert mirror.refresh() == "fetched"
+        for content in (b"one", b"another"):
+            files.files["model.neighbours.npz"] = content
+            assert [mirror.refresh(), mirror.refresh()] == ["fetched", "unchanged"]
+            assert beside.read_bytes() == content
+        del files.files["model.neighbours.npz"]
+        assert [mirror.refresh(), mirror.refresh()] == ["fetched", "unchanged"]
+        assert not beside.exists()
+
+
 def test_a_copy_is_used_again_unless_it_is_damaged(tmp_path: Path) -> None:
     with web() as files:
         files.files["model.onnx"] = FIRST
