@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.neighbours.file import SUFFIX
 from training.data import duplicates
 from training.data.sources.source import Split
 from training.engine import runs
-from training.forgetting import caches, events, pages, texts
+from training.forgetting import binaries, caches, pages, texts
 from training.forgetting.caches import Entry
 from training.forgetting.dependents import Dependent, dependents, of_other_data
 from training.forgetting.names import Names
@@ -191,8 +192,10 @@ class _Search:
         if path.suffix == ARCHIVE:
             return self._in_archive(path, names, held), None
         content = path.read_bytes()
+        if path.name.endswith(SUFFIX):
+            return binaries.without_rows(content, path, names, self.person)
         if path.name.startswith(EVENTS):
-            kept, what = events.without(content, held)
+            kept, what = binaries.without_pictures(content, held)
             return what, kept
         text = content.decode(errors="surrogateescape")
         if path.suffix == ".html":

@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from serving.contract.model import open_model
 from tests.support.patients import COPIES, NAMES, PERSON, digests, write
 from tests.support.promotions import latest
 from tests.support.trainer import command
@@ -34,6 +35,8 @@ RUN = [
     "light",
     "--leaks",
     "warn",
+    "--unfamiliar",
+    "0.3",
 ]
 
 
@@ -137,6 +140,17 @@ def test_rows_and_pictures_of_others_stay(runs: Path) -> None:
     assert not {"train/augmented", "val/examples", "val/worst_mistakes"} & set(events.Tags()["images"])
     assert {"val/confusion_matrix", "test/confusion_matrix"} <= set(events.Tags()["images"])
     assert "accuracy/val" in events.Tags()["scalars"], "all other records can still be read"
+
+
+def test_their_rows_leave_the_training_images_beside_a_model(runs: Path) -> None:
+    before = open_model(runs / "a" / "model.onnx", training_images=True)
+    assert forget("--yes") == 0
+    after = open_model(runs / "a" / "model.onnx", training_images=True)
+    assert before.index is not None
+    assert after.index is not None
+    assert before.digest == after.digest, "the model is the same, and so is the digest in its card"
+    assert set(NAMES) & {*before.index.paths}
+    assert after.index.paths == tuple(path for path in before.index.paths if path not in NAMES)
 
 
 def test_the_record_names_nobody(runs: Path) -> None:
