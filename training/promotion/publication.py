@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from serving.contract.model import open_model
+from serving.contract.neighbours.file import neighbours_of
 from serving.contract.objects import Store, StoreUnusable, Url, location
 from serving.contract.signature import signature_of
 from training.engine import runs
@@ -33,11 +34,11 @@ class PublishConfig:
 
 
 def publish(config: PublishConfig) -> Path:
-    """Copy the model, its eight-bit file and their signatures, and return the run that was copied.
+    """Copy the model, what is beside it and its eight-bit file, and return the run that was copied.
 
-    The signature comes before its file and the model last: a service never reads a model without what belongs to it,
-    and keeps the one before until both fit. What the run does not have is deleted at the end. The model is read back
-    and compared. Raises ConfigError, ModelRefused, OSError.
+    Signatures and the index of training images come before their file and the model last: a service never reads a model
+    without what belongs to it, and keeps the one before until all fit. What the run does not have is deleted at the
+    end. The model is read back and compared. Raises ConfigError, ModelRefused, OSError.
     """
     link, store = config.out / runs.LATEST, _store(config.to)
     with locked(config.out / log.LOCK):  # `latest` does not move meanwhile
@@ -47,8 +48,9 @@ def publish(config: PublishConfig) -> Path:
         if log.targets(log.history(config.out))[-1:] != [(served.target, served.digest)]:
             raise ConfigError(f"{link} points to {served.target}, and {config.out / log.LOG} has not moved it there")
         run = link.resolve()
-        open_model(run / MODEL, threads=0)  # no store gets what the service refuses
+        open_model(run / MODEL, threads=0, training_images=True)  # no store gets what the service refuses
         files = [path for name in (INT8, MODEL) for path in (signature_of(run / name), run / name)]
+        files.insert(-1, neighbours_of(run / MODEL))
         for file in files:
             if file.is_file():
                 store.write(file)

@@ -18,6 +18,7 @@ from tests.support.server import serving
 from tests.support.signed import keys, sign
 from training.__main__ import main
 
+NEIGHBOURS = "models/skin/model.neighbours.npz"
 FOLDER = f"s3://{BUCKET}/models/skin"
 
 
@@ -59,11 +60,16 @@ def test_a_service_takes_what_was_promoted_and_nothing_else(store: S3, run: Path
         assert latest(out) == "tiny"
         assert published(store, out).returncode == 0
         poor = open_model(out / "poor" / "model.onnx", threads=0).digest
-        better = make(photos, out, name="better", promote="always", seed=7)
+        image = {"image": next(photos.rglob("*.png")).read_bytes()}
+        assert httpx.post(f"{address}/similar", files=image).status_code == 404
+        assert NEIGHBOURS not in {*store.keys()}
+        better = make(photos, out, name="better", promote="always", seed=7, unfamiliar=0.2)
         sign(better, private)
         assert answers() == first != poor
         assert published(store, out).returncode == 0
         wait_until(lambda: answers() == open_model(better / "model.onnx", threads=0).digest)
+        assert NEIGHBOURS in {*store.keys()}
+        assert len(httpx.post(f"{address}/similar", files=image).json()["similar"]) == 5
 
         (out / "latest").unlink()
         (out / "latest").symlink_to("poor")
