@@ -23,12 +23,13 @@ from serving.api.errors import RequestError
 from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body
 from serving.api.waiting import await_for_client
-from serving.contract.card import INPUT_NAME, OUTPUT_NAME, ModelCard
+from serving.contract.card import INPUT_NAME, NOVELTY_NAME, OUTPUT_NAME, ModelCard
 from serving.contract.decode import Pixels, Preprocessing
 from serving.contract.model import Answer
 from serving.inference.predictor import Predictor
 
 FILES, LABELS, DECISIONS = "files", "labels", "decisions"
+LEAST_COST, UNFAMILIAR = "least_cost", "unfamiliar"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 2**20
 """Bytes: JSON is parsed in one step, which blocks the event loop. Large tensors are sent as bytes."""
@@ -125,8 +126,7 @@ def error_body(error: RequestError) -> dict[str, object]:
 
 def model_metadata(predictor: Predictor, name: str) -> dict[str, object]:
     """The model's metadata; a request has one of the two inputs."""
-    size, classes, points = predictor.card.preprocessing, predictor.card.classes, predictor.card.operating_points
-    decisions = [{"name": DECISIONS, "datatype": "BOOL", "shape": [-1, len(points)]}] if points else []
+    size = predictor.card.preprocessing
     return {
         "name": name,
         "versions": [predictor.card.version],
@@ -136,11 +136,25 @@ def model_metadata(predictor: Predictor, name: str) -> dict[str, object]:
             {"name": FILES, "datatype": "BYTES", "shape": [-1]},
         ],
         "outputs": [
-            {"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, len(classes)]},
-            {"name": LABELS, "datatype": "BYTES", "shape": [-1]},
-            *decisions,
+            {"name": name, "datatype": datatype, "shape": [-1, *shape]}
+            for name, (datatype, shape) in outputs_of(predictor.card).items()
         ],
     }
+
+
+def outputs_of(card: ModelCard) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By name, datatype and shape for one image of each output; what the card does not decide has none."""
+    outputs: dict[str, tuple[str, tuple[int, ...]]] = {
+        OUTPUT_NAME: ("FP32", (len(card.classes),)),
+        LABELS: ("BYTES", ()),
+    }
+    if card.operating_points:
+        outputs[DECISIONS] = ("BOOL", (len(card.operating_points),))
+    if card.costs is not None:
+        outputs[LEAST_COST] = ("BYTES", ())
+    if card.familiarity is not None:
+        outputs |= {UNFAMILIAR: ("BOOL", ()), NOVELTY_NAME: ("FP32", ())}
+    return outputs
 
 
 def parse(body: bytes, header_length: str | None, card: ModelCard, max_images: int) -> InferRequest:
@@ -172,7 +186,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
 
 
 def _outputs(value: _Body, card: ModelCard) -> dict[str, bool]:
-    offered = (OUTPUT_NAME, LABELS, *([DECISIONS] if card.operating_points else []))
+    offered = outputs_of(card)
     all_as_bytes = value.parameters.binary_data_output
     outputs = {
         output.name: all_as_bytes if output.parameters.binary_data is None else output.parameters.binary_data
@@ -244,32 +258,41 @@ def _files(data: Any, count: int) -> list[bytes]:
 
 
 def _response(wanted: InferRequest, predictor: Predictor, model: str, answers: Sequence[Answer]) -> Response:
-    predictions = [predictor.describe(answer) for answer in answers]
-    labels = [prediction.label for prediction in predictions]
-    probabilities = np.stack([answer.probabilities for answer in answers])
-    decisions = np.array([list((prediction.decisions or {}).values()) for prediction in predictions], bool)
-    numbers = {OUTPUT_NAME: ("FP32", probabilities), DECISIONS: ("BOOL", decisions)}
+    values = _values(predictor, answers)
+    datatypes = outputs_of(predictor.card)
     tensors: list[dict[str, object]] = []
     blobs: list[bytes] = []
     for name, as_bytes in wanted.outputs.items():
-        datatype, values = numbers.get(name, ("BYTES", None))
-        shape = [len(labels)] if values is None else list(values.shape)
-        tensor: dict[str, object] = {"name": name, "datatype": datatype, "shape": shape}
+        value = values[name]
+        tensor: dict[str, object] = {"name": name, "datatype": datatypes[name][0], "shape": list(np.shape(value))}
         if as_bytes:
-            blob = _with_lengths(labels) if values is None else values.tobytes()
+            blob = _with_lengths(value) if isinstance(value, list) else value.tobytes()
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
             # As Python floats: JSON then holds all digits of the float32 values.
-            tensor["data"] = labels if values is None else values.ravel().tolist()
+            tensor["data"] = value if isinstance(value, list) else value.ravel().tolist()
         tensors.append(tensor)
-    value = {"model_name": model, "model_version": predictor.card.version, "outputs": tensors}
-    header = json.dumps(value | ({"id": wanted.id} if wanted.id else {}), ensure_ascii=False).encode()
+    body = {"model_name": model, "model_version": predictor.card.version, "outputs": tensors}
+    header = json.dumps(body | ({"id": wanted.id} if wanted.id else {}), ensure_ascii=False).encode()
     if not blobs:
         return Response(header, media_type="application/json")
     return Response(
         b"".join([header, *blobs]), 200, {HEADER_LENGTH: str(len(header))}, media_type="application/octet-stream"
     )
+
+
+def _values(predictor: Predictor, answers: Sequence[Answer]) -> dict[str, np.ndarray | list[str]]:
+    """By name, all outputs for these answers, which the metrics count; texts as lists."""
+    predictions = [predictor.describe(answer) for answer in answers]
+    return {
+        OUTPUT_NAME: np.stack([answer.probabilities for answer in answers]),
+        LABELS: [prediction.label for prediction in predictions],
+        DECISIONS: np.array([list((prediction.decisions or {}).values()) for prediction in predictions], bool),
+        LEAST_COST: [prediction.least_cost or "" for prediction in predictions],
+        UNFAMILIAR: np.array([prediction.unfamiliar for prediction in predictions], bool),
+        NOVELTY_NAME: np.array([answer.novelty for answer in answers], np.float32),
+    }
 
 
 def _with_lengths(labels: Sequence[str]) -> bytes:
