@@ -1,8 +1,11 @@
 """A model with a cost matrix, from the training to the service and the offline table."""
 
+import base64
 import csv
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +43,24 @@ def test_service_table_and_report_have_the_answer_of_the_least_cost(costly: Path
     with serving(costly / "model.onnx", BENTOML_HOME=str(tmp_path)) as address:
         reply = requests.post(f"{address}/predict", files={"image": image.read_bytes()}, timeout=30).json()
         metrics = requests.get(f"{address}/metrics", timeout=30).text
+        tensor: dict[str, Any] = {"name": "files", "datatype": "BYTES", "shape": [1]}
+        tensor["data"] = [base64.b64encode(image.read_bytes()).decode()]
+        wanted: list[dict[str, Any]] = [
+            {"name": "least_cost"},
+            {"name": "least_cost", "parameters": {"binary_data": True}},
+        ]
+        answers = [
+            requests.post(
+                f"{address}/v2/models/twinlens/infer", json={"inputs": [tensor], "outputs": [output]}, timeout=30
+            )
+            for output in wanted
+        ]
+    assert answers[0].json()["outputs"] == [
+        {"name": "least_cost", "datatype": "BYTES", "shape": [1], "data": ["refer"]}
+    ]
+    assert answers[1].content.endswith(b"\x05\0\0\0refer")
+    with (costly / "predictions.csv").open(newline="") as file:
+        assert Counter(row["least_cost"] for row in csv.DictReader(file)) == Counter(report["costs"]["actions"])
     probabilities = np.array([[reply["probabilities"][name] for name in card.classes]], np.float32)
     assert reply["least_cost"] == card.costs.actions[card.costs.least(probabilities)[0]] == "refer"
     assert 'twinlens_least_cost_total{action="refer"} 1.0' in metrics
@@ -60,6 +81,8 @@ def test_an_evaluation_takes_costs_of_its_own(costly: Path, photos: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert facts["costs"]["actions"]["refer"] == 0
+    with (tmp_path / "e" / "predictions.csv").open(newline="") as file:
+        assert "refer" not in {row["least_cost"] for row in csv.DictReader(file)}
     assert facts["costs"]["sentence"] in done.stdout
 
 

@@ -17,36 +17,12 @@ from pyarrow import parquet
 from serving.batch.__main__ import main
 from serving.contract.card import METADATA_KEY
 from serving.contract.model import open_model
+from tests.support.bars import OPTIONS
 from tests.support.replies import metric
 from tests.support.server import serving
 from training.evaluate import EvaluateConfig, evaluate
 from training.options.config import TrainConfig
 from training.train import train
-
-OPTIONS: dict[str, Any] = {"model": "mlp", "hidden": (16,), "image_size": 16, "epochs": 6, "augment": "none"}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """360 pictures of one bright bar on noise, in three classes by the direction of the bar."""
-    root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for number in range(360):
-        label = ("across", "down", "slanted")[number % 3]
-        pixels = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
-        ends = {"across": ((1, 8), (14, 8)), "down": ((8, 1), (8, 14)), "slanted": ((1, 1), (14, 14))}[label]
-        cv2.line(pixels, *ends, (220, 220, 220), 3)
-        (root / label).mkdir(exist_ok=True)
-        assert cv2.imwrite(str(root / label / f"{number}.png"), pixels)
-    return root
-
-
-@pytest.fixture(scope="module")
-def aware(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on them, with 108 validation and 108 test images."""
-    held_out: dict[str, Any] = {"val_fraction": 0.3, "test_fraction": 0.3}
-    out = tmp_path_factory.mktemp("runs")
-    return train(TrainConfig(data=pictures, out=out, name="aware", quantize="int8", **held_out, **OPTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +32,23 @@ def strange() -> list[bytes]:
     return [cv2.imencode(".png", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))[1].tobytes() for _ in range(20)]
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def paths_of_test(run: Path) -> list[str]:
-    with (run / "predictions.csv").open(newline="") as file:
-        return [row["path"] for row in csv.DictReader(file)]
+    return [row["path"] for row in rows(run / "predictions.csv")]
+
+
+def asked_by_protocol(address: str, files: list[bytes]) -> dict[str, list[Any]]:
+    """The outputs of /v2 for some files, which must have the datatypes and shapes that its metadata say."""
+    url, data = f"{address}/v2/models/twinlens", [base64.b64encode(file).decode() for file in files]
+    body = {"inputs": [{"name": "files", "datatype": "BYTES", "shape": [len(files)], "data": data}]}
+    outputs = httpx.post(f"{url}/infer", json=body).json()["outputs"]
+    for said, output in zip(httpx.get(url).json()["outputs"], outputs, strict=True):
+        assert said == {name: output[name] for name in ("name", "datatype")} | {"shape": [-1, *output["shape"][1:]]}
+    return {output["name"]: output["data"] for output in outputs}
 
 
 def test_every_route_answers_what_was_evaluated(
@@ -72,6 +62,7 @@ def test_every_route_answers_what_was_evaluated(
         odd = httpx.post(f"{address}/predict_batch", files=[("images", data) for data in strange]).json()["results"]
         instances = [{"b64": base64.b64encode(data).decode()} for data in files[:8]]
         vertex = httpx.post(f"{address}/predict_instances", json={"instances": instances}).json()["predictions"]
+        protocol = asked_by_protocol(address, files[:8])
         card, text = httpx.get(f"{address}/model").json(), httpx.get(f"{address}/metrics").text
     limit = card["familiarity"]["threshold"]
     assert all(answer["unfamiliar"] is (answer["novelty"] > limit) for answer in [*alone, *odd])
@@ -79,8 +70,13 @@ def test_every_route_answers_what_was_evaluated(
     assert count / len(files) == report["unknown"]["measured"]["value"] < 0.2
     assert sum(answer["unfamiliar"] for answer in odd) >= 18
     assert [answer["novelty"] for answer in vertex] == pytest.approx([each["novelty"] for each in alone[:8]], rel=1e-4)
+    assert protocol["unfamiliar"] == [answer["unfamiliar"] for answer in alone[:8]]
+    assert protocol["novelty"] == pytest.approx([each["novelty"] for each in alone[:8]], rel=1e-4)
+    recorded = rows(aware / "predictions.csv")
+    assert [row["unfamiliar"] == "true" for row in recorded] == [answer["unfamiliar"] for answer in alone]
+    assert [float(row["novelty"]) for row in recorded] == pytest.approx([one["novelty"] for one in alone], rel=1e-4)
     assert metric(zero, "twinlens_unfamiliar_total") == 0
-    seen = sum(answer["unfamiliar"] for answer in [*alone, *odd, *vertex])
+    seen = sum(answer["unfamiliar"] for answer in [*alone, *odd, *vertex, *alone[:8]])
     assert metric(text, "twinlens_unfamiliar_total") == seen
     assert (card["familiarity"]["false_alarms"], card["familiarity"]["images"]) == (0.05, 108)
 
@@ -129,10 +125,10 @@ def test_offline_tables_have_both_columns(aware: Path, pictures: Path, strange: 
 
 
 def test_files_without_novelty_are_served(aware: Path, tmp_path: Path, strange: list[bytes]) -> None:
-    """Those of older versions, whose cards have no such entry, and those of eight bits."""
+    """Those of older versions, whose cards have no such entries."""
     file = onnx.load(aware / "model.onnx")
     card = json.loads({entry.key: entry.value for entry in file.metadata_props}[METADATA_KEY])
-    del card["familiarity"]
+    del card["familiarity"], card["neighbours"]
     old = Extractor(file).extract_model(["images"], ["probabilities"])
     onnx.helper.set_model_props(old, {METADATA_KEY: json.dumps(card)})
     onnx.save(old, tmp_path / "old.onnx")
@@ -141,10 +137,27 @@ def test_files_without_novelty_are_served(aware: Path, tmp_path: Path, strange: 
         answer = httpx.post(f"{address}/predict", files=image).json()
     assert answer["label"]
     assert {"unfamiliar", "novelty"}.isdisjoint(answer)
-    if (aware / "model.int8.onnx").exists():
-        int8 = open_model(aware / "model.int8.onnx")
-        assert int8.card.familiarity is None
-        assert int8.answers(np.zeros((2, 16, 16, 3), np.uint8)).novelty is None
+
+
+def test_the_eight_bit_file_has_a_limit_of_its_own(aware: Path, pictures: Path, strange: list[bytes]) -> None:
+    if not (aware / "model.int8.onnx").exists():
+        pytest.skip("its labels agree too little")
+    files = [open_model(aware / name) for name in ("model.onnx", "model.int8.onnx")]
+    made = files[0].card.preprocessing
+    usual = np.stack([made((pictures / path).read_bytes()) for path in paths_of_test(aware)])
+    odd = np.stack([made(data) for data in strange])
+    for file in files:
+        familiarity = file.card.familiarity
+        assert familiarity is not None
+        assert (familiarity.false_alarms, familiarity.images) == (0.05, 108)
+        novelty = [file.answers(images).novelty for images in (usual, odd)]
+        assert novelty[0] is not None
+        assert novelty[1] is not None
+        assert familiarity.unfamiliar(novelty[0]).mean() < 0.2
+        assert familiarity.unfamiliar(novelty[1]).sum() >= 18
+    own: list[Any] = [file.answers(usual).novelty for file in files]
+    assert 0 < np.abs(own[0] - own[1]).max() < 0.5, "made of other embeddings"
+    assert files[1].card.neighbours is None
 
 
 def test_it_can_be_switched_off_and_few_images_switch_it_off_with_a_warning(pictures: Path, tmp_path: Path) -> None:

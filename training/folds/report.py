@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serving.contract.model import Answers
 from training.data.dataset import Dataset
 from training.folds.label_issues import LabelIssue, as_frequent, find_label_issues, write_label_issues
 from training.folds.results import OutOfFold, fold_means
@@ -47,7 +48,7 @@ def write_folds_report(
             for issue in issues[:ISSUES_SHOWN]
         ],
     )
-    write_predictions(folder / "predictions.csv", dataset, answers.indices, answers.probabilities, ())
+    write_predictions(folder / "predictions.csv", dataset, answers.indices, Answers(answers.probabilities, None), None)
     write_label_issues(folder / ISSUES, dataset, answers.indices.tolist(), issues)
     (folder / "folds.json").write_text(
         json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from serving.contract.card import Costs
-from serving.contract.model import Classifier
+from serving.contract.model import Answers, Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import coverage, held_for
@@ -99,8 +99,11 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
     )
     (folder / "evaluation.html").write_text(text, encoding="utf-8")
-    points = evaluation.models[0].classifier.card.operating_points
-    write_predictions(folder / "predictions.csv", images, indices, probabilities, points)
+    card = evaluation.models[0].classifier.card
+    card = replace(card, costs=evaluation.costs or card.costs)
+    write_predictions(
+        folder / "predictions.csv", images, indices, Answers(probabilities, evaluation.models[0].novelty), card
+    )
 
 
 def evaluation_summary(folder: Path) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from matplotlib.figure import Figure
 
-from serving.contract.card import OperatingPoint
+from serving.contract.card import ModelCard
+from serving.contract.model import Answers
 from training.data.dataset import Dataset, LabelledImages
 from training.metrics.bootstrap import Interval, Intervals
 from training.metrics.classification import Labels, Probabilities, Scores
@@ -63,24 +64,41 @@ def mistakes(dataset: LabelledImages, indices: np.ndarray, probabilities: Probab
 
 
 def write_predictions(
-    path: Path,
-    dataset: LabelledImages,
-    indices: np.ndarray,
-    probabilities: Probabilities,
-    points: Sequence[OperatingPoint],
+    path: Path, dataset: LabelledImages, indices: np.ndarray, answers: Answers, card: ModelCard | None
 ) -> None:
     """Write a line of CSV for each of the images `indices`.
 
-    Key, true and predicted class, component, the decision of each operating point, and the probabilities.
+    Key, true and predicted class, component, what the card decides by the answers, as the service does, and the
+    probabilities, whose columns are in the order of the dataset's classes.
     """
-    decisions = np.array([point.decides(probabilities[:, dataset.classes.index(point.label)]) for point in points]).T
+    columns = {} if card is None else _decided(answers, card, dataset.classes)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, *(f"decision_{point.label}" for point in points), *dataset.classes])
-        for place, (index, row) in enumerate(zip(indices, probabilities, strict=True)):
+        writer.writerow([*COLUMNS, *columns, *dataset.classes])
+        for place, (index, row) in enumerate(zip(indices, answers.probabilities, strict=True)):
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
-            decided = [str(decision).lower() for decision in decisions[place]] if points else []
+            decided = [cells[place] for cells in columns.values()]
             writer.writerow([*names, dataset.components[index], *decided, *(f"{value:.6f}" for value in row)])
+
+
+def _decided(answers: Answers, card: ModelCard, classes: Sequence[str]) -> dict[str, list[str]]:
+    """By column, what the card decides on each image."""
+    probabilities, novelty = answers.probabilities, answers.novelty
+    columns: dict[str, list[str]] = {}
+    if card.costs is not None:
+        least = card.costs.least(probabilities[:, [classes.index(name) for name in card.classes]])
+        columns["least_cost"] = [card.costs.actions[action] for action in least]
+    if card.familiarity is not None and novelty is not None:
+        columns["unfamiliar"] = _booleans(card.familiarity.unfamiliar(novelty))
+        columns["novelty"] = [f"{value:.6f}" for value in novelty]
+    for point in card.operating_points:
+        decisions = point.decides(probabilities[:, classes.index(point.label)])
+        columns[f"decision_{point.label}"] = _booleans(decisions)
+    return columns
+
+
+def _booleans(values: Bool[np.ndarray, " images"]) -> list[str]:
+    return [str(value).lower() for value in values.tolist()]
 
 
 def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from serving.contract.model import Answers
 from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
@@ -86,7 +87,8 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
         html.render("report.md.jinja", **facts, audit=audit, class_table=table, held_for=shown["held_for"]),
         encoding="utf-8",
     )
-    write_predictions(folder / "predictions.csv", dataset, test, inputs.parity.served, inputs.card.operating_points)
+    served = Answers(inputs.parity.served, inputs.parity.served_novelty)
+    write_predictions(folder / "predictions.csv", dataset, test, served, inputs.card)
 
 
 def run_summary(run: Path) -> str:
