@@ -1,5 +1,6 @@
 // Paths are relative, so that the page also works behind a proxy's prefix.
 const SHOWN_CLASSES = 10;
+const SIMILAR = 6;
 const RETRY_MS = 5000;
 const TOKEN = "twinlens-token";
 const FITS = { stretch: "", pad: ", padded", crop: ", the centre" };
@@ -11,6 +12,7 @@ const show = (id, visible) => { $(id).hidden = !visible; };
 let card = null; // the last reply of /model
 let predicting = new AbortController(); // aborts the request for the previous image,
 let explaining = new AbortController(); // and for the previous class
+let searching = new AbortController();
 let again = loadCard; // what to repeat when a token has been entered
 
 class Refused extends Error {
@@ -72,6 +74,7 @@ function element(tag, text = "", className = "") {
 async function classify(file) {
   predicting.abort();
   explaining.abort();
+  searching.abort();
   predicting = new AbortController();
   again = () => classify(file);
   show("alert", false);
@@ -81,7 +84,8 @@ async function classify(file) {
   try {
     const answer = await (await post("predict", file, predicting)).json();
     showAnswer(answer, file);
-    if (answer.model_version !== card?.version) loadCard();
+    if (answer.model_version !== card?.version) await loadCard();
+    offerSimilar(file);
     await explain(file, answer.label);
   } catch (error) {
     if (error.name !== "AbortError") tell("No answer.");
@@ -106,6 +110,7 @@ function showImage(file) {
   show("heat", false);
   show("overlay", false);
   show("why", false);
+  show("near", false);
   $("choose").textContent = "Choose another image";
 }
 
@@ -134,6 +139,26 @@ function showDecisions(decisions) {
   show("decided", Object.keys(decisions).length > 0);
 }
 
+// The expected cost of each action, as the service computes it; the probabilities have six decimals here.
+function expectedCosts(probabilities) {
+  const { actions, matrix } = card.costs;
+  return Object.fromEntries(actions.map((action, column) => [
+    action, card.classes.reduce((sum, name, row) => sum + (probabilities[name] ?? 0) * matrix[row][column], 0),
+  ]));
+}
+
+function showCosts(answer) {
+  show("costs", answer.least_cost !== undefined);
+  $("least-cost").textContent = answer.least_cost ?? "";
+  $("cost-hint").textContent = "";
+  if (!answer.least_cost || !card?.costs) return;
+  const costs = expectedCosts(answer.probabilities);
+  const cost = (action) => Number(costs[action].toPrecision(3));
+  const beside = answer.least_cost === answer.label ? "" : `, of ${answer.label} ${cost(answer.label)}`;
+  $("cost-hint").textContent =
+    `By the cost matrix of the model and the probabilities, its expected cost is ${cost(answer.least_cost)}${beside}.`;
+}
+
 function showAnswer(answer, file) {
   $("label").textContent = answer.label;
   $("confidence").textContent = percent(answer.confidence);
@@ -142,6 +167,7 @@ function showAnswer(answer, file) {
   $("novelty").textContent = answer.unfamiliar
     ? `Its novelty is ${answer.novelty.toFixed(2)}${card?.familiarity ? `, the limit ${card.familiarity.threshold}` : ""}.` : "";
   showDecisions(answer.decisions ?? {});
+  showCosts(answer);
   const level = card ? `${Math.round(card.calibration.level * 100)} %` : "most";
   $("set").textContent = answer.prediction_set?.join(", ") ?? "";
   $("set-hint").textContent = answer.prediction_set === null
@@ -211,6 +237,41 @@ function explanationText(label, drops) {
   return `${none} takes less than a point from its probability, and adds up to ${points(least)} to it.`;
 }
 
+function offerSimilar(file) {
+  $("similar").replaceChildren();
+  $("searching").textContent = "";
+  $("look").onclick = () => findSimilar(file).catch(complain);
+  show("look", true);
+  show("near", Boolean(card?.neighbours));
+}
+
+async function findSimilar(file) {
+  searching.abort();
+  searching = new AbortController();
+  $("searching").textContent = "Looking among the training images …";
+  try {
+    const found = await (await post(`similar?k=${SIMILAR}`, file, searching)).json();
+    $("similar").replaceChildren(...found.similar.map(neighbour));
+    $("searching").textContent = "Two training images of one class are about 1.4 apart.";
+    show("look", false);
+  } catch (error) {
+    if (!(error instanceof Refused) || error.status === 401) throw error;
+    $("searching").textContent = sentence(error.message);
+  }
+}
+
+function neighbour({ path, label, distance, picture }) {
+  const item = element("li");
+  if (picture) {
+    const image = element("img");
+    image.src = picture;
+    image.alt = "";
+    item.append(image);
+  }
+  item.append(element("span", label, "name"), element("span", `distance ${distance.toFixed(2)}`, "hint"), element("span", path, "hint"));
+  return item;
+}
+
 async function loadCard() {
   try {
     const reply = await ask("model");
@@ -248,6 +309,8 @@ function showCard(digest) {
     element("dt", name),
     element("dd", fact, /^[0-9a-f]{12,}$/.test(fact) ? "digest" : ""),
   ]));
+  $("card-statement").textContent = card.statement ?? "";
+  show("card-statement", card.statement !== null);
   $("learned").textContent = card.formats.length ? ` This model was trained on ${card.formats.join(", ")}.` : "";
   show("card", true);
 }

@@ -356,6 +356,42 @@ def test_decisions_are_shown_with_their_thresholds(
         expect(page.locator("#decided")).to_be_hidden()
 
 
+def test_the_answer_of_the_least_cost_and_similar_training_images_are_shown(
+    browser: Browser, server: str, aware: Path, pictures: Path, tmp_path: Path, images: dict[str, Path]
+) -> None:
+    costs = {
+        "actions": ["across", "down", "slanted", "refer"],
+        "matrix": [[0, 9, 9, 2e-4], [9, 0, 9, 2e-4], [9, 9, 0, 2e-4]],
+    }
+    said = {"costs": costs, "statement": "Its scores are those of other models."}
+    model = rewritten(aware / "model.onnx", tmp_path / "model.onnx", lambda graph, card: card | said)
+    shutil.copy(aware / "model.neighbours.npz", tmp_path)
+    environment: dict[str, Any] = {
+        "BENTOML_HOME": str(tmp_path / "home"),
+        "TWINLENS_SHOW_TRAINING": "1",
+        "TWINLENS_TRAINING_DATA": str(pictures),
+    }
+    image = pictures / "down" / "1.png"
+    with serving(model, **environment) as address, opened(browser, address) as page:
+        expect(page.locator("#card-statement")).to_have_text("Its scores are those of other models.")
+        answer = httpx.post(f"{address}/predict", files={"image": image.read_bytes()}).json()
+        found = httpx.post(f"{address}/similar?k=6", files={"image": image.read_bytes()}).json()["similar"]
+        page.set_input_files("#file", image)
+        expect(page.locator("#least-cost")).to_have_text(answer["least_cost"])
+        expect(page.locator("#cost-hint")).to_contain_text("its expected cost is ")
+        page.get_by_role("button", name="Show the nearest").click()
+        expect(page.locator("#similar .name")).to_have_text([one["label"] for one in found])
+        expect(page.locator("#similar li").first).to_contain_text(found[0]["path"])
+        expect(page.locator("#similar img")).to_have_count(6)
+        assert page.evaluate("document.querySelector('#similar img').naturalWidth") == 16
+        is_accessible(page)
+    with opened(browser, server) as page:
+        page.set_input_files("#file", images["blue"])
+        expect(page.locator("#explanation")).to_be_visible()
+        for place in ("#near", "#costs", "#card-statement"):
+            expect(page.locator(place)).to_be_hidden()
+
+
 def test_a_browser_is_led_to_the_page(browser: Browser, server: str) -> None:
     page = browser.new_page()
     page.goto(server)
