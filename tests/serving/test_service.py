@@ -108,7 +108,8 @@ def test_docs_name_the_routes_that_exist(server: str) -> None:
     for path, operations in docs["paths"].items():
         for method in operations:
             reply = httpx.request(method, server + path.format(name="twinlens", version=version))
-            assert reply.status_code not in (404, 405), (method, path)
+            known = reply.status_code not in (404, 405) or error(reply) == "no_training_images"
+            assert known, (method, path)
             assert str(reply.status_code) in operations[method]["responses"]
     assert {route.path for route in ROUTES} - {"/", "/docs.json", "/schema.json"} == set(docs["paths"])
 
