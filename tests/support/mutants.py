@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+from starlette.requests import Request
 
 from serving.api import upload
 from serving.contract import decode as decoding
@@ -38,7 +39,7 @@ def content_type() -> None:
     """A body of any kind is taken, and a pickle is what BentoML's own deserialiser makes of it."""
     files = upload.read_files
 
-    async def read_files(request: upload.Request, *more: Any, **limits: Any) -> list[bytes]:
+    async def read_files(request: Request, *more: Any, **limits: Any) -> list[bytes]:
         if "pickle" in request.headers.get("content-type", ""):
             return [str(pickle.loads(await request.body())).encode()]
         return await files(request, *more, **limits)
