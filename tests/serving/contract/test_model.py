@@ -2,6 +2,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving.contract import decode
+from serving.contract import decode, model
 from serving.contract.card import Golden, ModelCard
 from serving.contract.image_header import FILE_EXTENSIONS
 from serving.contract.model import ModelRefused, open_model
@@ -109,6 +110,18 @@ def test_a_service_that_sees_other_pixels_does_not_start(
     monkeypatch.setattr(decode, name, change(getattr(decode, name)))
     with pytest.raises(ModelRefused, match=reason):
         open_model(run / "model.onnx")
+
+
+@pytest.mark.alone
+def test_goldens_are_replayed_within_half_a_second(run: Path) -> None:
+    """At every start and reload; processor time, of all threads."""
+    classifier = open_model(run / "model.onnx", threads=1)
+    times = []
+    for _ in range(3):
+        begun = time.process_time()
+        assert list(model._golden_faults(classifier)) == []
+        times.append(time.process_time() - begun)
+    assert min(times) < 0.5
 
 
 def test_the_answer_does_not_depend_on_the_batch_or_its_neighbours(run: Path) -> None:
