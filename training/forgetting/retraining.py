@@ -9,7 +9,6 @@ from serving.contract.objects import Location
 from training.engine import runs
 from training.forgetting.dependents import Dependent
 from training.forgetting.experiments import Experiment
-from training.options.choices import Promote
 from training.signals import Interruption
 from training.train import train
 
@@ -100,8 +99,10 @@ class Retraining:
                 return None
             options = replace(options, from_folds=parts, best_epoch=None)
         follows = self._latest is not None and self._latest in {run.resolve() for run in self._in_place_of(one.run)}
-        by: Promote = "always" if options.promote == "always" else "better"
-        options = replace(options, promote=by if follows else "never")
+        if follows:
+            options = replace(options, promote="always" if options.promote == "always" else "better")
+        else:
+            options = replace(options, promote="never", floor=())  # a floor is for what may be promoted
         place, is_finished = self._place(one.run)
         if is_finished:
             return place

@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for arguments in (
             [*RUN, *data, "--name", "a", "--margin", "0.99", "--promote", "always"],
             [*RUN, *other, "--name", "b", "--promote", "never"],
-            [*RUN, *other, "--name", "c", "--init-from", "runs/a", "--promote", "never"],
+            [*RUN, *other, "--name", "c", "--init-from", "runs/a", "--floor", "accuracy=0.99"],
             ["evaluate", "--run", "runs/a", *data, "--split", "all"],
             ["evaluate", "--run", "runs/b", *data, "--compare", "runs/a"],
             ["audit", *data, "--leaks", "warn", "--out", "runs/audits/x"],

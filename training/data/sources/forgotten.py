@@ -39,14 +39,13 @@ class Forgotten:
     """The images of the lists that count for a folder; none by default."""
 
     contents: frozenset[Content] = frozenset()
-    lists: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, folder: Path) -> "Forgotten":
         """What counts for a folder of runs, or for a run or a file in it. Raises DataError, OSError."""
         place = folder.resolve()
         found = [path for above in (place, *place.parents) if (path := above / LIST).is_file()]
-        return cls(frozenset(content for path in found for content in _read(path)), tuple(found))
+        return cls(frozenset(content for path in found for content in _read(path)))
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -65,7 +64,7 @@ class Forgotten:
             return source
         kept = [position for position in range(len(source.keys)) if position not in gone]
         many = f"{len(gone):,} images are" if len(gone) > 1 else "1 image is"
-        note = f"{many} left out, by the list of forgotten images ({', '.join(map(str, self.lists))})."
+        note = f"{many} left out, by the list of forgotten images ({LIST} in the folder of runs)."
         return replace(
             source,
             identity=hashlib.sha256(repr((source.identity, kept)).encode()).hexdigest(),

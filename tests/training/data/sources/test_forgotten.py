@@ -23,7 +23,7 @@ def test_a_listed_file_is_left_out_under_any_name_and_others_stay(tmp_path: Path
     source = find(tmp_path / "data", Cache(), forgotten=Forgotten.of(tmp_path / "runs" / "studies"))
     assert source.keys == ["a/0.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"]
     assert source.read(1) == paths[2].read_bytes()
-    assert source.notes == [f"1 image is left out, by the list of forgotten images ({tmp_path.resolve() / LIST})."]
+    assert source.notes == [f"1 image is left out, by the list of forgotten images ({LIST} in the folder of runs)."]
     assert source.identity != everything.identity, "what is cached of all images is not used"
     assert (tmp_path / LIST).read_text().count("\n") == 3, "a heading and two images: none is listed twice"
 
@@ -47,9 +47,9 @@ def test_rows_of_an_npz_are_blank_in_the_cache_and_the_others_keep_their_names(t
     images = np.random.default_rng(0).integers(1, 256, (24, 8, 8), np.uint8)
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(24) % 2)
     add(tmp_path, [Content.of(images[5])])
-    dataset = load_dataset(TrainConfig(data=tmp_path / "x.npz", out=tmp_path))
-    assert dataset.keys == [f"x.npz#train/{number}" for number in range(24) if number != 5]
-    assert np.array_equal(dataset.original(5), np.repeat(images[6][..., None], 3, 2))
+    source = find(tmp_path / "x.npz", Cache(tmp_path / ".cache"), forgotten=Forgotten.of(tmp_path))
+    assert source.keys == [f"x.npz#train/{number}" for number in range(24) if number != 5]
+    assert np.array_equal(source.read(5), images[6])
     [kept] = (tmp_path / ".cache").glob("npz-*/train_images.npy")
     assert not np.load(kept)[5].any()
     assert np.array_equal(np.delete(np.load(kept), 5, 0), np.delete(images, 5, 0))
