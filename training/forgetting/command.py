@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from serving.contract.listing import clean
 from serving.contract.objects import Url
 from training.data.sources import forgotten
 from training.engine import runs
@@ -62,7 +63,8 @@ def forget(config: ForgetConfig, interruption: Interruption | None = None) -> Pa
     _check(config)
     out = config.out
     cache = config.cache or out / ".cache"
-    person = recognise(Wanted(group=config.group, paths=config.path), config.data, cache, out)
+    group = None if config.group is None else clean(config.group)
+    person = recognise(Wanted(group=group, paths=config.path), config.data, cache, out)
     found = scan(out, cache, person)
     several = experiments(found.dependents)
     files = DataFiles.of(config.data, person, found.dependents)
@@ -100,6 +102,8 @@ def _check(config: ForgetConfig) -> None:
     """Raise ConfigError for options that do not go together."""
     if config.group is None and not config.path:
         raise ConfigError("expected --group or --path: whose images are to be forgotten")
+    if config.group is not None and not clean(config.group):
+        raise ConfigError("--group: expected a name; images without a group are not of one person")
     for name in ("delete_images", "retrain"):
         if getattr(config, name) and not config.yes:
             raise ConfigError(f"--{name.replace('_', '-')}: expected --yes beside it")
@@ -144,11 +148,11 @@ def _conclude(left: Scan) -> None:
 
 def _record(config: ForgetConfig, person: Person, found: Scan, made: dict[str, str]) -> dict[str, object]:
     """The line on what was done, without a name of an image."""
-    group = None if config.group is None else hashlib.sha256(config.group.encode()).hexdigest()
+    group = person.wanted.group
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "who": log.account(),
-        "group_sha256": group,
+        "group_sha256": None if group is None else hashlib.sha256(group.encode()).hexdigest(),
         "note": NOTE,
         "images": len(person.keys),
         "files": len(found.traces),

@@ -1,7 +1,8 @@
 """The person to forget: which images of the data are theirs, copies among them, by name and by picture."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 from pydantic import TypeAdapter
 
 from serving.contract.decode import Decoded, Digest, Fit, Preprocessing
+from serving.contract.image_header import IMAGE_EXTENSIONS
 from serving.contract.objects import Location, Url
 from training.data import duplicates
 from training.data.cache import Cache
@@ -21,9 +23,10 @@ from training.data.inspection.contents import CONTENTS, Contents, inspect_files
 from training.data.inspection.image_set import ImageSet, image_set
 from training.data.sources.forgotten import Content, Forgotten
 from training.data.sources.source import Source, shortened
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 from training.forgetting.names import Names
 
+_OF_ARRAY = re.compile(r"(\.npz#\w+/|^digits#)\d+$")
 KEPT_PX = 512
 """Pictures are kept in memory with at most this longer side: the rule compares them at 64 px."""
 
@@ -91,19 +94,18 @@ class Person:
 def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Path) -> Person:
     """Read the data and find the images. `cache` is used for what is at a URL alone, for nothing else may be kept.
 
-    Raises DataError where a group is not in the data, ConfigError, OSError.
+    Raises DataError where a group is not in the data, ConfigError where a path is no image's, OSError.
     """
     source = find(data, Cache(cache if isinstance(data, Url) else None), [out])
     contents = inspect_files(source, Cache())
     root = _root(data)
     chosen = _of_group(source, wanted.group) if wanted.group is not None else set[int]()
-    absent = []
-    for path in wanted.paths:
-        place = _place(path, source, root)
-        if place is None:
-            absent.append(str(path))
-        else:
-            chosen.add(place)
+    places = {key: place for place, key in enumerate(source.keys)}
+    named = {_name(path, places, root): None for path in wanted.paths}
+    chosen |= {places[name] for name in named if name in places}
+    absent = [name for name in named if name not in places]
+    for name in absent:
+        _check_absent(name, root)
     copies = _copies(chosen, contents)
     every = sorted(chosen | copies.keys())
     positions = {position: index for index, position in enumerate(contents.positions)}
@@ -147,12 +149,23 @@ def _of_group(source: Source, group: str) -> set[int]:
     return found
 
 
-def _place(path: Path, source: Source, root: Path | None) -> int | None:
-    """Position of the image of this name or file; None where the data has none."""
+def _name(path: Path, known: Container[str], root: Path | None) -> str:
+    """Name of the image of this name or file, whether or not the data has it."""
     names = [str(path)]
-    if root is not None and path.resolve().is_relative_to(root.resolve()):
-        names.append(str(path.resolve().relative_to(root.resolve())))
-    return next((source.keys.index(name) for name in names if name in source.keys), None)
+    if root is not None:
+        # As it is written first: an image may be a link that leads out of the data.
+        for file, folder in ((path.absolute(), root.absolute()), (path.resolve(), root.resolve())):
+            if file.is_relative_to(folder):
+                names.append(str(file.relative_to(folder)))
+    return next((name for name in names if name in known), names[-1])
+
+
+def _check_absent(name: str, root: Path | None) -> None:
+    """Raise ConfigError for what names no image, such as a folder: it may stand anywhere in any file."""
+    if not (name.lower().endswith(IMAGE_EXTENSIONS) or _OF_ARRAY.search(name)):
+        folder = Path(name).is_dir() or (root is not None and (root / name).is_dir())
+        given = "a folder" if folder else "neither in the data nor the name of an image"
+        raise ConfigError(f"--path {name}: {given}; expected images, such as blue/0.png or data.npz#train/0")
 
 
 def _copies(chosen: set[int], contents: Contents) -> dict[int, int]:

@@ -217,11 +217,15 @@ def test_what_cannot_be_taken_away_is_left_with_exit_code_1(runs: Path, capsys: 
 
 
 def test_an_image_that_is_gone_already_is_searched_by_its_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its name in the data, also where the path is that of the file, and once, if it is given twice."""
     lines = (Path("data") / "labels.csv").read_text().splitlines(keepends=True)
     (Path("data") / "labels.csv").write_text("".join(line for line in lines if not line.startswith("red/8.png")))
-    arguments = ["--data", "data/labels.csv", "--path", "red/8.png"]
+    (Path("data") / "red" / "8.png").unlink()
+    arguments = ["--data", "data/labels.csv", "--path", "data/red/8.png", "red/8.png"]
     assert main(["forget", *arguments, "--yes"]) == 0
-    assert "warning: red/8.png is not in " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "person   1 images, and 0 copies" in said
+    assert "warning: red/8.png is not in " in said
     assert "red/8.png" not in (runs / "a" / "predictions.csv").read_text()
     assert "red/9.png" in (runs / "a" / "predictions.csv").read_text()
 
@@ -240,11 +244,25 @@ def test_a_path_may_be_that_of_the_file(runs: Path, capsys: pytest.CaptureFixtur
     assert "1 images, and 3 copies of them" in capsys.readouterr().out
 
 
+def test_an_image_may_be_a_link_that_leads_elsewhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = Path("data") / "red" / "9.png"
+    image.rename("elsewhere.png")
+    image.symlink_to(Path("elsewhere.png").absolute())
+    assert main(["forget", "--data", "data/labels.csv", "--path", str(image)]) == 0
+    said = capsys.readouterr().out
+    assert "person   1 images, and 0 copies" in said
+    assert "warning" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--group", "P1000"], 3, "no image has the group 'P1000'"),
         ([], 2, "expected --group or --path"),
+        (["--group", " "], 2, "images without a group are not of one person"),
+        (["--path", "data/blue", "--yes"], 2, "--path blue: a folder; expected images"),
+        (["--path", "blue", "--yes"], 2, "--path blue: a folder; expected images"),
+        (["--path", "labels.csv", "--yes"], 2, "neither in the data nor the name of an image"),
         (["--group", PERSON, "--retrain"], 2, "--retrain: expected --yes"),
     ],
 )
