@@ -14,11 +14,9 @@ from training.metrics.bootstrap import bootstrap
 from training.promotion import log
 from training.promotion.log import Entry
 from training.promotion.rival import MODEL, Served, find_rival, find_served, scored_on
-from training.promotion.rule import Judgement, TestAnswers, judge, refusal
+from training.promotion.rule import HAS_LEARNED, Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
 from training.storage import digest, locked
-
-HAS_LEARNED = "its weights depend on images that were forgotten"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from training.engine import runs
 from training.errors import ConfigError
 from training.promotion import log
 from training.promotion.rival import MODEL, find_served
+from training.promotion.rule import HAS_LEARNED
 from training.storage import digest, locked
 
 INT8 = "model.int8.onnx"
@@ -38,16 +39,20 @@ def publish(config: PublishConfig) -> Path:
 
     Signatures and the index of training images come before their file and the model last: a service never reads a model
     without what belongs to it, and keeps the one before until all fit. What the run does not have is deleted at the
-    end. The model is read back and compared. Raises ConfigError, ModelRefused, OSError.
+    end. The model is read back and compared. A run that `forget` has marked since is not copied. Raises ConfigError,
+    ModelRefused, OSError.
     """
     link, store = config.out / runs.LATEST, _store(config.to)
     with locked(config.out / log.LOCK):  # `latest` does not move meanwhile
         served = find_served(config.out)
         if served is None or served.digest is None:
             raise ConfigError(f"{link / MODEL}: there is no promoted model to publish")
-        if log.targets(log.history(config.out))[-1:] != [(served.target, served.digest)]:
+        entries, run = log.history(config.out), link.resolve()
+        if log.targets(entries)[-1:] != [(served.target, served.digest)]:
             raise ConfigError(f"{link} points to {served.target}, and {config.out / log.LOG} has not moved it there")
-        run = link.resolve()
+        [*_, moved] = (entry for entry in entries if entry.event != "refused")
+        if (run / runs.FORGOTTEN).exists() and HAS_LEARNED not in moved.faults:
+            raise ConfigError(f"{run}: {HAS_LEARNED}; promote another run first")
         open_model(run / MODEL, threads=0, training_images=True)  # no store gets what the service refuses
         files = [path for name in (INT8, MODEL) for path in (signature_of(run / name), run / name)]
         files.insert(-1, neighbours_of(run / MODEL))

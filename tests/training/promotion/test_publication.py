@@ -17,6 +17,7 @@ from tests.support.promotions import POOR, copied, latest, make
 from tests.support.server import serving
 from tests.support.signed import keys, sign
 from training.__main__ import main
+from training.forgetting.dependents import mark
 
 NEIGHBOURS = "models/skin/model.neighbours.npz"
 FOLDER = f"s3://{BUCKET}/models/skin"
@@ -91,3 +92,20 @@ def test_what_is_wrong_with_the_store_is_said(
     assert main(["publish", FOLDER, "--out", str(tmp_path)]) == 2
     assert "there is no promoted model" in capsys.readouterr().err
     assert store.keys() == []
+
+
+def test_a_run_that_was_marked_since_is_not_published(
+    store: S3, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor served elsewhere: its weights depend on images that were forgotten. Who forces its promotion may."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    out = copied(run.parent, tmp_path / "runs")
+    mark(out / "tiny")
+    assert main(["publish", FOLDER, "--out", str(out)]) == 2
+    assert "depend on images that were forgotten; promote another run first" in capsys.readouterr().err
+    assert store.keys() == []
+    (out / "latest").unlink()
+    assert main(["promote", str(out / "tiny"), "--force", "--reason", "until the new one is trained"]) == 0
+    assert main(["publish", FOLDER, "--out", str(out)]) == 0
+    assert set(store.keys()) >= {"models/skin/model.onnx"}
