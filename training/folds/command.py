@@ -2,24 +2,30 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import joblib
+import numpy as np
 import yaml
 from tqdm import tqdm
 
 from serving.contract.objects import Url
-from training.data import left_out
+from training.data import left_out, splits
 from training.data.dataset import load_dataset, load_images
+from training.data.inspection.image_set import ImageSet
+from training.data.sources.source import refuse
+from training.engine import runs
 from training.engine.runs import CONFIG, FORGOTTEN
 from training.errors import EXIT_CODES, ConfigError, ProcessLost
 from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS, find_ordinary, left_out_facts
 from training.folds.parts import FOLDS, in_file_name, parted, parts
 from training.folds.report import write_folds_report
-from training.folds.results import collect
+from training.folds.results import OutOfFold, collect
 from training.models import backbones
+from training.options.choices import Leaks
 from training.options.config import TrainConfig
 from training.storage import write_atomically
 from training.study.process_pool import Job, ProcessPool, visible_gpus
@@ -43,24 +49,21 @@ def folds(config: FoldsConfig) -> Path:
     if several := parted(config, images):
         print(f"warning: {several}")
     dataset = load_dataset(replace(checked, fold=made[0].fold))
-    prepare(folder, config)
-    runs = {folder / "runs" / part.name: part for part in made}
-    if marked := [run for run in runs if (run / FORGOTTEN).exists()]:
-        raise ConfigError(
-            f"{folder}: the weights of {len(marked)} of its runs depend on images that were forgotten; another --name "
-            "begins anew"
-        )
-    missing = [run for run in runs if outcome(run) != "done"]
-    if config.leave_out is not None:
-        counts = Counter(left_out.values(images, config.leave_out))
-        sizes = ", ".join(f"{value} ({count:,} images)" for value, count in sorted(counts.items()))
-        print(f"parts  each value of {config.leave_out} is left out once: {sizes}")
-    print(f"folds  {folder}: {len(runs)} trainings, {len(missing)} to make, each as long as an ordinary one")
     final = final_run(folder, config)
     if config.final:
+        check_final(final, folder)
+    prepare(folder, config)
+    by_run = {folder / "runs" / part.name: part for part in made}
+    check_unmarked(folder, list(by_run))
+    missing = [run for run in by_run if outcome(run) != "done"]
+    if config.leave_out is not None:
+        print(f"parts  each value of {config.leave_out} is left out once: {_sizes(images, config.leave_out)}")
+    print(f"folds  {folder}: {len(by_run)} trainings, {len(missing)} to make, each as long as an ordinary one")
+    if config.final:
         print(f"final  {final}: one training more, on all images")
-    train_all({run: job(run, runs[run].fold, config) for run in missing}, config)
-    answers = collect(list(runs), dataset)
+    train_all({run: job(run, by_run[run].fold, config) for run in missing}, config)
+    answers = collect(list(by_run), dataset)
+    check_complete(answers, images, config.leaks)
     by_value = None
     if config.leave_out is not None:
         ordinary = find_ordinary(folder.with_name(_name(config)), _options(config), dataset, answers)
@@ -74,6 +77,38 @@ def folds(config: FoldsConfig) -> Path:
 def final_run(folder: Path, config: FoldsConfig) -> Path:
     """The run of the final model, beside all others that may be served."""
     return config.out / f"{folder.name}-final"
+
+
+def _sizes(images: ImageSet, column: str) -> str:
+    counts = Counter(left_out.values(images, column))
+    return ", ".join(f"{value} ({count:,} images)" for value, count in sorted(counts.items()))
+
+
+def check_unmarked(folder: Path, made: Sequence[Path]) -> None:
+    """Raise ConfigError where `forget` has marked a run."""
+    if marked := [run for run in made if (run / FORGOTTEN).exists()]:
+        raise ConfigError(
+            f"{folder}: the weights of {len(marked)} of its runs depend on images that were forgotten; another --name "
+            "begins anew"
+        )
+
+
+def check_final(run: Path, folder: Path) -> None:
+    """Raise ConfigError where the name of the final model is that of another run."""
+    if not (run / CONFIG).exists():
+        return
+    origin = runs.begun(run).from_folds
+    if origin is None or origin.resolve() != folder.resolve():
+        found = "an ordinary run" if origin is None else f"that of the folds in {origin}"
+        raise ConfigError(f"{run}: the final model has this name, and it is {found}. --name gives another one")
+
+
+def check_complete(answers: OutOfFold, images: ImageSet, leaks: Leaks) -> None:
+    """Raise DataError where images are in no fold, other than those that show one picture under two labels."""
+    expected = np.ones(len(images.keys), bool) if leaks != "drop" else ~splits.contradictions(images)
+    expected[answers.indices] = False
+    left = [key for key, is_left in zip(images.keys, expected, strict=True) if is_left]
+    refuse(images.name, "images that no fold answers, as they came later; --name begins anew", left)
 
 
 def _folder_name(config: FoldsConfig) -> str:

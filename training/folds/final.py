@@ -21,7 +21,7 @@ from serving.contract.model import open_model
 from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
-from training.engine import history
+from training.engine import history, runs
 from training.engine.runs import CONFIG
 from training.errors import ConfigError, DataError
 from training.export.publication import refusals
@@ -52,7 +52,12 @@ def runs_of(folder: Path) -> list[Path]:
         facts = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--from-folds {folder}: expected the folder of finished folds, with folds.json") from error
-    return [folder / each["run"] for each in facts["folds"]]
+    found = [folder / each["run"] for each in facts["folds"]]
+    if missing := [run for run in found if not runs.is_finished(run)]:
+        raise ConfigError(
+            f"--from-folds {folder}: {missing[0]} is missing; the command that made the folds makes it again"
+        )
+    return found
 
 
 def with_best_epoch(config: TrainConfig) -> TrainConfig:

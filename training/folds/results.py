@@ -43,7 +43,10 @@ class FoldMean:
 
 
 def collect(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
-    """Read the answers of finished runs, which have divided the same images. Raises DataError if they have not."""
+    """Read the answers of finished runs, which have divided the same images.
+
+    Raises DataError if they have not: some answer images that the data has no more, or that another one answers, too.
+    """
     place = {key: index for index, key in enumerate(images.keys)}
     indices, probabilities, fold = [], [], []
     for number, run in enumerate(runs):
@@ -55,6 +58,11 @@ def collect(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
         fold += [number] * len(recorded.keys)
     order = np.argsort(indices, kind="stable")
     ascending = np.array(indices, np.int64)[order]
+    if (twice := ascending[1:][np.diff(ascending) == 0]).size:
+        raise DataError(
+            f"{images.keys[twice[0]]} is answered by two of {len(runs)} folds, so they are of other data; "
+            "--name begins anew"
+        )
     return OutOfFold(
         indices=ascending,
         labels=images.labels[ascending],

@@ -81,6 +81,22 @@ def test_it_replaces_no_model_that_is_served_unless_asked_to(out: Path, photos: 
 
 
 @pytest.mark.slow
+def test_the_name_of_another_run_and_folds_without_a_run_are_refused_at_once(out: Path, photos: Path) -> None:
+    (out / "y-final").mkdir()
+    shutil.copy(out / "x-final" / "config.yaml", out / "y-final")
+    made = ["folds", "--data", photos, "--out", out, "--folds", "3", "--name", "y", "--final", *OPTIONS]
+    done = command(*made)
+    assert done.returncode == 2
+    assert f"{out / 'y-final'}: the final model has this name, and it is that of the folds in" in done.stderr
+    assert not (out / "folds" / "y").exists()
+    copy = shutil.copytree(out / "folds" / "x", out / "folds" / "z")
+    shutil.rmtree(copy / "runs" / "2-of-3")
+    less = command("--data", photos, "--out", out, *OPTIONS, "--from-folds", copy)
+    assert less.returncode == 2
+    assert "2-of-3 is missing; the command that made the folds makes it again" in less.stderr
+
+
+@pytest.mark.slow
 def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, tmp_path: Path) -> None:
     folds = out / "folds" / "x"
     other = command("--data", photos, "--out", tmp_path, *OPTIONS, "--from-folds", folds, "--lr", "0.5")

@@ -1,11 +1,40 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from training.folds.results import corrected_interval, fold_means
+from training.data.dataset import load_dataset
+from training.errors import DataError
+from training.folds.command import check_complete
+from training.folds.results import collect, corrected_interval, fold_means
 from training.metrics.classification import score
+from training.options.config import TrainConfig
+from training.report.predictions import write_predictions
+
+
+def test_images_that_came_later_or_are_answered_twice_are_refused(photos: Path, tmp_path: Path) -> None:
+    """As where one of the folds was made again by itself, after images were added: it has divided other data."""
+
+    dataset = load_dataset(TrainConfig(data=photos, image_size=16, out=tmp_path))
+
+    def answered(name: str, indices: np.ndarray) -> Path:
+        (tmp_path / name).mkdir(exist_ok=True)
+        certain = np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[indices]]
+        write_predictions(tmp_path / name / "predictions.csv", dataset, indices, certain, ())
+        return tmp_path / name
+
+    every = np.arange(len(dataset.keys))
+    first, second = answered("1-of-2", every[::2]), answered("2-of-2", every[1::2])
+    answers = collect([first, second], dataset)
+    assert answers.indices.tolist() == every.tolist()
+    check_complete(answers, dataset.image_set, "drop")
+    with pytest.raises(DataError, match=r"(?s)images that no fold answers.*: 1\n  " + re.escape(dataset.keys[1])):
+        check_complete(collect([first, answered("2-of-2", every[3::2])], dataset), dataset.image_set, "drop")
+    with pytest.raises(DataError, match=re.escape(dataset.keys[2]) + " is answered by two of 2 folds"):
+        collect([first, answered("2-of-2", every[1:3])], dataset)
 
 
 def test_an_interval_worked_by_hand() -> None:
