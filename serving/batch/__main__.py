@@ -9,7 +9,9 @@ from pathlib import Path
 
 from serving.batch.parts import Busy
 from serving.batch.predict import predict_images
+from serving.batch.processes import Processes
 from serving.batch.shards import Shard
+from serving.batch.workers import Workers
 from serving.contract.console import show_every_name
 from serving.contract.model import ModelRefused
 from serving.contract.objects import location
@@ -29,27 +31,40 @@ EXIT_CODES: dict[type[Exception], int] = {
 }
 
 
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving.batch",
         description="Predict every image of a folder or of a manifest as the service does, and write one table.",
         epilog="After a stop or a kill, the same command resumes. The limits and the default model are the settings of "
         "the service (TWINLENS_...). Exit codes: 0 done; 2 usage; 3 done, but some images could not be predicted, and "
-        "column `error` gives the reason; 4 the model gave a value that is not a finite number; 6 storage, or a "
-        "process was killed; 7 the model was refused; 130 stopped.",
+        "column `error` gives the reason; 4 the model gave a value that is not a finite number; 6 storage, a Ray "
+        "cluster, or a process was killed; 7 the model was refused; 130 stopped.",
     )
     parser.add_argument("source", type=Path, help="a folder, a CSV with a column path, or a text with a path a line")
     parser.add_argument("--out", type=Path, required=True, help="the table to write, .csv or .parquet")
     parser.add_argument(
         "--model", type=location, help="the model, a file or a URL (default: TWINLENS_MODEL, runs/latest/model.onnx)"
     )
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: one for each core); with --ray, chunks under way at most"
+    )
     parser.add_argument(
         "--shard",
         default="1/1",
         help="i/n: predict the i-th of n shares of the images, as a pod of an Indexed Job does; of n calls with one "
         "--out, on a disk that all of them see, the last one writes the table",
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="predict on a Ray cluster: HOST:PORT; auto, for the one of RAY_ADDRESS or of this machine; local, to "
+        "start one here. Its nodes see the images by the same path",
+    )
+    return parser
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
     options = parser.parse_args(arguments)
     try:
         options.shard = Shard.parse(options.shard)
@@ -59,6 +74,8 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--out {options.out}: expected a name that ends in .csv or .parquet")
     if options.out.suffix == ".parquet" and find_spec("pyarrow") is None:
         parser.error(f"--out {options.out}: Parquet needs pyarrow; pip install 'twinlens[parquet]'")
+    if options.ray is not None and find_spec("ray") is None:
+        parser.error(f"--ray {options.ray}: needs Ray; pip install 'twinlens[ray]'")
     if options.out.exists():
         parser.error(f"--out {options.out}: exists already; remove it or use another name")
     if not options.source.exists():
@@ -68,15 +85,22 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _workers(options: argparse.Namespace) -> Workers:
+    if options.ray is None:
+        return Processes(options.workers or available_cores())
+    from serving.batch.ray_cluster import RayCluster  # noqa: PLC0415 (an extra, which only this needs)
+
+    return RayCluster(options.ray, options.workers)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Returns its exit code."""
     options = _arguments(arguments)
     try:
         settings = Settings.from_env()
         settings = settings.model_copy(update={"model": options.model or settings.model})
-        workers = options.workers or available_cores()
         with fetched_once(settings) as own:
-            done = predict_images(options.source, options.out, own, workers, options.shard)
+            done = predict_images(options.source, options.out, own, _workers(options), options.shard)
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, InvalidOutput):

@@ -1,44 +1,38 @@
 """Predict every image of a folder or of a manifest, without HTTP, and write one table.
 
-Decoding, model and predictions are those of the service. Each process of a pool predicts one chunk of paths at a time.
-Paths are read and rows are written one chunk after the other, so memory does not grow with their number. The same
-command resumes a run that was stopped or killed.
+Decoding, model and predictions are those of the service. Workers predict one chunk of paths at a time each. Paths are
+read and rows are written one chunk after the other, so memory does not grow with their number. The same command resumes
+a run that was stopped or killed.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from serving.batch.parts import Part, PartFiles, encode
 from serving.batch.shards import Shard, SharedTable
 from serving.batch.sources import image_paths
+from serving.batch.workers import Pool, Workers
 from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels
 from serving.contract.image_header import ImageError
-from serving.contract.model import Classifier, open_model
+from serving.contract.model import Classifier
 from serving.inference.padding import padded
 from serving.inference.prediction import DECIMALS, Prediction, describe_batch
 from serving.settings import Settings
 
 CHUNK = 64
-"""Images in a task. A process holds the pixels of one task."""
-TASKS_PER_PROCESS = 3
-"""Tasks that are queued or under way for each process, so that no process waits for the next one."""
+"""Images in a task. A worker holds the pixels of one task."""
 
 
 def table_columns(card: ModelCard) -> list[str]:
@@ -122,13 +116,13 @@ class Done:
     missing: list[Shard]
 
 
-def predict_images(source: Path, out: Path, settings: Settings, workers: int, shard: Shard) -> Done:
+def predict_images(source: Path, out: Path, settings: Settings, workers: Workers, shard: Shard) -> Done:
     """Make a row for each image of `source` that is of the shard; once all shards are complete, write them to `out`.
 
     Resumes an earlier call with the same source, output, model and shard. Raises ManifestError, ModelRefused,
-    InvalidOutput, Busy, OSError, and BrokenProcessPool if a process was killed.
+    InvalidOutput, Busy, OSError, and BrokenProcessPool if a worker was killed and its chunk cannot be done again.
     """
-    classifier = _open(settings)
+    classifier = workers.open_model(settings)
     root = source if source.is_dir() else source.parent
     # The name keeps the rows of another model or of another source out of the table.
     identity = hashlib.sha256(f"{classifier.digest} {source.resolve()}".encode()).hexdigest()[:12]
@@ -141,16 +135,11 @@ def predict_images(source: Path, out: Path, settings: Settings, workers: int, sh
         shared = (path for path in image_paths(source, skipped) if shard.has(path))
         paths = (path for path in shared if not parts.is_done(path))
         progress = Progress()
-        context = multiprocessing.get_context("spawn")  # a fork copies the locks of threads, and CUDA forbids it
-        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(root, settings)) as pool:
-            try:
-                for part in _in_order(pool, paths, workers * TASKS_PER_PROCESS):
-                    parts.append(part)
-                    failed += part.failed
-                    progress.add(part)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with workers.started(root, settings, classifier.digest) as pool:
+            for part in _in_order(pool, paths):
+                parts.append(part)
+                failed += part.failed
+                progress.add(part)
         progress.end(skipped)
         parts.complete()
     if not (missing := table.missing(shard.count)):
@@ -186,43 +175,13 @@ class Progress:
         return f"{self._images:,} images, {self._failed:,} failed, {rate:,.0f} images/s "
 
 
-def _in_order(pool: ProcessPoolExecutor, paths: Iterable[str], most: int) -> Iterator[Part]:
-    """The parts of the paths, chunk after chunk in their order. At most `most` chunks are queued or under way."""
+def _in_order(pool: Pool, paths: Iterable[str]) -> Iterator[Part]:
+    """The parts of the paths, chunk after chunk in their order."""
     paths = iter(paths)
     running: deque[Future[Part]] = deque()
     while True:
-        while len(running) < most and (chunk := list(islice(paths, CHUNK))):
-            running.append(pool.submit(_predict, chunk))
+        while len(running) < pool.limit() and (chunk := list(islice(paths, CHUNK))):
+            running.append(pool.submit(chunk))
         if not running:
             return
         yield running.popleft().result()
-
-
-def _open(settings: Settings) -> Classifier:
-    """Raises ModelRefused."""
-    return open_model(settings.file, placement=settings.placement(), key=settings.public_key)
-
-
-class _Process:
-    """The state of a process of the pool."""
-
-    predictor: FilePredictor
-
-
-def _begin(root: Path, settings: Settings) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent process ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    cv2.setNumThreads(1)
-    _Process.predictor = FilePredictor(_open(settings), root, settings)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends. Without it, the processes of a killed parent wait for tasks forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _predict(paths: list[str]) -> Part:
-    return _Process.predictor.predict(paths)

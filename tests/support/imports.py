@@ -14,8 +14,9 @@ from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-OPTIONAL = {"pillow_heif", "pyarrow", "pydicom"}
-"""Of extras that one command needs and asks for: `parquet` of `python -m serving.batch`, the others of the import."""
+OPTIONAL = {"pillow_heif", "pyarrow", "pydicom", "ray"}
+"""Of extras that one command needs and asks for: `parquet` and `ray` of `python -m serving.batch`, the others of the
+import."""
 
 
 def required(*extras: str) -> set[str]:

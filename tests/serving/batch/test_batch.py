@@ -176,12 +176,14 @@ def test_usage(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "there.csv").touch()
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     refused = run / "checkpoints" / "best.pt"
     for arguments, code, reason in (
         ((photos, "--out", tmp_path / "x.json"), 2, "ends in .csv or .parquet"),
         ((photos, "--out", tmp_path / "there.csv"), 2, "exists already"),
         ((photos / "nowhere", "--out", tmp_path / "x.csv"), 2, "no such file or folder"),
         ((photos, "--out", tmp_path / "x.csv", "--workers", 0), 2, "1 or more"),
+        ((photos, "--out", tmp_path / "x.csv", "--ray", "auto"), 2, "needs Ray; pip install 'twinlens[ray]'"),
         ((photos, "--out", tmp_path / "x.csv", "--model", refused), 7, "not a graph"),
         ((photos, "--out", tmp_path / "no folder" / "x.csv", "--model", run / "model.onnx"), 6, "No such file"),
     ):
@@ -198,19 +200,6 @@ def code_of(*arguments: object) -> int | str | None:
         return main([str(argument) for argument in arguments])
     except SystemExit as ended:
         return ended.code
-
-
-@pytest.fixture(scope="module")
-def many(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3,000 images in 30 folders."""
-    root = tmp_path_factory.mktemp("many")
-    source = next(photos.rglob("*.png"))
-    for number in range(3000):
-        folder = root / f"{number % 30}"
-        folder.mkdir(exist_ok=True)
-        os.link(shutil.copy(source, root / "source.tmp"), folder / f"{number}.png")
-        (root / "source.tmp").unlink()
-    return root
 
 
 def part_folders(folder: Path) -> list[Path]:
