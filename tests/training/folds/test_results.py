@@ -23,7 +23,7 @@ def test_images_that_came_later_or_are_answered_twice_are_refused(photos: Path, 
     def answered(name: str, indices: np.ndarray) -> Path:
         (tmp_path / name).mkdir(exist_ok=True)
         certain = np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[indices]]
-        write_predictions(tmp_path / name / "predictions.csv", dataset, indices, certain, ())
+        write_predictions(tmp_path / name / "predictions.csv", dataset, indices, certain, None)
         return tmp_path / name
 
     every = np.arange(len(dataset.keys))
