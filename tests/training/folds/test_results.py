@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from serving.contract.model import Answers
 from training.data.dataset import load_dataset
 from training.errors import DataError
 from training.folds.command import check_complete
@@ -23,7 +24,7 @@ def test_images_that_came_later_or_are_answered_twice_are_refused(photos: Path, 
     def answered(name: str, indices: np.ndarray) -> Path:
         (tmp_path / name).mkdir(exist_ok=True)
         certain = np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[indices]]
-        write_predictions(tmp_path / name / "predictions.csv", dataset, indices, certain, None)
+        write_predictions(tmp_path / name / "predictions.csv", dataset, indices, Answers(certain, None), None)
         return tmp_path / name
 
     every = np.arange(len(dataset.keys))
