@@ -180,7 +180,8 @@ def _shares(along: str, name: str, band: Band) -> tuple[Figure, Axes]:
 
 def _single(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of this size in inches, and its only axes, inside the given margins."""
-    figure = Figure(figsize=(width, height), layout="none")  # type: ignore[arg-type]  # missing in its annotation
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
     share = (LEFT / width, BELOW / height, 1 - (LEFT + AROUND) / width, 1 - (BELOW + AROUND) / height)
     return figure, figure.add_axes(share)
 
