@@ -165,7 +165,7 @@ def options(verb: str, arguments: list[str]) -> Any:
     if config.resume is None or (run := runs.to_resume(config.resume, config.out, config.name)) is None:
         return config
     begun = replace(runs.begun(run), resume=config.resume)
-    resumed = tyro.cli(TrainConfig, prog=program, args=others, default=begun)
+    resumed = runs.with_kept_files(begun, tyro.cli(TrainConfig, prog=program, args=others, default=begun))
     runs.refuse_changes(begun, resumed)
     return resumed
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError
+from training.metrics import costs
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
 from training.storage import sync
@@ -108,6 +109,30 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
 def begun(run: Path) -> TrainConfig:
     """The options of a run that has begun, as its config.yaml has them. Raises ConfigError."""
     return replace(from_yaml(run / CONFIG), out=run.parent, name=run.name)
+
+
+def with_kept_files(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
+    """`asked` with the run's own copies of the files of --augment and --costs, where those given have their content.
+
+    Raises CheckpointRefused for another content, ConfigError for a file that cannot be read.
+    """
+    kept: dict[str, Path] = {}
+    for name, same in (("augment", _same_bytes), ("costs", costs.same)):
+        copy, given = getattr(own, name), getattr(asked, name)
+        if isinstance(copy, Path) and isinstance(given, Path) and given != copy:
+            if not same(given, copy):
+                raise CheckpointRefused(
+                    f"--{name} {given}: its content is not that of {copy}, with which the run began"
+                )
+            kept[name] = copy
+    return replace(asked, **kept)  # type: ignore[arg-type]
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--augment {one}: cannot be compared with {other} ({error.strerror})") from error
 
 
 def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:

@@ -75,6 +75,18 @@ def table(path: Path) -> list[list[str]]:
         raise ConfigError(f"--costs {path}: not a CSV file that can be read ({error})") from error
 
 
+def same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same matrix, whatever the order of their rows. Raises ConfigError."""
+    first, second = (_cells(path) for path in (one, other))
+    return first == second
+
+
+def _cells(path: Path) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+    lines = table(path)
+    actions = lines[0][1:] if lines else []
+    return actions, {row[0]: _numbers(path, row, actions) for row in lines[1:]}
+
+
 def write(path: Path, costs: Costs, classes: Sequence[str]) -> None:
     """Write a matrix as `read` reads it."""
     with path.open("w", newline="", encoding="utf-8") as file:

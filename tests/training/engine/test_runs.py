@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import albumentations as A
 import pytest
 
 from tests.support.checkpoints import last, same
@@ -74,6 +75,26 @@ def test_a_finished_run_is_left_alone(uninterrupted: Path, capsys: pytest.Captur
     assert main(["--resume", str(uninterrupted)]) == 0
     assert "nothing to resume" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
+
+
+def test_files_may_be_given_again_unless_their_content_has_changed(photos: Path, tmp_path: Path) -> None:
+    own, matrix, run = tmp_path / "own.yaml", tmp_path / "matrix.csv", tmp_path / "x"
+    A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")
+    rows = ["Red rash,0,5,5,0.5", "blue,1,0,1,0.5", "green leaf,1,1,0,0.5"]
+    matrix.write_text("\n".join([",Red rash,blue,green leaf,refer", *rows]))
+    with pytest.raises(Interrupted):
+        train(config(photos, tmp_path, name="x", workers=0, augment=own, costs=matrix), After(2))
+    asked = ["--resume", str(run), "--augment", str(own), "--costs", str(matrix)]
+    matrix.write_text("\n".join([",Red rash,blue,green leaf,refer", *reversed(rows)]))
+    resumed = options("train", asked)
+    assert (resumed.augment, resumed.costs) == (run / "augment.yaml", run / "costs.csv")
+    assert train(resumed) == run
+    matrix.write_text(matrix.read_text().replace("0.5", "0.6"))
+    with pytest.raises(CheckpointRefused, match=r"--costs .*matrix.csv: its content is not that of .*/x/costs.csv"):
+        options("train", asked)
+    own.unlink()
+    with pytest.raises(ConfigError, match=r"--augment .*own.yaml: cannot be compared with .*x/augment.yaml \(No such"):
+        options("train", asked)
 
 
 def test_other_options_and_other_data_are_refused_with_both_values(photos: Path, tmp_path: Path) -> None:
