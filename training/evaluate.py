@@ -104,7 +104,7 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], source
     warnings = [
         *images.image_set.notes,
         *_missing_classes(images, indices),
-        *_trained_on(classifiers, trained_on, indices),
+        *learned_from(classifiers, trained_on, indices),
     ]
     for letter, classifier in zip("AB" if config.compare else " ", classifiers, strict=True):
         print(f"model {letter} {_describe(classifier)}")
@@ -255,10 +255,13 @@ def _missing_classes(images: LabelledImages, indices: np.ndarray) -> list[str]:
     )
 
 
-def _trained_on(
-    classifiers: Sequence[Classifier], trained_on: Sequence[Splits | None], indices: np.ndarray
+def learned_from(
+    classifiers: Sequence[Classifier], trained_on: Sequence[Splits | None], indices: Int64[np.ndarray, " _"]
 ) -> list[str]:
-    """A warning for each model trained or validated on some of these images; another seed makes other splits."""
+    """A warning for each model trained or validated on some of these images; another seed makes other splits.
+
+    The final model of folds is trained on all of them. `trained_on` are the splits of each model's training.
+    """
     sentences = []
     for classifier, made in zip(classifiers, trained_on, strict=True):
         count = np.isin(indices, np.r_[made["train"], made["val"]]).sum() if made else 0

@@ -15,7 +15,7 @@ from training.data.cache import Cache
 from training.data.dataset import LabelledImages
 from training.data.formats import find
 from training.data.sources.forgotten import Forgotten
-from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
+from training.evaluate import Wanted, check_labels, choose, gather, learned_from, model_file, results_folder
 from training.models.prediction import predict_images
 from training.robustness.changes import DRIFTS, PROBES, Change
 from training.robustness.report import Answered, RobustnessReport, write_robustness
@@ -63,6 +63,9 @@ def robustness(config: RobustnessConfig) -> Path:
         images, [trained_on] = gather(source, cache, [classifier.card])
         split, indices, reason = choose(config.split, images, remade=trained_on is not None)
         print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
+        warnings = [f"{sentence}." for sentence in learned_from([classifier], [trained_on], indices)]
+        for warning in warnings:
+            print(f"warning: {warning}")
         steps = [(change, strength) for change in (*DRIFTS, *PROBES) for strength in change.strengths]
         plain = predict_images(classifier, images, indices)
         answers = []
@@ -79,6 +82,7 @@ def robustness(config: RobustnessConfig) -> Path:
             plain=plain,
             answers=answers,
             margin=config.margin,
+            warnings=warnings,
         )
         write_robustness(report, folder)
     return folder

@@ -43,6 +43,8 @@ class RobustnessReport:
     plain: Probabilities
     answers: Sequence[Answered]
     margin: float
+    warnings: Sequence[str]
+    """On the images, as sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
             for drop in drops
             if drop.change in {probe.name for probe in PROBES}
         ],
-        "warnings": shortcut(border, scores.balanced_accuracy, chance),
+        "warnings": [*report.warnings, *shortcut(border, scores.balanced_accuracy, chance)],
     }
 
 

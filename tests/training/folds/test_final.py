@@ -97,6 +97,15 @@ def test_the_name_of_another_run_and_folds_without_a_run_are_refused_at_once(out
 
 
 @pytest.mark.slow
+def test_robustness_says_that_no_image_is_left_that_it_has_not_learned_from(out: Path, photos: Path) -> None:
+    done = command("robustness", out / "x-final", "--data", photos, "--out", out / "robustness")
+    assert done.returncode == 0, done.stderr
+    sentence = "was trained, chosen or calibrated on 90 of these 90 images: its scores here do not apply to new images."
+    assert done.stdout.count(sentence) == 2, "before the images are changed, and at the end"
+    assert sentence in json.loads((out / "robustness" / "robustness.json").read_text())["warnings"][0]
+
+
+@pytest.mark.slow
 def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, tmp_path: Path) -> None:
     folds = out / "folds" / "x"
     other = command("--data", photos, "--out", tmp_path, *OPTIONS, "--from-folds", folds, "--lr", "0.5")
