@@ -55,7 +55,7 @@ class Calibration:
     A class is in the prediction set of an image if its probability is at least `threshold`. The set contains the true
     class with probability `level`, for images exchangeable with those of the validation split (split conformal
     prediction, Angelopoulos and Bates 2021, https://arxiv.org/abs/2107.07511). If the validation split is too small,
-    `threshold` is None.
+    `threshold` is None. Where the card has a familiarity, thresholds and level are of familiar images.
     """
 
     temperature: float
@@ -273,6 +273,20 @@ class ModelCard:
     """None: the graph has no output NOVELTY_NAME, and the model says of no image that it is unfamiliar."""
     neighbours: Digest | None = None
     """`TrainingIndex.digest` of the file of training images that may be beside the model. None: there is none."""
+
+    def prediction_sets(
+        self, probabilities: Float32[np.ndarray, "batch classes"], novelty: Float32[np.ndarray, " batch"] | None
+    ) -> Bool[np.ndarray, "batch classes"] | None:
+        """Whether each class is in the prediction set of each image; None where the card has no threshold.
+
+        The set of an unfamiliar image is empty: none of the classes is likely. Without `novelty` no image is.
+        """
+        if self.calibration.threshold is None:
+            return None
+        sets = self.calibration.prediction_sets(probabilities)
+        if self.familiarity is not None and novelty is not None:
+            sets[self.familiarity.unfamiliar(novelty)] = False
+        return sets
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

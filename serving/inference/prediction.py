@@ -29,7 +29,8 @@ class Prediction:
     """The prediction of one image; `probabilities` by class and `prediction_set`, most likely first.
 
     `abstained` means that a person should decide: the confidence is below the settings' `abstain_below`.
-    The prediction set holds the true class with the model card's level of confidence; None when the model has none.
+    The prediction set holds the true class with the model card's level of confidence; None when the model has none. It
+    is empty for an unfamiliar image.
     `decisions` has, by class, the decision of each operating point of the card; None when the card has none.
     `least_cost` is the answer of the least expected cost, a class or another action; None when the card has no costs.
     `novelty` is the distance from the training images, and `unfamiliar` whether it is above the limit of the card's
@@ -92,7 +93,7 @@ def describe_batch(
     probabilities = answers.probabilities
     novelty = [None] * len(probabilities) if answers.novelty is None else answers.novelty.tolist()
     limit = math.inf if card.familiarity is None else card.familiarity.threshold
-    sets = None if card.calibration.threshold is None else card.calibration.prediction_sets(probabilities).tolist()
+    sets = None if (found := card.prediction_sets(probabilities, answers.novelty)) is None else found.tolist()
     points = [(card.classes.index(point.label), point) for point in card.operating_points]
     least = None if card.costs is None else [card.costs.actions[index] for index in card.costs.least(probabilities)]
     predictions = []

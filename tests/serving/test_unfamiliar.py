@@ -66,6 +66,14 @@ def test_every_route_answers_what_was_evaluated(
         card, text = httpx.get(f"{address}/model").json(), httpx.get(f"{address}/metrics").text
     limit = card["familiarity"]["threshold"]
     assert all(answer["unfamiliar"] is (answer["novelty"] > limit) for answer in [*alone, *odd])
+    assert all((answer["prediction_set"] == []) is answer["unfamiliar"] for answer in [*alone, *odd, *vertex])
+    with (aware / "predictions.csv").open(newline="") as file:
+        true = [row["true"] for row in csv.DictReader(file)]
+    held = [label in answer["prediction_set"] for label, answer in zip(true, alone, strict=True)]
+    sets, known = report["calibration"]["prediction_sets"], [not answer["unfamiliar"] for answer in alone]
+    assert sets["coverage"] == pytest.approx(np.mean(held))
+    assert sets["familiar"]["coverage"] == pytest.approx(np.mean(np.array(held)[known]))
+    assert (sets["images"], sets["familiar"]["images"]) == (len(held), sum(known))
     count = sum(answer["unfamiliar"] for answer in alone)
     assert count / len(files) == report["unknown"]["measured"]["value"] < 0.2
     assert sum(answer["unfamiliar"] for answer in odd) >= 18
@@ -120,7 +128,8 @@ def test_offline_tables_have_both_columns(aware: Path, pictures: Path, strange: 
         assert answer.novelty is not None
         assert float(row["novelty"]) == pytest.approx(answer.novelty, rel=1e-4)
         assert (row["unfamiliar"] == "true") is (answer.novelty > classifier.card.familiarity.threshold)
-        assert typed[path]["unfamiliar"] is (row["unfamiliar"] == "true")
+        assert typed[path]["unfamiliar"] is (row["unfamiliar"] == "true") is (row["prediction_set"] == "[]")
+        assert (typed[path]["prediction_set"] == []) is typed[path]["unfamiliar"]
     assert sum(row["unfamiliar"] == "true" for path, row in table.items() if path.startswith("strange")) >= 18
 
 

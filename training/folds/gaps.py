@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from serving.contract.card import Calibration
 from training.data.dataset import LabelledImages
 from training.data.left_out import LeftOut
 from training.folds.parts import Part
@@ -27,7 +26,6 @@ OPTIONS = "options.yaml"
 """File in the folder of the folds: the options of each training, as the user gave them."""
 HOW = ("folds", "leave_out")
 """Of these options, those that make the parts."""
-NO_SETS = Calibration(temperature=1.0, level=0.0, threshold=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ def left_out_facts(
         probabilities=answers.probabilities,
         components=images.components[answers.indices],
     )
-    [column] = columns_by_score([slicing], answers.indices, scored, NO_SETS)
+    [column] = columns_by_score([slicing], answers.indices, scored, None)
     every = np.ones(len(answers.labels), bool)
     gaps = [_gap(scored, ordinary, answers.fold == code) for code in range(len(parts))]
     return {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
@@ -23,6 +23,7 @@ FEW = 20
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
 Logits = Float32[np.ndarray, "images classes"]
+Sets = Bool[np.ndarray, "images classes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,13 @@ class Coverage:
     """How often prediction sets held the true class, and how large they were."""
 
     level: float
+    images: int
     coverage: float
     mean_size: float
     by_class: dict[str, float | None]
     """Coverage of each class's images; None for a class without any."""
+    familiar: "Coverage | None"
+    """Of the familiar images alone, for which the level is meant; None without any, or where the model does not say."""
 
 
 def fit(
@@ -143,19 +147,28 @@ def held_for(calibration: Calibration, classes: Sequence[str]) -> str:
 
 
 def coverage(
-    labels: Labels, probabilities: Probabilities, calibration: Calibration, classes: tuple[str, ...]
+    labels: Labels,
+    sets: Sets | None,
+    level: float,
+    classes: tuple[str, ...],
+    familiar: Bool[np.ndarray, " images"] | None = None,
 ) -> Coverage | None:
-    """What the prediction sets do on a split they were not fitted on; None without a threshold."""
-    if calibration.threshold is None:
+    """What the prediction sets do on a split they were not fitted on; None without sets or images.
+
+    `familiar` are the images that the model knows; the sets of the others are empty.
+    """
+    if sets is None or not len(labels):
         return None
-    sets = calibration.prediction_sets(probabilities)
     held = sets[np.arange(len(labels)), labels]
+    known = None if familiar is None else coverage(labels[familiar], sets[familiar], level, classes)
     return Coverage(
-        level=calibration.level,
+        level=level,
+        images=len(labels),
         coverage=float(held.mean()),
         mean_size=float(sets.sum(1).mean()),
         by_class={
             name: float(held[labels == label].mean()) if (labels == label).any() else None
             for label, name in enumerate(classes)
         },
+        familiar=known,
     )

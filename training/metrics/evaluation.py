@@ -18,7 +18,8 @@ from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
 from training.metrics import calibration, classification, neighbours, novelty, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
-from training.metrics.classification import Probabilities, Scores
+from training.metrics.calibration import Logits
+from training.metrics.classification import Labels, Probabilities, Scores
 from training.metrics.novelty import Detector, Novelty
 from training.models import networks, prediction
 from training.models.normalization import Calibrate
@@ -84,8 +85,8 @@ class Unknown:
 
     detector: Detector
     familiarity: Familiarity
+    validation: Novelty
     test: Novelty
-    """Of the test images."""
     strange: dict[str, Novelty]
     """Of images that show nothing, by their kind."""
     index: TrainingIndex
@@ -119,19 +120,16 @@ def evaluate_best(model: nn.Sequential, dataset: Dataset, config: SettledConfig)
     embeddings = {split: _embeddings(body, dataset, split) for split in SPLITS}
     logits = {split: _finite(prediction.logits(head, embeddings[split]), split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
-    bias: tuple[float, ...] = ()
-    if config.balance == "bias":
-        frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
-        bias = calibration.fit_bias(dataset.labels[val], logits["val"], frequencies)
-    calibrated = calibration.fit(
-        dataset.labels[val], logits["val"], config.confidence_level, bias, by_class=config.sets == "class"
-    )
+    calibrated = _calibration(dataset, logits["val"], config)
+    unknown = _unknown(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None
+    if unknown is not None:
+        calibrated = _with_sets_of_familiar(calibrated, dataset.labels[val], logits["val"], unknown)
     if calibrated.threshold is None:
         print(f"warning: {len(val)} validation images are too few for prediction sets at {calibrated.level:.0%}")
     demands = operating_points.parse_all(config.operate)
     device = next(model.parameters()).device
     model.append(Calibrate(calibrated).to(device))
-    probabilities = {split: softmax(calibration.corrected(logits[split], calibrated), axis=1) for split in SPLITS}
+    probabilities = {split: _probabilities(logits[split], calibrated) for split in SPLITS}
     return Evaluation(
         uncalibrated=score(dataset, "test", softmax(logits["test"], axis=1)),
         calibration=calibrated,
@@ -140,8 +138,32 @@ def evaluate_best(model: nn.Sequential, dataset: Dataset, config: SettledConfig)
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
         operating_points=operating_points.choose(demands, dataset.classes, dataset.labels[val], probabilities["val"]),
         leak_free=_leak_free(dataset, probabilities["test"]),
-        unknown=_unknown(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None,
+        unknown=unknown,
     )
+
+
+def _calibration(dataset: Dataset, logits: Logits, config: SettledConfig) -> Calibration:
+    """Fitted on the logits of the validation split."""
+    labels = dataset.labels[dataset.splits["val"]]
+    bias: tuple[float, ...] = ()
+    if config.balance == "bias":
+        frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
+        bias = calibration.fit_bias(labels, logits, frequencies)
+    return calibration.fit(labels, logits, config.confidence_level, bias, by_class=config.sets == "class")
+
+
+def _with_sets_of_familiar(fitted: Calibration, labels: Labels, logits: Logits, unknown: Unknown) -> Calibration:
+    """Thresholds of the familiar validation images alone, as only their like have a prediction set."""
+    if fitted.threshold is None:
+        return fitted
+    familiar = ~unknown.familiarity.unfamiliar(unknown.validation)
+    by_class, probabilities = bool(fitted.class_thresholds), _probabilities(logits[familiar], fitted)
+    return calibration.with_thresholds(fitted, labels[familiar], probabilities, by_class=by_class)
+
+
+def _probabilities(logits: Logits, fitted: Calibration) -> Probabilities:
+    answers: Probabilities = softmax(calibration.corrected(logits, fitted), axis=1)
+    return answers
 
 
 def _embeddings(body: nn.Module, dataset: Dataset, split: Split) -> Features:
@@ -156,7 +178,8 @@ def _unknown(
     body: nn.Module, embeddings: dict[Split, Features], dataset: Dataset, false_alarms: float
 ) -> Unknown | None:
     detector = novelty.fit(embeddings["train"], dataset.labels[scored(dataset, "train")])
-    familiarity = novelty.choose(detector.novelty(embeddings["val"]), false_alarms)
+    validation = detector.novelty(embeddings["val"])
+    familiarity = novelty.choose(validation, false_alarms)
     if familiarity is None:
         print(
             f"warning: {len(embeddings['val'])} validation images are too few for --unfamiliar {false_alarms:g}; "
@@ -166,6 +189,7 @@ def _unknown(
     return Unknown(
         detector=detector,
         familiarity=familiarity,
+        validation=validation,
         test=detector.novelty(embeddings["test"]),
         strange={
             name: detector.novelty(prediction.logits(body, images)) for name, images in _strange(dataset.preprocessing)

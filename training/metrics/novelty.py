@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import eigh
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
-from serving.contract.card import Familiarity
+from serving.contract.card import Familiarity, ModelCard
 from training.metrics.bootstrap import rate
 from training.metrics.classification import between
 
@@ -118,6 +118,11 @@ def choose(novelty: Novelty, false_alarms: float) -> Familiarity | None:
 def fewest(false_alarms: float) -> int:
     """The number of validation images from which on `choose` finds a limit."""
     return math.ceil(1 / false_alarms - 1 - ROUNDING)
+
+
+def known_images(card: ModelCard, novelty: Novelty | None) -> Bool[np.ndarray, " images"] | None:
+    """Which images are familiar to a model; None where it says of no image that it is unfamiliar."""
+    return None if card.familiarity is None or novelty is None else ~card.familiarity.unfamiliar(novelty)
 
 
 def compare(name: str, familiarity: Familiarity, test: Novelty, others: Novelty) -> Unlike:

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from sklearn.metrics import recall_score
 
-from serving.contract.card import Calibration
 from training.metrics.bootstrap import LEVEL, Interval, Rate, balanced_accuracy_interval, rate
+from training.metrics.calibration import Sets
 from training.metrics.classification import ScoredImages, expected_calibration_error
 from training.metrics.correction import holm
 from training.metrics.slices import Slicing
@@ -76,10 +76,10 @@ class Column:
 
 
 def columns_by_score(
-    slicings: Sequence[Slicing], indices: Int64[np.ndarray, " images"], scored: ScoredImages, calibration: Calibration
+    slicings: Sequence[Slicing], indices: Int64[np.ndarray, " images"], scored: ScoredImages, sets: Sets | None
 ) -> list[Column]:
     """The scores of each value of each column; `indices` are the places of the scored images in the slicings."""
-    columns = [_column(slicing, slicing.codes[indices], scored, calibration) for slicing in slicings]
+    columns = [_column(slicing, slicing.codes[indices], scored, sets) for slicing in slicings]
     corrected = holm([column.gap.p if column.gap else None for column in columns])
     return [
         replace(column, gap=replace(column.gap, corrected_p=p)) if column.gap and p is not None else column
@@ -103,11 +103,9 @@ def subgroup_warnings(columns: Sequence[Column]) -> Iterator[str]:
     return (column.warning for column in columns if column.warning)
 
 
-def _column(slicing: Slicing, codes: np.ndarray, scored: ScoredImages, calibration: Calibration) -> Column:
+def _column(slicing: Slicing, codes: np.ndarray, scored: ScoredImages, sets: Sets | None) -> Column:
     right = scored.probabilities.argmax(1) == scored.labels
-    held = None
-    if calibration.threshold is not None:
-        held = calibration.prediction_sets(scored.probabilities)[np.arange(len(right)), scored.labels]
+    held = None if sets is None else sets[np.arange(len(right)), scored.labels]
     subgroups = tuple(
         _subgroup(value, codes == code, scored, (right, held)) for code, value in enumerate(slicing.values)
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from serving.contract.card import Costs
 from serving.contract.model import Answers, Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
-from training.metrics.calibration import coverage, held_for
+from training.metrics.calibration import Sets, coverage, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
-from training.metrics.novelty import Novelty, novelty_facts, novelty_warnings
+from training.metrics.novelty import Novelty, known_images, novelty_facts, novelty_warnings
 from training.metrics.slices import Slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.report import figures, html
@@ -152,14 +152,14 @@ def _facts(
 ) -> dict[str, object]:
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.images, evaluation.indices
-    calibration = evaluation.models[0].classifier.card.calibration
+    sets = _sets(evaluation.models[0], images.classes)
     unknown = novelty_facts(
         evaluation.models[0].classifier.card.familiarity,
         evaluation.models[0].novelty,
         evaluation.scored.components,
         strange={},
     )
-    columns = columns_by_score(evaluation.slices.columns, indices, evaluation.scored, calibration)
+    columns = columns_by_score(evaluation.slices.columns, indices, evaluation.scored, sets)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {
@@ -200,11 +200,8 @@ def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores
     """The facts of one model."""
     classifier, images, indices = model.classifier, evaluation.images, evaluation.indices
     card, labels = classifier.card, images.labels[indices]
-    own = card.calibration.class_thresholds
-    ordered = replace(
-        card.calibration, class_thresholds=own and tuple(own[i] for i in map(card.classes.index, images.classes))
-    )
-    sets = coverage(labels, model.probabilities, ordered, images.classes)
+    familiar = known_images(card, model.novelty)
+    covered = coverage(labels, _sets(model, images.classes), card.calibration.level, images.classes, familiar)
     return {
         "model": {
             "name": card.name,
@@ -217,8 +214,16 @@ def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores
         },
         "scores": asdict(scores),
         "intervals": asdict(bootstrap(labels, model.probabilities, images.components[indices], images.classes)),
-        "calibration": {**asdict(card.calibration), "prediction_sets": sets and asdict(sets)},
+        "calibration": {**asdict(card.calibration), "prediction_sets": covered and asdict(covered)},
     }
+
+
+def _sets(model: ModelPredictions, classes: tuple[str, ...]) -> Sets | None:
+    """The prediction sets that the service would give, columns in the order of `classes`."""
+    card = model.classifier.card
+    columns = [classes.index(name) for name in card.classes]
+    sets = card.prediction_sets(model.probabilities[:, columns], model.novelty)
+    return None if sets is None else sets[:, np.argsort(columns)]
 
 
 def _disagreement(evaluation: Evaluation, row: int) -> dict[str, object]:

@@ -26,7 +26,7 @@ from training.metrics.classification import (
     risk_coverage,
 )
 from training.metrics.evaluation import LeakFree
-from training.metrics.novelty import Novelty, fewest, novelty_facts, novelty_warnings
+from training.metrics.novelty import Novelty, fewest, known_images, novelty_facts, novelty_warnings
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
@@ -92,12 +92,14 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     """The content of report.json, from which report.html and report.md are filled too."""
     dataset, scores, parity = inputs.dataset, inputs.scores, inputs.parity
     sliced = slices(dataset, inputs.config.slices, dataset.splits["test"])
-    columns = columns_by_score(sliced.columns, dataset.splits["test"], inputs.scored("test"), inputs.card.calibration)
+    sets = inputs.card.prediction_sets(inputs.answers, parity.served_novelty)
+    columns = columns_by_score(sliced.columns, dataset.splits["test"], inputs.scored("test"), sets)
     labels = dataset.labels[dataset.splits["test"]]
     unknown = novelty_facts(
         inputs.card.familiarity, parity.served_novelty, inputs.scored("test").components, inputs.strange
     )
-    sets = coverage(labels, inputs.answers, inputs.card.calibration, dataset.classes)
+    familiar = known_images(inputs.card, parity.served_novelty)
+    covered = coverage(labels, sets, inputs.card.calibration.level, dataset.classes, familiar)
     return {
         "run": inputs.config.run.name,
         "model": str(inputs.config.run / "model.onnx"),
@@ -123,7 +125,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             **asdict(inputs.card.calibration),
             "before": {name: getattr(inputs.uncalibrated, name) for name in CALIBRATION_TITLES},
             "after": {name: getattr(scores["test"], name) for name in CALIBRATION_TITLES},
-            "prediction_sets": sets and asdict(sets),
+            "prediction_sets": covered and asdict(covered),
         },
         "decisions": decision_facts(decisions),
         "costs": cost_facts(inputs.card.costs, dataset.classes, inputs.scored("test")),

@@ -159,6 +159,12 @@ function showCosts(answer) {
     `By the cost matrix of the model and the probabilities, its expected cost is ${cost(answer.least_cost)}${beside}.`;
 }
 
+function setHint(set, level) {
+  if (set === null) return "This model has none: it was validated on too few images.";
+  if (!set.length) return "It is empty: none of the classes is likely for an image unlike those of the training.";
+  return `In ${level} of images like those it was validated on, the true class is in this set.`;
+}
+
 function showAnswer(answer, file) {
   $("label").textContent = answer.label;
   $("confidence").textContent = percent(answer.confidence);
@@ -170,9 +176,7 @@ function showAnswer(answer, file) {
   showCosts(answer);
   const level = card ? `${Math.round(card.calibration.level * 100)} %` : "most";
   $("set").textContent = answer.prediction_set?.join(", ") ?? "";
-  $("set-hint").textContent = answer.prediction_set === null
-    ? "This model has none: it was validated on too few images."
-    : `In ${level} of images like those it was validated on, the true class is in this set.`;
+  $("set-hint").textContent = setHint(answer.prediction_set, level);
   // Sorted again: an object gives its names that are whole numbers first, in their order.
   const shares = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
   $("classes").replaceChildren(...shares.map(([label, share], place) => {

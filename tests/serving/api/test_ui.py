@@ -107,6 +107,12 @@ def test_the_page_names_the_formats_that_are_read_and_those_of_the_data(page: Pa
     assert page.locator("#file").get_attribute("accept") == ",".join(IMAGE_EXTENSIONS)
 
 
+def test_an_empty_prediction_set_is_explained(page: Page) -> None:
+    assert "none of the classes is likely" in page.evaluate("setHint([], '90 %')")
+    assert page.evaluate("setHint(['blue'], '90 %')").startswith("In 90 % of images")
+    assert "has none" in page.evaluate("setHint(null, '90 %')")
+
+
 def test_a_chosen_image_gets_the_services_answer(page: Page, server: str, images: dict[str, Path]) -> None:
     for label in COLOURS:
         page.set_input_files("#file", images[label])

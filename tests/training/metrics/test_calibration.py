@@ -6,7 +6,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
 from serving.contract.card import Calibration
-from training.metrics import calibration
+from training.metrics import calibration, novelty
 from training.metrics.classification import brier_score, expected_calibration_error
 
 CLASSES = ("a", "b", "c", "d")
@@ -54,11 +54,38 @@ def test_sets_hold_the_true_class_as_often_as_they_say() -> None:
         labels, logits = synthetic(seed, 400)
         fitted = calibration.fit(labels[:200], logits[:200], level=0.9)
         probabilities = softmax(logits[200:] / np.float32(fitted.temperature), axis=1)
-        measured = calibration.coverage(labels[200:], probabilities, fitted, CLASSES)
+        measured = calibration.coverage(labels[200:], fitted.prediction_sets(probabilities), 0.9, CLASSES)
         assert measured is not None
         assert 1 <= measured.mean_size <= len(CLASSES)
         shares.append(measured.coverage)
     assert 0.88 <= np.mean(shares) <= 0.92
+
+
+def test_sets_of_familiar_images_hold_the_true_class_as_often_as_they_say_and_the_others_are_empty() -> None:
+    familiar_shares, shares = [], []
+    for seed in range(200):
+        labels, logits = synthetic(seed, 800)
+        distances = np.random.default_rng(seed).exponential(size=800).astype(np.float32)
+        logits = (logits / (0.5 + distances[:, np.newaxis])).astype(np.float32)  # less sure of what is far
+        val, new = slice(0, 400), slice(400, 800)
+        familiarity = novelty.choose(distances[val], 0.1)
+        assert familiarity is not None
+        known = ~familiarity.unfamiliar(distances)
+        unfitted = Calibration(temperature=1.0, level=0.9, threshold=None)
+        probabilities = softmax(logits, axis=1)
+        fitted = calibration.with_thresholds(
+            unfitted, labels[val][known[val]], probabilities[val][known[val]], by_class=False
+        )
+        sets = fitted.prediction_sets(probabilities[new]) & known[new, np.newaxis]
+        measured = calibration.coverage(labels[new], sets, 0.9, CLASSES, known[new])
+        assert measured is not None
+        assert measured.familiar is not None
+        assert measured.familiar.images == known[new].sum()
+        assert measured.coverage == pytest.approx(measured.familiar.coverage * known[new].mean())
+        familiar_shares.append(measured.familiar.coverage)
+        shares.append(measured.coverage)
+    assert 0.89 <= np.mean(familiar_shares) <= 0.91
+    assert 0.79 <= np.mean(shares) <= 0.83
 
 
 FREQUENCIES = np.array([0.6, 0.12, 0.1, 0.08, 0.05, 0.03, 0.02])
@@ -99,7 +126,7 @@ def test_sets_hold_as_often_when_the_same_images_choose_the_epoch() -> None:
         for labels, features, shares in ((val, val_features, together), (own, own_features, apart)):
             fitted = calibration.fit(labels, (features @ best).astype(np.float32), level=0.9)
             probabilities = softmax(test_features @ best / fitted.temperature, axis=1).astype(np.float32)
-            measured = calibration.coverage(test, probabilities, fitted, classes)
+            measured = calibration.coverage(test, fitted.prediction_sets(probabilities), 0.9, classes)
             assert measured is not None
             shares.append(measured.coverage)
     assert 0.88 <= np.mean(together) <= 0.92
@@ -179,7 +206,8 @@ def test_thresholds_by_class_cover_each_class_and_the_shared_one_does_not() -> N
                 probabilities[:400],
                 by_class=by_class,
             )
-            measured = calibration.coverage(labels[400:], probabilities[400:], fitted, ("a", "b", "c"))
+            sets = fitted.prediction_sets(probabilities[400:])
+            measured = calibration.coverage(labels[400:], sets, 0.9, ("a", "b", "c"))
             assert measured is not None
             found.append([measured.by_class[name] or 0 for name in "abc"])
     together, alone = (np.mean(shares[by_class], axis=0) for by_class in (False, True))

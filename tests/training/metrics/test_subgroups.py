@@ -22,7 +22,8 @@ def scored(seed: int = 0, images: int = 300) -> ScoredImages:
 
 
 def measured(images: ScoredImages, *slicings: Slicing, calibration: Calibration = SETS) -> list[Column]:
-    return columns_by_score(slicings, np.arange(len(images.labels)), images, calibration)
+    sets = None if calibration.threshold is None else calibration.prediction_sets(images.probabilities)
+    return columns_by_score(slicings, np.arange(len(images.labels)), images, sets)
 
 
 def test_the_scores_of_a_value_are_those_of_its_images() -> None:
