@@ -220,6 +220,28 @@ def test_two_models_on_the_same_images_each_with_its_own_pixels(
     assert compared["differences"]["accuracy"]["better"] == "A"
 
 
+def test_decisions_of_two_models_are_compared_for_the_classes_that_both_decide_for(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"model": "mlp", "hidden": (8,), "image_size": 12, "val_fraction": 0.3}
+    demands = {"a": ("blue:sensitivity=0.9", "Red rash:precision=0.9"), "b": ("blue:specificity=0.8",)}
+    a, b = (
+        train(TrainConfig(data=photos, out=tmp_path, name=name, operate=asked, epochs=4, **options))
+        for name, asked in demands.items()
+    )
+    arguments = ["--run", str(a), "--data", str(photos), "--compare", str(b), "--out", str(tmp_path / "e")]
+    assert main(["evaluate", *arguments]) == 0
+    facts = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    [found] = facts["comparison"]["decisions"]
+    assert (found["label"], [point["score"] for point in found["points"]]) == ("blue", ["sensitivity", "specificity"])
+    own = json.loads((b / "report" / "report.json").read_text())["decisions"]["points"][0]["rates"]
+    for name in ("sensitivity", "specificity"):
+        assert found[name]["b"] == own[name]["value"]
+        assert found[name]["value"] == pytest.approx(found[name]["b"] - found[name]["a"])
+    assert found["sentence"] in capsys.readouterr().out
+    assert "Their decisions for one class" in (tmp_path / "e" / "evaluation.html").read_text()
+
+
 def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path) -> None:
     classifier = open_model(run / "model.onnx")
     images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,6 +17,7 @@ from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import Sets, coverage, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
+from training.metrics.decision_comparison import DecisionComparison, compare_decisions
 from training.metrics.novelty import Novelty, known_images, novelty_facts, novelty_warnings
 from training.metrics.slices import Slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
@@ -134,6 +136,7 @@ def evaluation_summary(folder: Path) -> str:
             *html.novelty_lines(facts["unknown"], "images"),
             *([facts["test_looks"]["sentence"], ""] if facts["test_looks"] else []),
             *([comparison["verdict"], comparison["tally"], ""] if comparison else []),
+            *([*sentences, ""] if (sentences := _sentences(comparison)) else []),
             f"page         {folder / 'evaluation.html'}",
             f"scores       {folder / 'evaluation.json'}",
             f"predictions  {folder / 'predictions.csv'}",
@@ -141,10 +144,22 @@ def evaluation_summary(folder: Path) -> str:
     )
 
 
+def _sentences(comparison: dict[str, Any] | None) -> list[str]:
+    return [each["sentence"] for each in comparison["decisions"]] if comparison else []
+
+
 def _decisions(evaluation: Evaluation) -> Decisions:
     """Of the first model; what its thresholds were chosen on is not at hand."""
     points = evaluation.models[0].classifier.card.operating_points
     return measure(points, evaluation.images.classes, evaluation.scored, None)
+
+
+def _compared_decisions(evaluation: Evaluation) -> list[DecisionComparison]:
+    """Of both models, for the classes that both decide for."""
+    a, b = evaluation.models
+    points = a.classifier.card.operating_points, b.classifier.card.operating_points
+    scored, answers = evaluation.scored, (a.probabilities, b.probabilities)
+    return compare_decisions(points, answers, evaluation.images.classes, scored.labels, scored.components)
 
 
 def _facts(
@@ -191,6 +206,7 @@ def _facts(
             **asdict(compared),
             "verdict": compared.verdict,
             "tally": compared.tally,
+            "decisions": [asdict(each) | {"sentence": each.sentence} for each in _compared_decisions(evaluation)],
             "disagreements": [_disagreement(evaluation, row) for row in compared.disagreements.tolist()],
         },
     }

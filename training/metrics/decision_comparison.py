@@ -1,0 +1,128 @@
+"""Decisions for one class by two models, A and B, on the same images: by what their rates differ."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from serving.contract.card import OperatingPoint
+from training.metrics.bootstrap import Interval, percentiles, resamples, wilson
+from training.metrics.classification import Labels, Probabilities
+from training.metrics.comparison import Letter, mcnemar
+
+Right = Bool[np.ndarray, " images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateDifference:
+    """The share that each model decides rightly, B's minus A's, and its paired 95 % interval."""
+
+    images: int
+    a: float
+    b: float
+    value: float
+    interval: Interval
+    better: Letter | None
+    """None where the interval contains zero."""
+    only_a_right: int
+    only_b_right: int
+    p_value: float
+    """McNemar's exact p that both are right equally often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionComparison:
+    """What two models decide for one class; a rate is None where no image counts for it."""
+
+    label: str
+    points: tuple[OperatingPoint, OperatingPoint]
+    sensitivity: RateDifference | None
+    specificity: RateDifference | None
+
+    @property
+    def sentence(self) -> str:
+        """Both rates for the console."""
+        rates = {"sensitivity": self.sensitivity, "specificity": self.specificity}
+        parts = [
+            f"{name} {rate.b - rate.a:+.3f} ({rate.interval[0]:+.3f} to {rate.interval[1]:+.3f}, "
+            f"{f'{rate.better} is better' if rate.better else 'undecided'})"
+            for name, rate in rates.items()
+            if rate
+        ]
+        return f"{self.label}, decisions of B less those of A: {', '.join(parts)}"
+
+
+def compare_decisions(
+    points: tuple[Iterable[OperatingPoint], Iterable[OperatingPoint]],
+    answers: tuple[Probabilities, Probabilities],
+    classes: Sequence[str],
+    labels: Labels,
+    components: Int64[np.ndarray, " images"],
+) -> list[DecisionComparison]:
+    """The decisions for each class that both models decide for; `classes` names the columns of both answers."""
+    first, second = ({point.label: point for point in each} for each in points)
+    found = []
+    for name in (name for name in first if name in second):
+        label, pair = classes.index(name), (first[name], second[name])
+        is_class = labels == label
+        right = [point.decides(each[:, label]) == is_class for point, each in zip(pair, answers, strict=True)]
+        sensitivity, specificity = (
+            rate_difference(right[0][among], right[1][among], components[among]) for among in (is_class, ~is_class)
+        )
+        found.append(DecisionComparison(label=name, points=pair, sensitivity=sensitivity, specificity=specificity))
+    return found
+
+
+def rate_difference(a: Right, b: Right, components: Int64[np.ndarray, " images"]) -> RateDifference | None:
+    """Compare which images each model decides rightly; all images of one component are one draw. None without images.
+
+    The interval is the bootstrap's, at least as wide as Newcombe's for paired shares (1998, method 10): where both
+    decide alike on few images, resampling them knows no doubt.
+    """
+    if not len(a):
+        return None
+    change = b.astype(float) - a
+    drawn = resamples(components, np.random.default_rng(0))
+    low, high = percentiles(np.concatenate([weights @ change / weights.sum(1) for weights in drawn]))
+    least, most = newcombe(a, b, len(np.unique(components)))
+    interval = min(low, least), max(high, most)
+    better: Letter | None = None if interval[0] <= 0 <= interval[1] else "B" if interval[0] > 0 else "A"
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return RateDifference(
+        images=len(a),
+        a=float(a.mean()),
+        b=float(b.mean()),
+        value=float(change.mean()),
+        interval=interval,
+        better=better,
+        only_a_right=only_a,
+        only_b_right=only_b,
+        p_value=mcnemar(only_a, only_b),
+    )
+
+
+def newcombe(a: Right, b: Right, draws: int) -> Interval:
+    """Interval of the share of b less that of a, from Wilson's of both and their correlation.
+
+    Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data, 1998,
+    method 10. `draws` is the number of independent draws, at most that of images.
+    """
+    shares = np.array([a.mean(), b.mean()])
+    (low_a, low_b), (high_a, high_b) = wilson(shares, np.full(2, float(draws)))
+    below_a, above_a, below_b, above_b = shares[0] - low_a, high_a - shares[0], shares[1] - low_b, high_b - shares[1]
+    phi = _correlation(a, b, draws)
+    down = sqrt(below_b**2 - 2 * phi * below_b * above_a + above_a**2)
+    up = sqrt(above_b**2 - 2 * phi * above_b * below_a + below_a**2)
+    difference = float(shares[1] - shares[0])
+    return difference - down, difference + up
+
+
+def _correlation(a: Right, b: Right, draws: int) -> float:
+    """Phi with Newcombe's correction for continuity."""
+    both, only_a, only_b, neither = (float(draws * each.mean()) for each in (a & b, a & ~b, b & ~a, ~a & ~b))
+    scale = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    product = both * neither - only_a * only_b
+    corrected = max(product - draws / 2, 0.0) if product > 0 else product
+    return corrected / sqrt(scale) if scale else 0.0
