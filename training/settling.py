@@ -49,7 +49,8 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     )
     final.check(settled, dataset)
     settled = _with_kept_costs(settled, dataset.classes)
-    if config.symmetry is None and config.fine_tunes and not isinstance(settled.augment, Path):
+    chosen = config.fine_tunes or (config.views != "none" and not config.freeze)
+    if config.symmetry is None and chosen and not isinstance(settled.augment, Path):
         print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
     return _with_kept_pipeline(settled)
 
@@ -77,4 +78,6 @@ def _with_kept_pipeline(config: SettledConfig) -> SettledConfig:
 def _why(symmetry: Symmetry, classes: Sequence[str]) -> str:
     if symmetry == "none":
         return f"a mirror may change what class {one_sided(classes)!r} means"
+    if symmetry == "square":
+        return "images are mirrored and turned at random, as --views turns says that it changes no label"
     return "left and right are swapped at random; none, where that changes a label"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from serving.contract.card import ModelCard
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
+from training.data.sources.source import SPLITS
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
@@ -26,15 +28,17 @@ from training.errors import NonFiniteLoss
 from training.export import provenance
 from training.export.card import build_card
 from training.export.features import with_features
+from training.export.measures.views import measure
 from training.export.parity import Evaluated
 from training.export.publication import export
 from training.folds import final
-from training.metrics.evaluation import Evaluation, evaluate_best
-from training.models import backbones, networks, weights
+from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain, scored
+from training.models import backbones, networks, views, weights
 from training.models.initialization import initialize
 from training.models.normalization import normalization
 from training.models.weights import Weights
 from training.options.config import TrainConfig, default_name
+from training.options.settled import SettledConfig
 from training.promotion import outcome
 from training.promotion.eight_bits import with_eight_bits
 from training.report import tensorboard
@@ -198,8 +202,10 @@ def conclude(
     """
     run = context.config.run
     model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt", context.device)["model"])
+    plain = evaluate_plain(model, dataset, context.config) if has_gain(context.config) else None
+    dataset = with_views(model, dataset, context)
     if context.config.from_folds is None:
-        evaluation = evaluate_best(model, dataset, context.config)
+        evaluation = evaluate_best(model, dataset, context.config, plain)
     else:
         learner = networks.learning_part(model, context.config)
         evaluation = final.evaluate_out_of_fold(model, learner, dataset, context.config)
@@ -215,6 +221,20 @@ def conclude(
     outcome.leave_pending(run, context.config.promote, judgement)
     write_report(report_input)  # last, because a run with a report is finished
     outcome.settle(run)
+
+
+def has_gain(config: SettledConfig) -> bool:
+    """Whether the test split says what --views gain; for a final model the folds' own reports do."""
+    return config.views != "none" and config.from_folds is None
+
+
+def with_views(model: nn.Sequential, dataset: Dataset, context: RunContext) -> Dataset:
+    """Let the trained model answer by the mean over --views; with --freeze the dataset gets the features of these."""
+    views.average(model, context.config.views)
+    if context.config.views == "none" or not context.config.freeze:
+        return dataset
+    needed = np.unique(np.concatenate([scored(dataset, split) for split in SPLITS]))
+    return with_features(context.dataset, networks.features_and_head(model)[0], ALONE, needed)
 
 
 def export_model(
@@ -234,6 +254,7 @@ def export_model(
         validation=evaluation.probabilities["val"],
         out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
         parity=parity,
+        views=measure(model, evaluation, dataset, config.views),
         quantized=None,
         no_int8=None,
         leak_free=evaluation.leak_free,

@@ -83,7 +83,7 @@ class FilePredictor:
             return ImageError("unreadable_file", getattr(error, "strerror", None) or str(error))
 
     def _predict(self, images: Sequence[Pixels]) -> Iterator[Prediction]:
-        size = self._settings.max_batch
+        size = self._classifier.card.images_at_once(self._settings.max_batch)
         for start in range(0, len(images), size):
             batch = np.stack(images[start : start + size])
             answers = self._classifier.answers(padded(batch, size) if self._classifier.on_gpu else batch)

@@ -28,7 +28,8 @@ PLANNED_AGAIN = 3.0
 def latency_by_batch(settings: Settings) -> Result:
     """The median time of a batch of each size, warmed."""
     classifier = _opened(settings)
-    milliseconds = {size: 1000 * np.median(_times(classifier, size)) for size in batch_sizes(settings.max_batch)}
+    sizes = batch_sizes(classifier.card.images_at_once(settings.max_batch))
+    milliseconds = {size: 1000 * np.median(_times(classifier, size)) for size in sizes}
     shown = ", ".join(f"{size}: {time:.2f}" for size, time in milliseconds.items())
     best = max(size * 1000 / time for size, time in milliseconds.items())
     numbers = {f"batch {size}, ms": float(time) for size, time in milliseconds.items()}
@@ -40,9 +41,10 @@ def latency_by_batch(settings: Settings) -> Result:
 def changing_batches(settings: Settings) -> Result:
     """Batches of all sizes in random order take what each size takes alone: nothing is planned again."""
     classifier = _opened(settings)
-    sizes = batch_sizes(settings.max_batch)
+    largest = classifier.card.images_at_once(settings.max_batch)
+    sizes = batch_sizes(largest)
     alone = {size: float(np.median(_times(classifier, size))) for size in sizes}
-    images = random_images(classifier, settings.max_batch)
+    images = random_images(classifier, largest)
     ratios = []
     for size in np.random.default_rng(0).choice(sizes, CHANGES):
         start = perf_counter()
@@ -73,7 +75,8 @@ def load(settings: Settings) -> Result:
 
     latencies = asyncio.run(clients())
     p50, p99 = (1000 * float(value) for value in np.percentile(latencies, [50, 99]))
-    limit = settings.max_batch / float(np.median(_times(classifier, settings.max_batch)))
+    largest = classifier.card.images_at_once(settings.max_batch)
+    limit = largest / float(np.median(_times(classifier, largest)))
     rate = len(latencies) / LOAD_S
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20
     numbers = {

@@ -18,8 +18,8 @@ from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
 """Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
-`calibration.class_thresholds`, `formats`, `operating_points`, `costs`, `statement`, `familiarity` and `neighbours`;
-version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
+`calibration.class_thresholds`, `formats`, `operating_points`, `costs`, `statement`, `familiarity`, `neighbours` and
+`views`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -33,6 +33,9 @@ TOLERANCE = 1e-4
 """Two probabilities are equal if they differ by at most this. Two processors do not compute equal float32 values."""
 
 DecisionScore = Literal["sensitivity", "specificity", "precision"]
+Views = Literal["none", "flips", "turns"]
+VIEWS: dict[Views, int] = {"none": 1, "flips": 2, "turns": 8}
+"""How many views of an image the graph makes: with `flips` also its mirror image, with `turns` all flips and turns."""
 NormalizationMode = Literal["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"]
 
 
@@ -273,6 +276,12 @@ class ModelCard:
     """None: the graph has no output NOVELTY_NAME, and the model says of no image that it is unfamiliar."""
     neighbours: Digest | None = None
     """`TrainingIndex.digest` of the file of training images that may be beside the model. None: there is none."""
+    views: Views = "none"
+    """Of each image, over which the graph takes the mean."""
+
+    def images_at_once(self, most: int) -> int:
+        """How many images a batch may have where `most` views fit into memory: 1 at least."""
+        return max(1, most // VIEWS[self.views])
 
     def prediction_sets(
         self, probabilities: Float32[np.ndarray, "batch classes"], novelty: Float32[np.ndarray, " batch"] | None

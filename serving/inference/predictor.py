@@ -54,11 +54,12 @@ class Predictor:
         self._settings = settings
         self._tracing = tracing
         self._trace_batch = tracing.ran if tracing else None
+        self._largest = self.card.images_at_once(settings.max_batch)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         one_image_s, max_batch = self._warm_up_on_gpu() if classifier.on_gpu else self._warm_up()
         self.batcher = Batcher(
             # No method of this object: the cycle would keep its threads until the next garbage collection.
-            partial(_answer_padded, classifier, settings.max_batch) if classifier.on_gpu else classifier.rows,
+            partial(_answer_padded, classifier, self._largest) if classifier.on_gpu else classifier.rows,
             max_batch=max_batch,
             observe=metrics.inference.ran,
             inline=one_image_s < INLINE_S and not classifier.on_gpu,
@@ -137,7 +138,7 @@ class Predictor:
 
         Returns the seconds for one image, and how many images a batch shall have at most.
         """
-        size, largest = self.card.preprocessing, self._settings.max_batch
+        size, largest = self.card.preprocessing, self._largest
         images = np.zeros((largest, size.height, size.width, size.channels), np.uint8)
         small = images[:SMALL_BATCH]
         for batch in (images, images[:1], small):
@@ -155,7 +156,7 @@ class Predictor:
 
         Returns what `_warm_up` does; batches stay as large as the settings allow.
         """
-        size, largest = self.card.preprocessing, self._settings.max_batch
+        size, largest = self.card.preprocessing, self._largest
         images = np.zeros((largest, size.height, size.width, size.channels), np.uint8)
         for number in reversed(batch_sizes(largest)):  # the largest one makes room for all
             self.classifier.predict(images[:number])

@@ -40,4 +40,5 @@ def build_card(
         statement=statement,
         familiarity=evaluation.unknown.familiarity if evaluation.unknown else None,
         neighbours=evaluation.unknown.index.digest if evaluation.unknown else None,
+        views=config.views,
     )

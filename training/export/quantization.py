@@ -7,10 +7,9 @@ of its batch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +26,7 @@ from serving.contract.card import (
     METADATA_KEY,
     OUTPUT_NAME,
     TOLERANCE,
+    VIEWS,
     Certificate,
     Familiarity,
     Golden,
@@ -40,6 +40,7 @@ from training.data.sources.source import SPLITS
 from training.errors import ExportRefused
 from training.export import drift_reference, parity
 from training.export.bias_correction import correct_biases
+from training.export.measures.timing import median_ratio
 from training.export.novelty_graph import add_outputs
 from training.export.onnx import FIRST_LAYER
 from training.export.publication import candidate, publish, refusals
@@ -58,8 +59,6 @@ CALIBRATION_BATCH = 32
 QUANTIZED_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "GlobalAveragePool"]
 """Clip is ReLU6. Left in float32, it takes tensors out of integers and back: EfficientNet-Lite0 on 316 dermatoscopic
 images of 96 px kept 90.8 % of its labels without it and 95.6 % with it, at 1.5 and 2.4 times the speed of float32."""
-ROUNDS, REPEATS = 7, 15
-"""Of the timing: the median over 7 rounds of the ratio of two medians, each over 15 single images."""
 
 
 @runtime_checkable
@@ -108,6 +107,22 @@ class Quantized:
         return self.agreement >= AGREEMENT and not self.faults
 
 
+class _Session:
+    """A graph in ONNX Runtime that makes `views` of each image, and gives the embedding, too."""
+
+    def __init__(self, graph: onnx.ModelProto, views: int) -> None:
+        probe = onnx.ModelProto()
+        probe.CopyFrom(graph)
+        add_outputs(probe, None)
+        self._session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+        self._views = views
+
+    def run(self, output: str, images: np.ndarray, indices: np.ndarray) -> Float32[np.ndarray, "images values"]:
+        """One output for the images `indices`."""
+        shown = batches(images, indices, self._views)
+        return np.concatenate([self._session.run([output], {INPUT_NAME: batch})[0] for batch in shown])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _TestSplit:
     """Probabilities of the quantised graph on the test split, and their scores."""
@@ -143,8 +158,9 @@ def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = N
     """
     with refusals():
         float32 = open_model(source, placement=Placement(on="cpu"))  # as the int8 file, with which it is compared
-        graph = _quantized_graph(source, dataset)
-        session = _with_embedding(graph)
+        views = VIEWS[float32.card.views]
+        graph = _quantized_graph(source, dataset, float32.card.images_at_once(CALIBRATION_BATCH))
+        session = _Session(graph, views)
         evaluated = _evaluate(session, dataset, judge)
         unknown = _unknown(session, dataset, float32.card.familiarity)
         card = _card(float32.card, session, dataset, evaluated)
@@ -153,7 +169,7 @@ def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = N
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     with candidate(path, graph.SerializeToString()) as file:
         int8 = open_model(file)
-        _check_novelty(int8, dataset, unknown)
+        _check_novelty(int8, dataset, unknown, views)
         quantized = _compare(float32, int8, dataset, evaluated)
         if quantized.published:
             publish(file, path)
@@ -165,26 +181,27 @@ def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = N
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Up to 512 training images, evenly spread over the split, a batch at a time."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._batches = _calibration_batches(dataset)
+    def __init__(self, dataset: Dataset, size: int) -> None:
+        self._batches = _calibration_batches(dataset, size)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
         return None if batch is None else {INPUT_NAME: batch}
 
 
-def _calibration_batches(dataset: Dataset) -> Iterator[np.ndarray]:
+def _calibration_batches(dataset: Dataset, size: int) -> Iterator[np.ndarray]:
     train = dataset.splits["train"]
     chosen = np.linspace(0, len(train) - 1, min(len(train), CALIBRATION_IMAGES)).astype(int)
     # All of one size: the calibrator stacks the batches.
-    size = min(CALIBRATION_BATCH, len(chosen))
+    size = min(size, len(chosen))
     return (copied(dataset.images, train[chosen[i : i + size]]) for i in range(0, len(chosen) - size + 1, size))
 
 
-def _quantized_graph(source: Path, dataset: Dataset) -> onnx.ModelProto:
+def _quantized_graph(source: Path, dataset: Dataset, size: int) -> onnx.ModelProto:
     """The graph with QuantizeLinear and DequantizeLinear around each operator that runs in integers.
 
-    See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+    `size` images go through it at a time, each in all its views. See
+    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
     """
     with TemporaryDirectory() as folder:
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
@@ -193,7 +210,7 @@ def _quantized_graph(source: Path, dataset: Dataset) -> onnx.ModelProto:
         quantize_static(
             prepared,
             target,
-            _Calibration(dataset),
+            _Calibration(dataset, size),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -205,7 +222,7 @@ def _quantized_graph(source: Path, dataset: Dataset) -> onnx.ModelProto:
             extra_options={"CalibMovingAverage": True},
         )
         quantized = onnx.load(target)
-    correct_biases(quantized, float32, _calibration_batches(dataset))
+    correct_biases(quantized, float32, _calibration_batches(dataset, size))
     return quantized
 
 
@@ -236,10 +253,10 @@ def _groups(convolution: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
-def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Dataset, evaluated: _TestSplit) -> ModelCard:
+def _card(card: ModelCard, session: _Session, dataset: Dataset, evaluated: _TestSplit) -> ModelCard:
     """The card of the quantised file: all that depends on probabilities is computed again, from its own."""
     val, calibrated = dataset.splits["val"], card.calibration
-    labels, probabilities = dataset.labels[val], _predict(session, dataset.images, val)
+    labels, probabilities = dataset.labels[val], session.run(OUTPUT_NAME, dataset.images, val)
     if calibrated.threshold is not None:
         by_class = bool(calibrated.class_thresholds)
         calibrated = calibration.with_thresholds(calibrated, labels, probabilities, by_class=by_class)
@@ -257,57 +274,37 @@ def _card(card: ModelCard, session: onnxruntime.InferenceSession, dataset: Datas
     )
 
 
-def _with_embedding(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session of the graph that gives the embedding, too."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(graph)
-    add_outputs(probe, None)
-    return onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def _unknown(
-    session: onnxruntime.InferenceSession, dataset: Dataset, familiarity: Familiarity | None
-) -> _Unknown | None:
+def _unknown(session: _Session, dataset: Dataset, familiarity: Familiarity | None) -> _Unknown | None:
     """Novelty by the graph's own embeddings, of as many false alarms as that of the float32 file; None without it."""
     if familiarity is None:
         return None
-    train, val, test = (_run(session, EMBEDDING_NAME, dataset.images, scored(dataset, split)) for split in SPLITS)
+    train, val, test = (session.run(EMBEDDING_NAME, dataset.images, scored(dataset, split)) for split in SPLITS)
     detector = novelty.fit(train, dataset.labels[scored(dataset, "train")])
     own = novelty.choose(detector.novelty(val), familiarity.false_alarms)
     assert own is not None  # of as many validation images as in float32
     return _Unknown(detector=detector, familiarity=own, test=detector.novelty(test))
 
 
-def _check_novelty(int8: Classifier, dataset: Dataset, unknown: _Unknown | None) -> None:
+def _check_novelty(int8: Classifier, dataset: Dataset, unknown: _Unknown | None, views: int) -> None:
     """Raise ExportRefused where the finished file has another novelty than numpy computes of its embeddings."""
     if unknown is None:
         return
-    answers = [int8.answers(batch).novelty for batch in batches(dataset.images, dataset.splits["test"])]
+    answers = [int8.answers(batch).novelty for batch in batches(dataset.images, dataset.splits["test"], views)]
     served = np.concatenate([values for values in answers if values is not None])
     check = parity.check_novelty(unknown.familiarity, unknown.test, served)
     if check is not None and not check.holds:
         raise ExportRefused(f"the int8 file, {check}")
 
 
-def _golden(golden: Golden, card: ModelCard, session: onnxruntime.InferenceSession) -> Golden:
+def _golden(golden: Golden, card: ModelCard, session: _Session) -> Golden:
     pixels = card.preprocessing.fitted(decoded(golden.image, card.preprocessing))
-    [probabilities] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels[np.newaxis]})[0]
+    [probabilities] = session.run(OUTPUT_NAME, pixels[np.newaxis], np.arange(1))
     return replace(golden, probabilities=tuple(map(float, probabilities)))
 
 
-def _predict(session: onnxruntime.InferenceSession, images: np.ndarray, indices: np.ndarray) -> Probabilities:
-    return _run(session, OUTPUT_NAME, images, indices)
-
-
-def _run(
-    session: onnxruntime.InferenceSession, output: str, images: np.ndarray, indices: np.ndarray
-) -> Float32[np.ndarray, "images values"]:
-    return np.concatenate([session.run([output], {INPUT_NAME: batch})[0] for batch in batches(images, indices)])
-
-
-def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset, judge: Judge | None) -> _TestSplit:
+def _evaluate(session: _Session, dataset: Dataset, judge: Judge | None) -> _TestSplit:
     test = dataset.splits["test"]
-    labels, probabilities = dataset.labels[test], _predict(session, dataset.images, test)
+    labels, probabilities = dataset.labels[test], session.run(OUTPUT_NAME, dataset.images, test)
     intervals = bootstrap(labels, probabilities, dataset.components[test], dataset.classes)
     return _TestSplit(
         probabilities=probabilities,
@@ -319,9 +316,9 @@ def _evaluate(session: onnxruntime.InferenceSession, dataset: Dataset, judge: Ju
 
 def _compare(float32: Classifier, int8: Classifier, dataset: Dataset, evaluated: _TestSplit) -> Quantized:
     """Compare both files in the service's loader. Raises ExportRefused where int8 is not what was evaluated."""
-    test = dataset.splits["test"]
+    test, views = dataset.splits["test"], VIEWS[float32.card.views]
     expected, probabilities = (
-        np.concatenate([classifier.predict(batch) for batch in batches(dataset.images, test)])
+        np.concatenate([classifier.predict(batch) for batch in batches(dataset.images, test, views)])
         for classifier in (float32, int8)
     )
     difference = float(np.abs(probabilities - evaluated.probabilities).max())
@@ -338,19 +335,9 @@ def _compare(float32: Classifier, int8: Classifier, dataset: Dataset, evaluated:
         largest_difference=float(np.abs(probabilities - expected).max()),
         scores=evaluated.scores,
         intervals=evaluated.intervals,
-        speed=median(_seconds(float32, image) / _seconds(int8, image) for _ in range(ROUNDS)),
+        speed=median_ratio(partial(float32.predict, image), partial(int8.predict, image)),
         size=int8.path.stat().st_size / float32.path.stat().st_size,
         lost_decisions=tuple(label for label in decided[0] if label not in decided[1]),
         certificate=evaluated.verdict.certificate if evaluated.verdict else None,
         faults=evaluated.verdict.faults if evaluated.verdict else (),
     )
-
-
-def _seconds(classifier: Classifier, image: np.ndarray) -> float:
-    """Median time of one image on one thread, as the service opens the file."""
-    durations = []
-    for _ in range(REPEATS):
-        start = perf_counter()
-        classifier.predict(image)
-        durations.append(perf_counter() - start)
-    return median(durations)

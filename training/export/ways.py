@@ -12,6 +12,7 @@ from training.data.dataset import Dataset
 from training.device import full_float32
 from training.metrics.classification import Probabilities
 from training.metrics.novelty import Novelty
+from training.models import views
 from training.models.prediction import inference_batch
 from training.storage import copied
 
@@ -93,17 +94,17 @@ def recompute(
     served = Recomputed(f"model.onnx in the service's loader ({classifier.provider})")
     novelty: list[Novelty | None] = []
 
-    def views(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    def seen(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
         original = dataset.original(index)  # one at a time: a batch of original photographs may take gigabytes
         resized = resize(image=original)["image"]
         return dataset.preprocessing.fitted(original), resized, reference(image=original)["image"]
 
     test = dataset.splits["test"]
-    size = inference_batch(dataset.preprocessing.height, dataset.preprocessing.width)
+    size = inference_batch(dataset.preprocessing.height, dataset.preprocessing.width, views.count(model))
     for start in range(0, len(test), size):
         indices = test[start : start + size]
         evaluated = copied(dataset.images, indices)
-        fitted, resized, normalized = zip(*(views(int(index)) for index in indices), strict=True)
+        fitted, resized, normalized = zip(*(seen(int(index)) for index in indices), strict=True)
         witness.add(np.stack(resized), evaluated, _predict_normalized(model, torch.stack(normalized).float()))
         answers = classifier.answers(pixels := np.stack(fitted))
         served.add(pixels, evaluated, answers.probabilities)

@@ -105,16 +105,22 @@ class Evaluation:
     """Of --operate, where the validation split reaches what it demands."""
     leak_free: LeakFree | None
     """None where no test image leaks, and where each of them does."""
+    plain: Float32[np.ndarray, "tested classes"] | None = None
+    """Answers of the same weights to the test images as they are, with a calibration of their own; None without
+    --views."""
     own: Probabilities | None = None
     """What the model itself answers to the test images, where `probabilities` has the answers of the folds' models."""
     unknown: Unknown | None = None
     """None without --unfamiliar, where the validation split is too small for it, and for the final model of folds."""
 
 
-def evaluate_best(model: nn.Sequential, dataset: Dataset, config: SettledConfig) -> Evaluation:
+def evaluate_best(
+    model: nn.Sequential, dataset: Dataset, config: SettledConfig, plain: Probabilities | None = None
+) -> Evaluation:
     """Calibrate `model`, which gets one more layer for it, and score it.
 
-    `dataset` has images, or the features of a frozen body. Raises NonFiniteLoss.
+    `dataset` has images, or the features of a frozen body. `plain` is what `evaluate_plain` has returned. Raises
+    NonFiniteLoss.
     """
     body, head = networks.features_and_head(model)
     embeddings = {split: _embeddings(body, dataset, split) for split in SPLITS}
@@ -138,8 +144,16 @@ def evaluate_best(model: nn.Sequential, dataset: Dataset, config: SettledConfig)
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
         operating_points=operating_points.choose(demands, dataset.classes, dataset.labels[val], probabilities["val"]),
         leak_free=_leak_free(dataset, probabilities["test"]),
+        plain=plain,
         unknown=unknown,
     )
+
+
+def evaluate_plain(model: nn.Sequential, dataset: Dataset, config: SettledConfig) -> Probabilities:
+    """What a model without views answers to the test images, calibrated like `evaluate_best`. Raises NonFiniteLoss."""
+    learner = networks.features_and_head(model)[1] if dataset.images.ndim == 2 else model
+    fitted = _calibration(dataset, compute_logits(learner, dataset, "val"), config)
+    return _probabilities(compute_logits(learner, dataset, "test"), fitted)
 
 
 def _calibration(dataset: Dataset, logits: Logits, config: SettledConfig) -> Calibration:

@@ -13,10 +13,11 @@ from scipy.special import softmax
 from torch import nn
 from tqdm import tqdm
 
-from serving.contract.card import ModelCard
+from serving.contract.card import VIEWS, ModelCard
 from serving.contract.decode import Pixels, as_channels
 from training.data.dataset import LabelledImages
 from training.device import full_float32
+from training.models import views
 from training.storage import copied
 
 Images = UInt8[np.ndarray, "images height width channels"]
@@ -29,14 +30,14 @@ INFERENCE_PIXELS = 256 * 64 * 64
 """Pixels in such a batch, at most: at 224 px a backbone keeps 30 MB of activations for each image."""
 
 
-def inference_batch(height: int, width: int) -> int:
-    """The number of images of this size in a batch when nothing is learned."""
-    return max(1, min(INFERENCE_BATCH, INFERENCE_PIXELS // (height * width)))
+def inference_batch(height: int, width: int, views: int = 1) -> int:
+    """The number of images of this size in a batch when nothing is learned, where each makes this many views."""
+    return max(1, min(INFERENCE_BATCH, INFERENCE_PIXELS // (height * width)) // views)
 
 
-def batches(images: Images | Features, indices: Indices) -> Iterator[Images | Features]:
+def batches(images: Images | Features, indices: Indices, views: int = 1) -> Iterator[Images | Features]:
     """Copies of the images, or their features, at `indices`, a batch at a time; of none, one batch of none."""
-    size = inference_batch(images.shape[1], images.shape[2]) if images.ndim == 4 else INFERENCE_BATCH
+    size = inference_batch(images.shape[1], images.shape[2], views) if images.ndim == 4 else INFERENCE_BATCH
     for start in range(0, max(len(indices), 1), size):
         yield copied(images, indices[start : start + size])
 
@@ -60,7 +61,7 @@ def logits(
     model.eval()
     rows = []
     with torch.inference_mode(), full_float32():
-        for batch in batches(images, np.arange(len(images)) if indices is None else indices):
+        for batch in batches(images, np.arange(len(images)) if indices is None else indices, views.count(model)):
             rows.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
     model.train(training)
     return np.concatenate(rows)
@@ -93,7 +94,7 @@ def fitted_batches(
     """
     preprocessing = card.preprocessing
     image_set = replace(images.image_set, depth=preprocessing.depth)
-    size = batch_size or inference_batch(preprocessing.height, preprocessing.width)
+    size = batch_size or inference_batch(preprocessing.height, preprocessing.width, VIEWS[card.views])
 
     def fitted(index: int) -> Pixels:
         # The service's `decode` converts RGB to gray in the same way, so these are its pixels.

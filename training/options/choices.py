@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import PlainValidator
 from tyro.constructors import PrimitiveConstructorSpec
 
+from serving.contract.card import Views
 from serving.contract.objects import Url, location
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]
@@ -24,6 +25,12 @@ ScoreName = Literal["balanced_accuracy", "accuracy", "macro_f1", "roc_auc", "log
 OWN_NETWORKS = ("mlp", "cnn")
 LAYER_OPTIONS = ("hidden", "width", "activation", "batch_norm", "init", "init_scale", "zero_biases")
 """Options of the layers of the own networks; timm's architectures bring theirs."""
+SYMMETRIES: dict[Views, tuple[Symmetry, ...]] = {
+    "none": ("none", "mirror", "square"),
+    "flips": ("mirror", "square"),
+    "turns": ("square",),
+}
+"""Those by which the views of an image have its label; the first is the default beside them."""
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 

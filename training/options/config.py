@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from tyro.conf import DisallowNone, UseAppendAction
 
-from serving.contract.card import NormalizationMode
+from serving.contract.card import NormalizationMode, Views
 from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
 from serving.contract.objects import Url
 from training.options.choices import (
@@ -228,6 +228,12 @@ class TrainConfig:
     slices: str | None = None
     """COLUMN,...: columns of a CSV manifest by whose values the report compares scores, such as site,sex; numbers with
     more than 20 values are binned; none: no column. None: all with 2 to 20 values, and numbers."""
+
+    views: Views = "none"
+    """Let the exported graph answer by the mean over several views of each image, which takes it as many times as long.
+    flips: the image and its mirror image; turns: all eight flips and quarter turns. The training sees each image once,
+    mirrored and turned as --symmetry says, which is then mirror or square unless given. The report has the scores with
+    and without."""
 
     quantize: Quantize = "none"
     """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives at least 99 % of the test

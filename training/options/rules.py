@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.options.choices import PIPELINE_ENDINGS, WEIGHTS_ENDINGS
+from training.options.choices import PIPELINE_ENDINGS, SYMMETRIES, WEIGHTS_ENDINGS
 from training.options.limits import require, share_of
 
 if TYPE_CHECKING:  # the options check themselves by these rules
@@ -43,7 +43,7 @@ def _data_rules(config: "TrainConfig") -> Iterator[Rule]:
 
 
 def _augmentation_rules(config: "TrainConfig") -> Iterator[Rule]:
-    """The rules of normalisation and augmentation."""
+    """The rules of normalisation, augmentation and views."""
     mean, std, augment = config.mean, config.std, config.augment
     yield len(mean) == len(std), "mean and std", "of the same length", (mean, std)
     yield len(mean) in (0, config.channels), "mean and std", f"of {config.channels} number(s)", mean
@@ -52,6 +52,13 @@ def _augmentation_rules(config: "TrainConfig") -> Iterator[Rule]:
         config.symmetry in (None, "none") or not isinstance(augment, Path),
         "symmetry",
         "none beside a file of --augment, which contains all random changes",
+        config.symmetry,
+    )
+    shown = SYMMETRIES[config.views]
+    yield (
+        config.symmetry in (None, *shown) or config.freeze or isinstance(augment, Path),
+        "symmetry",
+        f"{' or '.join(shown)} beside --views {config.views}, which keep the label of an image only then",
         config.symmetry,
     )
     yield (

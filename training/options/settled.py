@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import joblib
 
-from training.options.choices import Balance, Policy, ScoreName, Symmetry
+from training.options.choices import SYMMETRIES, Balance, Policy, ScoreName, Symmetry
 from training.options.config import TrainConfig, default_name
 from training.options.limits import require
 
@@ -86,8 +86,7 @@ def settle(
     tuned = config.fine_tunes
     augment = config.augment or ("none" if config.model == "mlp" or config.freeze else "strong" if tuned else "light")
     balance: Balance = "none" if config.best_by not in COUNT_CLASSES_ALIKE else "bias" if tuned else "sampler"
-    mirrored = tuned and not isinstance(augment, Path) and one_sided(classes) is None
-    symmetry = config.symmetry or ("mirror" if mirrored else "none")
+    symmetry = _symmetry(config, augment, classes)
     by_batch = "workers" if isinstance(augment, Path) else "device"
     augment_on = by_batch if config.augment_on == "auto" else config.augment_on
     epochs = config.epochs or (PRETRAINED_EPOCHS if tuned else EPOCHS)
@@ -117,6 +116,19 @@ def settle(
         "workers": _or(config.workers, min(cores - 1, 8) if by_image else 0),
     }
     return SettledConfig(**asdict(config) | decided)
+
+
+def _symmetry(config: TrainConfig, augment: Policy | Path, classes: Sequence[str]) -> Symmetry:
+    """The symmetry, where it was left open. Raises ConfigError where --views needs one that the classes do not have."""
+    side, needed = one_sided(classes), SYMMETRIES[config.views][0]
+    not_drawn = config.freeze or isinstance(augment, Path)  # what is drawn is then not for --symmetry to say
+    if config.views != "none" and (config.symmetry is None or not_drawn):
+        insisting = "" if not_drawn else f"; --symmetry {needed} beside it says that it does not"
+        expected = f"none, as a mirror may change what class {side!r} means{insisting}"
+        require(side is None, "views", expected, config.views)
+    if config.symmetry is not None or not_drawn:
+        return config.symmetry or "none"
+    return "mirror" if config.views == "none" and config.fine_tunes and side is None else needed
 
 
 def one_sided(classes: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ from training.data.sources.source import Source
 from training.engine import checkpoint
 from training.errors import ConfigError
 from training.metrics.classification import Probabilities
-from training.models import networks, prediction
+from training.models import networks, prediction, views
 from training.models.normalization import Calibrate
 from training.options.config import TrainConfig
 
@@ -42,13 +42,14 @@ class Asked:
 
 
 class TorchModel:
-    """The network of a run's `best.pt` with the card's calibration: what the run evaluated, before any export."""
+    """The network of a run's `best.pt` with the card's views and calibration: what the run evaluated."""
 
     def __init__(self, config: TrainConfig, path: Path, card: ModelCard) -> None:
         """Raises CheckpointRefused."""
         self.card = card
         self._model = networks.build(config, card.preprocessing, card.normalization, len(card.classes))
         self._model.load_state_dict(checkpoint.load(path, torch.device("cpu"))["model"])
+        views.average(self._model, card.views)
         self._model.append(Calibrate(card.calibration))
 
     def predict(self, images: Images) -> Probabilities:

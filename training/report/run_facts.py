@@ -12,6 +12,8 @@ from training.data.dataset import Dataset, digest_of_test
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.sources.source import Split
 from training.engine.progress import Epoch
+from training.export.measures import views
+from training.export.measures.views import MeasuredViews
 from training.export.parity import NOVELTY_TOLERANCE, Parity
 from training.export.quantization import AGREEMENT, Quantized
 from training.metrics.bootstrap import Intervals
@@ -55,6 +57,7 @@ class ReportInput:
     out_of_fold: Probabilities | None
     """The answers that are scored, where they are of the folds' models and not of the served file."""
     parity: Parity
+    views: MeasuredViews | None
     quantized: Quantized | None
     """None without --quantize, and where the file was refused."""
     no_int8: str | None
@@ -110,6 +113,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             *decision_warnings(decisions, inputs.config.operate, "test images"),
             *subgroup_warnings(columns),
             *novelty_warnings(unknown, "test images"),
+            *views.warnings(inputs.views),
         ],
         "title_of_model": _title_of_model(inputs.config),
         "data": {
@@ -145,6 +149,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             "comparisons": [asdict(way) for way in parity.ways],
             "novelty": asdict(parity.novelty) | {"tolerance": NOVELTY_TOLERANCE} if parity.novelty else None,
         },
+        "views": inputs.views and inputs.views.facts(),
         "quantized": _quantized(inputs.quantized),
         "history": [asdict(line) for line in inputs.history],
         "environment": inputs.environment,

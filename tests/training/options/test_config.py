@@ -41,6 +41,11 @@ from training.options.settled import one_sided
         ({"model": "cnn", "freeze": True}, "--freeze: expected --init-from or the pretrained weights of a timm"),
         ({"model": "resnet18", "freeze": True, "weights": "none"}, "--freeze: expected --init-from or"),
         (
+            {"views": "flips", "symmetry": "none"},
+            "--symmetry: expected mirror or square beside --views flips, .* none",
+        ),
+        ({"views": "turns", "symmetry": "mirror"}, "--symmetry: expected square beside --views turns, .* got mirror"),
+        (
             {"model": "resnet18", "freeze": True, "augment": "light"},
             "--freeze: expected images that stay as they are, .* got --augment light",
         ),
@@ -128,6 +133,32 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert options("train", []) == TrainConfig()
     assert options("train", ["--batch-norm"]).batch_norm is True
     assert options("train", ["--augment", "a/b.json"]).augment == Path("a/b.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"views": "flips"}, "mirror"),
+        ({"views": "turns"}, "square"),
+        ({"views": "flips", "symmetry": "square"}, "square"),
+        ({"views": "turns", "model": "resnet18"}, "square"),
+        ({"views": "turns", "model": "resnet18", "freeze": True}, "none"),
+        ({"views": "turns", "augment": Path("own.yaml")}, "none"),
+    ],
+)
+def test_the_training_sees_what_views_show(given: dict[str, Any], expected: str) -> None:
+    classes = ("cat", "dog")
+    assert settled(TrainConfig(**given), image_size=64, training_images=300, classes=classes).symmetry == expected
+
+
+def test_views_that_change_labels_are_refused() -> None:
+    settle: dict[str, Any] = {"image_size": 8, "training_images": 300}
+    with pytest.raises(ConfigError, match=r"--views: expected none, as a mirror .* class '6' means; --symmetry mirror"):
+        settled(TrainConfig(views="flips"), classes=("6", "9"), **settle)
+    assert settled(TrainConfig(views="flips", symmetry="mirror"), classes=("0", "8"), **settle).symmetry == "mirror"
+    frozen = TrainConfig(model="resnet18", freeze=True, symmetry="none", views="flips")
+    with pytest.raises(ConfigError, match=r"--views: expected none, .* class 'left lung' means, got flips"):
+        settled(frozen, classes=("left lung", "heart"), **settle)
 
 
 def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
