@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -14,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 from serving.contract.card import ModelCard
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
-from training.data.sources.source import SPLITS
 from training.device import find_device, full_float32, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
@@ -32,7 +30,7 @@ from training.export.measures.views import measure
 from training.export.parity import Evaluated
 from training.export.publication import export
 from training.folds import final
-from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain, scored
+from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain
 from training.models import backbones, networks, views, weights
 from training.models.initialization import initialize
 from training.models.normalization import normalization
@@ -233,8 +231,7 @@ def with_views(model: nn.Sequential, dataset: Dataset, context: RunContext) -> D
     views.average(model, context.config.views)
     if context.config.views == "none" or not context.config.freeze:
         return dataset
-    needed = np.unique(np.concatenate([scored(dataset, split) for split in SPLITS]))
-    return with_features(context.dataset, networks.features_and_head(model)[0], ALONE, needed)
+    return with_features(context.dataset, networks.features_and_head(model)[0], ALONE)
 
 
 def export_model(

@@ -13,41 +13,33 @@ from training.data.dataset import Dataset
 from training.distributed import Group
 from training.export.onnx import features_graph
 from training.models import prediction
-from training.models.prediction import Indices
 from training.storage import release
 
 CHUNK = 256
 """Images between two steps of the progress bar."""
 
 
-def with_features(dataset: Dataset, body: nn.Sequential, group: Group, needed: Indices | None = None) -> Dataset:
+def with_features(dataset: Dataset, body: nn.Sequential, group: Group) -> Dataset:
     """The dataset with float32 features `[images, features]` in place of pixels.
 
     `body` turns uint8 images `[batch, height, width, channels]` into features. Each process of a group computes a part
-    of them, and every process returns all. Images that are not `needed` have zeros; None: all are.
+    of them, and every process returns all.
     """
-    images = dataset.images
-    indices = np.arange(len(images)) if needed is None else needed
-    part = group.part(len(indices))
-    own = indices[part.start : part.stop]
+    images, own = dataset.images, group.part(len(dataset.images))
     on_cpu = next(body.parameters()).device.type == "cpu"
     session = _session(body, images.shape[1:]) if on_cpu else None
     rows = []
     bar = tqdm(own, desc="features", unit=" images", disable=None, leave=False)
     with bar, joblib.Parallel(joblib.cpu_count(), prefer="threads") as parallel:
-        for start in range(0, len(own), CHUNK):
-            chunk = own[start : start + CHUNK]
+        for start in range(own.start, own.stop, CHUNK):
+            chunk = np.arange(start, min(start + CHUNK, own.stop))
             if session is None:
                 rows.append(prediction.logits(body, images, chunk))
             else:
                 rows += parallel(joblib.delayed(_run)(session, images[index : index + 1]) for index in chunk)
             release(images)
             bar.update(len(chunk))
-    features = found = group.gather(np.concatenate(rows))
-    if needed is not None:
-        features = np.zeros((len(images), found.shape[1]), np.float32)
-        features[needed] = found
-    return replace(dataset, images=features)
+    return replace(dataset, images=group.gather(np.concatenate(rows)))
 
 
 def _session(body: nn.Sequential, shape: tuple[int, ...]) -> onnxruntime.InferenceSession:

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import onnx
 import onnxruntime
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from onnx.utils import Extractor
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -140,6 +140,8 @@ class _Unknown:
 
     detector: Detector
     familiarity: Familiarity
+    known: Bool[np.ndarray, " validation"]
+    """Which validation images are familiar: their like have prediction sets."""
     test: Novelty
     """Of the test images."""
 
@@ -163,8 +165,7 @@ def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = N
         session = _Session(graph, views)
         evaluated = _evaluate(session, dataset, judge)
         unknown = _unknown(session, dataset, float32.card.familiarity)
-        card = _card(float32.card, session, dataset, evaluated)
-    card = replace(card, familiarity=unknown.familiarity if unknown else None)
+        card = _card(float32.card, session, dataset, evaluated, unknown)
     add_outputs(graph, unknown.detector if unknown else None)
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     with candidate(path, graph.SerializeToString()) as file:
@@ -253,16 +254,19 @@ def _groups(convolution: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
-def _card(card: ModelCard, session: _Session, dataset: Dataset, evaluated: _TestSplit) -> ModelCard:
+def _card(
+    card: ModelCard, session: _Session, dataset: Dataset, evaluated: _TestSplit, unknown: _Unknown | None
+) -> ModelCard:
     """The card of the quantised file: all that depends on probabilities is computed again, from its own."""
     val, calibrated = dataset.splits["val"], card.calibration
     labels, probabilities = dataset.labels[val], session.run(OUTPUT_NAME, dataset.images, val)
     if calibrated.threshold is not None:
-        by_class = bool(calibrated.class_thresholds)
-        calibrated = calibration.with_thresholds(calibrated, labels, probabilities, by_class=by_class)
+        by_class, known = bool(calibrated.class_thresholds), unknown.known if unknown else np.ones(len(val), bool)
+        calibrated = calibration.with_thresholds(calibrated, labels[known], probabilities[known], by_class=by_class)
     demands = map(operating_points.Demand.of, card.operating_points)
     return replace(
         card,
+        familiarity=unknown.familiarity if unknown else None,
         neighbours=None,  # its embeddings are others than those of the float32 file
         operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
         certificate=evaluated.verdict.certificate if evaluated.verdict else None,
@@ -280,9 +284,11 @@ def _unknown(session: _Session, dataset: Dataset, familiarity: Familiarity | Non
         return None
     train, val, test = (session.run(EMBEDDING_NAME, dataset.images, scored(dataset, split)) for split in SPLITS)
     detector = novelty.fit(train, dataset.labels[scored(dataset, "train")])
-    own = novelty.choose(detector.novelty(val), familiarity.false_alarms)
+    validation = detector.novelty(val)
+    own = novelty.choose(validation, familiarity.false_alarms)
     assert own is not None  # of as many validation images as in float32
-    return _Unknown(detector=detector, familiarity=own, test=detector.novelty(test))
+    known = ~own.unfamiliar(validation)
+    return _Unknown(detector=detector, familiarity=own, known=known, test=detector.novelty(test))
 
 
 def _check_novelty(int8: Classifier, dataset: Dataset, unknown: _Unknown | None, views: int) -> None:
