@@ -39,8 +39,9 @@ class Mirror:
         """`file` is in a folder of its own. Raises StoreUnusable, also where that folder cannot be made."""
         self.url = url
         self.file = file
+        model = Store(url)  # first: what is wrong with the URL is said of this one
         beside = [neighbours_of(file)] * training_images + [signature_of(file)] * signed
-        self._stores = {own: Store(url.beside(own.name)) for own in beside} | {file: Store(url)}
+        self._stores = {own: Store(url.beside(own.name)) for own in beside} | {file: model}
         self._folder = file.parent
         self._intact = False
         self._said = ""
@@ -86,7 +87,7 @@ class Mirror:
     def _versions(self) -> dict[str, Version]:
         """The versions of the objects by the names of their files. Raises FileNotFoundError if there is no model."""
         versions = {}
-        for file, store in self._stores.items():
+        for file, store in reversed(self._stores.items()):  # the model first: while a store fails, one object is named
             try:
                 versions[file.name] = store.version()
             except FileNotFoundError:
