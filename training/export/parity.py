@@ -36,10 +36,9 @@ from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.first_layer import NormalizationCheck, check_normalization
 from training.export.ways import WayCheck, recompute
-from training.metrics import neighbours
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
-from training.metrics.novelty import Detector, Novelty
+from training.metrics.novelty import Detector, Novelty, faults_of_index
 from training.storage import copied
 
 NORMALIZED_IMAGES = 64
@@ -133,7 +132,7 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Evaluat
     )
     faults = parity.faults
     if evaluated.index is not None:
-        faults += neighbours.faults(evaluated.index, classifier, dataset)
+        faults += faults_of_index(evaluated.index, classifier, dataset)
     if faults:
         raise ExportRefused("\n".join(faults))
     return parity

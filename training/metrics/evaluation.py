@@ -16,7 +16,7 @@ from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
-from training.metrics import calibration, classification, neighbours, novelty, operating_points
+from training.metrics import calibration, classification, novelty, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.calibration import Logits
 from training.metrics.classification import Labels, Probabilities, Scores
@@ -208,7 +208,7 @@ def _unknown(
         strange={
             name: detector.novelty(prediction.logits(body, images)) for name, images in _strange(dataset.preprocessing)
         },
-        index=neighbours.index(body, dataset, detector, embeddings["train"]),
+        index=novelty.training_index(body, dataset, detector, embeddings["train"]),
     )
 
 
