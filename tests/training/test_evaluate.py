@@ -192,6 +192,7 @@ def test_a_model_against_itself(run: Path, photos: Path, tmp_path: Path) -> None
     for difference in found["differences"].values():
         assert difference == {"value": 0.0, "interval": [0.0, 0.0], "better": None}
     assert (found["labels_differ"], found["disagreements"]) == (0, [])
+    assert found["verdict"] == f"Both files hold the same weights, version {found['model']['version']}."
 
 
 def test_two_models_on_the_same_images_each_with_its_own_pixels(

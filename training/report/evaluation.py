@@ -204,12 +204,18 @@ def _facts(
         and {
             **_model_facts(evaluation, evaluation.models[1], scores[1]),
             **asdict(compared),
-            "verdict": compared.verdict,
+            "verdict": _verdict(evaluation, compared),
             "tally": compared.tally,
             "decisions": [asdict(each) | {"sentence": each.sentence} for each in _compared_decisions(evaluation)],
             "disagreements": [_disagreement(evaluation, row) for row in compared.disagreements.tolist()],
         },
     }
+
+
+def _verdict(evaluation: Evaluation, compared: Comparison) -> str:
+    """Which model is better, in plain sentences; nothing is compared where both have the same weights."""
+    versions = {model.classifier.card.version for model in evaluation.models}
+    return compared.verdict if len(versions) > 1 else f"Both files hold the same weights, version {min(versions)}."
 
 
 def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores) -> dict[str, object]:
