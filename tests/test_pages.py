@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import tyro
@@ -196,6 +197,8 @@ def test_what_needs_another_machine_names_what_exists(page: str, line: str) -> N
         "cd k8s/missing",
         "torchrun -m training --resume",
         "curl localhost",
+        "curl localhost:3000/predicted",
+        "wget localhost:3000/predict",
     ],
 )
 def test_a_wrong_line_is_refused(line: str) -> None:
@@ -296,6 +299,12 @@ def check_cd(words: list[str]) -> None:
     assert (ROOT / words[0]).is_dir()
 
 
+def check_curl(words: list[str]) -> None:
+    address = urlsplit(f"http://{words[-1]}")
+    assert address.netloc == "localhost:3000"
+    assert address.path in {route.path for route in ROUTES}
+
+
 def check_git(words: list[str]) -> None:
     assert words[0] in ("clone", "switch", "commit")
 
@@ -311,6 +320,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "kind": check_kind,
     "kustomize": check_kustomize,
     "cd": check_cd,
+    "curl": check_curl,
     "mkdir": check_mkdir,
     "kubectl": check_kubectl,
     "torchrun": check_torchrun,
