@@ -107,10 +107,17 @@ def test_the_page_names_the_formats_that_are_read_and_those_of_the_data(page: Pa
     assert page.locator("#file").get_attribute("accept") == ",".join(IMAGE_EXTENSIONS)
 
 
-def test_an_empty_prediction_set_is_explained(page: Page) -> None:
-    assert "none of the classes is likely" in page.evaluate("setHint([], '90 %')")
-    assert page.evaluate("setHint(['blue'], '90 %')").startswith("In 90 % of images")
-    assert "has none" in page.evaluate("setHint(null, '90 %')")
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [([], "none of the classes is likely"), (["blue"], "In 90 % of images"), (None, "This model has none")],
+)
+def test_a_prediction_set_is_explained(
+    page: Page, server: str, images: dict[str, Path], labels: list[str] | None, hint: str
+) -> None:
+    answer = httpx.post(f"{server}/predict", files={"image": images["blue"].read_bytes()}).raise_for_status().json()
+    page.route("**/predict*", lambda route: route.fulfill(json=answer | {"prediction_set": labels}))
+    page.set_input_files("#file", images["blue"])
+    expect(page.locator("#set-hint")).to_contain_text(hint)
 
 
 def test_a_chosen_image_gets_the_services_answer(page: Page, server: str, images: dict[str, Path]) -> None:
