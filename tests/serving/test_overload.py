@@ -91,8 +91,9 @@ def test_at_ten_times_capacity_every_reply_is_quick(server: Process, tmp_path: P
     assert len(accepted) > (SECONDS - SETTLE_S) * rate / 3, "what it can answer it does"
     assert np.quantile(refused, 0.99) <= 0.1
     assert max(probes) <= 0.2
-    if queue == 1:
-        assert np.quantile(accepted, 0.95) <= 2 * alone
+    if queue == 1:  # nothing waits; the machine's noise is in the slowest replies, which have a bound of their own
+        assert np.median(accepted) <= 2 * alone
+        assert np.quantile(accepted, 0.95) <= 0.1
     else:
         assert np.quantile(accepted, 0.95) <= 2 * queue / rate, "no longer than all admitted images take"
 
