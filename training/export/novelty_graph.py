@@ -7,7 +7,7 @@ import onnx
 from onnx import numpy_helper
 
 from serving.contract.card import EMBEDDING_NAME, NOVELTY_NAME
-from training.metrics.novelty import SMALLEST_LENGTH, Detector
+from training.metrics.familiarity.novelty import SMALLEST_LENGTH, Detector
 
 HEAD = "/model/model.2/"
 """Prefix of the names of the head's nodes, as `onnx.FIRST_LAYER`."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelCard
 from training.export.novelty_graph import add_outputs
-from training.metrics.novelty import Detector
+from training.metrics.familiarity.novelty import Detector
 from training.models import backbones
 
 OPSET = 17

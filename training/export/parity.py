@@ -38,7 +38,8 @@ from training.export.first_layer import NormalizationCheck, check_normalization
 from training.export.ways import WayCheck, recompute
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
-from training.metrics.novelty import Detector, Novelty, faults_of_index
+from training.metrics.familiarity.novelty import Detector, Novelty
+from training.metrics.familiarity.training_index import faults_of_index
 from training.storage import copied
 
 NORMALIZED_IMAGES = 64

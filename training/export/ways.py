@@ -11,7 +11,7 @@ from serving.contract.model import Classifier
 from training.data.dataset import Dataset
 from training.device import full_float32
 from training.metrics.classification import Probabilities
-from training.metrics.novelty import Novelty
+from training.metrics.familiarity.novelty import Novelty
 from training.models import views
 from training.models.prediction import inference_batch
 from training.storage import copied

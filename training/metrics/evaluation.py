@@ -16,11 +16,13 @@ from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
-from training.metrics import calibration, classification, novelty, operating_points
+from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.calibration import Logits
 from training.metrics.classification import Labels, Probabilities, Scores
-from training.metrics.novelty import Detector, Novelty
+from training.metrics.familiarity import novelty
+from training.metrics.familiarity.novelty import Detector, Novelty
+from training.metrics.familiarity.training_index import training_index
 from training.models import networks, prediction
 from training.models.normalization import Calibrate
 from training.models.prediction import Features, Images
@@ -208,7 +210,7 @@ def _unknown(
         strange={
             name: detector.novelty(prediction.logits(body, images)) for name, images in _strange(dataset.preprocessing)
         },
-        index=novelty.training_index(body, dataset, detector, embeddings["train"]),
+        index=training_index(body, dataset, detector, embeddings["train"]),
     )
 
 

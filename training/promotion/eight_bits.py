@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from training.errors import ExportRefused
-from training.export.quantization import quantize
+from training.export.quantization.int8_file import quantize
 from training.promotion.outcome import RunJudge
 from training.report.run_facts import ReportInput
 

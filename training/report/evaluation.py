@@ -18,7 +18,7 @@ from training.metrics.calibration import Sets, coverage, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.metrics.decision_comparison import DecisionComparison, compare_decisions
-from training.metrics.novelty import Novelty, known_images, novelty_facts, novelty_warnings
+from training.metrics.familiarity.novelty import Novelty, known_images, novelty_facts, novelty_warnings
 from training.metrics.slices import Slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.report import figures, html

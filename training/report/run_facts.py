@@ -15,7 +15,7 @@ from training.engine.progress import Epoch
 from training.export.measures import views
 from training.export.measures.views import MeasuredViews
 from training.export.parity import NOVELTY_TOLERANCE, Parity
-from training.export.quantization import AGREEMENT, Quantized
+from training.export.quantization.int8_file import AGREEMENT, Quantized
 from training.metrics.bootstrap import Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage
 from training.metrics.classification import (
@@ -28,7 +28,7 @@ from training.metrics.classification import (
     risk_coverage,
 )
 from training.metrics.evaluation import LeakFree
-from training.metrics.novelty import Novelty, fewest, known_images, novelty_facts, novelty_warnings
+from training.metrics.familiarity.novelty import Novelty, fewest, known_images, novelty_facts, novelty_warnings
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights

@@ -10,7 +10,7 @@ from serving.contract.card import Normalization
 from serving.contract.decode import Preprocessing
 from training.export.novelty_graph import add_outputs
 from training.export.onnx import graph
-from training.metrics.novelty import fit, unit
+from training.metrics.familiarity.novelty import fit, unit
 from training.models import networks, prediction
 from training.options.config import TrainConfig
 

@@ -6,8 +6,9 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
 from serving.contract.card import Calibration
-from training.metrics import calibration, novelty
+from training.metrics import calibration
 from training.metrics.classification import brier_score, expected_calibration_error
+from training.metrics.familiarity import novelty
 
 CLASSES = ("a", "b", "c", "d")
 

@@ -10,7 +10,8 @@ import pytest
 from serving.contract.decode import Digest
 from serving.contract.neighbours.file import NeighboursRefused, from_bytes, neighbours_of, read, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
-from training.metrics import novelty
+from training.metrics.familiarity import novelty
+from training.metrics.familiarity.training_index import metric as metric_of
 
 CLASSES = ("a", "b", "c")
 
@@ -21,7 +22,7 @@ def made(rows: int = 300, features: int = 100) -> tuple[TrainingIndex, np.ndarra
     labels = np.arange(rows) % 3
     values = 5 + rng.normal(size=(rows, features)) * np.geomspace(2, 0.05, features) + 0.2 * labels[:, None]
     embeddings = novelty.unit(values.astype(np.float32))
-    metric = novelty.metric(novelty.fit(embeddings.astype(np.float32), labels))
+    metric = metric_of(novelty.fit(embeddings.astype(np.float32), labels))
     images = [
         (f"{label}/é {row}.png", Digest(hashlib.sha256(str(row).encode()).hexdigest()))
         for row, label in enumerate(labels)

@@ -11,8 +11,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from training.export.bias_correction import correct_biases
 from training.export.onnx import graph
+from training.export.quantization.bias_correction import correct_biases
 
 
 class TwoConvolutions(nn.Module):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
 
-from training.metrics import novelty
-from training.metrics.novelty import choose, fewest, fit, novelty_facts, novelty_warnings, unit
+from training.metrics.familiarity import novelty
+from training.metrics.familiarity.novelty import choose, fewest, fit, novelty_facts, novelty_warnings, unit
 
 
 def clusters(rng: np.random.Generator, images: int, features: int = 24) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from tests.support import cuda
 from tests.support.server import serving
 from training.__main__ import main
 from training.data.dataset import Dataset, load_dataset
-from training.export import quantization
-from training.export.quantization import AGREEMENT, quantize
+from training.export.quantization import graph
+from training.export.quantization.int8_file import AGREEMENT, quantize
 from training.options.config import TrainConfig
 from training.train import train
 
@@ -91,7 +91,7 @@ def test_a_refused_eight_bit_file_does_not_cost_the_run(
     def fails(*_: object, **__: object) -> None:
         raise InvalidGraph("no kernel for this operator")
 
-    monkeypatch.setattr(quantization, "quantize_static", fails)
+    monkeypatch.setattr(graph, "quantize_static", fails)
     options = ["--model", "mlp", "--hidden", "8", "--image-size", "16", "--epochs", "1", "--name", "x"]
     assert main(["train", "--data", str(photos), "--out", str(tmp_path), *options, "--quantize", "int8"]) == 0
     assert (tmp_path / "latest").resolve() == tmp_path / "x"

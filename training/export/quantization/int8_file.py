@@ -1,0 +1,278 @@
+"""The published file quantised to eight bits (int8): smaller, faster, and published only if its labels agree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import onnx
+import onnxruntime
+from jaxtyping import Bool
+
+from serving.contract.card import (
+    EMBEDDING_NAME,
+    INPUT_NAME,
+    METADATA_KEY,
+    OUTPUT_NAME,
+    TOLERANCE,
+    VIEWS,
+    Certificate,
+    Familiarity,
+    Golden,
+    ModelCard,
+)
+from serving.contract.model import Answers, Classifier, open_model
+from serving.contract.scene import decoded
+from serving.contract.session import Placement
+from training.data.dataset import Dataset
+from training.errors import ExportRefused
+from training.export import drift_reference, parity
+from training.export.measures.timing import median_ratio
+from training.export.novelty_graph import add_outputs
+from training.export.publication import candidate, publish, refusals
+from training.export.quantization.graph import CALIBRATION_BATCH, quantized_graph
+from training.metrics import calibration, classification, operating_points
+from training.metrics.bootstrap import Intervals, bootstrap, card_scores
+from training.metrics.classification import Probabilities, Scores
+from training.metrics.evaluation import scored
+from training.metrics.familiarity import novelty
+from training.metrics.familiarity.novelty import Detector, Novelty
+from training.models.prediction import Features, Images, Indices, batches
+
+AGREEMENT = 0.99
+"""Share of the test images whose label must be that of the float32 file."""
+
+
+@runtime_checkable
+class Verdict(Protocol):
+    """What the rule of promotion says of answers."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """None where the rule does not hold."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why not, each a part of a sentence."""
+
+
+Judge = Callable[[Probabilities, Intervals], Verdict]
+"""The rule of promotion, for probabilities of the test split and their intervals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """The int8 file compared with the float32 file, both in the service's loader, over the test split."""
+
+    images: int
+    agreement: float
+    """Share of the images with the same label."""
+    largest_difference: float
+    """Of a probability."""
+    scores: Scores
+    intervals: Intervals
+    speed: float
+    """Seconds of the float32 file for one image on one thread, divided by those of the int8 file."""
+    size: float
+    """Bytes of the int8 file divided by those of the float32 file."""
+    lost_decisions: tuple[str, ...]
+    """Classes with an operating point in the float32 file whose demand no threshold of the int8 file reaches."""
+
+    certificate: Certificate | None
+    """By the file's own answers; None where the rule of promotion does not hold for them, or was not asked."""
+    faults: tuple[str, ...]
+    """Why the rule does not hold for them."""
+
+    @property
+    def published(self) -> bool:
+        """Whether the file agrees enough to be published, and the rule of promotion, if asked, holds for it."""
+        return self.agreement >= AGREEMENT and not self.faults
+
+
+class _Computed(NamedTuple):
+    """What the quantised graph gives for images."""
+
+    probabilities: Probabilities
+    embeddings: Features
+    """As the last linear layer reads them."""
+
+
+class _Session:
+    """A graph in ONNX Runtime that makes `views` of each image, with its embedding as one more output."""
+
+    def __init__(self, graph: onnx.ModelProto, views: int) -> None:
+        probe = onnx.ModelProto()
+        probe.CopyFrom(graph)
+        add_outputs(probe, None)
+        self._session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+        self._views = views
+
+    def run(self, images: Images, indices: Indices) -> _Computed:
+        """Compute the images `indices`."""
+        shown = batches(images, indices, self._views)
+        outputs = [self._session.run([OUTPUT_NAME, EMBEDDING_NAME], {INPUT_NAME: batch}) for batch in shown]
+        probabilities, embeddings = (np.concatenate(values) for values in zip(*outputs, strict=True))
+        return _Computed(probabilities, embeddings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TestSplit:
+    """Probabilities of the quantised graph on the test split, and their scores."""
+
+    probabilities: Probabilities
+    scores: Scores
+    intervals: Intervals
+    verdict: Verdict | None
+    """None: the rule of promotion was not asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unknown:
+    """Novelty of the quantised graph's embeddings."""
+
+    detector: Detector
+    familiarity: Familiarity
+    known: Bool[np.ndarray, " validation"]
+    """Which validation images are familiar: their like have prediction sets."""
+    test: Novelty
+    """Of the test images."""
+
+
+def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = None) -> Quantized:
+    """Write the published float32 file `source` as an int8 file to `path`, if the labels of both agree.
+
+    Where `latest` may move to the run, `judge` applies the rule of promotion to the answers of the int8 file, too: a
+    file for which it does not hold is not published, because `latest` would lead to it.
+
+    The card of the new file has its own version, prediction sets, goldens, scores, drift reference and limit of
+    novelty, which the graph computes of its own embeddings. A file that agrees too little is not published, and the
+    result says so. The loader opens both on the CPU, where alone eight bits are computed in integers. Raises
+    ExportRefused when ONNX Runtime cannot quantise the graph, and when the service's loader refuses the file or gives
+    other probabilities than the graph did. Raises OSError.
+    """
+    with refusals():
+        float32 = open_model(source, placement=Placement(on="cpu"))  # as the int8 file, with which it is compared
+        views = VIEWS[float32.card.views]
+        graph = quantized_graph(source, dataset, float32.card.images_at_once(CALIBRATION_BATCH))
+        session = _Session(graph, views)
+        val, test = (session.run(dataset.images, dataset.splits[split]) for split in ("val", "test"))
+        evaluated = _evaluate(test.probabilities, dataset, judge)
+        unknown = _unknown(session, val, test, dataset, float32.card.familiarity)
+        card = _card(float32.card, val.probabilities, dataset, evaluated, unknown)
+        card = replace(card, goldens=tuple(_golden(golden, card, session) for golden in card.goldens))
+    add_outputs(graph, unknown.detector if unknown else None)
+    onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
+    with candidate(path, graph.SerializeToString()) as file:
+        int8 = open_model(file)
+        served = _served(int8, dataset)
+        _check(served, evaluated, unknown)
+        quantized = _compare(float32, int8, served.probabilities, dataset, evaluated)
+        if quantized.published:
+            publish(file, path)
+        else:
+            path.unlink(missing_ok=True)  # of the same run, before it was killed
+    return quantized
+
+
+def _card(
+    card: ModelCard, probabilities: Probabilities, dataset: Dataset, evaluated: _TestSplit, unknown: _Unknown | None
+) -> ModelCard:
+    """The card of the quantised file but for its goldens: what depends on probabilities is computed again.
+
+    `probabilities` are those of the validation images.
+    """
+    labels, calibrated = dataset.labels[dataset.splits["val"]], card.calibration
+    if calibrated.threshold is not None:
+        by_class, known = bool(calibrated.class_thresholds), unknown.known if unknown else np.ones(len(labels), bool)
+        calibrated = calibration.with_thresholds(calibrated, labels[known], probabilities[known], by_class=by_class)
+    demands = map(operating_points.Demand.of, card.operating_points)
+    return replace(
+        card,
+        familiarity=unknown.familiarity if unknown else None,
+        neighbours=None,  # its embeddings are others than those of the float32 file
+        operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
+        certificate=evaluated.verdict.certificate if evaluated.verdict else None,
+        version=f"{card.version}-int8",
+        calibration=calibrated,
+        scores=card_scores(evaluated.scores, evaluated.intervals),
+        reference=drift_reference.of_test_split(dataset, evaluated.probabilities),
+    )
+
+
+def _unknown(
+    session: _Session, val: _Computed, test: _Computed, dataset: Dataset, familiarity: Familiarity | None
+) -> _Unknown | None:
+    """Novelty by the graph's own embeddings, of as many false alarms as that of the float32 file; None without it."""
+    if familiarity is None:
+        return None
+    train = scored(dataset, "train")
+    detector = novelty.fit(session.run(dataset.images, train).embeddings, dataset.labels[train])
+    validation = detector.novelty(val.embeddings)
+    own = novelty.choose(validation, familiarity.false_alarms)
+    assert own is not None  # of as many validation images as in float32
+    known = ~own.unfamiliar(validation)
+    return _Unknown(detector=detector, familiarity=own, known=known, test=detector.novelty(test.embeddings))
+
+
+def _served(classifier: Classifier, dataset: Dataset) -> Answers:
+    """What the service's loader gives for the test images."""
+    shown = batches(dataset.images, dataset.splits["test"], VIEWS[classifier.card.views])
+    answers = [classifier.answers(batch) for batch in shown]
+    distances = [answer.novelty for answer in answers if answer.novelty is not None]
+    return Answers(
+        np.concatenate([answer.probabilities for answer in answers]), np.concatenate(distances) if distances else None
+    )
+
+
+def _check(served: Answers, evaluated: _TestSplit, unknown: _Unknown | None) -> None:
+    """Raise ExportRefused where the finished file does not answer what was evaluated."""
+    difference = float(np.abs(served.probabilities - evaluated.probabilities).max())
+    if difference > TOLERANCE:
+        raise ExportRefused(
+            f"a probability of the int8 file differs by {difference:.2g} from the evaluated one; "
+            f"at most {TOLERANCE:g} is allowed"
+        )
+    check = parity.check_novelty(unknown.familiarity, unknown.test, served.novelty) if unknown else None
+    if check is not None and not check.holds:
+        raise ExportRefused(f"the int8 file, {check}")
+
+
+def _golden(golden: Golden, card: ModelCard, session: _Session) -> Golden:
+    pixels = card.preprocessing.fitted(decoded(golden.image, card.preprocessing))
+    [probabilities] = session.run(pixels[np.newaxis], np.arange(1)).probabilities
+    return replace(golden, probabilities=tuple(map(float, probabilities)))
+
+
+def _evaluate(probabilities: Probabilities, dataset: Dataset, judge: Judge | None) -> _TestSplit:
+    test = dataset.splits["test"]
+    labels = dataset.labels[test]
+    intervals = bootstrap(labels, probabilities, dataset.components[test], dataset.classes)
+    return _TestSplit(
+        probabilities=probabilities,
+        scores=classification.score(labels, probabilities, dataset.classes),
+        intervals=intervals,
+        verdict=judge(probabilities, intervals) if judge else None,
+    )
+
+
+def _compare(
+    float32: Classifier, int8: Classifier, probabilities: Probabilities, dataset: Dataset, evaluated: _TestSplit
+) -> Quantized:
+    """Compare both files in the service's loader; `probabilities` are what it gives for the test images by `int8`."""
+    test, expected = dataset.splits["test"], _served(float32, dataset).probabilities
+    image = dataset.images[test[:1]]
+    decided = [[point.label for point in classifier.card.operating_points] for classifier in (float32, int8)]
+    return Quantized(
+        images=len(test),
+        agreement=float((probabilities.argmax(1) == expected.argmax(1)).mean()),
+        largest_difference=float(np.abs(probabilities - expected).max()),
+        scores=evaluated.scores,
+        intervals=evaluated.intervals,
+        speed=median_ratio(partial(float32.predict, image), partial(int8.predict, image)),
+        size=int8.path.stat().st_size / float32.path.stat().st_size,
+        lost_decisions=tuple(label for label in decided[0] if label not in decided[1]),
+        certificate=evaluated.verdict.certificate if evaluated.verdict else None,
+        faults=evaluated.verdict.faults if evaluated.verdict else (),
+    )
