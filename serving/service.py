@@ -37,7 +37,14 @@ from serving.traced import Traced
 log = logging.getLogger("bentoml.twinlens")
 
 
-settings = Settings.from_env()
+def _settings() -> Settings:
+    try:
+        return Settings.from_env()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error  # a sentence, without the trace through the importers above
+
+
+settings = _settings()
 
 
 def _number_of_workers() -> int:
