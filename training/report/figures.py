@@ -35,7 +35,7 @@ Panels = Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]]
 """By panel title and line name: the values of each seed, which may be of different lengths."""
 COUNTS_SHOWN_UP_TO = 20
 NAMES_SHOWN_UP_TO = 120
-LEFT, BELOW, AROUND = 0.75, 0.55, 0.15
+LEFT, BELOW, AROUND = 1.0, 0.55, 0.2
 """Margins in inches around axes whose labels have a known length. Measured ones double the time of a drawing."""
 GAP, ROOM_FOR_TITLE = 1 / 8, 1 / 3
 """Space between images, and above an image with a title of two lines; in shares of the image's side."""

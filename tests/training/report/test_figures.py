@@ -65,3 +65,23 @@ def test_a_panel_with_none_below_it_has_numbers_on_its_axis() -> None:
     numbered = [any(label.get_visible() for label in axes.get_xticklabels()) for axes in figure.axes[:3]]
     assert numbered == [False, True, True]
     assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("loss", [2.25, 0.004]),
+        ("loss", [1e-7, 3e-7]),
+        ("loss", [12345.0, 1.0]),
+        ("accuracy, training less validation", [-0.155, 0.002]),
+        ("accuracy, training less validation", [-0.00152, 0.0001]),
+        ("learning rate", [0.003, 1e-6]),
+    ],
+)
+def test_labels_of_any_numbers_are_inside_the_given_margins(name: str, values: list[float]) -> None:
+    figure = figures.curve(name, [1, 2], {name: values}, 2)
+    figure.draw_without_rendering()
+    drawn, whole = figure.axes[0].get_tightbbox(), figure.bbox
+    assert drawn is not None
+    assert whole.x0 <= drawn.x0 <= drawn.x1 <= whole.x1
+    assert whole.y0 <= drawn.y0 <= drawn.y1 <= whole.y1
