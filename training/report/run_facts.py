@@ -141,19 +141,23 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
         "promotion": inputs.promotion.facts(),
         "test_looks": inputs.looks.facts(),
         "overfitting": overfitting(scores["train"].accuracy, scores["val"].accuracy),
-        "parity": {
-            "held": not parity.faults,
-            "images": parity.images,
-            "tolerance": TOLERANCE,
-            "normalization": asdict(parity.normalization),
-            "comparisons": [asdict(way) for way in parity.ways],
-            "novelty": asdict(parity.novelty) | {"tolerance": NOVELTY_TOLERANCE} if parity.novelty else None,
-        },
+        "parity": _parity(parity),
         "views": inputs.views and inputs.views.facts(),
         "quantized": _quantized(inputs.quantized),
         "history": [asdict(line) for line in inputs.history],
         "environment": inputs.environment,
         "card": json.loads(replace(inputs.card, goldens=()).to_json()),
+    }
+
+
+def _parity(parity: Parity) -> dict[str, object]:
+    return {
+        "held": not parity.faults,
+        "images": parity.images,
+        "tolerance": TOLERANCE,
+        "normalization": asdict(parity.normalization),
+        "comparisons": [asdict(way) for way in parity.ways],
+        "novelty": asdict(parity.novelty) | {"tolerance": NOVELTY_TOLERANCE} if parity.novelty else None,
     }
 
 
