@@ -1,5 +1,7 @@
+import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,13 @@ def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
     first = prediction.predict_images(classifier, images, np.arange(90))
     other = first.copy()
     other[::3] = other[::3, ::-1]
-    models = [ModelPredictions(classifier=classifier, probabilities=probabilities) for probabilities in (first, other)]
+    # Files of the same weights are not compared, so that the second is of other ones.
+    second = copy.copy(classifier)
+    second.card = replace(classifier.card, version="another")
+    models = [
+        ModelPredictions(classifier=classifier, probabilities=first),
+        ModelPredictions(classifier=second, probabilities=other),
+    ]
     found = []
     for count in (1, 2):
         found.append(tmp_path_factory.mktemp("evaluation"))
