@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from serving.contract.card import ModelCard
+from serving.contract.drift import Feature
 from serving.contract.model import Classifier
 
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -194,6 +195,13 @@ class ModelMetrics:
             registry=registry,
         )
         self._drift_by_feature: dict[str, Gauge] = {}
+        self._drift_limit = Gauge(
+            "twinlens_drift_limit",
+            "Population stability index above which a feature has drifted.",
+            ["feature"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         reloads = Counter(
             "twinlens_reloads",
             "Attempts to load a changed model file, by how they ended.",
@@ -225,6 +233,11 @@ class ModelMetrics:
         for feature, value in stability.items():
             # A child is made with its first value: until then the feature is absent.
             self._drift_by_feature.setdefault(feature, self._drift.labels(feature)).set(value)
+
+    def limit_drift(self, limits: Mapping[Feature, float]) -> None:
+        """Export the index above which each of these features has drifted."""
+        for feature, limit in limits.items():
+            self._drift_limit.labels(feature).set(limit)
 
     def reloaded(self, outcome: ReloadOutcome) -> None:
         """Count an attempt to load a changed model file."""

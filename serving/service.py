@@ -22,7 +22,7 @@ from serving.api.readiness import Readiness
 from serving.api.routes import routes_of
 from serving.api.state import ServiceState
 from serving.api.ui import Page
-from serving.contract import gpu
+from serving.contract import drift, gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
@@ -97,6 +97,7 @@ class Twinlens:
         cv2.setNumThreads(1)
         forget_dead_workers()
         metrics = Metrics()
+        metrics.model.limit_drift(dict.fromkeys(drift.FEATURES, drift.LIMIT) | settings.drift_limits)
         self._state = ServiceState(
             settings=settings,
             metrics=metrics,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
-from serving.contract.drift import MIN_WINDOW
+from serving.contract.drift import FEATURES, MIN_WINDOW, Feature
 from serving.contract.objects import Url, location
 from serving.contract.session import Placement
 from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
@@ -48,6 +48,12 @@ Source = Annotated[
     Path | InstanceOf[Url],
     BeforeValidator(lambda text: location(text) if isinstance(text, str) else text),
     Field(description="a path or a URL"),
+]
+DriftLimits = Annotated[
+    dict[Feature, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+    NoDecode,
+    BeforeValidator(lambda text: _pairs(text) if isinstance(text, str) else text),
+    Field(description=f"such as brightness=0.25,label=0.4, numbers above 0 of {', '.join(FEATURES)}"),
 ]
 Window = Annotated[int, Field(ge=MIN_WINDOW, description=f"a whole number of at least {MIN_WINDOW}")]
 
@@ -92,6 +98,7 @@ class Settings(BaseSettings):
     slow_s: Seconds = 1.0
     abstain_below: Confidence = None
     drift_window: Window = 1000
+    drift_limits: DriftLimits = Field(default_factory=dict)
     show_training: Flag = False
     training_data: Path | None = None
 
@@ -138,6 +145,15 @@ class Settings(BaseSettings):
         return Placement(on="cuda" if required else "auto", device_id=device_id, gpu_mem_limit=self.gpu_mem_limit)
 
 
+def _pairs(text: str) -> dict[str, str]:
+    """`NAME=VALUE,NAME=VALUE` by name. Raises ValueError."""
+    pairs = [pair.split("=") for pair in text.split(",")] if text else []
+    names = [name.strip() for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError("a name is there twice")
+    return {name.strip(): value for name, value in pairs}
+
+
 def _is_from_kubernetes(name: str, value: str) -> bool:
     return bool(_SERVICE.fullmatch(name) or _SERVICE_URL.fullmatch(f"{name}={value}"))
 
@@ -146,4 +162,6 @@ def _message(fault: Mapping[str, Any]) -> str:
     field = str(fault["loc"][0])
     if isinstance(reason := fault.get("ctx", {}).get("error"), SignatureRefused):
         return f"{PREFIX}{field.upper()}: {reason}"  # without the value, which may be a secret by mistake
-    return f"{PREFIX}{field.upper()}={fault['input']!r}: expected {Settings.model_fields[field].description}"
+    name = f"{PREFIX}{field.upper()}"
+    # Of several values in one variable, the fault has only the wrong one.
+    return f"{name}={os.environ.get(name, fault['input'])!r}: expected {Settings.model_fields[field].description}"

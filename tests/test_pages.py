@@ -13,7 +13,7 @@ import tyro
 import yaml
 
 from serving.api.routes import ROUTES
-from serving.contract.image_header import FORMATS
+from serving.contract.formats.image_header import FORMATS
 from serving.settings import PREFIX, Settings
 from tests.support.markdown import PAGES, blocks, table
 from tests.support.paths import ROOT

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.inference.batching import Overloaded
 from serving.inference.prediction import InvalidOutput
 from serving.inference.similar import NoTrainingImages

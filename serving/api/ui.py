@@ -5,7 +5,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
-from serving.contract.image_header import FORMATS, IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import FORMATS, IMAGE_EXTENSIONS
 
 
 @dataclass(frozen=True, kw_only=True)

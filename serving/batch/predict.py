@@ -25,7 +25,7 @@ from serving.batch.sources import image_paths
 from serving.batch.workers import Pool, Workers
 from serving.contract.card import ModelCard
 from serving.contract.decode import Pixels
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Classifier
 from serving.inference.padding import padded
 from serving.inference.prediction import DECIMALS, Prediction, describe_batch

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import IMAGE_EXTENSIONS
 from serving.contract.listing import is_hidden, on_disk, read_manifest
 
 UNDECODED = "surrogateescape"

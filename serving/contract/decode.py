@@ -16,9 +16,9 @@ from jaxtyping import UInt8, UInt16
 from serving.contract.formats.block import Block
 from serving.contract.formats.depth import SHIFTED, Depth
 from serving.contract.formats.gif import gif_blocks
+from serving.contract.formats.image_header import MIN_SIDE, Header, ImageError, read_header
 from serving.contract.formats.opencv import imdecode
 from serving.contract.formats.tiff_blocks import tiff_blocks
-from serving.contract.image_header import MIN_SIDE, Header, ImageError, read_header
 
 MAX_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the limit of OpenCV is far above it
 MAX_BYTES = 10 * 2**20

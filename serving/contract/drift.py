@@ -4,21 +4,24 @@ Six features of each image are counted in bins. The trainer makes the bins from 
 population stability index, the sum of (q - p) ln(q / p) over the bins, with p the share of the test split in a bin and
 q the share of the recent images. For two samples of one distribution its expected value is about
 (bins - 1) (1 / m + 1 / n), with m and n images (Yurdakul 2018, https://scholarworks.wmich.edu/dissertations/3208).
-Therefore there is at most one bin for IMAGES_PER_BIN images. By convention, an index below 0.1 means no drift, and one
-above 0.25 means that a person should look at the images.
+Therefore there is at most one bin for IMAGES_PER_BIN images. By convention, an index below NO_DRIFT means no drift, and
+one above LIMIT means that a person should look at the images.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
-FEATURES = ("brightness", "contrast", "width", "height", "label", "confidence")
+Feature = Literal["brightness", "contrast", "width", "height", "label", "confidence"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 """Brightness and contrast are the mean and the standard deviation of the resized pixels, as shares of 255; the standard
 deviation is the average of the channels. Width and height are those of the upright image before resizing, in pixels.
 The label is the number of the predicted class, the confidence is its probability."""
+NO_DRIFT, LIMIT = 0.1, 0.25
 MAX_BINS = 10
 IMAGES_PER_BIN = 50
 MIN_WINDOW = MAX_BINS * IMAGES_PER_BIN

@@ -26,7 +26,7 @@ from serving.contract.card import (
     ModelCard,
 )
 from serving.contract.decode import Digest, pixel_digest
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.neighbours.file import NeighboursRefused, neighbours_of, read
 from serving.contract.neighbours.index import TrainingIndex
 from serving.contract.scene import decoded

@@ -5,7 +5,6 @@ need only the model's output, so they work for every model. Nothing here knows H
 """
 
 import asyncio
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
+from serving.contract.covers import GRID, covered
 from serving.contract.decode import Decoded, Pixels, Window
 from serving.contract.model import Answer
 from serving.inference.batching import BACKGROUND_ALONE, Overloaded
@@ -23,10 +23,6 @@ from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
 
-GRID = 8
-"""Regions along each side. An explanation runs the model on GRID * GRID + 1 images, whatever is sent."""
-MARGIN = 0.5
-"""How far a cover extends beyond its region, in regions: neighbours overlap by half, so a map has no seams."""
 LONGEST_SIDE = 1024
 """Pixels of the original along its longer side, at most: enough for display."""
 
@@ -86,29 +82,6 @@ class Explainer:
         limits = {"max_bytes": self._settings.max_bytes, "max_pixels": self._settings.max_pixels}
         pixels = predictor.card.preprocessing.decoded(data, **limits)
         return _shrunk(pixels), predictor.card.preprocessing.fitted(pixels)
-
-
-def covered(pixels: Pixels) -> UInt8[np.ndarray, "regions height width channels"]:
-    """The image once for each region, row by row, with that region in the image's mean colour.
-
-    The image's own mean removes a region and adds little that is new to the model. The grey that normalisation maps
-    to 0 would be a visible object on most images.
-    """
-    height, width, _ = pixels.shape
-    mean = np.rint(pixels.mean((0, 1))).astype(np.uint8)
-    images = np.repeat(pixels[np.newaxis], GRID * GRID, axis=0)
-    covers = ((rows, columns) for rows in _covers(height) for columns in _covers(width))
-    for image, (rows, columns) in zip(images, covers, strict=True):
-        image[rows, columns] = mean
-    return images
-
-
-def _covers(side: int) -> list[slice]:
-    region = side / GRID
-    return [
-        slice(max(0, math.floor((index - MARGIN) * region)), min(side, math.ceil((index + 1 + MARGIN) * region)))
-        for index in range(GRID)
-    ]
 
 
 async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, label: str | None) -> Explanation:

@@ -10,7 +10,7 @@ import numpy as np
 from serving.contract import drift
 from serving.contract.decode import Pixels
 from serving.contract.drift import ImageFeatures
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Answer, Classifier, Images
 from serving.cores import available_cores
 from serving.inference.batching import Batcher

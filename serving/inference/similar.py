@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from serving.contract.decode import Decoded, Digest, checked_header, decode_checked, pixel_digest, stored_values
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Answer
 from serving.contract.neighbours.index import Neighbour
 from serving.inference.batching import Overloaded

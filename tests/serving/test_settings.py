@@ -34,8 +34,11 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+LIMITS = "such as brightness=0.25,label=0.4, numbers above 0 of brightness, contrast, width, height, label, confidence"
+
+
 def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> None:
-    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
     assert Settings.from_env().model_dump() == defaults
     values = {
         "TWINLENS_MODEL": "/models/a.onnx",
@@ -49,6 +52,7 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         "TWINLENS_RELOAD_S": "0",
         "TWINLENS_DRIFT_WINDOW": "500",
         "TWINLENS_ABSTAIN_BELOW": "0.8",
+        "TWINLENS_DRIFT_LIMITS": "brightness=0.4, label=1e-1",
     }
     for name, value in values.items():
         environment.setenv(name, value)
@@ -63,6 +67,7 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         "reload_s": 0.0,
         "drift_window": 500,
         "abstain_below": 0.8,
+        "drift_limits": {"brightness": 0.4, "label": 0.1},
     }
 
 
@@ -97,6 +102,10 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         ("TWINLENS_ABSTAIN_BELOW", "-0.5", "a number above 0 and below 1"),
         ("TWINLENS_ABSTAIN_BELOW", "nan", "a number above 0 and below 1"),
         ("TWINLENS_ABSTAIN_BELOW", "inf", "a number above 0 and below 1"),
+        *(
+            ("TWINLENS_DRIFT_LIMITS", value, LIMITS)
+            for value in ("0.3", "colour=0.3", "label=0", "label=nan", "label=", "label=1=2", "label=1,label=2", ",")
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_name_value_and_expectation(

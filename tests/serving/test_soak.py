@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from serving.contract.card import TOLERANCE
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Classifier, open_model
 from tests.support import forged
 from tests.support.bad_inputs import MIB

@@ -15,9 +15,10 @@ from starlette.requests import Request
 
 from serving.api import upload
 from serving.contract import decode as decoding
-from serving.contract import image_header, model
+from serving.contract import model
 from serving.contract.decode import Decoded
-from serving.contract.image_header import ImageError
+from serving.contract.formats import image_header
+from serving.contract.formats.image_header import ImageError
 from serving.inference import predictor
 
 MARK = b"crash here"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from serving.contract.decode import decode
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from tests.support.forged import chunk, encoded
 from tests.support.peak import forget_peak, peak
 from tests.support.pictures import ALPHA, RGB, RGBA, SMOOTH

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from serving.contract.formats.depth import SHIFTED
-from serving.contract.image_header import FILE_EXTENSIONS
+from serving.contract.formats.image_header import FILE_EXTENSIONS
 from serving.contract.model import open_model
 from tests.support.server import serving
 from training.options.config import TrainConfig

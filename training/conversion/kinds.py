@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from serving.contract.decode import checked_header
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 
 Kind = Literal["read", "pillow", "heic", "dicom", "damaged", "other"]
 """read: training reads the file itself; pillow: Pillow decodes it; heic, dicom: an extra does; damaged: an image that

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from serving.contract.image_header import FILE_EXTENSIONS
+from serving.contract.formats.image_header import FILE_EXTENSIONS
 from training.data import metadata_baseline
 from training.data.cache import Cache
 from training.data.duplicates import Pair

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from serving.contract.decode import Digest
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.model import ModelRefused
 from training.data.dataset import training_division
 from training.data.formats import DIGITS

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from pydantic import TypeAdapter
 
 from serving.contract.decode import Decoded, Digest, Fit, Preprocessing
-from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import IMAGE_EXTENSIONS
 from serving.contract.objects import Location, Url
 from training.data import duplicates
 from training.data.cache import Cache

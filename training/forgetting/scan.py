@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import IMAGE_EXTENSIONS
 from serving.contract.neighbours.file import SUFFIX
 from training.data import duplicates
 from training.data.sources.source import Split

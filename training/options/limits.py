@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import get_args, get_type_hints
 
-from serving.contract.image_header import MIN_SIDE
+from serving.contract.formats.image_header import MIN_SIDE
 from training.errors import ConfigError
 
 

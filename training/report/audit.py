@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from serving.contract.decode import Decoded
 from serving.contract.formats.depth import SHIFTED
-from serving.contract.image_header import UPRIGHT
+from serving.contract.formats.image_header import UPRIGHT
 from training.data import formats
 from training.data.audit import Audit
 from training.data.cache import Cache

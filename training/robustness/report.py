@@ -16,19 +16,24 @@ from training.metrics.bootstrap import Interval, balanced_accuracy_difference, b
 from training.metrics.classification import Probabilities, score
 from training.report import figures, html
 from training.robustness.changes import DRIFTS, PROBES, Change
+from training.robustness.decisive import WithoutRegions
+from training.robustness.drift_limits import Step, drift_limits, false_alarms, setting, unnoticed
 
 BORDER = "border only"
+DECISIVE, OTHERS = "without what decides", "without as much elsewhere"
 EXAMPLES = 3
-"""Images that the page shows changed."""
+"""Images that the page shows changed, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """The answers to all images under one change of one strength."""
 
-    change: Change
+    change: str
     strength: float
     probabilities: Probabilities
+    indices: dict[str, float]
+    """`drift_limits.stability_indices` of the changed images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,9 @@ class RobustnessReport:
     indices: Int64[np.ndarray, " _"]
     plain: Probabilities
     answers: Sequence[Answered]
+    without: WithoutRegions
+    examples: Sequence[int]
+    """Images that the page shows changed."""
     margin: float
     warnings: Sequence[str]
     """On the images, as sentences."""
@@ -74,7 +82,7 @@ def write_robustness(report: RobustnessReport, folder: Path) -> None:
         "robustness.html.jinja",
         **facts,
         picture=html.drawing(figures.drifts(facts["value"], drifts)),
-        examples=[_example(report, change) for change in (*DRIFTS, *PROBES)],
+        examples=[*(_example(report, change) for change in (*DRIFTS, *PROBES)), _masked(report)],
     )
     (folder / "robustness.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "robustness.html").write_text(text, encoding="utf-8")
@@ -87,6 +95,8 @@ def robustness_summary(folder: Path) -> str:
     lines = ["", f"balanced accuracy {facts['value']:.3f}, {html.interval(facts['interval'])}", ""]
     lines += [f"{limit['change']:{width}}  {limit['sentence']}" for limit in facts["limits"]]
     lines += ["", *(f"{probe['change']:{width}}  {probe['sentence']}" for probe in facts["probes"])]
+    drift = facts["drift"]
+    lines += ["", facts["decisive"], "", drift["sentence"], *([drift["setting"]] if drift["setting"] else [])]
     return "\n".join([*lines, "", *facts["warnings"], f"report  {folder / 'robustness.html'}"])
 
 
@@ -96,16 +106,25 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
     components = report.images.components[report.indices]
     classes = report.images.classes
     scores = score(labels, report.plain, classes)
-    drops = [
-        Drop(
-            change=answered.change.name,
-            strength=answered.strength,
-            value=(value := score(labels, answered.probabilities, classes).balanced_accuracy),
+
+    def drop(change: str, strength: float, probabilities: Probabilities) -> Drop:
+        value = score(labels, probabilities, classes).balanced_accuracy
+        return Drop(
+            change=change,
+            strength=strength,
+            value=value,
             difference=value - scores.balanced_accuracy,
-            interval=balanced_accuracy_difference(labels, report.plain, answered.probabilities, components),
+            interval=balanced_accuracy_difference(labels, report.plain, probabilities, components),
         )
-        for answered in report.answers
+
+    drops = [drop(each.change, each.strength, each.probabilities) for each in report.answers]
+    steps = [
+        Step(change=each.change, harmful=found.harmful(report.margin), indices=each.indices)
+        for each, found in zip(report.answers, drops, strict=True)
+        if each.change in {change.name for change in DRIFTS}
     ]
+    decisive, others = drop(DECISIVE, 1, report.without.decisive), drop(OTHERS, 1, report.without.others)
+    drops += [decisive, others]
     chance = 1 / len(np.unique(labels))
     border = next(drop for drop in drops if drop.change == BORDER)
     return {
@@ -130,9 +149,44 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
                 "sentence": f"{drop.value:.3f} ({drop.difference:+.3f}, {html.interval(drop.interval)})",
             }
             for drop in drops
-            if drop.change in {probe.name for probe in PROBES}
+            if drop.change in {*(probe.name for probe in PROBES), DECISIVE, OTHERS}
         ],
+        "decisive": _decisive(decisive, others),
+        "drift": _drift(steps),
         "warnings": [*report.warnings, *shortcut(border, scores.balanced_accuracy, chance)],
+    }
+
+
+def _decisive(decisive: Drop, others: Drop) -> str:
+    """What an image without its decisive quarter is worth, as a sentence."""
+    sentence = (
+        "Without the quarter of each image on which its answer depends the most, balanced accuracy is "
+        f"{decisive.value:.3f} ({decisive.difference:+.3f}); without as large a part elsewhere, {others.value:.3f}."
+    )
+    if decisive.interval[1] < 0:
+        return sentence
+    return f"{sentence} No quarter decides: the answers stand on what is all over the image, such as colour or light."
+
+
+def _drift(steps: Sequence[Step]) -> dict[str, Any]:
+    """The limits of the service's drift alert that follow, and what the alert cannot see."""
+    limits = drift_limits(steps)
+    if not limits:
+        sentence = "No limits of the drift alert follow: the card has no reference, or the images are too few for it."
+        return {"limits": {}, "unnoticed": [], "false_alarms": [], "setting": "", "sentence": sentence}
+    missed = unnoticed(steps, limits)
+    alarms = false_alarms(steps, limits)
+    parts = ["With these limits, the service's drift alert notices drift from where it does harm."]
+    if missed:
+        parts = [f"The service's drift alert cannot notice these changes where they do harm: {', '.join(missed)}."]
+    if alarms:
+        parts.append(f"It also fires for harmless strengths of these: {', '.join(alarms)}.")
+    return {
+        "limits": limits,
+        "unnoticed": missed,
+        "false_alarms": alarms,
+        "setting": f"TWINLENS_DRIFT_LIMITS={setting(limits)}",
+        "sentence": " ".join(parts),
     }
 
 
@@ -163,13 +217,17 @@ def _limit(change: Change, drops: Sequence[Drop], margin: float) -> dict[str, An
 
 def _example(report: RobustnessReport, change: Change) -> dict[str, Any]:
     """A few of the images, changed as strongly as the change goes."""
-    chosen = report.indices[:: max(1, len(report.indices) // EXAMPLES)][:EXAMPLES]
     strength = change.strengths[-1]
     return {
         "change": change.name,
         "strength": f"{strength:g} {change.unit}".strip() if change.unit else "",
         "pictures": [
-            html.thumbnail(change.apply(report.images.original(int(i)), strength, np.random.default_rng((0, int(i)))))
-            for i in chosen
+            html.thumbnail(change.apply(report.images.original(i), strength, np.random.default_rng((0, i))))
+            for i in report.examples
         ],
     }
+
+
+def _masked(report: RobustnessReport) -> dict[str, Any]:
+    pictures = [html.thumbnail(image) for image in report.without.examples]
+    return {"change": DECISIVE, "strength": "a quarter of the image", "pictures": pictures}

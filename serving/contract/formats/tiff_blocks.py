@@ -17,9 +17,9 @@ from jaxtyping import Shaped, UInt8
 from serving.contract.formats import tiff
 from serving.contract.formats.block import Block
 from serving.contract.formats.header import damaged
+from serving.contract.formats.image_header import read_header
 from serving.contract.formats.opencv import imdecode
 from serving.contract.formats.tiff import Page, check_blocks, read_page, unsupported
-from serving.contract.image_header import read_header
 
 GROUP_PIXELS = 1 << 16
 """Of a strip or tile, rows of as many pixels are given at a time: their arithmetic takes several times their memory."""

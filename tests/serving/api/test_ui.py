@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from serving.contract.image_header import FORMATS, IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import FORMATS, IMAGE_EXTENSIONS
 from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.forged_models import rewritten
 from tests.support.paths import ROOT

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from serving.contract.card import CardError, ModelCard
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Fit, Interpolation, Preprocessing, decode, fit
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from tests.support.forged import SIGNATURE, chunk, encoded
 from tests.support.mutated_images import FUZZED, JPEG, MUTANTS, PNG
 from tests.support.paths import ROOT

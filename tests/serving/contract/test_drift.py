@@ -135,7 +135,9 @@ def test_the_card_holds_what_the_test_split_is_like(digits: tuple[Path, Dataset]
 @pytest.fixture(scope="module")
 def address(digits: tuple[Path, Dataset], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = str(tmp_path_factory.mktemp("bentoml"))
-    with serving(digits[0] / "model.onnx", BENTOML_HOME=home, TWINLENS_DRIFT_WINDOW="500") as address:
+    with serving(
+        digits[0] / "model.onnx", BENTOML_HOME=home, TWINLENS_DRIFT_WINDOW="500", TWINLENS_DRIFT_LIMITS="label=0.4"
+    ) as address:
         yield address
 
 
@@ -147,6 +149,12 @@ def measured(address: str, images: np.ndarray) -> dict[str, float]:
         assert httpx.post(f"{address}/predict_batch", files=files).status_code == 200
     lines = re.findall(r'twinlens_drift_psi\{feature="(\w+)"\} (\S+)', httpx.get(f"{address}/metrics").text)
     return {feature: float(value) for feature, value in lines}
+
+
+def test_the_limits_of_the_alert_are_exported_for_every_feature(address: str) -> None:
+    lines = re.findall(r'twinlens_drift_limit\{feature="(\w+)"\} (\S+)', httpx.get(f"{address}/metrics").text)
+    limits = {feature: float(value) for feature, value in lines}
+    assert limits == dict.fromkeys(FEATURES, drift.LIMIT) | {"label": 0.4}
 
 
 def test_the_service_detects_darkened_images(digits: tuple[Path, Dataset], address: str) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from serving.contract import decode, model
 from serving.contract.card import Golden, ModelCard
-from serving.contract.image_header import FILE_EXTENSIONS
+from serving.contract.formats.image_header import FILE_EXTENSIONS
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.session import Placement
 from tests.support.forged_models import REFUSED, Change, golden, rewritten

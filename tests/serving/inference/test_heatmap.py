@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serving.contract.covers import GRID
 from serving.contract.decode import Fit, Preprocessing, Window
 from serving.inference.heatmap import AGAINST, FOR, HEATMAP_SIDE, STRONGEST, WHOLE, heatmap, overlay
-from serving.inference.occlusion import GRID, LONGEST_SIDE, Explanation
+from serving.inference.occlusion import LONGEST_SIDE, Explanation
 
 
 def explanation(drops: np.ndarray, original: np.ndarray, window: Window = WHOLE) -> Explanation:

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from serving.contract.covers import GRID, covered
 from serving.contract.decode import decode
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from serving.contract.model import open_model
 from serving.inference.batching import Overloaded
-from serving.inference.occlusion import GRID, Explainer, covered
+from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -95,21 +96,6 @@ def test_the_map_is_highest_on_what_decides_and_lowest_for_another_class(
         assert drops.max() > 0.08
         assert drops.max() > 2 * np.abs(drops[drops < 0]).max(initial=0)
         assert other_drops.min() < -0.02
-
-
-@pytest.mark.parametrize(("height", "width", "channels"), [(64, 64, 3), (28, 28, 1), (8, 224, 3), (5, 7, 3)])
-def test_every_region_is_covered_once_with_the_images_mean(height: int, width: int, channels: int) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-    images = covered(pixels)
-    assert images.shape == (GRID * GRID, height, width, channels)
-    mean = np.rint(pixels.mean((0, 1)))
-    changed = (images != pixels).any(-1)
-    for (row, column), image, change in zip(np.ndindex(GRID, GRID), images, changed, strict=True):
-        own = np.s_[row * height // GRID : -(-(row + 1) * height // GRID), column * width // GRID :]
-        assert (image[own][:, : -(-width // GRID)] == mean).all(), "the region itself is gone"
-        assert change.any(1).sum() <= 2 * height / GRID + 2
-        assert change.any(0).sum() <= 2 * width / GRID + 2
-    assert (images != pixels).any(-1).any(0).mean() > 0.95, "no pixel is left out"
 
 
 def test_the_numbers_are_the_services_own(server: str, run: Path, png: Callable[..., bytes]) -> None:

@@ -12,7 +12,7 @@ from training.metrics.classification import score
 from training.options.config import TrainConfig
 from training.report.predictions import read_predictions
 from training.robustness.changes import DRIFTS, PROBES
-from training.robustness.report import Drop, shortcut
+from training.robustness.report import DECISIVE, OTHERS, Drop, shortcut
 from training.train import train
 
 COLOURS = {"red": (40, 40, 200), "blue": (200, 60, 40)}
@@ -58,7 +58,7 @@ def test_a_mark_in_the_corner_is_named_and_an_object_is_not(tmp_path: Path, mark
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "page" / "robustness.json").read_text())
     drops = {(drop["change"], drop["strength"]): drop for drop in facts["drops"]}
-    assert len(drops) == sum(len(change.strengths) for change in (*DRIFTS, *PROBES))
+    assert len(drops) == sum(len(change.strengths) for change in (*DRIFTS, *PROBES)) + 2
     recorded = read_predictions(run / "predictions.csv", ("blue", "red"))
     assert recorded is not None
     expected = score(recorded.labels, recorded.probabilities, ("blue", "red")).balanced_accuracy
@@ -70,7 +70,15 @@ def test_a_mark_in_the_corner_is_named_and_an_object_is_not(tmp_path: Path, mark
     assert warned == mark == bool(facts["warnings"])
     assert drops["border only", 1]["value"] > 0.9 if mark else drops["border only", 1]["value"] < 0.7
     assert drops["without colour", 1]["value"] < facts["value"]
+    without, elsewhere = (drops[name, 1]["value"] for name in (DECISIVE, OTHERS))
+    assert without < elsewhere - 0.2, "what an explanation names is what decides"
+    if mark:
+        assert without < 0.7 < elsewhere, "the mark is one of the hidden regions"
     page = (tmp_path / "page" / "robustness.html").read_text()
+    assert facts["decisive"] in done.stdout
+    assert facts["decisive"] in page
+    assert facts["drift"]["sentence"] in done.stdout
+    assert facts["drift"]["sentence"] in page
     assert ("something at the border decides" in page) == mark
     assert all(change.name in page for change in (*DRIFTS, *PROBES))
 

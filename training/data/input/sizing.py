@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from serving.contract.image_header import MIN_SIDE
+from serving.contract.formats.image_header import MIN_SIDE
 from training.options.choices import OWN_NETWORKS
 from training.options.config import TrainConfig
 

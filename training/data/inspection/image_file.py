@@ -17,7 +17,7 @@ from serving.contract.decode import (
     stored_values,
 )
 from serving.contract.formats.depth import SHIFTED, Depth
-from serving.contract.image_header import Header, ImageError
+from serving.contract.formats.image_header import Header, ImageError
 
 Raw = bytes | UInt8[np.ndarray, "..."]
 """An image as `Source.read` returns it: encoded, or pixels `[height, width]` or `[height, width, channels]`."""

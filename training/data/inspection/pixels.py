@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from serving.contract.decode import Preprocessing
-from serving.contract.image_header import read_header
+from serving.contract.formats.image_header import read_header
 from training.data.cache import Cache
 from training.data.input.sizing import Size, Sizing, choose
 from training.data.inspection.contents import CONTENTS, Contents, inspect_files, read_all

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import IMAGE_EXTENSIONS
 from serving.contract.listing import clean
 from training.data.sources.source import SPLIT_NAMES, Row, Source, Split, of_files, shortened
 from training.data.sources.tree import Tree, import_hint, is_image

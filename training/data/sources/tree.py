@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.contract.image_header import IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import IMAGE_EXTENSIONS
 from serving.contract.listing import is_hidden
 from training.data.sources.source import shortened
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from serving.contract.decode import decode
 from serving.contract.formats.gif import MAX_BLOCKS
-from serving.contract.image_header import ImageError, read_header
+from serving.contract.formats.image_header import ImageError, read_header
 from tests.support import forged
 from tests.support.forged import encoded
 from tests.support.pictures import RGB

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from serving.contract.decode import decode
-from serving.contract.image_header import MAX_SEGMENTS, ImageError, read_header
+from serving.contract.formats.image_header import MAX_SEGMENTS, ImageError, read_header
 from tests.support.forged import encoded
 from tests.support.paths import ROOT
 from tests.support.pictures import ALPHA, RGB, RGBA, SMOOTH
@@ -209,7 +209,7 @@ ALONE = """
 import json, sys, time
 from pathlib import Path
 from serving.contract.decode import decode
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from tests.support.peak import forget_peak, peak
 data = Path(sys.argv[1]).read_bytes()
 before, start = forget_peak(), time.process_time()

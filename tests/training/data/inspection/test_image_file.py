@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import as_channels, pixel_digest
-from serving.contract.image_header import ImageError
+from serving.contract.formats.image_header import ImageError
 from training.data.inspection.image_file import ARRAY, read
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

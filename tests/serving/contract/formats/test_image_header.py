@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from serving.contract.image_header import MAX_SCANS, MAX_SEGMENTS, Header, ImageError, read_header
+from serving.contract.formats.image_header import MAX_SCANS, MAX_SEGMENTS, Header, ImageError, read_header
 from tests.support import forged
 from tests.support.forged import JPEG, PNG, chunk, encoded, jpeg_with, png_with, segment
 

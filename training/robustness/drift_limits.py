@@ -1,0 +1,112 @@
+"""Up to which stability index a drift of the images was shown to be harmless: the limits of the service's drift alert.
+
+The service compares the last images with those of the test split by the stability index of each feature
+(`serving.contract.drift`). The same index of changed images, beside what the change costs, says where an alert is due.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+
+from serving.contract.drift import (
+    FEATURES,
+    LIMIT,
+    NO_DRIFT,
+    FeatureRows,
+    Histogram,
+    feature_row,
+    image_features,
+)
+from training.metrics.classification import Probabilities
+from training.models.prediction import Images
+
+SIZES = ("width", "height")
+"""No change alters these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One strength of a change."""
+
+    change: str
+    harmful: bool
+    indices: dict[str, float]
+    """Stability index of each feature of the card; empty without a reference, or of too few images for one."""
+
+
+def feature_rows(fitted: Images, probabilities: Probabilities) -> FeatureRows:
+    """The features of resized images; width and height are those after resizing, and no change alters them."""
+    return np.array(
+        [feature_row(image_features(image, image), row) for image, row in zip(fitted, probabilities, strict=True)]
+    )
+
+
+def stability_indices(reference: Mapping[str, Histogram], rows: FeatureRows) -> dict[str, float]:
+    """The index of each feature that changes can alter, of those that need no more images than there are."""
+    columns = dict(zip(FEATURES, rows.T, strict=True))
+    return {
+        name: histogram.stability_index(columns[name])
+        for name, histogram in reference.items()
+        if name not in SIZES and len(rows) >= histogram.images_needed
+    }
+
+
+def drift_limits(steps: Sequence[Step]) -> dict[str, float]:
+    """The limit of each feature, such that an alert comes at the first harm of each change that any feature notices.
+
+    At first, a limit is the largest index that was harmless. Where the first harm of a change exceeds no limit, that of
+    the feature which it comes nearest to is lowered: to the index at the strength before, at least NO_DRIFT. A feature
+    that notices no harm has LIMIT at least. `steps` are in the order of changes and strengths; what comes after the
+    first harm of a change may be luck.
+    """
+    features = dict.fromkeys(name for step in steps for name in step.indices)
+    harms = _first_harms(steps)
+    limits = {name: max([NO_DRIFT, *(step.indices[name] for step in _harmless(steps))]) for name in features}
+    for harm in harms:
+        shares = {name: index / limits[name] for name, index in harm.indices.items() if index > NO_DRIFT}
+        if shares and max(shares.values()) <= 1:
+            name = max(shares, key=shares.__getitem__)
+            before = [step.indices[name] for step in _harmless(steps) if step.change == harm.change]
+            limits[name] = max([NO_DRIFT, *(index for index in before if index < harm.indices[name])])
+    for name, limit in limits.items():
+        if not any(harm.indices[name] > limit for harm in harms):
+            limits[name] = max(LIMIT, limit)
+    # Rounded up: what was harmless does not exceed its limit.
+    return {name: math.ceil(100 * limit) / 100 for name, limit in limits.items()}
+
+
+def unnoticed(steps: Sequence[Step], limits: Mapping[str, float]) -> list[str]:
+    """The changes that do harm at a strength at which no feature exceeds its limit."""
+    return [harm.change for harm in _first_harms(steps) if not _exceeds(harm, limits)]
+
+
+def false_alarms(steps: Sequence[Step], limits: Mapping[str, float]) -> list[str]:
+    """The changes at whose harmless strengths a feature exceeds its limit."""
+    return list(dict.fromkeys(step.change for step in _harmless(steps) if _exceeds(step, limits)))
+
+
+def _exceeds(step: Step, limits: Mapping[str, float]) -> bool:
+    return any(step.indices[name] > limit for name, limit in limits.items())
+
+
+def _harmless(steps: Sequence[Step]) -> list[Step]:
+    """Of each change, what comes before its first harm."""
+    changes = dict.fromkeys(step.change for step in steps)
+    own = ([step for step in steps if step.change == change] for change in changes)
+    return [step for mine in own for step in takewhile(lambda step: not step.harmful, mine)]
+
+
+def _first_harms(steps: Sequence[Step]) -> list[Step]:
+    first: dict[str, Step] = {}
+    for step in steps:
+        if step.harmful:
+            first.setdefault(step.change, step)
+    return list(first.values())
+
+
+def setting(limits: Mapping[str, float]) -> str:
+    """The limits as the service's setting takes them."""
+    return ",".join(f"{feature}={limit:g}" for feature, limit in limits.items())
