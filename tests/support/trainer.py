@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support import forked
 from tests.support.paths import ROOT
 from training.options.config import TrainConfig
 from training.signals import Interruption
 
 SMALL = ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]
 STEPS_AN_EPOCH = 8
+TIMEOUT_S = 240
 
 
 def arguments_for(photos: Path, out: Path, *more: str) -> list[str]:
@@ -21,8 +23,10 @@ def arguments_for(photos: Path, out: Path, *more: str) -> list[str]:
 
 def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.CompletedProcess[str]":
     """A trainer to its end; `before` are words before its command."""
+    if not before and not given and forked.can_run():
+        return forked.run(arguments, ROOT, TIMEOUT_S, strict=False)
     command = [*before, sys.executable, "-m", "training", *arguments]
-    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240}
+    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": TIMEOUT_S}
     return subprocess.run(command, check=False, **(options | given))
 
 
@@ -70,14 +74,17 @@ def start(arguments: list[str], epochs: int = 1) -> "subprocess.Popen[str]":
     raise AssertionError(trainer.communicate()[1])
 
 
-def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A command to its end, or to its first warning, in these variables beside those of the tests."""
+    words = [str(argument) for argument in arguments]
+    if not environment and forked.can_run():
+        return forked.run(words, cwd, TIMEOUT_S, strict=True)
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "training", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-m", "training", *words],
         cwd=cwd,
-        env=variables,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
         check=False,
     )

@@ -23,7 +23,6 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
     "font.size": 10,
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
@@ -69,7 +68,7 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.5 * columns + 2, 3.4 * rows))
+        figure = Figure(figsize=(4.5 * columns + 2, 3.4 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(panels) :]:
             axes.axis("off")
@@ -110,7 +109,7 @@ def confusion(scores: Scores) -> Figure:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.55 * len(names) + 2), 14)
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(side + 1, side))
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
         axes: Axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
@@ -181,7 +180,6 @@ def _shares(along: str, name: str, band: Band) -> tuple[Figure, Axes]:
 def _single(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of this size in inches, and its only axes, inside the given margins."""
     figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("none")
     share = (LEFT / width, BELOW / height, 1 - (LEFT + AROUND) / width, 1 - (BELOW + AROUND) / height)
     return figure, figure.add_axes(share)
 
@@ -213,7 +211,7 @@ def gallery(images: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]) ->
     cells = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
     cells[: len(images)] = images
     with rc_context(STYLE | {"font.size": 8}):
-        figure = Figure(figsize=(columns * 1.7, rows * 2.02 + 0.3))
+        figure = Figure(figsize=(columns * 1.7, rows * 2.02 + 0.3), layout="constrained")
         figure.suptitle("true label -> predicted label and confidence; orange where wrong")
         height, above = images.shape[1], round(images.shape[1] * ROOM_FOR_TITLE)
         axes = _mosaic(figure, cells.reshape(rows, columns, *images.shape[1:]), above)
@@ -235,7 +233,7 @@ def drifts(unchanged: float, changes: Mapping[str, Sequence[tuple[float, float, 
     columns = min(len(changes), 5)
     rows = -(-len(changes) // columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.2 * columns, 2.2 * rows))
+        figure = Figure(figsize=(2.2 * columns, 2.2 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in grid.flat[len(changes) :]:
             axes.axis("off")
@@ -256,7 +254,7 @@ def sheet(images: np.ndarray, first: str) -> Figure:
     """Rows of images `[rows, columns, height, width, channels]`; the first column is titled."""
     rows, columns = images.shape[:2]
     with rc_context(STYLE):
-        figure = Figure(figsize=(columns * 1.2, rows * 1.2 + 0.3))
+        figure = Figure(figsize=(columns * 1.2, rows * 1.2 + 0.3), layout="constrained")
         axes = _mosaic(figure, images, round(images.shape[2] * GAP))
         axes.text(0.5, 0, first, horizontalalignment="center", verticalalignment="bottom")
     return figure

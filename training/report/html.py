@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import cv2
@@ -19,6 +20,12 @@ THUMBNAIL = 96
 
 def render(template: str, **values: object) -> str:
     """Fill a template of this package. Raises jinja2.UndefinedError for a value that it uses and does not get."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """One for all pages, since templates include one another, and to compile one takes longer than to fill it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training.report", "templates"),
         autoescape=jinja2.select_autoescape(["html.jinja"], default=False),
@@ -30,7 +37,7 @@ def render(template: str, **values: object) -> str:
     environment.filters["percent_interval"] = percent_interval
     environment.filters["gap"] = gap
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def drawing(figure: Figure) -> str:

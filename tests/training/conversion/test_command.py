@@ -1,8 +1,6 @@
 import csv
 import hashlib
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,9 @@ from PIL import Image, ImageOps
 from serving.contract.decode import decode
 from tests.support.datasets import of
 from tests.support.forged import animated, encoded, exif
-from tests.support.paths import ROOT
 from tests.support.pictures import RGB, RGBA, SMOOTH
 from tests.support.tiff import Layout, tiff
+from tests.support.trainer import command
 from training.conversion import kinds
 from training.conversion.command import RECORD, ImportConfig, import_images, import_summary
 from training.data.sources.folders import folders
@@ -161,10 +159,10 @@ def test_too_large_an_image_is_refused_before_it_is_decoded(tmp_path: Path) -> N
 
 def test_the_command_line(tmp_path: Path) -> None:
     root = source(tmp_path / "in", {"a/1.jp2": encoded(RGB, "JPEG2000")})
-    command = [sys.executable, "-m", "training", "import", str(root), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    words = ("import", root, "--out", tmp_path / "out")
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     assert "1 converted" in done.stdout
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    again = command(*words)
     assert again.returncode == 2
     assert "expected an empty folder" in again.stderr

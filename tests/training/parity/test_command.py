@@ -1,10 +1,8 @@
 """`python -m training parity`, on a finished run and beside the real service."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,24 +10,16 @@ import pytest
 import torch
 
 from serving.contract import gpu
+from tests.support import trainer
 from tests.support.forged_models import rewritten
-from tests.support.paths import ROOT
 from tests.support.server import serving
 from training.engine import checkpoint
 
 TOKEN = "a-token-of-the-tests"
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "training", "parity", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return trainer.command("parity", *arguments)
 
 
 @pytest.fixture(scope="module")
