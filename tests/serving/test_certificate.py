@@ -17,6 +17,7 @@ def without(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     return card | {"version": "uncertified", "certificate": None}
 
 
+@pytest.mark.slow
 def test_a_model_without_a_certificate_is_refused_where_one_is_required(run: Path, tmp_path: Path) -> None:
     certificate = open_model(run / "model.onnx").card.certificate
     assert certificate is not None

@@ -147,6 +147,7 @@ def test_the_end_does_not_wait_for_a_store_that_hangs(
         assert server.wait(timeout=15) == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_work_ends_the_start_with_a_sentence(
     store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:

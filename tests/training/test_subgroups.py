@@ -58,6 +58,7 @@ def test_a_planted_site_is_a_warning_and_a_clean_column_is_not(sliced: Path) -> 
     assert images == [report["scores"]["test"]["images"]] * 3
 
 
+@pytest.mark.slow
 def test_an_evaluation_compares_the_same_subgroups(sliced: Path, sites: Path, tmp_path: Path) -> None:
     def facts(name: str, **options: Any) -> dict[str, Any]:
         folder = evaluate(EvaluateConfig(run=sliced, data=sites, out=tmp_path / name, **options))
@@ -72,6 +73,7 @@ def test_an_evaluation_compares_the_same_subgroups(sliced: Path, sites: Path, tm
     assert [column["name"] for column in facts("site", slices="site")["subgroups"]["columns"]] == ["site"]
 
 
+@pytest.mark.slow
 def test_a_column_that_does_not_exist_is_refused_before_the_first_epoch(
     sliced: Path, sites: Path, tmp_path: Path
 ) -> None:

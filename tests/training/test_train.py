@@ -356,6 +356,7 @@ def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
     assert len(state["progress"]["history"]) == best + 1
 
 
+@pytest.mark.slow
 def test_a_bias_for_rare_classes_is_part_of_what_is_proved_and_served(tmp_path: Path) -> None:
     """Three overlapping classes, of which one has 5 % of the images: with the bias it is answered more often."""
     rng = np.random.default_rng(3)

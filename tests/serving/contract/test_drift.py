@@ -119,6 +119,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     return train(config), load_dataset(config)
 
 
+@pytest.mark.slow
 def test_the_card_holds_what_the_test_split_is_like(digits: tuple[Path, Dataset]) -> None:
     run, dataset = digits
     test = dataset.splits["test"]
@@ -151,12 +152,14 @@ def measured(address: str, images: np.ndarray) -> dict[str, float]:
     return {feature: float(value) for feature, value in lines}
 
 
+@pytest.mark.slow
 def test_the_limits_of_the_alert_are_exported_for_every_feature(address: str) -> None:
     lines = re.findall(r'twinlens_drift_limit\{feature="(\w+)"\} (\S+)', httpx.get(f"{address}/metrics").text)
     limits = {feature: float(value) for feature, value in lines}
     assert limits == dict.fromkeys(FEATURES, drift.LIMIT) | {"label": 0.4}
 
 
+@pytest.mark.slow
 def test_the_service_detects_darkened_images(digits: tuple[Path, Dataset], address: str) -> None:
     """The validation split, which is distributed as the test split is, as it is and at half the brightness."""
     _, dataset = digits

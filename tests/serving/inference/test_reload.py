@@ -183,6 +183,7 @@ def command(folder: Path) -> list[bytes]:
         return []
 
 
+@pytest.mark.slow
 def test_swaps_under_load_lose_no_request_and_every_answer_is_its_models(
     models: dict[str, Path], tmp_path: Path, home: dict[str, Any], png: Callable[..., bytes]
 ) -> None:

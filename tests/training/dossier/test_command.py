@@ -95,6 +95,7 @@ def test_all_that_speaks_for_a_model_and_every_check_of_it_holds(home: Path, tmp
     assert "| blue |" in (folder / "2-development" / "data-sheet.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_files_make_the_same_bytes(home: Path) -> None:
     sbom = ["--sbom", str(home / "build" / "sbom.json")]
     first, second = home / "first.zip", home / "second.zip"

@@ -107,6 +107,7 @@ def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
         transfer(model, settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_at_the_other_run_s_end_and_freezing_moves_the_head_alone(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_run_behind(run: Path, photos: 
     assert [path.name for path in tmp_path.iterdir()] == [".cache"]
 
 
+@pytest.mark.slow
 def test_what_is_left_open_is_that_of_the_origin(run: Path, photos: Path, tmp_path: Path) -> None:
     changed = TrainConfig(data=photos, out=tmp_path, name="own", init_from=run, mean_std="dataset", image_size=32)
     assert inherit(changed) == replace(changed, model="mlp")

@@ -37,6 +37,7 @@ def graph(model: Path) -> bytes:
     return bytes(file.SerializeToString(deterministic=True))
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_make_one_file_but_for_the_time(photos: Path, tmp_path: Path) -> None:
     """In one place, one after the other: the card holds the options, and with them the folder of the runs."""
     models = []

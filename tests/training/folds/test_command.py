@@ -35,6 +35,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_image_is_answered_once_by_a_model_that_has_not_seen_it(made: Path, photos: Path) -> None:
     folder = made / "folds" / "x"
     answers = {row["path"]: row for row in rows(folder / "predictions.csv")}

@@ -69,6 +69,7 @@ def test_a_planted_subgroup_is_found_beside_columns_that_say_nothing() -> None:
     assert gap.corrected_p == pytest.approx(7 * gap.p)
 
 
+@pytest.mark.slow
 def test_without_a_difference_one_study_in_twenty_at_most_says_there_is_one() -> None:
     rng = np.random.default_rng(0)
     alarms = 0
@@ -122,6 +123,7 @@ def test_p_of_single_images_is_near_that_of_chi_square() -> None:
         assert permutation_p(right, codes, np.arange(300), ONE) == pytest.approx(expected, rel=0.35, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_images_of_one_group_are_not_independent_evidence(shared: bool) -> None:
     """30 groups of ten images, all right or all wrong, with one value each or with both."""

@@ -14,6 +14,7 @@ def runs(two: Path, tmp_path: Path) -> Path:
     return copied(two, tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_promote_and_rollback_as_a_person_types_them(runs: Path) -> None:
     refused = command("promote", "runs/poor", cwd=runs.parent)
     assert refused.returncode == 1

@@ -101,6 +101,7 @@ def test_a_first_run_that_misses_a_floor_or_chance_is_served_by_nothing(photos: 
     assert latest(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_on_another_test_split_the_old_file_answers(photos: Path, two: Path, tmp_path: Path) -> None:
     out = copied(two, tmp_path / "runs")
     (out / "good" / "predictions.csv").unlink()  # nothing to read: the file itself must answer
@@ -115,6 +116,7 @@ def test_on_another_test_split_the_old_file_answers(photos: Path, two: Path, tmp
     assert re.search(r"has learned from \d+ of these images, its score is too high", log(out)[-1]["faults"][-1])
 
 
+@pytest.mark.slow
 def test_other_classes_are_not_comparable(photos: Path, two: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for name in ("blue", "green leaf"):
@@ -128,6 +130,7 @@ def test_other_classes_are_not_comparable(photos: Path, two: Path, tmp_path: Pat
     assert latest(out) == "meant"
 
 
+@pytest.mark.slow
 def test_a_latest_that_is_not_ours(photos: Path, two: Path, tmp_path: Path) -> None:
     elsewhere = copied(two, tmp_path / "elsewhere")
     out = tmp_path / "runs"

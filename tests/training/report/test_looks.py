@@ -35,6 +35,7 @@ def reported(run: Path) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.slow
 def test_runs_evaluations_and_comparisons_count_for_their_test_split(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     one, two, other = (make(photos, out, name=name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
@@ -63,6 +64,7 @@ def test_runs_evaluations_and_comparisons_count_for_their_test_split(photos: Pat
     assert logged(out)[0]["test_split"] == report["data"]["test_digest"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(photos, tmp_path, name="before")
     with pytest.raises(Interrupted):
@@ -78,6 +80,7 @@ def test_a_resumed_run_counts_once(photos: Path, tmp_path: Path, monkeypatch: py
     assert [line["models"] for line in logged(tmp_path)] == [["before"], ["x"], ["meanwhile"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["study", "search"])
 def test_runs_of_a_study_are_logged_above_it_with_its_name(photos: Path, tmp_path: Path, kind: str) -> None:
     study = tmp_path / "runs" / "studies" / "rates"
@@ -133,6 +136,7 @@ def _record(out: Path) -> int:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_processes_that_write_at_once_lose_no_line(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4, get_context("spawn")) as pool:

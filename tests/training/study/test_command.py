@@ -56,6 +56,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return home / "runs" / "studies" / "rates", done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_or_diverges_is_an_outcome_and_does_not_stop_the_others(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     with (folder / "results.csv").open(newline="") as file:
@@ -74,6 +75,7 @@ def test_a_run_that_fails_or_diverges_is_an_outcome_and_does_not_stop_the_others
     assert "got &#39;many&#39;" in page
 
 
+@pytest.mark.slow
 def test_its_runs_do_not_compete_for_latest(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     assert not {"latest", "promotions.jsonl"} & {path.name for path in (folder / "runs").iterdir()}

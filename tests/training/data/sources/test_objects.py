@@ -45,6 +45,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_folder_is_the_same_data_as_on_disk_and_later_only_changes_are_fetched(
     store: S3, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def turned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(TrainConfig(data=pictures, out=out, name="x", views="turns", quantize="int8", **OPTIONS))
 
 
+@pytest.mark.slow
 def test_the_file_answers_the_geometric_mean_of_its_answers_to_images_turned_by_hand(turned: Path) -> None:
     classifier = open_model(turned / "model.onnx")
     card = classifier.card
@@ -60,6 +61,7 @@ def test_the_file_answers_the_geometric_mean_of_its_answers_to_images_turned_by_
     assert classifier.predict(np.ascontiguousarray(by_hand[3])) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_report_states_gain_and_cost(turned: Path) -> None:
     report = json.loads((turned / "report" / "report.json").read_text())
     found = report["views"]
@@ -79,6 +81,7 @@ def test_the_report_states_gain_and_cost(turned: Path) -> None:
     assert report["quantized"]["agreement"] > 0.9
 
 
+@pytest.mark.slow
 def test_every_other_way_answers_the_same(turned: Path, pictures: Path, tmp_path: Path) -> None:
     folder = parity(ParityConfig(model=turned, data=pictures, provider="cpu", out=tmp_path / "x"))
     ways = json.loads((folder / "parity.json").read_text())["ways"]
@@ -86,6 +89,7 @@ def test_every_other_way_answers_the_same(turned: Path, pictures: Path, tmp_path
     assert max(each["largest_difference"] for each in ways) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_frozen_body_is_averaged_too(turned: Path, pictures: Path, tmp_path: Path) -> None:
     """Its features are computed once without views for the training, and with them for the answers."""
     options = OPTIONS | {"init_from": turned, "freeze": True, "views": "flips"}

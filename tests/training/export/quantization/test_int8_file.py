@@ -64,6 +64,7 @@ def test_a_file_whose_labels_disagree_is_not_published(run: Path, dataset: Datas
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_a_run_leaves_both_files_and_the_report_compares_them(photos: Path, tmp_path: Path, kind: str) -> None:
     options: dict[str, Any] = OPTIONS | {"model": kind, "width": 8, "epochs": 3, "augment": "none", "val_fraction": 0.4}
