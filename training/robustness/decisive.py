@@ -12,10 +12,9 @@ from jaxtyping import Bool, Int64
 
 from serving.contract.covers import GRID, covered, without
 from serving.contract.decode import Pixels
-from serving.contract.model import Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.classification import Probabilities
-from training.models.prediction import fitted_batches, inference_batch
+from training.models.prediction import Predictor, fitted_batches, inference_batch
 
 REGIONS = GRID * GRID // 4
 """Of each image that are hidden: a quarter of it."""
@@ -36,7 +35,7 @@ class WithoutRegions:
 
 
 def answers_without_regions(
-    classifier: Classifier,
+    classifier: Predictor,
     images: LabelledImages,
     indices: Int64[np.ndarray, " _"],
     examples: Sequence[int],
@@ -64,7 +63,7 @@ def answers_without_regions(
     )
 
 
-def decisive_regions(classifier: Classifier, fitted: Pixels) -> Regions:
+def decisive_regions(classifier: Predictor, fitted: Pixels) -> Regions:
     """The regions on which the predicted class depends the most, of a resized image."""
     label = classifier.predict(fitted[np.newaxis])[0].argmax()
     views = covered(fitted)
