@@ -22,7 +22,7 @@ from training.study.search import BEST, chosen, distributions
 from training.study.trials import AGAIN, OWNER, Record
 
 SPACE = """
-base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 200, augment: none}
+base: {model: mlp, hidden: [8], image_size: 16, batch_size: 16, epochs: 80, augment: none}
 axes:
   lr: {low: 0.001, high: 0.01, log: true}
   init: [constant, he_normal]
@@ -131,6 +131,7 @@ def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_search_finds_what_learns_stops_what_does_not_and_can_be_continued(photos: Path, tmp_path: Path) -> None:
     command = [
         "study",
@@ -154,7 +155,7 @@ def test_a_search_finds_what_learns_stops_what_does_not_and_can_be_continued(pho
     assert pruned
     assert {trial.params["init"] for trial in pruned} == {"constant"}
     histories = [history.read(folder / "runs" / f"trial={trial.number},seed=0") for trial in pruned]
-    assert min(len(record.epochs) for record in histories if record) < 200, "stopped, and not only judged at its end"
+    assert min(len(record.epochs) for record in histories if record) < 80, "stopped, and not only judged at its end"
     assert main(["--config", str(folder / BEST), "--out", str(tmp_path), "--name", "best", "--epochs", "1"]) == 0
 
 
