@@ -97,7 +97,7 @@ def test_failures_of_the_closed_loop_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "wanted"), [("small", 3_900), ("large", 60_000)])
-def test_pictures_have_the_sizes_that_are_told(size: str, wanted: int) -> None:
+def test_pictures_have_the_sizes_that_are_asked_for(size: str, wanted: int) -> None:
     files = [picture(label, size, seed=999) for label in range(CLASSES)]
     assert files == [picture(label, size, seed=999) for label in range(CLASSES)]
     assert np.mean([len(file) for file in files]) == pytest.approx(wanted, rel=0.08)

@@ -105,7 +105,7 @@ class Uploads:
         self.statuses: Counter[int] = Counter()
         self._address = address
         self._begun = threading.Barrier(self.COUNT + 1)
-        self._goes_on = threading.Event()
+        self._continues = threading.Event()
         self._pool = ThreadPoolExecutor(self.COUNT)
 
     def __enter__(self) -> "Uploads":
@@ -114,7 +114,7 @@ class Uploads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._goes_on.set()
+        self._continues.set()
         self.statuses.update(answer.result().status_code for answer in self._answers)
         self._pool.shutdown()
 
@@ -125,7 +125,7 @@ class Uploads:
         body = digit(0)
         yield body[: len(body) // 2]
         self._begun.wait(WAIT_S)
-        self._goes_on.wait(WAIT_S)
+        self._continues.wait(WAIT_S)
         yield body[len(body) // 2 :]
 
 
@@ -166,7 +166,7 @@ def test_the_service_waits_for_a_model_takes_the_next_one_and_ends_without_loss(
         assert service.exit_code == 0
 
 
-def test_a_training_job_that_is_killed_goes_on(
+def test_a_training_job_that_is_killed_continues(
     images: None,
     claims: dict[str, str],
     tmp_path: Path,

@@ -31,7 +31,7 @@ def wait_for(address: str, status: int = 200) -> None:
     raise AssertionError(f"{address} did not answer {status} within {READY_S} s")
 
 
-def test_a_run_is_that_of_whoever_the_container_runs_as(runs: Path) -> None:
+def test_a_run_is_that_of_the_user_of_the_container(runs: Path) -> None:
     model = runs / "latest" / "model.onnx"
     assert model.stat().st_uid == SOMEBODY
     report = json.loads((runs / "latest" / "report" / "report.json").read_text())

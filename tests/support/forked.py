@@ -68,17 +68,17 @@ def run(arguments: list[str], cwd: Path, timeout: float, *, strict: bool) -> "su
     """Run a command to its end; a `strict` one ends at a warning. Raises subprocess.TimeoutExpired."""
     command = [sys.executable, "-m", "training", *arguments]
     read, write = os.pipe()
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, os.fdopen(read) as told:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, os.fdopen(read) as status:
         request = json.dumps({"arguments": arguments, "cwd": str(cwd), "strict": strict}).encode()
         assert len(request) < REQUEST_BYTES
         files = array.array("i", [output.fileno(), errors.fileno(), write])
         with _LOCK:
             _origin().socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         os.close(write)
-        pid = int(told.readline())
+        pid = int(status.readline())
         timer = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
         timer.start()
-        code = int(told.readline())
+        code = int(status.readline())
         if not timer.is_alive():
             raise subprocess.TimeoutExpired(command, timeout)
         timer.cancel()

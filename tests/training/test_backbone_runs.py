@@ -150,7 +150,7 @@ def test_fine_tuning_takes_all_weights_or_a_new_head(
     assert "the last layer is new (3 classes there, 2 here)" in capsys.readouterr().out
 
 
-def test_a_frozen_run_moves_the_head_alone_and_goes_on_without_its_origin(
+def test_a_frozen_run_moves_the_head_alone_and_continues_without_its_origin(
     finished: Finished, photos: Path, tmp_path: Path
 ) -> None:
     begun = frozen(photos, tmp_path, weights=None, init_from=copied(finished(FAST), tmp_path / "origin"))
@@ -165,7 +165,7 @@ def test_a_frozen_run_moves_the_head_alone_and_goes_on_without_its_origin(
 
 
 @pytest.mark.slow
-def test_a_frozen_run_on_a_file_s_weights_goes_on_without_the_file(photos: Path, tmp_path: Path) -> None:
+def test_a_frozen_run_on_a_file_s_weights_continues_without_the_file(photos: Path, tmp_path: Path) -> None:
     """The published model is whole: its body is the file's, and it predicts by it from images."""
     torch.manual_seed(1)
     theirs = backbones.timm().create_model(FAST, num_classes=7)

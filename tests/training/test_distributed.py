@@ -200,7 +200,7 @@ def test_two_processes_learn_what_one_does(digits: Path, tmp_path: Path, one_pro
 
 
 @pytest.mark.slow
-def test_asked_to_stop_they_save_and_one_process_goes_on(
+def test_asked_to_stop_they_save_and_one_process_continues(
     digits: Path, tmp_path: Path, one_process: Path, job: Job
 ) -> None:
     """SIGTERM to torchrun; the weights in the end are those of a run that one process made, never stopped."""
@@ -231,7 +231,7 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_the_next_job_goes_on(digits: Path, tmp_path: Path, job: Job) -> None:
+def test_a_killed_process_ends_the_others_and_the_next_job_continues(digits: Path, tmp_path: Path, job: Job) -> None:
     options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
     torchrun = job.torchrun(*options)
     until(torchrun, "epoch  ")

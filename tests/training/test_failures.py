@@ -38,7 +38,7 @@ from training.errors import EXIT_CODES, DeviceFailed, Interrupted, OutOfMemory
 from training.options.config import TrainConfig
 
 
-def goes_on(arguments: list[str]) -> None:
+def continues(arguments: list[str]) -> None:
     """Asserts that --resume auto takes the run up from its last checkpoint, which loads, and gets further."""
     run = Path(arguments[arguments.index("--out") + 1]) / "x"
     before = last(run)["progress"]
@@ -71,11 +71,11 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
     assert f"--resume {tmp_path}/x continues from its last checkpoint" in errors
     assert "Traceback" not in errors
     assert all(map(is_gone, workers))
-    goes_on(arguments)
+    continues(arguments)
 
 
 @pytest.mark.slow
-def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_a_trainer_that_is_killed_takes_its_workers_along_and_continues(photos: Path, tmp_path: Path) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "2")
     trainer = start(arguments, epochs=2)
     workers = workers_of(trainer)
@@ -84,7 +84,7 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_goes_on(photos: Pa
     wait_until(lambda: all(map(is_gone, workers)))
     trainer.communicate()
     assert len(last(tmp_path / "x")["progress"]["history"]) >= 1, "at most one epoch is lost"
-    goes_on(arguments)
+    continues(arguments)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path
     progress = last(tmp_path / "x")["progress"]
     assert not progress["history"]
     assert 0 < progress["step"] < 20, "of 30 or more"
-    goes_on(arguments)
+    continues(arguments)
 
 
 def test_a_run_that_never_came_to_a_checkpoint_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_that_never_came_to_a_checkpoint_leaves_its_name_free(photos: Path
     assert main(arguments) == 2, "now there is something to lose"
 
 
-def test_want_of_memory_has_one_name_whoever_notices_it() -> None:
+def test_want_of_memory_has_one_name_in_every_place() -> None:
     for demand in (lambda: torch.empty(10**14), lambda: np.empty(10**15), lambda: bytearray(10**16)):
         with pytest.raises((MemoryError, RuntimeError)) as error:
             demand()
@@ -457,7 +457,7 @@ def _copy_as(number: int) -> Callable[[str, str], object]:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("moment", ["reading", "validation", "save"])
-def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_goes_on(
+def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_continues(
     many: Path, tmp_path: Path, moment: str
 ) -> None:
     arguments = arguments_for(many, tmp_path, "--workers", "0", "--val-fraction", "0.6")
@@ -484,4 +484,4 @@ def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_goes_on(
         with pytest.raises(Interrupted):
             train.train(options("train", arguments), After(0))
     else:
-        goes_on(arguments)
+        continues(arguments)

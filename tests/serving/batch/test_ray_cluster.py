@@ -121,7 +121,7 @@ def cluster() -> Iterator[str]:
         started.shutdown()
 
 
-def test_a_cluster_that_runs_already_gives_the_same_and_goes_on(
+def test_a_cluster_that_runs_already_gives_the_same_and_continues(
     run: Path, many: Path, plain: bytes, tmp_path: Path, cluster: str
 ) -> None:
     model = ["--model", run / "model.onnx", "--ray", cluster]

@@ -36,7 +36,7 @@ def test_a_format_size_or_weight_that_gives_the_class_away_is_found(field: str, 
     assert found.from_file > 0.95
 
 
-def test_a_colour_that_gives_the_class_away_is_told_from_the_file_alone() -> None:
+def test_a_colour_that_gives_the_class_away_is_found_in_the_file_alone() -> None:
     made, labels = some(300)
     reddish = [replace(file, colour=(60.0 * label, 9.0, 9.0)) for file, label in zip(made, labels, strict=True)]
     found = measure(reddish, labels, np.arange(300))

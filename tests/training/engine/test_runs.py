@@ -27,7 +27,7 @@ def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ("looks", "epochs", "steps", "workers"),
     [(0, 0, 1, 0), (0, 0, 1, 2), (4, 0, 5, 0), (4, 0, 5, 2), (8, 0, 8, 0), (9, 1, 0, 0), (9, 1, 0, 2), (10, 1, 1, 2)],
 )
-def test_a_run_that_was_stopped_and_goes_on_ends_as_one_that_was_not(
+def test_a_run_that_was_stopped_and_continues_ends_as_one_that_was_not(
     photos: Path, tmp_path: Path, uninterrupted: Path, looks: int, epochs: int, steps: int, workers: int
 ) -> None:
     begun = config(photos, tmp_path, name="x", workers=workers)
@@ -42,7 +42,7 @@ def test_a_run_that_was_stopped_and_goes_on_ends_as_one_that_was_not(
     assert (resumed / "predictions.csv").read_bytes() == (uninterrupted / "predictions.csv").read_bytes()
 
 
-def test_it_goes_on_from_the_checkpoint_before_when_the_last_is_damaged(
+def test_it_continues_from_the_checkpoint_before_when_the_last_is_damaged(
     photos: Path, tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Interrupted):
@@ -114,7 +114,7 @@ def test_other_options_and_other_data_are_refused_with_both_values(photos: Path,
     assert (tmp_path / "x" / "checkpoints" / "last.pt").exists(), "a refusal takes nothing away"
 
 
-def test_auto_goes_on_with_the_named_or_the_newest_unfinished_run_or_begins(photos: Path, tmp_path: Path) -> None:
+def test_auto_continues_with_the_named_or_the_newest_unfinished_run_or_begins(photos: Path, tmp_path: Path) -> None:
     asked = ["--out", str(tmp_path), "--resume", "auto"]
     assert options("train", asked).name is None, "there is none, so a new one begins"
     assert options("train", [*asked, "--name", "a"]).name == "a"
@@ -161,7 +161,7 @@ def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_143_and_auto_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_143_and_auto_continues(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
     arguments += ["--width", "8", "--image-size", "16", "--batch-size", "8", "--patience", "1000"]
     trainer = start(arguments)

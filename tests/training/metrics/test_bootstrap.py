@@ -124,7 +124,7 @@ def test_the_difference_changes_its_sign_with_the_order() -> None:
         assert getattr(back, name) == pytest.approx((-high, -low))
 
 
-def test_pairs_of_models_that_fail_on_the_same_images_are_told_apart_by_fewer_images() -> None:
+def test_pairs_of_models_that_fail_on_the_same_images_are_compared_by_fewer_images() -> None:
     labels, first, second = rivals(0, 400)
     alone = [bootstrap.bootstrap(labels, model, np.arange(400), CLASSES) for model in (first, second)]
     found = bootstrap.paired(labels, first, second, np.arange(400))

@@ -106,7 +106,7 @@ def test_equal_weights_stay_equal_and_hardly_learn() -> None:
     assert final["constant"] < 0.5
 
 
-def test_scale_and_biases_are_as_told() -> None:
+def test_scale_and_biases_are_as_documented() -> None:
     bounds: dict[Init, float] = {"uniform": 1.0, "normal": math.inf}
     for method, bound in bounds.items():
         model = fresh(model="mlp")
