@@ -9,7 +9,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export BENTOML_DO_NOT_TRACK = True
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help train serve test test-slow test-containers bench-serving bench-training check-gpu images sbom lint clean
+.PHONY: help train serve test test-slow test-long test-containers bench-serving bench-training check-gpu images sbom lint clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,9 +28,12 @@ serve: $(VENV)/installed ## Serve the latest run on port 3000.
 test: $(VENV)/installed ## Run the tests, but for the slow ones.
 	pytest
 
-test-slow: $(VENV)/installed ## Run the tests that take minutes, then those that measure, with nothing beside them.
+test-slow: $(VENV)/installed ## Run the tests that take long, then those that measure, with nothing beside them.
 	pytest -m "slow and not alone"
 	pytest -m alone --numprocesses=0
+
+test-long: $(VENV)/installed ## Run the tests of a minute and more each: every page's commands, studies, searches.
+	pytest -m long
 
 test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap, dnsmasq.
 	pytest -m containers --numprocesses=0 tests/containers

@@ -207,7 +207,7 @@ def test_every_block_of_the_first_pages_runs(outputs: Outputs) -> None:
     assert len(outputs) >= 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_block_of_the_other_pages_runs(later_outputs: Outputs) -> None:
     assert len(later_outputs) >= 15
@@ -237,7 +237,7 @@ def test_the_clients_get_the_answer_that_curl_gets(outputs: Outputs) -> None:
     assert bento.strip() == label
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_promoted_by_hand_and_rolled_back(later_outputs: Outputs) -> None:
     start = ". .venv/bin/activate\npython -m training rollback"
@@ -248,7 +248,7 @@ def test_promoted_by_hand_and_rolled_back(later_outputs: Outputs) -> None:
     assert "points to photos" in printed_by(later_outputs, "training/README.md", "python -m training promote")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_study_of_the_pages_runs(shell: Shell) -> None:
     """Those of the questions with one seed in place of three: every level of every question, in a third of the time."""

@@ -54,7 +54,7 @@ def test_the_workflow_runs_targets_that_exist_on_the_pythons_that_are_supported(
     jobs = WORKFLOW["jobs"]
     lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     run = {target for line in lines for target in re.findall(r"\bmake ([a-z-]+)", line)}
-    assert {"lint", "test", "test-slow", "test-containers", "train"} == run <= set(TARGETS)
+    assert {"lint", "test", "test-slow", "test-long", "test-containers", "train"} == run <= set(TARGETS)
     oldest = PROJECT["requires-python"].removeprefix(">=")
     assert jobs["test"]["strategy"]["matrix"]["python"][0] == oldest
     assert jobs["macos"]["runs-on"].startswith("macos")

@@ -249,7 +249,7 @@ def test_a_killed_process_ends_the_others_and_the_next_job_continues(digits: Pat
     done(again, code=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_path: Path, job: Job) -> None:
     """Augmentation, dropout, and batch normalisation, which on CPUs measures parts of batches: within 5 points."""
     levers = ["--augment", "light", "--dropout", "0.2", "--width", "16", "--epochs", "6"]

@@ -379,7 +379,7 @@ def test_a_bias_for_rare_classes_is_part_of_what_is_proved_and_served(tmp_path: 
         assert f"{bias[2]:+.2f}" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every picture of a class is its number in grey levels, two digits in two halves, and noise."""
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ def lines(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in json.loads((folder / "check.json").read_text())["training"]["lines"]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_trains_every_family_and_says_what_it_cannot_show(tmp_path: Path) -> None:
     done = command("check", "--out", tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,7 +45,7 @@ def test_the_command_trains_every_family_and_says_what_it_cannot_show(tmp_path: 
         } <= skipped
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_line_that_fails_is_the_exit_code(tmp_path: Path) -> None:
     """The models of the runs have no place: a folder has their name."""
     for family in FAMILIES:

@@ -59,7 +59,7 @@ def facts(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_site_unlike_the_others_has_a_gap_and_a_camera_has_none(made: Path) -> None:
     by_site = facts(made / "sites-by-site")["left_out"]
     scores = {each["value"]: each for each in by_site["values"]}
@@ -93,7 +93,7 @@ def test_no_model_has_learned_from_the_value_it_is_tested_on(made: Path, sites: 
     assert len(seen) == 240
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gap_is_compared_only_with_the_same_options(made: Path, sites: Path) -> None:
     out = made.parent
     done = command(*arguments(sites, out, "--leave-out", "camera", "--seed", "1", "--name", "other"))

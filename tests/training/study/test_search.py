@@ -130,7 +130,7 @@ def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
         Record(tmp_path, "nonsense")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_search_finds_what_learns_stops_what_does_not_and_can_be_continued(photos: Path, tmp_path: Path) -> None:
     command = [
@@ -166,7 +166,7 @@ axes:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("storage", ["journal", "postgresql"])
 def test_of_two_processes_one_is_killed_and_the_other_makes_its_trial(
