@@ -81,21 +81,22 @@ def test_at_ten_times_capacity_every_reply_is_quick(server: Process, tmp_path: P
     client.close()
     settled = [answer for answer in answers if answer.due_s >= SETTLE_S]  # the connections are open by then
     accepted, refused = ([a.latency_s for a in settled if a.status == status] for status in (200, 429))
+    answered = len(accepted) / (SECONDS - SETTLE_S)
     print(
         f"{queue} admitted: capacity {rate:.0f}/s, alone p95 {alone * 1e3:.1f} ms; at {TIMES * rate:.0f}/s "
-        f"{len(accepted) / (SECONDS - SETTLE_S):.0f}/s accepted, p95 {np.quantile(accepted, 0.95) * 1e3:.1f} ms; "
+        f"{answered:.0f}/s accepted, p95 {np.quantile(accepted, 0.95) * 1e3:.1f} ms; "
         f"refused p99 {np.quantile(refused, 0.99) * 1e3:.1f} ms; /livez at most {max(probes) * 1e3:.1f} ms"
     )
     assert {answer.status for answer in answers} == {200, 429}
     assert advice == {"1"}
-    assert len(accepted) > (SECONDS - SETTLE_S) * rate / 3, "what it can answer it does"
+    assert answered > rate / 3, "what it can answer it does"
     assert np.quantile(refused, 0.99) <= 0.1
     assert max(probes) <= 0.2
     if queue == 1:  # nothing waits; the machine's noise is in the slowest replies, which have a bound of their own
         assert np.median(accepted) <= 2 * alone
         assert np.quantile(accepted, 0.95) <= 0.1
     else:
-        assert np.quantile(accepted, 0.95) <= 2 * queue / rate, "no longer than all admitted images take"
+        assert np.quantile(accepted, 0.95) <= 2 * queue / min(rate, answered), "no longer than all admitted images take"
 
 
 class _Client:
