@@ -2,15 +2,10 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, values
 
 from serving.contract.card import ModelCard
 from serving.contract.drift import Feature
@@ -267,41 +262,3 @@ class Metrics:
         """Record that this model answers from now on, in place of the one before it."""
         self.inference.expect(classifier.card)
         self.model.replace(classifier)
-
-
-def exposition() -> bytes:
-    """The metrics of all workers in Prometheus's text format, without models that have been replaced."""
-    registry = CollectorRegistry()
-    registry.register(_Workers())
-    return generate_latest(registry)
-
-
-def forget_dead_workers() -> None:
-    """Remove the gauges of workers that were killed: such a worker could not remove its own."""
-    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
-        pid = path.stem.rsplit("_", 1)[1]
-        if not Path("/proc", pid).exists():
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
-
-
-def remove_files() -> None:
-    """Delete this process's files, and with them its counts: call it only when the service ends."""
-    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"*_{os.getpid()}.db"):
-        path.unlink()
-
-
-class _Workers(Collector):
-    def collect(self) -> Iterator[Metric]:
-        for family in MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
-            if family.name == "twinlens_model_info":
-                family.samples = [sample for sample in family.samples if sample.value]
-            if family.type == "histogram":
-                family.samples.sort(key=_by_labels_and_bucket)
-            yield family
-
-
-def _by_labels_and_bucket(sample: Sample) -> tuple[list[tuple[str, str]], bool, float]:
-    """The order that the text format asks for: one histogram's buckets, ascending, before its count and sum."""
-    labels = dict(sample.labels)
-    bucket = labels.pop("le", None)
-    return sorted(labels.items()), bucket is None, float(bucket or 0)

@@ -24,12 +24,13 @@ from serving.api.state import ServiceState
 from serving.api.ui import Page
 from serving.contract import drift, gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
+from serving.exposition import forget_dead_workers, remove_files
 from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
 from serving.inference.reload import Reloader
 from serving.inference.similar import Searcher
-from serving.metrics import FetchOutcome, Metrics, forget_dead_workers, remove_files
+from serving.metrics import FetchOutcome, Metrics
 from serving.settings import PREFIX, Settings
 from serving.traced import Traced
 

@@ -15,12 +15,12 @@ from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body, read_files
 from serving.api.waiting import await_for_client
 from serving.contract.card import ModelCard
+from serving.exposition import exposition
 from serving.inference.heatmap import as_json, as_png, overlay
 from serving.inference.occlusion import Explanation
 from serving.inference.prediction import Prediction
 from serving.inference.predictor import Predictor
 from serving.inference.similar import rows_of
-from serving.metrics import exposition
 
 SIMILAR, MOST_SIMILAR = 5, 50
 """Training images that /similar answers with: without `k`, and at most."""

@@ -92,6 +92,16 @@ def histograms(rows: FeatureRows) -> dict[str, Histogram]:
     return {name: Histogram.of(values, bins) for name, values in zip(FEATURES, rows.T, strict=True)}
 
 
+def stability_indices(reference: Mapping[str, Histogram], rows: FeatureRows) -> dict[str, float]:
+    """The stability index of each feature, without the features that need more images than there are."""
+    columns = dict(zip(FEATURES, rows.T, strict=True))
+    return {
+        name: histogram.stability_index(columns[name])
+        for name, histogram in reference.items()
+        if len(rows) >= histogram.images_needed
+    }
+
+
 class Window:
     """The last `size` images, compared with a model card's histograms UPDATES_PER_WINDOW times in each `size` images.
 
@@ -116,10 +126,4 @@ class Window:
 
     def stability_indices(self) -> dict[str, float]:
         """The stability index of each feature, without the features that need more images than there are."""
-        rows = self._rows[: self._images]
-        columns = dict(zip(FEATURES, rows.T, strict=True))
-        return {
-            name: histogram.stability_index(columns[name])
-            for name, histogram in self._reference.items()
-            if len(rows) >= histogram.images_needed
-        }
+        return stability_indices(self._reference, self._rows[: self._images])

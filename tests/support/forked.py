@@ -4,7 +4,6 @@ A fork is a process of its own, with its own arguments, folder, output and exit 
 process, and libraries read some of them on import: a command with variables of its own is no case for it.
 """
 
-import array
 import gc
 import importlib
 import json
@@ -71,9 +70,8 @@ def run(arguments: list[str], cwd: Path, timeout: float, *, strict: bool) -> "su
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, os.fdopen(read) as status:
         request = json.dumps({"arguments": arguments, "cwd": str(cwd), "strict": strict}).encode()
         assert len(request) < REQUEST_BYTES
-        files = array.array("i", [output.fileno(), errors.fileno(), write])
         with _LOCK:
-            _origin().socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+            socket.send_fds(_origin().socket, [request], [output.fileno(), errors.fileno(), write])
         os.close(write)
         pid = int(status.readline())
         timer = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))

@@ -20,7 +20,7 @@ from training.evaluate import Wanted, check_labels, choose, gather, learned_from
 from training.models.prediction import fitted_batches, predict_images
 from training.robustness.changes import DRIFTS, PROBES, Change
 from training.robustness.decisive import answers_without_regions
-from training.robustness.drift_limits import feature_rows, stability_indices
+from training.robustness.drift_limits import distances, feature_rows
 from training.robustness.report import EXAMPLES, Answered, RobustnessReport, write_robustness
 
 
@@ -107,7 +107,7 @@ def answered(
         change=change.name,
         strength=strength,
         probabilities=probabilities[:, [classifier.card.classes.index(name) for name in shown.classes]],
-        indices=stability_indices(classifier.card.reference, np.concatenate(rows)),
+        indices=distances(classifier.card.reference, np.concatenate(rows)),
     )
 
 

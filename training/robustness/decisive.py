@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from serving.contract.card import VIEWS
 from serving.contract.covers import GRID, covered, without
 from serving.contract.decode import Pixels
 from training.data.dataset import LabelledImages
@@ -67,7 +68,8 @@ def decisive_regions(classifier: Predictor, fitted: Pixels) -> Regions:
     """The regions on which the predicted class depends the most, of a resized image."""
     label = classifier.predict(fitted[np.newaxis])[0].argmax()
     views = covered(fitted)
-    size = inference_batch(*fitted.shape[:2])
+    height, width, _ = fitted.shape
+    size = inference_batch(height, width, VIEWS[classifier.card.views])
     supported = [classifier.predict(views[start : start + size])[:, label] for start in range(0, len(views), size)]
     regions = np.zeros(GRID * GRID, bool)
     regions[np.argsort(np.concatenate(supported), kind="stable")[:REGIONS]] = True

@@ -12,13 +12,13 @@ from itertools import takewhile
 import numpy as np
 
 from serving.contract.drift import (
-    FEATURES,
     LIMIT,
     NO_DRIFT,
     FeatureRows,
     Histogram,
     feature_row,
     image_features,
+    stability_indices,
 )
 from training.metrics.classification import Probabilities
 from training.models.prediction import Images
@@ -44,14 +44,9 @@ def feature_rows(fitted: Images, probabilities: Probabilities) -> FeatureRows:
     )
 
 
-def stability_indices(reference: Mapping[str, Histogram], rows: FeatureRows) -> dict[str, float]:
-    """The index of each feature that changes can alter, of those that need no more images than there are."""
-    columns = dict(zip(FEATURES, rows.T, strict=True))
-    return {
-        name: histogram.stability_index(columns[name])
-        for name, histogram in reference.items()
-        if name not in SIZES and len(rows) >= histogram.images_needed
-    }
+def distances(reference: Mapping[str, Histogram], rows: FeatureRows) -> dict[str, float]:
+    """The stability index of each feature that a change can alter."""
+    return stability_indices({name: of for name, of in reference.items() if name not in SIZES}, rows)
 
 
 def drift_limits(steps: Sequence[Step]) -> dict[str, float]:

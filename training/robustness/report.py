@@ -33,7 +33,7 @@ class Answered:
     strength: float
     probabilities: Probabilities
     indices: dict[str, float]
-    """`drift_limits.stability_indices` of the changed images."""
+    """`drift_limits.distances` of the changed images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ import pytest
 from serving.contract.drift import LIMIT, NO_DRIFT, histograms
 from training.robustness.drift_limits import (
     Step,
+    distances,
     drift_limits,
     false_alarms,
     feature_rows,
     setting,
-    stability_indices,
     unnoticed,
 )
 
@@ -81,13 +81,13 @@ def test_the_indices_are_those_of_the_service() -> None:
     probabilities = rng.dirichlet((1, 1), 500).astype(np.float32)
     rows = feature_rows(images, probabilities)
     reference = histograms(rows)
-    same = stability_indices(reference, rows)
+    same = distances(reference, rows)
     assert set(same) == {"brightness", "contrast", "label", "confidence"}, "no change alters width and height"
     assert max(same.values()) == 0
-    brighter = stability_indices(reference, feature_rows(images + np.uint8(20), probabilities))
+    brighter = distances(reference, feature_rows(images + np.uint8(20), probabilities))
     assert brighter["brightness"] > 1
     assert brighter["contrast"] < 0.1
-    assert stability_indices(reference, rows[:99]) == {}, "too few images for any bin"
+    assert distances(reference, rows[:99]) == {}, "too few images for any bin"
 
 
 def test_the_setting_is_read_by_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
