@@ -127,7 +127,7 @@ class Familiarity:
 
     Novelty is an output of the graph: the Mahalanobis distance from the nearest class of the training images (Lee et
     al. 2018, https://arxiv.org/abs/1807.03888). Of images exchangeable with those of the validation split, a share of
-    `false_alarms` at most is expected to be unfamiliar (split conformal prediction).
+    `false_alarms` at most is unfamiliar, with a confidence of 90 % (Vovk 2012, https://arxiv.org/abs/1209.2673).
     """
 
     threshold: float

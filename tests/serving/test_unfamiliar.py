@@ -178,5 +178,5 @@ def test_it_can_be_switched_off_and_few_images_switch_it_off_with_a_warning(pict
         assert [output.name for output in onnx.load(run / "model.onnx").graph.output] == ["probabilities", "embedding"]
         report = json.loads((run / "report" / "report.json").read_text())
         assert report["unknown"] is None
-        text = "54 validation images are too few for `--unfamiliar 0.01`, which needs 99"
+        text = "54 validation images are too few for `--unfamiliar 0.01`, which needs 230"
         assert any(text in warning for warning in report["warnings"]) is warned

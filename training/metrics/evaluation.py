@@ -195,12 +195,10 @@ def _unknown(
 ) -> Unknown | None:
     detector = novelty.fit(embeddings["train"], dataset.labels[scored(dataset, "train")])
     validation = detector.novelty(embeddings["val"])
-    familiarity = novelty.choose(validation, false_alarms)
+    components = dataset.components[dataset.splits["val"]]
+    familiarity = novelty.choose(validation, components, false_alarms)
     if familiarity is None:
-        print(
-            f"warning: {len(embeddings['val'])} validation images are too few for --unfamiliar {false_alarms:g}; "
-            f"it needs {novelty.fewest(false_alarms)}"
-        )
+        print(f"warning: {novelty.too_few(components, false_alarms)}")
         return None
     return Unknown(
         detector=detector,

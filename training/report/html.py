@@ -119,7 +119,7 @@ def novelty_lines(unknown: dict[str, Any] | None, images: str) -> list[str]:
     measured = unknown["measured"]
     return [
         f"{percent(measured['value'])} ({percent_interval(measured['interval'])}) of the {images} are unfamiliar; the "
-        f"limit is set for {percent(unknown['false_alarms'])}."
+        f"limit is set for {percent(unknown['false_alarms'])} at most."
     ]
 
 

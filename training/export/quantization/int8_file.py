@@ -210,7 +210,7 @@ def _unknown(
     train = scored(dataset, "train")
     detector = novelty.fit(session.run(dataset.images, train).embeddings, dataset.labels[train])
     validation = detector.novelty(val.embeddings)
-    own = novelty.choose(validation, familiarity.false_alarms)
+    own = novelty.choose(validation, dataset.components[dataset.splits["val"]], familiarity.false_alarms)
     assert own is not None  # of as many validation images as in float32
     known = ~own.unfamiliar(validation)
     return _Unknown(detector=detector, familiarity=own, known=known, test=detector.novelty(test.embeddings))

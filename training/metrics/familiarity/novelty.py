@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import eigh
+from scipy.stats import binom
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
@@ -27,8 +28,9 @@ LEAST_DETECTED = 0.5
 """Share of images that show nothing; the report warns where fewer of them are unfamiliar."""
 SMALLEST_LENGTH = 1e-12
 """An embedding of zeros has no direction; divided by this, it stays one of zeros."""
-ROUNDING = 1e-9
-"""A number that is whole but for the error of its computation is not rounded up."""
+CONFIDENCE = 0.9
+"""That the limit holds for the validation images at hand. Without it the share would be kept on the mean of all
+validation splits that could have been, and exceeded with half of them."""
 
 Embeddings = Float32[np.ndarray, "images features"]
 Novelty = Float32[np.ndarray, " _"]
@@ -103,21 +105,39 @@ def fit(embeddings: Embeddings, labels: Int64[np.ndarray, " images"]) -> Detecto
     )
 
 
-def choose(novelty: Novelty, false_alarms: float) -> Familiarity | None:
-    """The limit above which this share of images like these is expected at most; None where they are too few for it."""
-    place = math.ceil((len(novelty) + 1) * (1 - false_alarms) - ROUNDING)
-    if not 0 < place <= len(novelty):
+def choose(novelty: Novelty, components: Int64[np.ndarray, " images"], false_alarms: float) -> Familiarity | None:
+    """The limit above which this share of images like these is at most, with a confidence of 90 %.
+
+    `components` has one number for images that are not independent of one another, as those of a patient. Of n
+    independent images the limit is the k-th smallest, with the smallest k that holds: a new image is below it with a
+    probability of distribution Beta(k, n + 1 - k), whatever that of the novelty (Wilks 1941,
+    https://doi.org/10.1214/aoms/1177731788; Vovk 2012, https://arxiv.org/abs/1209.2673). Images of a component count as
+    one, as if they were copies. None where they are too few.
+    """
+    independent = len(np.unique(components))
+    place = int(binom.ppf(CONFIDENCE, independent, 1 - false_alarms)) + 1
+    if place > independent:
         return None
     ordered = np.sort(novelty.astype(np.float64))
-    low = float(ordered[place - 1])
+    low = float(ordered[-(-(len(ordered) + 1) * place // (independent + 1)) - 1])  # the same share of all images
     above = ordered[ordered > low]
     threshold = between(low, float(above[0]) if len(above) else 1.01 * low)
     return Familiarity(threshold=threshold, false_alarms=false_alarms, images=len(novelty))
 
 
 def fewest(false_alarms: float) -> int:
-    """The number of validation images from which on `choose` finds a limit."""
-    return math.ceil(1 / false_alarms - 1 - ROUNDING)
+    """The number of independent validation images from which on `choose` finds a limit."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - false_alarms))
+
+
+def too_few(components: Int64[np.ndarray, " images"], false_alarms: float) -> str:
+    """A sentence for where `choose` finds no limit."""
+    images, independent = len(components), len(np.unique(components))
+    given = f"{images:,} validation images" + (f" of {independent:,} groups" if independent < images else "")
+    return (
+        f"{given} are too few for `--unfamiliar {false_alarms:g}`, which needs {fewest(false_alarms)}: the model says "
+        "of no image that it is unfamiliar."
+    )
 
 
 def known_images(card: ModelCard, novelty: Novelty | None) -> Bool[np.ndarray, " images"] | None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.covariance import LedoitWolf
 
 from training.metrics.familiarity import novelty
-from training.metrics.familiarity.novelty import choose, fewest, fit, novelty_facts, novelty_warnings, unit
+from training.metrics.familiarity.novelty import choose, fewest, fit, novelty_facts, novelty_warnings, too_few, unit
 
 
 def clusters(rng: np.random.Generator, images: int, features: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -37,33 +37,54 @@ def test_beyond_64_directions_the_others_have_their_mean_variance(monkeypatch: p
 
 
 def test_limits_by_hand() -> None:
-    values = np.arange(1, 40, dtype=np.float32)
-    chosen = choose(values, 0.05)
+    values, alone = np.arange(1, 101, dtype=np.float32), np.arange(100)
+    chosen = choose(values, alone, 0.05)
     assert chosen is not None
-    assert 38 < chosen.threshold < 39, "the 38th of 39: 40 * 0.95 = 38"
-    assert (chosen.false_alarms, chosen.images) == (0.05, 39)
-    assert choose(values[:18], 0.05) is None
-    last = choose(values[:19], 0.05)
+    assert 99 < chosen.threshold < 100, "of 100 at 95 %, at most 97 are below with 88.2 %, at most 98 with 96.3 %"
+    assert (chosen.false_alarms, chosen.images) == (0.05, 100)
+    assert choose(values[:44], alone[:44], 0.05) is None, "0.95 ** 44 = 0.105"
+    last = choose(values[:45], alone[:45], 0.05)
     assert last is not None
-    assert last.threshold >= 19
-    assert fewest(0.05) == 19
-    assert fewest(0.1) == 9
-    same = choose(np.ones(30, np.float32), 0.05)
+    assert last.threshold >= 45
+    assert (fewest(0.05), fewest(0.1)) == (45, 22)
+    same = choose(np.ones(50, np.float32), alone[:50], 0.05)
     assert same is not None
-    assert not same.unfamiliar(np.ones(30, np.float32)).any()
+    assert not same.unfamiliar(np.ones(50, np.float32)).any()
+
+
+def test_images_of_a_group_count_as_one() -> None:
+    values, pairs = np.repeat(np.arange(1, 101, dtype=np.float32), 2), np.repeat(np.arange(100), 2)
+    chosen = choose(values, pairs, 0.05)
+    assert chosen is not None
+    assert 99 < chosen.threshold < 100, "as of 100 images that each stand there once"
+    assert choose(values, np.arange(200) // 5, 0.05) is None
+    assert too_few(np.arange(200) // 5, 0.05) == (
+        "200 validation images of 40 groups are too few for `--unfamiliar 0.05`, which needs 45: the model says of no "
+        "image that it is unfamiliar."
+    )
+
+
+@pytest.mark.parametrize("images", [45, 100, 316])
+def test_nine_of_ten_validation_splits_keep_the_share(images: int) -> None:
+    """Of uniform values the share above a limit is 1 less the limit."""
+    rng, alone = np.random.default_rng(0), np.arange(images)
+    chosen = [choose(rng.uniform(size=images).astype(np.float32), alone, 0.05) for _ in range(2000)]
+    kept = np.mean([1 - limit.threshold <= 0.05 for limit in chosen if limit is not None])
+    assert len(chosen) == 2000
+    assert 0.88 < kept < 0.99, "at least 0.9; whole numbers of images leave more"
 
 
 def test_planted_images_stand_out_and_clean_ones_do_not() -> None:
     rng = np.random.default_rng(1)
     train, labels = clusters(rng, 600)
     detector = fit(train, labels)
-    chosen = choose(detector.novelty(clusters(rng, 400)[0]), 0.05)
+    chosen = choose(detector.novelty(clusters(rng, 400)[0]), np.arange(400), 0.05)
     assert chosen is not None
     clean = detector.novelty(clusters(rng, 2000)[0])
     planted = detector.novelty((rng.normal(size=(100, 24)) + 5 * np.eye(24)[10]).astype(np.float32))
     facts = novelty_facts(chosen, clean, np.arange(2000), {"planted": planted, "clean": clean[:100]})
     assert facts is not None
-    assert 0.03 < facts["measured"]["value"] < 0.075
+    assert 0.02 < facts["measured"]["value"] < 0.05
     assert facts["measured"]["interval"][0] < 0.05
     assert facts["unlike"][0]["roc_auc"] > 0.98
     assert facts["unlike"][0]["unfamiliar"] > 0.9
