@@ -128,6 +128,7 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
         device=device,
         group=group,
         interruption=interruption,
+        revision=provenance.source_revision(),
     )
 
 

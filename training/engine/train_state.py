@@ -33,6 +33,8 @@ class RunContext:
     device: torch.device
     group: Group
     interruption: Interruption
+    revision: str | None
+    """Of the source, as it was when the run started: a commit or a changed file may follow while it trains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def collect(context: RunContext, weights_digest: Digest) -> Provenance:
         config=values,
         data_digest=context.dataset.digest,
         checkpoint_digest=weights_digest,
-        git_revision=os.environ.get(REVISION) or _git_revision(),
+        git_revision=context.revision,
         packages={name: _version(name) for name in PACKAGES},
         weights=begun.weights if begun else None,
         environment=environment(context.device, context.group.size),
@@ -75,8 +75,10 @@ def environment(device: torch.device, processes: int) -> dict[str, str]:
     }
 
 
-def _git_revision() -> str | None:
-    """The commit of this code, with `-dirty` when files were changed since; None outside a checkout."""
+def source_revision() -> str | None:
+    """Of the image, or the commit of this code, with `-dirty` when files were changed since; None without either."""
+    if of_image := os.environ.get(REVISION):
+        return of_image
     try:
         completed = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -1,5 +1,7 @@
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -10,8 +12,9 @@ from serving.contract.card import METADATA_KEY
 from serving.contract.model import open_model
 from tests.support.trainer import After, config
 from training.__main__ import options
+from training.engine import history
 from training.errors import Interrupted
-from training.export.provenance import digest_of_weights
+from training.export.provenance import REVISION, digest_of_weights
 from training.train import train
 
 
@@ -35,6 +38,21 @@ def graph(model: Path) -> bytes:
     assert [entry.key for entry in file.metadata_props] == [METADATA_KEY]
     del file.metadata_props[:]
     return bytes(file.SerializeToString(deterministic=True))
+
+
+def test_the_revision_is_that_of_the_start(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit while a run trains does not change what trains."""
+    began = history.begin
+
+    def commit(*arguments: Any) -> Any:
+        monkeypatch.setenv(REVISION, "of a later commit")
+        return began(*arguments)
+
+    monkeypatch.setenv(REVISION, "of the start")
+    monkeypatch.setattr(history, "begin", commit)
+    run = train(config(photos, tmp_path, epochs=1))
+    assert os.environ[REVISION] == "of a later commit"
+    assert open_model(run / "model.onnx").card.provenance.git_revision == "of the start"
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_sets_of_familiar_images_hold_the_true_class_as_often_as_they_say_and_th
         distances = np.random.default_rng(seed).exponential(size=800).astype(np.float32)
         logits = (logits / (0.5 + distances[:, np.newaxis])).astype(np.float32)  # less sure of what is far
         val, new = slice(0, 400), slice(400, 800)
-        familiarity = novelty.choose(distances[val], 0.1)
+        familiarity = novelty.choose(distances[val], np.arange(400), 0.1)
         assert familiarity is not None
         known = ~familiarity.unfamiliar(distances)
         unfitted = Calibration(temperature=1.0, level=0.9, threshold=None)
@@ -86,7 +86,9 @@ def test_sets_of_familiar_images_hold_the_true_class_as_often_as_they_say_and_th
         familiar_shares.append(measured.familiar.coverage)
         shares.append(measured.coverage)
     assert 0.89 <= np.mean(familiar_shares) <= 0.91
-    assert 0.79 <= np.mean(shares) <= 0.83
+    assert 0.8 <= np.mean(shares) <= 0.85, (
+        "of familiar images 0.9; at most 0.1 are not, by a limit that is seldom exceeded"
+    )
 
 
 FREQUENCIES = np.array([0.6, 0.12, 0.1, 0.08, 0.05, 0.03, 0.02])
