@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import psutil
 
 from tests.support.paths import ROOT
 
@@ -81,4 +82,5 @@ def started(
             yield server, f"http://127.0.0.1:{port}"
         finally:
             if server.poll() is None:
-                server.kill()
+                for each in [*psutil.Process(server.pid).children(recursive=True), server]:
+                    each.kill()  # its workers would outlive it
