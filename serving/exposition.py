@@ -10,9 +10,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from serving.metrics import NOT_MEASURED
+
 
 def exposition() -> bytes:
-    """The metrics of all workers in Prometheus's text format, without models that have been replaced."""
+    """The metrics of all workers in Prometheus's text format; no model that was replaced, no drift not measured."""
     registry = CollectorRegistry()
     registry.register(_Workers())
     return generate_latest(registry)
@@ -37,6 +39,8 @@ class _Workers(Collector):
         for family in MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
             if family.name == "twinlens_model_info":
                 family.samples = [sample for sample in family.samples if sample.value]
+            if family.name == "twinlens_drift_psi":
+                family.samples = [sample for sample in family.samples if sample.value != NOT_MEASURED]
             if family.type == "histogram":
                 family.samples.sort(key=_by_labels_and_bucket)
             yield family

@@ -16,6 +16,9 @@ SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 DECISIONS = {True: "yes", False: "no"}
 """The values of the label `decision`."""
+NOT_MEASURED = -math.inf
+"""Of a drift that no image was measured for yet. It is less than every other worker's value, so the largest one is not
+hidden; NaN, read first, would hide all others."""
 
 ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed"]
 FetchOutcome = Literal["fetched", "unchanged", "missing", "failed"]
@@ -221,7 +224,7 @@ class ModelMetrics:
         self._current.set(1)
         self._loaded.set_to_current_time()
         for gauge in self._drift_by_feature.values():
-            gauge.set(math.nan)  # the value was measured on another model's images, and a series cannot be removed
+            gauge.set(NOT_MEASURED)  # the value was of another model's images, and a series cannot be removed
 
     def drifted(self, stability: Mapping[str, float]) -> None:
         """Set the distance of each of these features from the reference."""
