@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from serving.api import vertex_ai
-from serving.api.errors import RequestError, as_request_error, error_body
+from serving.api.errors import RequestError, as_request_error, error_body, log_error
 from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body, read_files
 from serving.api.waiting import await_for_client
@@ -169,11 +169,22 @@ def _explanation_as_json(explanation: Explanation) -> Response:
 async def _results(
     request: Request, state: ServiceState, predictor: Predictor, images: Sequence[bytes], top_k: int | None
 ) -> list[dict[str, object]]:
-    """The result, or the error, of each image."""
+    """The result, or the error, of each image. Raises the first error where the service has failed for all images."""
     request.state.images = images
     predicting = asyncio.gather(*(predictor.predict(image, top_k) for image in images), return_exceptions=True)
     results = await await_for_client(request, predicting, state.settings.timeout_s)
+    _log_or_raise(request, results)
     return [_batch_element(request, result, state) for result in results]
+
+
+def _log_or_raise(request: Request, results: Sequence[Prediction | BaseException]) -> None:
+    # A run of the model that fails gives one and the same error to all its images.
+    errors = list({id(result): result for result in results if isinstance(result, Exception)}.values())
+    all_fail = all(isinstance(result, Exception) and as_request_error(result).status >= 500 for result in results)
+    for error in errors[1:] if all_fail else errors:  # the one that is raised is logged as the request's
+        log_error(error, as_request_error(error), request.state.request_id)
+    if all_fail:
+        raise errors[0]
 
 
 def _batch_element(request: Request, result: Prediction | BaseException, state: ServiceState) -> dict[str, object]:

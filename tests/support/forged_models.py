@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.contract.card import METADATA_KEY
 
@@ -45,6 +47,28 @@ def nan_for_black(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any
     nodes.append(make("Div", ["brightest", "brightest"], ["one or nan"]))
     nodes.append(make("Unsqueeze", ["one or nan", "axis"], ["factor"]))
     nodes.append(make("Mul", ["finite", "factor"], ["probabilities"]))
+    return card
+
+
+def failing(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
+    """Of a black image every probability is NaN (0 / 0); a white one ends the run (an index out of range)."""
+    last = next(node for node in graph.graph.node if "probabilities" in node.output)
+    last.output[list(last.output).index("probabilities")] = "sound"
+    for name, value in {"white": np.float32(255), "one": np.ones(1, np.float32), "axis": np.array([1])}.items():
+        graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    for node in (
+        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["values"], ["most"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMin", ["values"], ["least"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Div", ["most", "most"], ["one_or_nan"]),
+        helper.make_node("Div", ["least", "white"], ["share"]),
+        helper.make_node("Cast", ["share"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["one", "index"], ["one_or_failure"]),
+        helper.make_node("Mul", ["one_or_nan", "one_or_failure"], ["factor"]),
+        helper.make_node("Unsqueeze", ["factor", "axis"], ["factors"]),
+        helper.make_node("Mul", ["sound", "factors"], ["probabilities"]),
+    ):
+        graph.graph.node.append(node)
     return card
 
 

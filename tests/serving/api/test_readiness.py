@@ -1,39 +1,17 @@
 """The probes and a model that fails: a real file whose output is bad for certain images."""
 
+import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from serving.inference.predictor import FAILURES
-from tests.support.forged_models import rewritten
+from tests.support.forged_models import failing, rewritten
 from tests.support.replies import error, metric
 from tests.support.server import serving
-
-
-def failing(graph: onnx.ModelProto, card: dict[str, object]) -> dict[str, object]:
-    """Of a black image every probability is NaN (0 / 0); a white one ends the run (an index out of range)."""
-    last = next(node for node in graph.graph.node if "probabilities" in node.output)
-    last.output[list(last.output).index("probabilities")] = "sound"
-    for name, value in {"white": np.float32(255), "one": np.ones(1, np.float32), "axis": np.array([1])}.items():
-        graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    for node in (
-        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMax", ["values"], ["most"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("ReduceMin", ["values"], ["least"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Div", ["most", "most"], ["one_or_nan"]),
-        helper.make_node("Div", ["least", "white"], ["share"]),
-        helper.make_node("Cast", ["share"], ["index"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["one", "index"], ["one_or_failure"]),
-        helper.make_node("Mul", ["one_or_nan", "one_or_failure"], ["factor"]),
-        helper.make_node("Unsqueeze", ["factor", "axis"], ["factors"]),
-        helper.make_node("Mul", ["sound", "factors"], ["probabilities"]),
-    ):
-        graph.graph.node.append(node)
-    return card
 
 
 def test_callers_and_probes_see_a_model_that_fails(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
@@ -65,3 +43,33 @@ def test_callers_and_probes_see_a_model_that_fails(run: Path, tmp_path: Path, pn
         assert error(httpx.get(f"{address}/livez")) == "model_lost"
         text = httpx.get(f"{address}/metrics").text
     assert metric(text, "twinlens_rejected_inputs_total", reason="model_output_invalid") == FAILURES + 1
+
+
+def test_a_fault_inside_a_batch_is_logged_once_and_answers_only_where_no_image_has_another_result(
+    run: Path, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    black, gray, white = (png(np.full((40, 40, 3), value, np.uint8)) for value in (0, 100, 255))
+    model = rewritten(run / "model.onnx", tmp_path / "model.onnx", failing)
+    with serving(model, log=tmp_path / "log", BENTOML_HOME=str(tmp_path / "home")) as address:
+
+        def batch(name: str, *images: bytes) -> httpx.Response:
+            files = [("images", image) for image in images]
+            return httpx.post(f"{address}/predict_batch", files=files, headers={"X-Request-ID": name})
+
+        all_fail = batch("all-fail", white, white, white)
+        mixed = batch("mixed", white, b"no image", white)
+        sound = batch("sound", gray, black)
+        body = {"instances": [{"b64": base64.b64encode(white).decode()}]}
+        instances = httpx.post(f"{address}/predict_instances", json=body, headers={"X-Request-ID": "instances"})
+        text = httpx.get(f"{address}/metrics").text
+    for reply in (all_fail, instances):
+        assert (reply.status_code, error(reply)) == (500, "internal_error")
+    assert (mixed.status_code, sound.status_code) == (200, 200)
+    codes = [result["error"]["code"] for result in mixed.json()["results"]]
+    assert codes == ["internal_error", "unsupported_image_format", "internal_error"]
+    assert [result.get("error", {}).get("code") for result in sound.json()["results"]] == [None, "model_output_invalid"]
+    assert metric(text, "twinlens_requests_total", route="/predict_batch", status="500") == 1
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if '"exception"' in line]
+    named = {"all-fail": "Gather", "mixed": "Gather", "sound": "InvalidOutput", "instances": "Gather"}
+    assert [line["request_id"] for line in lines] == list(named), "one line a fault, not one an image"
+    assert all(named[line["request_id"]] in line["exception"] for line in lines)
