@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from training.data.sources.source import Split
 from training.engine.history import History
 from training.engine.progress import Epoch
 from training.models.diagnostics import AtStart
+from training.options.choices import ScoreName
 
 IN_EQUAL_TIME = "val_score_in_equal_time"
 SHARE = 0.95
@@ -23,7 +24,7 @@ class ReferenceValues:
     time_s: float
     """Training time, in seconds, of the quickest of the runs that are compared in equal time."""
     common_score: float | None
-    """The median of the runs' validation scores after their last epochs; None if no run has one."""
+    """The median of the runs' validation scores after their last epochs, by `rising`; None if no run has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class RunMeasurements:
     """Of the exported weights, by split; None for a run that diverged."""
     reference: ReferenceValues
     """Of the run's seed."""
+    best_by: ScoreName = "balanced_accuracy"
+    """What the run's validation scores are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,26 @@ class Measure:
     """A number for each run, or None where it is undefined; `sentence` compares two of them."""
 
     title: str
-    better: Literal["higher", "lower"] | None
+    better: Literal["higher", "lower", "as the score"] | None
+    """As the score: lower where runs are judged by their log loss, else higher."""
     sentence: str
     of: Callable[[RunMeasurements], float | None]
     places: int = 3
+
+    def is_loss(self, best_by: ScoreName) -> bool:
+        """Whether it is the validation score of runs that are judged by their log loss."""
+        return self.better == "as the score" and best_by == "log_loss"
+
+
+def rising(epochs: Sequence[Epoch], best_by: ScoreName) -> list[Epoch]:
+    """The epochs with validation scores of which more is better, and a share can be taken.
+
+    A log loss becomes exp(-loss), the geometric mean of the probabilities that the true classes were given. Where the
+    network only guesses among equally many images of each class, it is one over the number of classes, too.
+    """
+    if best_by != "log_loss":
+        return [*epochs]
+    return [line if line.val_score is None else replace(line, val_score=math.exp(-line.val_score)) for line in epochs]
 
 
 def epochs_to_share(epochs: Sequence[Epoch], classes: int) -> float | None:
@@ -117,19 +136,19 @@ def _ratio(layers: Sequence[AtStart], name: str) -> float | None:
 MEASURES: dict[str, Measure] = {
     "val_score": Measure(
         title="validation score",
-        better="higher",
+        better="as the score",
         sentence="{a} scored {x} on validation images against {y} of {b}",
         of=lambda run: best(run.history.epochs),
     ),
     "final_val_score": Measure(
         title="validation score after the last epoch",
-        better="higher",
+        better="as the score",
         sentence="{a} scored {x} on validation images after the last epoch against {y} of {b}",
         of=_last(lambda line: line.val_score),
     ),
     IN_EQUAL_TIME: Measure(
         title="validation score in equal training time",
-        better="higher",
+        better="as the score",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
         of=lambda run: in_time(run.history.epochs, run.reference.time_s),
     ),
@@ -158,7 +177,7 @@ MEASURES: dict[str, Measure] = {
         of=lambda run: (
             None
             if not run.reference.common_score
-            else epochs_to(SHARE * run.reference.common_score, run.history.epochs)
+            else epochs_to(SHARE * run.reference.common_score, rising(run.history.epochs, run.best_by))
         ),
         places=1,
     ),
@@ -166,7 +185,7 @@ MEASURES: dict[str, Measure] = {
         title="epochs to 95 % of the final validation score",
         better="lower",
         sentence="{a} reached 95 % of its final validation score in {x} epochs against {y} of {b}",
-        of=lambda run: epochs_to_share(run.history.epochs, run.history.classes),
+        of=lambda run: epochs_to_share(rising(run.history.epochs, run.best_by), run.history.classes),
         places=1,
     ),
     "loss_variance": Measure(

@@ -14,7 +14,7 @@ from training.engine.history import History
 from training.engine.progress import Epoch
 from training.engine.runs import is_finished
 from training.models.diagnostics import AtStart
-from training.study.measures import IN_EQUAL_TIME, MEASURES, ReferenceValues, RunMeasurements
+from training.study.measures import IN_EQUAL_TIME, MEASURES, ReferenceValues, RunMeasurements, rising
 from training.study.spec import Cell, Study
 
 Outcome = Literal["done", "diverged", "failed", "not run"]
@@ -72,7 +72,7 @@ def reference_values(study: Study, histories: Mapping[str, History | None]) -> d
         record = histories[cell.name]
         if record is None or record.diverged is not None or not record.epochs:
             continue
-        if (final := record.epochs[-1].val_score) is not None:
+        if (final := rising(record.epochs, cell.best_by)[-1].val_score) is not None:
             scores[cell.seed].append(final)
         if _is_timed(study, cell):
             times[cell.seed].append(sum(line.seconds for line in record.epochs))
@@ -90,7 +90,9 @@ def _result(cell: Cell, run: Path, record: History | None, references: Mapping[i
     if record is not None and state in ("done", "diverged"):
         report = run / "report" / "report.json"
         scores = json.loads(report.read_text(encoding="utf-8"))["scores"] if state == "done" else None
-        measurements = RunMeasurements(history=record, scores=scores, reference=references[cell.seed])
+        measurements = RunMeasurements(
+            history=record, scores=scores, reference=references[cell.seed], best_by=cell.best_by
+        )
         values = {name: measure.of(measurements) for name, measure in MEASURES.items()}
     return RunResult(
         cell=cell,

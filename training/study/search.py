@@ -37,9 +37,11 @@ def search(config: StudyConfig) -> Path:
     """Make trials until there are --trials, write the best one's options to `best.yaml`, and return the folder.
 
     The options are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011). A trial stops when its best
-    validation score so far is below the median of the others' at that epoch (Golovin et al. 2017). The same command
-    continues a search; trials that were running when it stopped start again. Several processes or pods with the same
-    folder make its trials together, and each returns when all have ended. Raises ConfigError, OSError, Interrupted.
+    validation score so far is worse than the median of the others' at that epoch (Golovin et al. 2017). The same
+    command continues a search; trials that were running when it stopped start again. Several processes or pods with
+    the same folder make its trials together, and each returns when all have ended.
+
+    Raises ConfigError, OSError, Interrupted.
     """
     if len(config.paths) > 1:
         raise ConfigError(f"study search: expected one file, got {len(config.paths)}")
@@ -67,7 +69,7 @@ class Trials:
     """The trials of a search, between their record, which draws and judges, and the runs, which are made by jobs."""
 
     def __init__(self, space: Study, folder: Path, config: StudyConfig) -> None:
-        self.record = Record(folder, config.storage)
+        self.record = Record(folder, config.storage, space.cells()[0].best_by)
         self._space = space
         self._folder = folder
         self._config = config

@@ -28,6 +28,7 @@ import yaml
 from serving.contract.objects import Url
 from training.errors import ConfigError
 from training.models import backbones
+from training.options.choices import ScoreName
 from training.options.config import TrainConfig
 from training.options.config_file import option
 from training.study.measures import MEASURES
@@ -53,6 +54,12 @@ class Cell:
         """The name of the run's folder: its levels and seed."""
         parts = [f"{axis}={level}" for axis, level in self.levels.items()]
         return re.sub(r"[^\w=,.+-]+", "-", ",".join([*parts, f"seed={self.seed}"]))
+
+    @property
+    def best_by(self) -> ScoreName:
+        """What the run's validation scores are; of a log loss, lower is better."""
+        score: ScoreName = self.options.get("best_by", TrainConfig.best_by)
+        return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +151,13 @@ def read(path: Path) -> Study:
 
 
 def check(study: Study, where: str) -> None:
-    """Raise ConfigError that names the cell where options do not fit together."""
-    for cell in study.cells():
+    """Raise ConfigError that names the cell where options do not fit together, or what cannot be compared."""
+    cells = study.cells()
+    if len(scores := sorted({cell.best_by for cell in cells})) > 1:
+        raise ConfigError(
+            f"{where}: best_by: expected the same for all runs, whose scores are compared, got {', '.join(scores)}"
+        )
+    for cell in cells:
         try:
             backbones.check(TrainConfig(**cell.options, seed=cell.seed))
         except ConfigError as error:

@@ -96,7 +96,8 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
     measure = MEASURES[question.measure]
     reference = question.compare[1] if question.compare else question.against
     if reference is None and measured:
-        sign = -1 if measure.better == "lower" else 1
+        is_less = measure.better == "lower" or measure.is_loss(selected[0].cell.best_by)
+        sign = -1 if is_less else 1
         reference = max(measured, key=lambda level: sign * fmean(values[level].values()))
     if reference not in measured:
         return None
@@ -119,12 +120,14 @@ def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclu
         if question.compare
         else _all(question, differences, reference, asked.reference_values)
     )
+    is_loss = MEASURES[question.measure].is_loss(asked.selected[0].cell.best_by)
+    scale = ["The score is a log loss: lower is better."] if is_loss else []
     levels = [*(difference.level for difference in differences), reference]
     return Conclusion(
         question=question,
         reference=reference,
         differences=differences,
-        sentence=" ".join([sentence[0].upper() + sentence[1:], *_losses(question, asked.selected, levels)]),
+        sentence=" ".join([sentence[0].upper() + sentence[1:], *scale, *_losses(question, asked.selected, levels)]),
         decided=any(difference.verdict in ("higher", "lower", "equal") for difference in differences),
     )
 

@@ -10,11 +10,13 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
+from training.options.choices import ScoreName
 from training.storage import locked
 
 SEED = 0
@@ -35,8 +37,11 @@ class Record:
     for GRACE_S, is recorded as failed and queued again; of several processes that see it, one does so.
     """
 
-    def __init__(self, folder: Path, url: str | None = None) -> None:
-        """Open the record, or begin it. Raises ConfigError for a database that cannot be used."""
+    def __init__(self, folder: Path, url: str | None = None, best_by: ScoreName = "balanced_accuracy") -> None:
+        """Open the record, or begin it, of trials that are judged by this score.
+
+        Raises ConfigError for a database that cannot be used, and for a record whose trials are judged the other way.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._lock = folder / ASKING
         self._me = f"{os.getpid()} {socket.gethostname()}"
@@ -44,13 +49,18 @@ class Record:
         """When each own trial gave its last sign of life, by number."""
         self._others: dict[int, tuple[object, float]] = {}
         """The latest sign of life of others', and when it was first seen here: no two machines' clocks are compared."""
+        direction = StudyDirection.MINIMIZE if best_by == "log_loss" else StudyDirection.MAXIMIZE
         with locked(self._lock):  # one process makes the tables
             self.study = optuna.create_study(
                 study_name=folder.name,
                 storage=_storage(folder, url),
                 load_if_exists=True,
-                direction="maximize",
+                direction=direction,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=MIN_TRIALS),
+            )
+        if self.study.direction != direction:  # begun when all scores were taken to be better if higher
+            raise ConfigError(
+                f"{folder}: its trials were judged as if a high {best_by} were good; --name begins another search"
             )
 
     def draw(self, distributions: dict[str, BaseDistribution], most: int) -> Trial | None:

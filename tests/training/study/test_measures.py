@@ -1,7 +1,9 @@
+import math
+
 import pytest
 
 from tests.support.histories import epochs
-from training.study.measures import best, epochs_to, epochs_to_share, in_time
+from training.study.measures import best, epochs_to, epochs_to_share, in_time, rising
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,12 @@ def test_the_score_is_that_of_the_exported_weights_also_within_a_time() -> None:
     assert in_time(history, 3.9) == 0.3
     assert in_time(history, 100.0) == 0.8
     assert in_time(history, 1.0) is None
+
+
+def test_a_share_of_a_log_loss_is_one_of_the_probability_of_the_true_class() -> None:
+    """Losses of 1.0, 0.5 and 0.0 are probabilities of 0.37, 0.61 and 1; 0.95 lies between the last two."""
+    found = epochs_to_share(rising(epochs(1.0, 0.5, 0.0), "log_loss"), classes=10)
+    assert found == pytest.approx(2 + (0.95 - math.exp(-0.5)) / (1 - math.exp(-0.5)))
+    guesses = epochs(*[math.log(10)] * 3)
+    assert epochs_to_share(rising(guesses, "log_loss"), classes=10) is None
+    assert epochs_to_share(rising(guesses, "balanced_accuracy"), classes=10) == 1.0

@@ -53,3 +53,11 @@ def test_a_run_that_learns_nothing_does_not_learn_soonest(tmp_path: Path) -> Non
     assert values["tiny"]["epochs_to_common"] is None
     assert values["quick"]["epochs_to_common"] == pytest.approx(2.7)
     assert values["slow"]["epochs_to_common"] == pytest.approx(1.35)
+
+
+def test_with_log_losses_a_share_is_reached_from_above(tmp_path: Path) -> None:
+    """The median run ends with 0.6, the goal is 0.6 - log(0.95) = 0.65, and no run began above it."""
+    values = made(QUESTION + "base: {best_by: log_loss}", tmp_path)
+    assert {level: of["epochs_to_common"] for level, of in values.items()} == {"slow": 1.0, "quick": 1.0, "tiny": 1.0}
+    assert values["slow"]["epochs_to_95"] == 1.0, "its loss rose"
+    assert values["slow"]["final_val_score"] == 0.9, "the loss itself"

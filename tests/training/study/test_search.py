@@ -8,17 +8,20 @@ import optuna
 import pytest
 from optuna.trial import Trial, TrialState
 
+from tests.support.histories import epochs
 from tests.support.postgres import postgres
 from tests.support.processes import wait_until
 from training.__main__ import main
 from training.engine import history
+from training.engine.history import History
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
 from training.options.config_file import from_yaml
 from training.study import spec, trials
 from training.study.command import study
 from training.study.config import StudyConfig
-from training.study.search import BEST, chosen, distributions
+from training.study.folder import prepare
+from training.study.search import BEST, Trials, chosen, distributions
 from training.study.trials import AGAIN, OWNER, Record
 
 SPACE = """
@@ -128,6 +131,30 @@ def test_what_is_interrupted_is_queued_at_once(tmp_path: Path) -> None:
 def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--storage: .*expected a URL of SQLAlchemy"):
         Record(tmp_path, "nonsense")
+
+
+@pytest.mark.parametrize(("best_by", "best"), [("log_loss", 0.1), ("balanced_accuracy", 0.9)])
+def test_a_trial_is_judged_by_the_direction_of_its_score(best_by: str, best: float, tmp_path: Path) -> None:
+    """Five trials end with 0.5; of two more, with 0.1 and 0.9, the worse one is behind."""
+    space = spec.read(write(tmp_path, f"base: {{best_by: {best_by}}}\naxes:\n  lr: {{low: 0.001, high: 0.1}}\n"))
+    folder = tmp_path / "space"
+    prepare(space, folder)
+    searched = Trials(space, folder, StudyConfig(study="search", trials=7, out=tmp_path))
+    behind = {}
+    for job, score in zip(searched.draw(), [*[0.5] * 5, 0.1, 0.9], strict=True):
+        run = folder / "runs" / job.name
+        run.mkdir()
+        history.write(run, History(classes=3, parameters=1, steps_an_epoch=1, at_start=[], epochs=epochs(score)))
+        behind[score] = searched.is_behind(job)
+        searched.record.finish(searched._running[job.name], score, TrialState.COMPLETE)
+    assert behind == {0.5: False, 0.1: best != 0.1, 0.9: best != 0.9}
+    assert searched.record.study.best_value == best
+
+
+def test_a_search_that_was_begun_the_other_way_is_refused(tmp_path: Path) -> None:
+    Record(tmp_path)
+    with pytest.raises(ConfigError, match="as if a high log_loss were good; --name begins another search"):
+        Record(tmp_path, best_by="log_loss")
 
 
 @pytest.mark.long

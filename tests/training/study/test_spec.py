@@ -60,6 +60,11 @@ def test_options_given_later_are_shared_and_those_of_an_axis_win(tmp_path: Path)
             r"activation=relu,network=normalised,seed=0: --dropout: expected at least 0 and below 1",
         ),
         ("{model: mlp, hidden: [8]}", "{model: vit}", r"activation=relu,network=plain,seed=0: --model: .* got vit"),
+        (
+            "batch_norm: true",
+            "best_by: log_loss",
+            "best_by: expected the same for all runs, whose scores are compared, got balanced_accuracy, log_loss",
+        ),
         ("{model: mlp, hidden: [8]}", "{seed: 3}", "line 2: seed is set by the study itself"),
         ("base:", "bse:", "line 2: there is no 'bse'; there are title, base, axes, seeds, questions"),
         ("seeds: 2", "seeds: two", "line 8: seeds: expected a number of 1 or more, got 'two'"),

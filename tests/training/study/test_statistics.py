@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_all_levels_are_compared_with_the_best_and_the_best_of_a_loss_is_the_low
     assert {row.level: row.verdict for row in found.differences} == {"a": "higher", "c": "higher"}
     against = asked(results, measure="train_loss", against="a")
     assert {row.level: row.verdict for row in against.differences} == {"b": "lower", "c": "lower"}
+
+
+def test_the_best_of_validation_log_losses_is_the_lowest_and_the_answer_says_so() -> None:
+    results = [result(level, seed, value + seed / 1000) for seed in range(3) for level, value in
+               {"a": 0.3, "b": 0.1}.items()]  # fmt: skip
+    assert asked(results).reference == "a"
+    judged = [replace(one, cell=replace(one.cell, options={"best_by": "log_loss"})) for one in results]
+    found = asked(judged)
+    assert found.reference == "b"
+    assert found.sentence.startswith("Validation score: b has 0.101, the best mean. Higher: a ")
+    assert found.sentence.endswith("The score is a log loss: lower is better.")
 
 
 def test_only_runs_that_differ_in_nothing_else_are_paired_and_lost_ones_are_reported() -> None:
