@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,6 +18,7 @@ from serving.contract.formats.image_header import FORMATS
 from serving.settings import PREFIX, Settings
 from tests.support.markdown import PAGES, blocks, table
 from tests.support.paths import ROOT
+from training.__main__ import VERBS
 from training.errors import EXIT_CODES
 from training.options.config import TrainConfig
 from training.study import spec
@@ -195,6 +197,10 @@ def test_what_needs_another_machine_names_what_exists(page: str, line: str) -> N
         "docker run --gpus all train --epoch-count 30",
         "kubectl apply -f k8s/missing.yaml",
         "kubectl -n twinlens logs -f job/missing",
+        "kubectl -n twinlens delete job missing",
+        "kubectl -n twinlens port-forward service/serve 3000:3000",
+        "kubectl -n twinlens exec shell -- python -m training rollback --because none",
+        "kubectl cp photos twinlens/shell:/missing/photos",
         "kubectl -n twinlens set image deployment/serve other=registry.example/twinlens/serve:0.2.0",
         "kustomize edit set image localhost/twinlens/other=registry.example/twinlens/serve:0.2.0",
         "cd k8s/missing",
@@ -242,27 +248,57 @@ def check_options(words: list[str]) -> None:
 
 def check_kubectl(words: list[str]) -> None:
     if words[0] == "-n":
-        assert words[1] == yaml.safe_load((ROOT / "k8s" / "namespace.yaml").read_text())["metadata"]["name"]
+        assert f"namespace/{words[1]}" in objects()
         words = words[2:]
-    if words[0] == "apply":
-        path = ROOT / words[2]
-        assert path.exists()
-        assert words[1] != "-k" or (path / "Kustomization").is_file()
-    elif words[0] == "label":
-        key, _, value = words[3].partition("=")
-        assert f'{{{key}: "{value}"}}' in (ROOT / "k8s" / "network.yaml").read_text()
-    else:
-        verb, names = ("set image", words[2:]) if words[:2] == ["set", "image"] else (words[0], words[1:])
-        assert verb in ("set image", "logs", "rollout")
-        [named] = [name for name in names if re.match(r"(job|deployment)/", name)]
-        pod = objects()[named]["spec"]["template"]["spec"]
-        if verb == "set image":
-            assert names[-1].partition("=")[0] in {container["name"] for container in pod["containers"]}
+    KUBECTL[words[0]](words)
 
 
-def objects() -> dict[str, dict[str, dict[str, dict[str, dict[str, list[dict[str, str]]]]]]]:
+def check_apply(words: list[str]) -> None:
+    for option, name in zip(words[1::2], words[2::2], strict=True):
+        assert (ROOT / name).exists()
+        assert option == "-f" or (option == "-k" and (ROOT / name / "Kustomization").is_file())
+
+
+def check_label(words: list[str]) -> None:
+    key, _, value = words[3].partition("=")
+    assert f'{{{key}: "{value}"}}' in (ROOT / "k8s" / "network.yaml").read_text()
+
+
+def check_cp(words: list[str]) -> None:
+    namespace, pod, path = re.fullmatch(r"(\w+)/(\w+):(/\w+)/\w+", words[2]).groups()  # type: ignore[union-attr]
+    shell = objects()[f"pod/{pod}"]
+    assert namespace == shell["metadata"]["namespace"]
+    assert path in {mount["mountPath"] for mount in shell["spec"]["containers"][0]["volumeMounts"]}
+
+
+def check_exec(words: list[str]) -> None:
+    assert f"pod/{words[1]}" in objects()
+    assert words[2:6] == ["--", "python", "-m", "training"]
+    tyro.cli(VERBS[words[6]][0], args=words[7:])
+
+
+def check_create(words: list[str]) -> None:
+    assert words[1:3] == ["secret", "generic"]
+
+
+def check_delete(words: list[str]) -> None:
+    assert "/".join(words[1:]) in objects()
+
+
+def check_named(words: list[str]) -> None:
+    """Commands on one object, which is named kind/name."""
+    [named] = [word for word in words if re.match(r"(job|deployment|service)/", word)]
+    found = objects()[named]
+    if words[:2] == ["set", "image"]:
+        containers = found["spec"]["template"]["spec"]["containers"]
+        assert words[-1].partition("=")[0] in {container["name"] for container in containers}
+    if words[0] == "port-forward":
+        assert int(words[-1].partition(":")[2]) in {port["port"] for port in found["spec"]["ports"]}
+
+
+def objects() -> dict[str, dict[str, Any]]:
     """The manifests' objects by kind and name."""
-    paths = (ROOT / "k8s").glob("*.yaml")
+    paths = (ROOT / "k8s").rglob("*.yaml")
     documents = itertools.chain.from_iterable(yaml.safe_load_all(path.read_text()) for path in paths)
     return {f"{one['kind'].lower()}/{one['metadata']['name']}": one for one in documents}
 
@@ -317,6 +353,19 @@ def check_pre_commit(words: list[str]) -> None:
     assert (ROOT / ".pre-commit-config.yaml").is_file()
 
 
+KUBECTL: dict[str, Callable[[list[str]], None]] = {
+    "apply": check_apply,
+    "label": check_label,
+    "cp": check_cp,
+    "exec": check_exec,
+    "create": check_create,
+    "delete": check_delete,
+    "set": check_named,
+    "logs": check_named,
+    "wait": check_named,
+    "rollout": check_named,
+    "port-forward": check_named,
+}
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "docker": check_docker,

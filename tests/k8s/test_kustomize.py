@@ -74,7 +74,7 @@ def test_every_component_can_be_chosen_and_every_file_is_read() -> None:
 
 def test_apply_f_reads_no_kustomization() -> None:
     """It sends the files that end in .json, .yaml or .yml, and the cluster knows no Kustomization."""
-    for folder in (K8S, K8S / "distributed", *(K8S / "components").iterdir()):
+    for folder in (K8S, K8S / "distributed", K8S / "shell", *(K8S / "components").iterdir()):
         named = {path.name.lower() for path in folder.iterdir()}
         assert "kustomization" in named
         assert not named & {"kustomization.yaml", "kustomization.yml"}
@@ -88,7 +88,8 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
     training, serving = "gpu-training" in choice, "gpu-serving" in choice
     assert gpus(found, "Job", "train") == training
     assert gpus(found, "Deployment", "serve") == serving
-    assert container(found, "Job", "train")["args"][3] == ("--device=cuda" if training else "--device=cpu")
+    usual = container(base, "Job", "train")["args"]
+    assert container(found, "Job", "train")["args"] == [*usual, "--device=cuda"] if training else usual
     settings = {one["name"]: one["value"] for one in container(found, "Deployment", "serve")["env"]}
     assert settings["TWINLENS_REQUIRE_GPU"] == ("1" if serving else "0")
     surge = {"maxUnavailable": 1, "maxSurge": 0} if serving else {"maxUnavailable": 0, "maxSurge": 1}
@@ -105,6 +106,30 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
     assert ports == ({443, 53, 5353} if "object-storage" in choice else set())
     modes = {one["spec"]["accessModes"][0] for (kind, _), one in found.items() if kind == "PersistentVolumeClaim"}
     assert modes == {"ReadWriteMany" if "several-nodes" in choice else "ReadWriteOnce"}
+
+
+@needs_kubectl
+def test_edits_of_names_and_lists_do_not_break_the_components(tmp_path: Path) -> None:
+    """A Job of another name with its options in another order, and a setting before the first one."""
+    copy = tmp_path / "k8s"
+    shutil.copytree(K8S, copy)
+    train, serve = copy / "train.yaml", copy / "serve.yaml"
+    train.write_text(
+        train.read_text()
+        .replace("name: train\n", "name: photos\n", 1)
+        .replace("args: [", "args: [--data=/data/photos, ")
+    )
+    serve.write_text(serve.read_text().replace("env:\n", "env:\n            - {name: TWINLENS_THREADS, value: '2'}\n"))
+    kustomization = copy / "Kustomization"
+    kustomization.write_text(
+        kustomization.read_text().replace("# - components/gpu-serving", "- components/gpu-serving")
+    )
+    found = kustomize(copy)
+    assert gpus(found, "Job", "photos") == gpus(found, "Deployment", "serve") == 1
+    [*given, last] = container(found, "Job", "photos")["args"]
+    assert ("--data=/data/photos" in given, "--epochs=30" in given, last) == (True, True, "--device=cuda")
+    settings = {one["name"]: one["value"] for one in container(found, "Deployment", "serve")["env"]}
+    assert settings == {"TWINLENS_THREADS": "2", "TWINLENS_REQUIRE_GPU": "1"}
 
 
 @needs_kubectl
@@ -185,6 +210,6 @@ def test_what_runs_on_several_nodes_takes_its_images_from_the_same_place(name: s
     images = copy / "components" / "images" / "Kustomization"
     images.write_text(images.read_text().replace("newName: localhost", "newName: registry.example"))
     kustomization = copy / "distributed" / "Kustomization"
-    kustomization.write_text(kustomization.read_text().replace("[train.yaml]", f"[{name}.yaml]"))
+    kustomization.write_text(kustomization.read_text().replace(" train.yaml]", f" {name}.yaml]"))
     text = yaml.safe_dump_all(kustomize(copy / "distributed").values())
     assert re.findall(r"image: (\S+)/twinlens/train:", text) == ["registry.example"]

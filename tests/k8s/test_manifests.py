@@ -26,7 +26,8 @@ from training.options.config import TrainConfig
 K8S = ROOT / "k8s"
 APPLIED = sorted(K8S.glob("*.yaml"))
 """What `kubectl apply -f k8s/` reads, in its order."""
-NATIVE = [*APPLIED, *(K8S / "distributed" / f"{name}.yaml" for name in ("train", "study", "study-merge", "predict"))]
+DISTRIBUTED = ("network", "train", "study", "study-merge", "predict")
+NATIVE = [*APPLIED, K8S / "shell" / "shell.yaml", *(K8S / "distributed" / f"{name}.yaml" for name in DISTRIBUTED)]
 """What Kubernetes knows without the Prometheus Operator, KEDA and Kubeflow Trainer."""
 
 
@@ -50,6 +51,8 @@ def pods() -> dict[str, dict[str, Any]]:
         name = f"{one['kind']}-{one['metadata']['name']}"
         if one["kind"] in ("Deployment", "Job"):
             found[name] = one["spec"]["template"]["spec"]
+        elif one["kind"] == "Pod":
+            found[name] = one["spec"]
         elif one["kind"] == "InferenceService":
             found[name] = one["spec"]["predictor"]
         elif one["kind"] == "TrainingRuntime":
@@ -74,8 +77,9 @@ def test_the_manifests_are_what_the_api_takes(path: Path) -> None:
 
 
 def test_the_namespace_comes_first() -> None:
-    [namespace] = objects(APPLIED[0])
+    namespace, *accounts = objects(APPLIED[0])
     assert namespace["kind"] == "Namespace"
+    assert {account["kind"] for account in accounts} == {"ServiceAccount"}, "what comes later may use them"
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert "pod-security.kubernetes.io/enforce-version" in namespace["metadata"]["labels"]
     assert {one["metadata"].get("namespace") for one in everything() if one["kind"] != "Namespace"} <= {
@@ -193,6 +197,7 @@ def test_the_inference_service_of_kserve_is_found_by_its_name() -> None:
     assert container["name"] == "kserve-container", "the name by which KServe knows the model's container"
     for part in ("image", "resources", "volumeMounts", "lifecycle"):
         assert container[part] == deployed[part]
+    assert service["spec"]["predictor"]["affinity"] == template_of("Deployment", "serve")["spec"]["affinity"]
     [port] = container["ports"]
     assert port["containerPort"] == deployed["ports"][0]["containerPort"]
     policy = named("NetworkPolicy", name)["spec"]
@@ -214,7 +219,7 @@ def test_settings_and_options_exist() -> None:
     for pod in pods().values():
         for container in containers(pod):
             assert {name for name in settings_of(container) if name.startswith(PREFIX)} <= known
-            if "/train:" in container["image"]:
+            if "/train:" in container["image"] and container.get("command", ["python"])[0] != "sleep":
                 words = options_of(container)
                 verb = words[0] if words[0] in VERBS else "train"
                 given = {word.partition("=")[0] for word in words if word.startswith("--")}
@@ -296,6 +301,12 @@ def test_pods_that_share_images_run_the_command_and_try_again_what_may_turn_out_
             check=False,
         )
         assert done.returncode == 0, done.stderr
+    refused = {"TWINLENS_MODEL": str(tmp_path / "data" / "empty.png"), "JOB_COMPLETION_INDEX": "0"}
+    words = words.replace("predictions.csv", "again.csv")
+    refusal = subprocess.run(
+        [*container["command"], words], env=os.environ | environment | refused, cwd=ROOT, check=False
+    )
+    assert refusal.returncode == 7, "the code of the command is that of the container"
     with (tmp_path / "predictions.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 91
 
@@ -312,7 +323,8 @@ def test_a_training_job_tries_again_only_what_may_turn_out_otherwise() -> None:
     assert set(final["values"]) == set(EXIT_CODES.values()) - memory_storage_or_a_lost_process
     assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]} in job["podFailurePolicy"]["rules"]
     [container] = job["template"]["spec"]["containers"]
-    assert {"--resume=auto", "--device=cpu"} <= set(container["args"])
+    assert "--resume=auto" in container["args"]
+    assert not [word for word in container["args"] if "--device" in word], "auto: components/gpu-training says cuda"
     assert any(argument.startswith("--name=") for argument in container["args"]), "or auto might take another's run"
     shared = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"}
     memory = [volume for volume in job["template"]["spec"]["volumes"] if volume["name"] in shared]
