@@ -22,7 +22,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 train: $(VENV)/installed ## Train on the embedded digits, evaluate, export, prove, report. ARGS="--data DIR" for your own.
 	python -m training $(ARGS)
 
-serve: $(VENV)/installed ## Serve the latest run on port 3000.
+# For this machine alone; `bentoml serve` by itself listens on all interfaces.
+serve: export BENTOML_HOST ?= 127.0.0.1
+serve: $(VENV)/installed ## Serve the latest run on port 3000 of this machine. BENTOML_HOST=0.0.0.0 for others.
 	bentoml serve
 
 test: $(VENV)/installed ## Run the tests, but for the slow ones.
