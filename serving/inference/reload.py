@@ -9,13 +9,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 from serving.contract.model import Classifier, ModelRefused
 from serving.contract.neighbours.file import neighbours_of
-from serving.contract.signature import signature_of
+from serving.contract.signature import SignatureRefused, signature_of
 from serving.metrics import ReloadOutcome
 
 log = logging.getLogger("bentoml.twinlens")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
+"""Seconds after an attempt that says nothing about the file's content; each pause is twice the last one."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Reloader:
     """Serves the model in the file at `path`, and each new version of it.
 
     `open_model` opens and checks a file, or raises ModelRefused. `serve` makes a model answer requests. `observe` gets
-    the outcome of each attempt. When an attempt fails, the old model continues to answer, and the refused file is not
-    tried again until it changes.
+    the outcome of each attempt. When an attempt fails, the old model continues to answer. A refused file is not tried
+    again until it changes. One that could not be read, or not run for lack of memory, is tried again after a pause.
     """
 
     def __init__(
@@ -68,14 +72,18 @@ class Reloader:
         self._open = open_model
         self._serve = serve
         self._observe = observe
-        self._tried: FileState | None = None
+        self._judged: FileState | None = None
+        self._failed: FileState | None = None
+        self._said = ""
+        self._pause_s = FIRST_PAUSE_S
+        self._not_before = 0.0
         self._last_state: FileState | None = None
         self._served: tuple[str, str | None] | None = None
 
     def start(self) -> None:
         """Serve the file if it exists. Raises ModelRefused."""
-        self._tried = self._last_state = FileState.of(self._path)
-        if self._tried is not None:
+        self._judged = self._last_state = FileState.of(self._path)
+        if self._judged is not None:
             self._swap(self._open(self._path))
 
     async def watch(self, every_s: float) -> None:
@@ -85,7 +93,7 @@ class Reloader:
             await asyncio.to_thread(self.check)
 
     def check(self) -> None:
-        """Load the file if it differs from the last attempt's and is the same as at the last check.
+        """Load the file if there is no verdict on it and it is the same as at the last check.
 
         A file that is being written is therefore not opened until the writing pauses.
         """
@@ -95,31 +103,47 @@ class Reloader:
             if before is not None:
                 log.warning("%s no longer exists; the model loaded from it still answers", self._path)
             return
-        if state != before or state == self._tried:
+        if state != before or state == self._judged or (state == self._failed and monotonic() < self._not_before):
             return
-        self._tried = state
         outcome = self._try(state)
-        if outcome is not None:
-            self._observe(outcome)
+        if outcome is None:
+            return
+        if outcome != "failed":
+            self._judged = state
+        self._observe(outcome)
 
     def _try(self, state: FileState) -> ReloadOutcome | None:
         """The outcome; None when the file changed during the attempt, so that it will be tried again."""
         try:
-            classifier = self._open(self._path)
+            return self._load(state)
         except ModelRefused as error:
             if FileState.of(self._path) != state:
                 return None
+            if _could_not_be_read(error):
+                return self._try_later(state, error)
             log.error("the new model is refused, %s: %s", self._still, error)
             return "refused"
-        except Exception:  # no error may end the watch or the service
-            log.exception("the new model could not be opened, %s", self._still)
-            return "failed"
+        except Exception as error:  # no error may end the watch or the service
+            return self._try_later(state, error)
+
+    def _load(self, state: FileState) -> ReloadOutcome | None:
+        classifier = self._open(self._path)
         if FileState.of(self._path) != state:
             return None
         if _identity(classifier) == self._served:
             return "unchanged"
         self._swap(classifier)
         return "swapped"
+
+    def _try_later(self, state: FileState, error: Exception) -> ReloadOutcome:
+        """Log an error once, not at every attempt."""
+        again = state == self._failed
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else FIRST_PAUSE_S
+        self._not_before = monotonic() + self._pause_s
+        if not again or repr(error) != self._said:
+            log.error("the new model could not be loaded, %s, and it is tried again", self._still, exc_info=error)
+        self._failed, self._said = state, repr(error)
+        return "failed"
 
     @property
     def _still(self) -> str:
@@ -137,6 +161,14 @@ class Reloader:
             len(classifier.card.goldens),
             len(classifier.index.paths) if classifier.index else 0,
         )
+
+
+def _could_not_be_read(error: ModelRefused) -> bool:
+    """Whether this says nothing about the file's content. A missing signature is a verdict."""
+    cause = error.__cause__
+    if isinstance(cause, SignatureRefused):
+        cause = cause.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
 
 
 def _identity(classifier: Classifier) -> tuple[str, str | None]:

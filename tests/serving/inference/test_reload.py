@@ -1,9 +1,13 @@
+import asyncio
+import errno
 import logging
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,15 @@ import httpx
 import pytest
 
 from serving.contract.model import Classifier, open_model
-from serving.inference.reload import Reloader
+from serving.contract.signature import PublicKey
+from serving.inference import reload
+from serving.inference.reload import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reloader
 from serving.metrics import ReloadOutcome
 from tests.support.forged_models import REFUSED, rewritten
 from tests.support.pictures import COLOURS, picture
 from tests.support.replies import error, metric
 from tests.support.server import serving
+from tests.support.signed import keys, sign
 
 OTHER = {"Red rash": "redness", "blue": "blueness", "green leaf": "greenness"}
 WAIT_S = 30
@@ -138,22 +145,114 @@ def test_a_file_that_goes_and_one_that_comes_late(models: dict[str, Path], tmp_p
     assert (watched.version, watched.outcomes) == (first, ["swapped"])
 
 
-def test_an_unexpected_error_does_not_end_the_watch(models: dict[str, Path], tmp_path: Path) -> None:
-    """Here a file whose opening needs more memory than there is."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the pauses are measured by."""
+    now = [0.0]
+    monkeypatch.setattr(reload, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_lack_of_memory_is_tried_again_after_growing_pauses_and_logged_once(
+    models: dict[str, Path], tmp_path: Path, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "model.onnx"
-    shutil.copy(models["first"], path)
     outcomes: list[ReloadOutcome] = []
+    attempts: list[float] = []
 
     def out_of_memory(path: Path) -> Classifier:
+        attempts.append(clock[0])
         raise MemoryError
 
     reloader = Reloader(path, out_of_memory, lambda classifier: None, outcomes.append)
-    path.unlink()
     reloader.start()
     shutil.copy(models["first"], path)
-    for _ in range(3):
+    for clock[0] in range(0, 1000, 2):
         reloader.check()
-    assert outcomes == ["failed"]
+    pauses = [later - earlier for earlier, later in pairwise(attempts)]
+    assert pauses == [FIRST_PAUSE_S, 20, 40, 80, 160, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+    assert outcomes == ["failed"] * len(attempts)
+    assert caplog.text.count("no model answers yet, and it is tried again") == 1
+    shutil.copy(models["other"], path)
+    for _ in range(2):
+        reloader.check()
+    assert attempts[-1] == clock[0], "another file does not wait for the pause"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.sig"])
+def test_a_file_that_could_not_be_read_is_tried_again(
+    models: dict[str, Path], tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As on a share whose server was started again: the file is the same, and reading it failed."""
+    private, public = keys(tmp_path)
+    key = PublicKey.read(str(public))
+    path = tmp_path / "model.onnx"
+    outcomes: list[ReloadOutcome] = []
+    opened: list[Classifier] = []
+    reloader = Reloader(path, lambda path: open_model(path, key=key), opened.append, outcomes.append)
+    reloader.start()
+    shutil.copy(models["first"], path)
+    sign(path, private)
+    open_file = Path.open
+
+    def stale(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == name:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return open_file(self, *arguments, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", stale)
+        for _ in range(5):
+            reloader.check()
+    reloader.check()
+    assert (outcomes, opened) == (["failed"], [])
+    clock[0] += FIRST_PAUSE_S
+    reloader.check()
+    assert (outcomes, len(opened)) == (["failed", "swapped"], 1)
+
+
+def test_a_missing_signature_is_a_verdict(models: dict[str, Path], tmp_path: Path, clock: list[float]) -> None:
+    _, public = keys(tmp_path)
+    key = PublicKey.read(str(public))
+    outcomes: list[ReloadOutcome] = []
+    path = tmp_path / "model.onnx"
+    reloader = Reloader(path, lambda path: open_model(path, key=key), lambda classifier: None, outcomes.append)
+    reloader.start()
+    shutil.copy(models["first"], path)
+    for _ in range(5):
+        clock[0] += LONGEST_PAUSE_S
+        reloader.check()
+    assert outcomes == ["refused"]
+
+
+def test_a_model_that_fails_as_it_begins_to_answer_does_not_end_the_watch(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its largest batch may need more memory than there is."""
+    path = tmp_path / "model.onnx"
+    outcomes: list[ReloadOutcome] = []
+    answering: list[str] = []
+
+    def serve(classifier: Classifier) -> None:
+        if classifier.card.version == "other":
+            raise RuntimeError("Failed to allocate memory")
+        answering.append(classifier.card.version)
+
+    async def watch() -> None:
+        watching = asyncio.create_task(reloader.watch(0.02))
+        for model in ("other", "first"):
+            before = len(outcomes)
+            shutil.copy(models[model], path)
+            async with asyncio.timeout(WAIT_S):
+                while len(outcomes) == before:
+                    await asyncio.sleep(0.02)
+        watching.cancel()
+
+    reloader = Reloader(path, open_model, serve, outcomes.append)
+    reloader.start()
+    asyncio.run(watch())
+    assert outcomes == ["failed", "swapped"]
+    assert answering == [open_model(models["first"]).card.version]
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
