@@ -46,6 +46,8 @@ class Route:
         return self.alias_of or self.path
 
 
+LIVE, READY = "/livez", "/readyz"
+"""The names of all probes in the metrics, so that alerts can leave them out: they fail while a replica waits."""
 OPEN_INFERENCE = "/v2"
 """Below this path, errors have the form of the Open Inference Protocol."""
 MODEL = f"{OPEN_INFERENCE}/models/{{name}}"
@@ -60,23 +62,23 @@ ROUTES = (
     Route("/similar", endpoints.similar, "POST"),
     Route("/model", endpoints.model_card),
     Route("/ui", endpoints.ui, kind=Kind.PAGE),
-    Route("/livez", endpoints.livez, kind=Kind.PROBE),
-    Route("/readyz", endpoints.readyz, kind=Kind.PROBE),
+    Route(LIVE, endpoints.livez, kind=Kind.PROBE),
+    Route(READY, endpoints.readyz, kind=Kind.PROBE),
     Route("/metrics", endpoints.metrics, kind=Kind.METRICS),
     Route("/docs.json", endpoints.docs),
     Route("/schema.json", endpoints.bento_schema),
     Route("/", endpoints.home, kind=Kind.PAGE),
     # SageMaker's names.
     Route("/invocations", endpoints.predict, "POST", alias_of="/predict"),
-    Route("/ping", endpoints.readyz, kind=Kind.PROBE, alias_of="/readyz"),
+    Route("/ping", endpoints.readyz, kind=Kind.PROBE, alias_of=READY),
     Route(OPEN_INFERENCE, protocol.server),
-    Route(f"{OPEN_INFERENCE}/health/live", protocol.live, kind=Kind.PROBE),
-    Route(f"{OPEN_INFERENCE}/health/ready", protocol.ready, kind=Kind.PROBE, alias_of=MODEL_READY),
+    Route(f"{OPEN_INFERENCE}/health/live", protocol.live, kind=Kind.PROBE, alias_of=LIVE),
+    Route(f"{OPEN_INFERENCE}/health/ready", protocol.ready, kind=Kind.PROBE, alias_of=READY),
     Route(MODEL, protocol.metadata),
-    Route(MODEL_READY, protocol.ready),
+    Route(MODEL_READY, protocol.ready, alias_of=READY),
     Route(f"{MODEL}/infer", protocol.infer, "POST"),
     Route(VERSION, protocol.metadata, alias_of=MODEL),
-    Route(f"{VERSION}/ready", protocol.ready, alias_of=MODEL_READY),
+    Route(f"{VERSION}/ready", protocol.ready, alias_of=READY),
     Route(f"{VERSION}/infer", protocol.infer, "POST", alias_of=f"{MODEL}/infer"),
 )
 """The same in every service."""
@@ -86,9 +88,9 @@ def routes_of(settings: Settings) -> tuple[Route, ...]:
     """All routes of a service, also those whose paths the settings name, which come last and replace others."""
     # Without a token for this model only: for another name the answer would tell which model there is.
     its_own = MODEL_READY.format(name=settings.name)
-    named = [Route(its_own, protocol.ready, kind=Kind.PROBE, alias_of=MODEL_READY)]
+    named = [Route(its_own, protocol.ready, kind=Kind.PROBE, alias_of=READY)]
     if settings.health_route:
-        named.append(Route(settings.health_route, endpoints.readyz, kind=Kind.PROBE, alias_of="/readyz"))
+        named.append(Route(settings.health_route, endpoints.readyz, kind=Kind.PROBE, alias_of=READY))
     if settings.predict_route:
         named.append(Route(settings.predict_route, endpoints.predict_instances, "POST", alias_of="/predict_instances"))
     return (*ROUTES, *named)

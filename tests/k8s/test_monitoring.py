@@ -18,7 +18,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from serving.api.routes import Kind, routes_of
 from serving.metrics import Metrics
+from serving.settings import Settings
 from tests.support.paths import ROOT
 from tests.support.server import free_port
 
@@ -75,6 +77,17 @@ def test_every_metric_that_is_asked_for_is_one_of_ours() -> None:
     asked = {SUFFIXES.sub("", name) for query in queries for name in re.findall(r"twinlens_\w+", query)}
     assert asked - ours == set()
     assert asked >= {"twinlens_requests", "twinlens_request_seconds", "twinlens_model_info", "twinlens_drift_psi"}
+
+
+def test_alerts_and_panels_leave_out_all_probes_and_scrapes() -> None:
+    """They come at all times, and probes fail while a replica waits for its model."""
+    queries = " ".join([rule["expr"] for rule in RULES] + [query for panel in PANELS.values() for query in panel])
+    selectors = re.findall(r"twinlens_requests_total(\{[^}]*\})?", queries)
+    assert len(selectors) == 8
+    left_out = [set(re.findall(r'route!~"([^"]*)"', selector)[0].split("|")) for selector in selectors]
+    assert left_out == [
+        {route.name for route in routes_of(Settings()) if route.kind in (Kind.PROBE, Kind.METRICS)}
+    ] * len(selectors)
 
 
 @pytest.fixture

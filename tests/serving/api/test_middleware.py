@@ -140,7 +140,9 @@ def test_a_log_line_describes_the_request_without_its_file_name(guarded: Guarded
 
 def test_metrics_count_an_alias_under_its_route(server: str, image: bytes) -> None:
     """A method that is not allowed and a refusal are counted under the route's name, too."""
-    names = {"/ping": "/readyz", "/invocations": "/predict", "/v2/models/twinlens/ready": "/v2/models/{name}/ready"}
+    names = {"/ping": "/readyz", "/invocations": "/predict", "/v2/models/twinlens/infer": "/v2/models/{name}/infer"}
+    names |= {"/v2/health/live": "/livez", "/v2/health/ready": "/readyz"}
+    names |= dict.fromkeys([f"/v2/models/twinlens{version}/ready" for version in ("", "/versions/none")], "/readyz")
     for path, name in names.items():
         before = metric(httpx.get(f"{server}/metrics").text, "twinlens_requests_total", route=name)
         httpx.get(f"{server}{path}")
