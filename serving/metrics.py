@@ -16,6 +16,8 @@ SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 DECISIONS = {True: "yes", False: "no"}
 """The values of the label `decision`."""
+NO_WORK = frozenset({401, 404, 405, 429, 503})
+"""Statuses of requests that were refused at once. Under overload their microseconds would hide how long others wait."""
 NOT_MEASURED = -math.inf
 """Of a drift that no image was measured for yet. It is less than every other worker's value, so the largest one is not
 hidden; NaN, read first, would hide all others."""
@@ -36,7 +38,7 @@ class RequestMetrics:
         )
         self._seconds = Histogram(
             "twinlens_request_seconds",
-            "Seconds from a request's headers to the end of its answer, by route.",
+            "Seconds from a request's headers to the end of its answer, by route, unless refused before any work.",
             ["route"],
             buckets=SECONDS_BUCKETS,
             registry=registry,
@@ -52,13 +54,20 @@ class RequestMetrics:
         self._seconds_by_route: dict[str, Histogram] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answered request; `route` is a name from the route table, so that no caller can add series."""
+        """Count an answered request, and observe its time if there was work for it.
+
+        `route` is a name from the route table, so that no caller can add series.
+        """
         counter = self._requests_by_route.get((route, status))
         if counter is None:
             counter = self._requests_by_route[route, status] = self._requests.labels(route, str(status))
-            self._seconds_by_route[route] = self._seconds.labels(route)
         counter.inc()
-        self._seconds_by_route[route].observe(seconds)
+        if status in NO_WORK:
+            return
+        histogram = self._seconds_by_route.get(route)
+        if histogram is None:
+            histogram = self._seconds_by_route[route] = self._seconds.labels(route)
+        histogram.observe(seconds)
 
     def rejected(self, reason: str) -> None:
         """Count an input that was refused with this error code."""
