@@ -31,7 +31,10 @@ class RequestMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._rejected = Counter(
-            "twinlens_rejected_inputs", "Inputs refused, by the code of the error.", ["reason"], registry=registry
+            "twinlens_rejected_inputs",
+            "Inputs refused for what they are, by the code of the error.",
+            ["reason"],
+            registry=registry,
         )
         self._requests = Counter(
             "twinlens_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry

@@ -19,11 +19,14 @@ from serving.api.linger import Exchange, Lingering
 from serving.api.routes import Kind, Route, RouteTable, refusal, respond, routes_of
 from serving.api.state import ServiceState
 from serving.inference.batching import Overloaded
+from serving.inference.prediction import InvalidOutput
 from serving.logs import FIELDS
 
 # A child of BentoML's logger, so that it has the same level and destination.
 log = logging.getLogger("bentoml.twinlens.requests")
 
+ABOUT_THE_INPUT = frozenset({400, 408, 413, 415, 422})
+"""Statuses that speak of what the client sent, and not of its token, its address or the state of the service."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -102,11 +105,11 @@ class Middleware:
         name = route.name if route else "other"
         metrics, settings = self._state.metrics.requests, self._state.settings
         metrics.answered(name, status, seconds)
-        code = scope["state"].get("code")
-        if code not in (None, "not_found"):
-            metrics.rejected(code)
         if route and route.kind is Kind.PROBE:
             return  # probes come every few seconds; the metrics count them
+        code = scope["state"].get("code")
+        if status in ABOUT_THE_INPUT or code == InvalidOutput.code:
+            metrics.rejected(code)
         if settings.log_requests or status >= 500 or seconds >= settings.slow_s:
             level = logging.ERROR if status >= 500 else logging.INFO
             log.log(level, "%s %s", scope["method"], status, extra={FIELDS: _fields(scope, name, status, seconds)})

@@ -138,6 +138,34 @@ def test_a_log_line_describes_the_request_without_its_file_name(guarded: Guarded
     assert refused["code"] == "unauthorized"
 
 
+PROBES = ("/readyz", "/ping", "/v2/health/ready", "/v2/models/twinlens/ready")
+
+
+def test_what_is_no_fault_of_an_input_is_not_counted_as_one(tmp_path: Path, image: bytes) -> None:
+    """A service that waits for its model: probes fail every few seconds, and so does each request."""
+    token = {"Authorization": "Bearer first"}
+    (tmp_path / "tokens").write_text("first\n")
+    home, tokens = str(tmp_path / "home"), str(tmp_path / "tokens")
+    with serving(tmp_path / "none.onnx", until="livez", BENTOML_HOME=home, TWINLENS_TOKEN_FILE=tokens) as address:
+        assert [httpx.get(f"{address}{path}").status_code for path in PROBES] == [503] * 4
+        assert httpx.post(f"{address}/readyz").status_code == 405
+        refused = [
+            httpx.post(f"{address}/predict", content=image).status_code,
+            httpx.get(f"{address}/predict", headers=token).status_code,
+            httpx.post(f"{address}/predict", content=image, headers=token).status_code,
+        ]
+        assert refused == [401, 405, 503]
+        before = httpx.get(f"{address}/metrics").text
+        assert httpx.post(f"{address}/predict?top_k=none", content=image, headers=token).status_code == 400
+        after = httpx.get(f"{address}/metrics").text
+    assert metric(before, "twinlens_rejected_inputs_total") == 0
+    assert metric(after, "twinlens_rejected_inputs_total", reason="invalid_top_k") == 1
+    assert metric(after, "twinlens_rejected_inputs_total") == 1
+    assert metric(before, "twinlens_requests_total", route="/readyz", status="503") == len(PROBES)
+    assert metric(before, "twinlens_request_seconds_count", route="/predict") == 0, "no work was done"
+    assert metric(after, "twinlens_request_seconds_count", route="/predict") == 1
+
+
 def test_metrics_count_an_alias_under_its_route(server: str, image: bytes) -> None:
     """A method that is not allowed and a refusal are counted under the route's name, too."""
     names = {"/ping": "/readyz", "/invocations": "/predict", "/v2/models/twinlens/infer": "/v2/models/{name}/infer"}
