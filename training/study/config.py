@@ -13,7 +13,7 @@ from training.options.choices import Data
 from training.options.config_file import from_yaml, option
 from training.study import spec
 from training.study.process_pool import visible_gpus
-from training.study.spec import Study
+from training.study.spec import OWN, Options, Study
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -41,7 +41,8 @@ class StudyConfig:
     seeds: int | None = None
     """Runs of each cell of the grid; intervals need two. None: as the study declares."""
     config: Path | None = None
-    """A YAML file of options for all runs, as for training; the options of the study's axes take precedence."""
+    """A YAML file of options for all runs, such as a run's config.yaml; the options of the study's axes take
+    precedence, and those that a study sets itself, such as the seed, are left out."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     out: Path = Path("runs/studies")
@@ -76,15 +77,22 @@ def declared(config: StudyConfig, name: str) -> Study:
         raise ConfigError(f"study {name}: there is no such file; the studies that have a name are {names}")
     study = spec.read(path)
     if config.config is not None:
-        from_yaml(config.config)  # raises for an unknown option
-        values = yaml.safe_load(config.config.read_text(encoding="utf-8"))
-        study = study.with_base({key: option(key, value, str(config.config)) for key, value in values.items()})
+        study = study.with_base(_shared(config.config))
     overrides = {"data": config.data, "epochs": config.epochs}
     study = study.with_base({key: value for key, value in overrides.items() if value is not None})
     if config.seeds is not None:
         study = replace(study, seeds=config.seeds)
     spec.check(study, str(path))
     return study
+
+
+def _shared(path: Path) -> Options:
+    """The options of a file, such as a run's config.yaml, without those that a study sets itself, which are printed."""
+    from_yaml(path)  # raises for an unknown option
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if own := [key for key in values if key in OWN]:
+        print(f"config {path}: without {', '.join(own)}, which a study sets itself")
+    return {key: option(key, value, str(path)) for key, value in values.items() if key not in OWN}
 
 
 def concurrent_runs(config: StudyConfig) -> int:

@@ -15,6 +15,7 @@ from serving.contract.model import open_model
 from tests.support.paths import ROOT
 from training.engine import checkpoint, history
 from training.errors import ConfigError
+from training.options.config import TrainConfig
 from training.study import spec
 from training.study.command import merge, shard, study
 from training.study.config import StudyConfig, declared
@@ -133,6 +134,28 @@ def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Pa
     prepare(declared(config, config.study), tmp_path / "rates")
     with pytest.raises(ConfigError, match=r"rates: holds runs of another base: epochs was 2, now it is 5. --name"):
         study(StudyConfig(study=config.study, out=tmp_path, epochs=5))
+
+
+def test_the_options_of_a_run_are_for_all_runs_but_for_what_the_study_sets_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seed and the like are left out. The same command finds the study that it has declared before."""
+    (tmp_path / "rates.yaml").write_text(GRID)
+    of_run = TrainConfig(epochs=7, model="mlp", seed=5, promote="never", name="one", lr=0.5)
+    (tmp_path / "config.yaml").write_text(of_run.to_yaml())
+    config = StudyConfig(study=str(tmp_path / "rates.yaml"), config=tmp_path / "config.yaml", out=tmp_path)
+    for _ in range(2):
+        declaration = declared(config, config.study)
+        prepare(declaration, tmp_path / "rates")
+        assert capsys.readouterr().out == (
+            f"config {tmp_path / 'config.yaml'}: without out, cache, promote, floor, margin, seed, "
+            "which a study sets itself\n"
+        )
+    cells = declaration.cells()
+    assert {cell.seed for cell in cells} == {0}
+    assert {cell.options["epochs"] for cell in cells} == {7}
+    assert {cell.options["lr"] for cell in cells} == {0.001, 1e30}, "the axis wins"
+    assert spec.OWN.isdisjoint(cells[0].options)
 
 
 @pytest.mark.parametrize(
