@@ -37,6 +37,9 @@ from serving.traced import Traced
 # A child of BentoML's logger, so that it has the same level and destination.
 log = logging.getLogger("bentoml.twinlens")
 
+FETCH_S = 10
+"""Seconds that the start waits for an object. A store that accepts connections and hangs may take minutes to fail."""
+
 
 def _settings() -> Settings:
     try:
@@ -195,7 +198,7 @@ def _check_model() -> None:
         if settings.token_file:
             BearerTokens(settings.token_file)
         if mirror := mirror_of(settings, training_images=True):
-            mirror.refresh()
+            mirror.refresh_within(FETCH_S if settings.reload_s else None)  # without reloads this is the only look
     except ValueError as error:
         raise SystemExit(str(error)) from error
     if not settings.file.exists():

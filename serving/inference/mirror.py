@@ -71,6 +71,17 @@ class Mirror:
         self._said = ""
         return outcome
 
+    def refresh_within(self, seconds: float | None) -> None:
+        """As `refresh`, but return after `seconds` at the latest; None: without a limit.
+
+        In a daemon thread, which continues meanwhile and does not delay the end of the process.
+        """
+        refreshing = threading.Thread(target=self.refresh, name="mirror", daemon=True)
+        refreshing.start()
+        refreshing.join(seconds)
+        if refreshing.is_alive():
+            log.warning("%s: not fetched within %g s", self.url, seconds)
+
     def watch(self, every_s: float, observe: Callable[[FetchOutcome], None]) -> None:
         """Refresh now and every `every_s` seconds, without end; `observe` gets each outcome.
 

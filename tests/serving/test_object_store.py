@@ -148,6 +148,24 @@ def test_the_end_does_not_wait_for_a_store_that_hangs(
 
 
 @pytest.mark.slow
+def test_the_start_does_not_wait_for_a_store_that_hangs(
+    store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
+    store.put(KEY, models["other"])
+    settings["TWINLENS_CACHE"] = str(tmp_path / "cache")
+    store.pause()
+    with serving(MODEL, until="livez", log=tmp_path / "log", **settings) as address:
+        assert "no model yet" in readyz(address)
+        store.resume()
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        assert version(address) == "other"
+    assert "not fetched within 10 s" in (tmp_path / "log").read_text()
+    store.pause()
+    with serving(MODEL, **settings) as address:
+        assert version(address) == "other", "the copy answers"
+
+
+@pytest.mark.slow
 def test_what_cannot_work_ends_the_start_with_a_sentence(
     store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:

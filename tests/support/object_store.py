@@ -55,6 +55,11 @@ class S3:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def resume(self) -> None:
+        """It answers again, also what it was asked meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def put(self, key: str, data: bytes | Path) -> None:
         content = data if isinstance(data, bytes) else data.read_bytes()
         self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
