@@ -117,7 +117,7 @@ def with_kept_files(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
     Raises CheckpointRefused for another content, ConfigError for a file that cannot be read.
     """
     kept: dict[str, Path] = {}
-    for name, same in (("augment", _same_bytes), ("costs", costs.same)):
+    for name, same in (("augment", same_bytes), ("costs", costs.same)):
         copy, given = getattr(own, name), getattr(asked, name)
         if isinstance(copy, Path) and isinstance(given, Path) and given != copy:
             if not same(given, copy):
@@ -128,7 +128,8 @@ def with_kept_files(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
     return replace(asked, **kept)  # type: ignore[arg-type]
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether a file of --augment has the content of another. Raises ConfigError."""
     try:
         return one.read_bytes() == other.read_bytes()
     except OSError as error:

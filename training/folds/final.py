@@ -38,11 +38,10 @@ from training.options.settled import SettledConfig
 MODEL = "model.onnx"
 MAY_DIFFER = {
     *("data", "corrections", "name", "out", "cache", "device", "workers", "worker_timeout", "batch_size"),
-    *("augment", "augment_on"),
     *("fold", "from_folds", "best_epoch", "patience", "quantize", "promote", "floor", "margin", "slices"),
-    *("operate", "confidence_level", "sets", "unfamiliar"),
+    *("operate", "confidence_level", "sets", "unfamiliar", "costs"),
 }
-"""Options of which the folds' answers do not depend, or that follow from the number of images."""
+"""Options on which the folds' answers do not depend, or that follow from the number of images."""
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -75,13 +74,21 @@ def check(config: SettledConfig, dataset: Dataset) -> None:
     """Raise ConfigError where the folds have other options, DataError where they answer other images."""
     if config.from_folds is None:
         return
-    own = yaml.safe_load(config.to_yaml())
     for run in runs_of(config.from_folds):
         theirs = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        own = yaml.safe_load(_with_their_pipeline(config, run, theirs["augment"]).to_yaml())
         if differing := [name for name in own if name not in MAY_DIFFER and own[name] != theirs.get(name)]:
             changes = "; ".join(f"{name} was {theirs.get(name)}, here it is {own[name]}" for name in differing)
             raise ConfigError(f"--from-folds {run}: its model is of other options: {changes}")
     _answers(config.from_folds, dataset)
+
+
+def _with_their_pipeline(config: SettledConfig, run: Path, theirs: str) -> SettledConfig:
+    """The options with a fold's own copy of the file of --augment, where that given has its content."""
+    kept = run / Path(theirs).name  # beside its config.yaml, wherever the folds are now
+    if not isinstance(config.augment, Path) or not kept.is_file() or not runs.same_bytes(config.augment, kept):
+        return config
+    return replace(config, augment=Path(theirs))
 
 
 def statement(config: TrainConfig) -> str | None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from statistics import median
 
+import albumentations as A
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -116,6 +117,27 @@ def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, t
     less = command("--data", fewer, "--out", tmp_path / "runs", *OPTIONS, "--from-folds", folds)
     assert less.returncode == 3
     assert "its answers are to other images than the data has now" in less.stderr
+
+
+@pytest.mark.slow
+def test_files_of_costs_and_augmentation_reach_folds_and_final_model(photos: Path, tmp_path: Path) -> None:
+    own, matrix, folds = tmp_path / "own.yaml", tmp_path / "matrix.csv", tmp_path / "folds" / "x"
+    A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")
+    matrix.write_text(",Red rash,blue,green leaf\nRed rash,0,5,5\nblue,1,0,1\ngreen leaf,1,1,0\n")
+    given = ["--data", photos, "--out", tmp_path, *OPTIONS, "--epochs", "1", "--augment", own]
+    made = command("folds", *given, "--costs", matrix, "--folds", "3", "--name", "x", "--final")
+    assert made.returncode == 0, made.stderr
+    assert open_model(tmp_path / "x-final" / "model.onnx").card.costs is not None
+    matrix.write_text(matrix.read_text().replace("5", "4"))
+    dearer = command(*given, "--from-folds", folds, "--costs", matrix, "--name", "dearer", "--promote", "never")
+    assert dearer.returncode == 0, "costs change no answer of the folds"
+    A.save(A.Compose([A.VerticalFlip(p=0.5)]), own, data_format="yaml")
+    other = command(*given, "--from-folds", folds, "--name", "other")
+    assert other.returncode == 2
+    assert "its model is of other options: augment was" in other.stderr
+    word = command(*given, "--augment", "light", "--from-folds", folds, "--name", "word")
+    assert word.returncode == 2
+    assert "/augment.yaml, here it is light; augment_on was workers, here it is device" in word.stderr
 
 
 def test_logits_come_back_up_to_a_constant() -> None:
