@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=location, help="the model, a file or a URL (default: TWINLENS_MODEL, runs/latest/model.onnx)"
     )
     parser.add_argument(
-        "--workers", type=int, help="processes (default: one for each core); with --ray, chunks under way at most"
+        "--workers",
+        type=int,
+        help="processes (default: one for each core that may be used); with --ray, chunks under way at most",
     )
     parser.add_argument(
         "--shard",
