@@ -148,7 +148,9 @@ def run_command(verb: str, config: Any, interruption: Interruption, group: Group
 
 
 def options(verb: str, arguments: list[str]) -> Any:
-    """The options of a command: those of the command line, over those of --config's file or of the run to resume.
+    """The options of a command: those of the command line, over those of --config's file.
+
+    A run to resume keeps its own, and others are refused.
 
     Raises ConfigError, CheckpointRefused.
     """
@@ -165,7 +167,8 @@ def options(verb: str, arguments: list[str]) -> Any:
     if config.resume is None or (run := runs.to_resume(config.resume, config.out, config.name)) is None:
         return config
     begun = replace(runs.begun(run), resume=config.resume)
-    resumed = runs.with_kept_files(begun, tyro.cli(TrainConfig, prog=program, args=others, default=begun))
+    default = begun if known.config is None else replace(begun, **runs.changed_by_file(begun, config))
+    resumed = runs.with_kept_files(begun, tyro.cli(TrainConfig, prog=program, args=others, default=default))
     runs.refuse_changes(begun, resumed)
     return resumed
 

@@ -35,6 +35,10 @@ def test_a_job_trains_by_its_hyperparameters_and_leaves_the_model(opt_ml: Path, 
     assert not (opt_ml / "output" / "failure").exists()
     assert not (opt_ml / "output" / "data").exists()
     assert __main__.main(["train"], opt_ml) == 0, "started again, it finds its run finished"
+    given = opt_ml / "input" / "config" / "hyperparameters.json"
+    given.write_text(given.read_text().replace("1e-3", "1e-2"))
+    assert __main__.main(["train"], opt_ml) == 7
+    assert "--lr was 0.001, now it is 0.01" in (opt_ml / "output" / "failure").read_text()
 
 
 def test_a_model_that_is_not_promoted_is_kept_where_nothing_serves_it(opt_ml: Path, photos: Path) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -138,10 +139,28 @@ def same_bytes(one: Path, other: Path) -> bool:
 
 def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
     """Raise CheckpointRefused, with both values, when the options differ from those of the run to resume."""
+    _refuse(own, asked, [field.name for field in fields(TrainConfig)])
+
+
+def changed_by_file(own: TrainConfig, asked: TrainConfig) -> dict[str, Any]:
+    """What `asked`, the options with a file of --config, change in the run to resume without changing its result.
+
+    A default in a file may stand for what the run has decided since, such as a batch size. Where the run is, --resume
+    says. Raises CheckpointRefused, with both values, for what changes the result, and ConfigError as `with_kept_files`.
+    """
+    asked = with_kept_files(own, asked)
+    open_ones = {"out", "name"} | ({"weights"} if own.own_network else set())  # which such a run settles to None
+    names = [field.name for field in fields(TrainConfig) if field.name not in open_ones]
+    given = [name for name in names if getattr(asked, name) not in (getattr(TrainConfig, name), getattr(own, name))]
+    _refuse(own, asked, given)
+    return {name: getattr(asked, name) for name in given}
+
+
+def _refuse(own: TrainConfig, asked: TrainConfig, names: Iterable[str]) -> None:
     differing = [
-        f"--{field.name.replace('_', '-')} was {getattr(own, field.name)}, now it is {getattr(asked, field.name)}"
-        for field in fields(TrainConfig)
-        if field.name not in MAY_CHANGE and getattr(own, field.name) != getattr(asked, field.name)
+        f"--{name.replace('_', '-')} was {getattr(own, name)}, now it is {getattr(asked, name)}"
+        for name in names
+        if name not in MAY_CHANGE and getattr(own, name) != getattr(asked, name)
     ]
     if differing:
         raise CheckpointRefused(

@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import albumentations as A
@@ -112,6 +113,29 @@ def test_other_options_and_other_data_are_refused_with_both_values(photos: Path,
     ):
         train(same_again)
     assert (tmp_path / "x" / "checkpoints" / "last.pt").exists(), "a refusal takes nothing away"
+
+
+def test_a_file_of_options_may_be_given_again_unless_it_has_changed(photos: Path, tmp_path: Path) -> None:
+    own, file, run = tmp_path / "own.yaml", tmp_path / "options.yaml", tmp_path / "x"
+    A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")
+    begun = config(photos, tmp_path, model="cnn", weights="none", workers=0, augment=own, batch_size=None, lr=0.01)
+    file.write_text(begun.to_yaml())
+    arguments = ["--config", str(file), "--name", "x", "--resume", "auto"]
+    with pytest.raises(Interrupted):
+        train(options("train", arguments), After(2))
+    resumed = options("train", arguments)
+    assert (resumed.augment, resumed.weights, resumed.lr) == (run / "augment.yaml", None, 0.01)
+    assert resumed.batch_size == 32, "the run's own, which the file leaves open"
+    elsewhere = ["--config", str(run / "config.yaml"), "--resume", os.path.relpath(run)]
+    assert options("train", elsewhere).lr == 0.01
+    file.write_text(replace(begun, workers=1, promote="never", lr=0.1, model="mlp").to_yaml())
+    with pytest.raises(CheckpointRefused, match=r"other options: --model was cnn, now it is mlp, --lr was 0.01, now"):
+        options("train", arguments)
+    resumed = options("train", [*arguments, "--lr", "0.01", "--model", "cnn"])
+    assert (resumed.workers, resumed.promote) == (1, "never"), "the command line wins, and these change no result"
+    A.save(A.Compose([A.VerticalFlip(p=0.5)]), own, data_format="yaml")
+    with pytest.raises(CheckpointRefused, match=r"--augment .*own.yaml: its content is not that of"):
+        options("train", [*arguments, "--lr", "0.01", "--model", "cnn"])
 
 
 def test_auto_continues_with_the_named_or_the_newest_unfinished_run_or_begins(photos: Path, tmp_path: Path) -> None:
