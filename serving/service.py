@@ -39,6 +39,10 @@ log = logging.getLogger("bentoml.twinlens")
 
 FETCH_S = 10
 """Seconds that the start waits for an object. A store that accepts connections and hangs may take minutes to fail."""
+LOOK_S = 1
+"""Seconds between two looks of one of several workers at its own model."""
+LAST_ANSWERS_S = 1
+"""Seconds in which a worker that has lost its model may still answer what it has taken."""
 
 
 def _settings() -> Settings:
@@ -141,11 +145,25 @@ class Twinlens:
     async def watch(self) -> None:
         """Watch the model file, and drain when a signal asks the process to end."""
         self._middleware.drain_on_signals(settings.grace_s)
+        if number_of_workers > 1:
+            self._ending = asyncio.create_task(self._end_without_model())
         if not settings.reload_s:
             return
         if mirror := mirror_of(settings, training_images=True):
             mirror.watch(settings.reload_s, self._looked)
         self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
+
+    async def _end_without_model(self) -> None:
+        """End the process when its model is lost, and BentoML replaces it.
+
+        Of several workers a probe meets this one too seldom to restart the container, which has others that answer.
+        """
+        readiness = self._state.readiness
+        while readiness.alive or readiness.draining:  # a shutdown ends it anyway
+            await asyncio.sleep(LOOK_S)
+        log.error("the model has failed several times in a row; this worker ends, and another one takes its place")
+        await self._middleware.drain(LAST_ANSWERS_S)
+        os._exit(1)  # a regular end would delete the worker's metrics
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def leave_nothing(self) -> None:

@@ -30,9 +30,14 @@ class Readiness:
             raise RequestError(503, "no_model", self._waiting, {"Retry-After": "5"})
         return self.predictor
 
+    @property
+    def alive(self) -> bool:
+        """False when only a restart helps: the model failed several times in a row."""
+        return self.predictor is None or self.predictor.alive
+
     def check_alive(self) -> None:
-        """Raises RequestError (503) when only a restart helps: the model failed several times in a row."""
-        if self.predictor is not None and not self.predictor.alive:
+        """Raises RequestError (503) when only a restart helps."""
+        if not self.alive:
             raise RequestError(503, "model_lost", "the model has failed several times in a row")
 
     def check_ready(self) -> None:

@@ -12,7 +12,11 @@ import psutil
 import pytest
 
 from serving.contract.gpu import gpus
+from serving.inference.predictor import FAILURES
 from tests.support import cuda
+from tests.support.forged_models import failing, rewritten
+from tests.support.processes import wait_until
+from tests.support.replies import metric
 from tests.support.server import started
 
 pytestmark = pytest.mark.slow
@@ -88,3 +92,28 @@ def test_one_of_several_is_replaced_and_the_others_answer_meanwhile(
             assert httpx.post(f"{url}/predict", files=image).status_code == 200
             time.sleep(0.1)
         assert server.poll() is None
+
+
+def test_one_of_several_that_has_lost_its_model_is_replaced(
+    run: Path, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    gray, white = ({"image": png(np.full((40, 40, 3), value, np.uint8))} for value in (100, 255))
+    model = rewritten(run / "model.onnx", tmp_path / "model.onnx", failing)
+    log, environment = tmp_path / "log", {"BENTOML_CONTAINERIZED": "1", "TWINLENS_WORKERS": "2"}
+    with started(model, tmp_path / "home", log, **environment) as (server, url):
+        wait_until(lambda: len(workers(server, url)) == 2)
+        before = workers(server, url)
+        # One of the two fails FAILURES times, the other one less often.
+        replies = [httpx.post(f"{url}/predict", files=white).status_code for _ in range(2 * FAILURES - 1)]
+        wait_until(lambda: len(before & workers(server, url)) == 1, RESPAWN_S)
+        failed = replies.count(500)
+        assert failed >= FAILURES
+        assert metric(httpx.get(f"{url}/metrics").text, "twinlens_requests_total", status="500") == failed, "kept"
+        until = time.monotonic() + RESPAWN_S
+        while len(workers(server, url)) < 2:
+            assert time.monotonic() < until, "nobody took the lost worker's place"
+            assert httpx.post(f"{url}/predict", files=gray).status_code == 200
+            time.sleep(0.1)
+        assert len(before & workers(server, url)) == 1
+        assert server.poll() is None
+    assert log.read_text().count("this worker ends, and another one takes its place") == 1
