@@ -186,6 +186,20 @@ def test_a_training_job_that_is_killed_continues(
         assert trainer.exit_code == 143, trainer.logs
 
 
+def test_the_shell_takes_images_and_moves_latest(runs: Path, claims: dict[str, str], tmp_path: Path) -> None:
+    """As `kubectl cp` does, which runs tar in the container, and `kubectl exec`."""
+    volume = folder_of(claims["runs"])
+    for name in ("one", "two"):
+        publish(runs / "latest", volume, name)
+    shell = {"spec": {"template": manifest("Pod", "shell", K8S / "shell")}}
+    with pod("twinlens-shell", shell, TRAIN, claims, tmp_path) as waiting:
+        made = "mkdir -p /tmp/photos/eight && echo picture > /tmp/photos/eight/1.png"
+        podman("exec", waiting.container, "sh", "-c", f"{made} && tar -C /tmp -cf - photos | tar -C /data -xmf -")
+        assert (folder_of(claims["data"]) / "photos" / "eight" / "1.png").read_text() == "picture\n"
+        podman("exec", waiting.container, *"python -m training promote runs/one --force --reason back".split())
+    assert (volume / "latest").readlink() == Path("one")
+
+
 @pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="dnsmasq is not installed")
 def test_two_nodes_train_together_once_the_name_server_knows_them(images: None, tmp_path: Path) -> None:
     """The Job's own command in two containers, whose names are known some time after they have started."""
