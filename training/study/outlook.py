@@ -92,7 +92,7 @@ def curves_of(results: Sequence[RunResult]) -> Curves:
 def seed_outlook(conclusions: Sequence[Conclusion | None]) -> list[dict[str, Any]]:
     """How many seeds would decide each question that is open."""
     asked = [conclusion for conclusion in conclusions if conclusion is not None]
-    tested = sum(row.p is not None for conclusion in asked for row in conclusion.differences)
+    tested = sum(conclusion.tested for conclusion in asked)
     return [each for conclusion in asked if not conclusion.decided for each in _seeds(conclusion, tested)]
 
 

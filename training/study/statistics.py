@@ -2,13 +2,15 @@
 
 A study compares much at once, and one comparison in twenty would seem decided by chance. So verdicts follow from p
 values that are corrected for all comparisons of the study (Holm, A simple sequentially rejective multiple test
-procedure, 1979). Intervals are those of each comparison alone.
+procedure, 1979). The best of many equal levels is far from some of them by chance. So where the data choose the
+reference, all pairs of levels count as compared. Intervals are those of each comparison alone.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -65,6 +67,8 @@ class Conclusion:
     sentence: str
     decided: bool
     """Whether any level is higher, lower or equal."""
+    tested: int
+    """P values that the question adds to those of the study: of its differences, or of all pairs of levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +80,19 @@ class Comparisons:
     reference: str
     reference_values: Values
     differences: Sequence[LevelDifference]
+    other_p: Sequence[float | None]
+    """Of the pairs without the reference, where the data chose it."""
+
+    @property
+    def p_values(self) -> list[float | None]:
+        """All that the correction has to count, those of the differences first."""
+        return [*(difference.p for difference in self.differences), *self.other_p]
 
 
 def conclude(questions: Sequence[Question], results: Sequence[RunResult]) -> list[Conclusion | None]:
     """The answer of these results to each question; None when no run that a question concerns has a value."""
     asked = [_compare(question, results) for question in questions]
-    every = [difference for of in asked if of is not None for difference in of.differences]
-    corrected = iter(holm([difference.p for difference in every]))
+    corrected = iter(holm([p for of in asked if of is not None for p in of.p_values]))
     return [None if of is None else _conclusion(of, corrected) for of in asked]
 
 
@@ -94,7 +104,8 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
     values = {level: _values(question, selected, level) for level in levels}
     measured = [level for level in levels if values[level]]
     measure = MEASURES[question.measure]
-    reference = question.compare[1] if question.compare else question.against
+    given = question.compare[1] if question.compare else question.against
+    reference = given
     if reference is None and measured:
         is_less = measure.better == "lower" or measure.is_loss(selected[0].cell.best_by)
         sign = -1 if is_less else 1
@@ -108,13 +119,22 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
         reference=reference,
         reference_values=values[reference],
         differences=[paired_difference(level, values[level], values[reference]) for level in asked],
+        other_p=[] if given else _p_of_pairs({level: values[level] for level in measured if level != reference}),
     )
 
 
+def _p_of_pairs(values: Mapping[str, Values]) -> list[float | None]:
+    """P values of all pairs of levels."""
+    if len({seed for of_level in values.values() for seed, _ in of_level}) < 2:
+        return []  # there are none, and a search may have a hundred thousand pairs of trials
+    return [paired_difference(a, values[a], values[b]).p for a, b in combinations(values, 2)]
+
+
 def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclusion:
-    """Take the next corrected p values, one for each difference."""
+    """Take the next corrected p values, one for each that the question has."""
     question, reference = asked.question, asked.reference
-    differences = [replace(difference, corrected_p=next(corrected)) for difference in asked.differences]
+    taken = list(islice(corrected, len(asked.p_values)))
+    differences = [replace(difference, corrected_p=p) for difference, p in zip(asked.differences, taken, strict=False)]
     sentence = (
         _pair(MEASURES[question.measure], differences[0], reference)
         if question.compare
@@ -129,6 +149,7 @@ def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclu
         differences=differences,
         sentence=" ".join([sentence[0].upper() + sentence[1:], *scale, *_losses(question, asked.selected, levels)]),
         decided=any(difference.verdict in ("higher", "lower", "equal") for difference in differences),
+        tested=sum(p is not None for p in asked.p_values),
     )
 
 

@@ -11,6 +11,7 @@ from tests.support.studies import invented_results
 from training.study.outlook import image_outlook, seed_outlook
 from training.study.report import study_summary, write_study_report
 from training.study.results import RunResult
+from training.study.sample_size import more_seeds
 from training.study.spec import read
 from training.study.statistics import conclude
 
@@ -83,6 +84,26 @@ def test_open_questions_say_how_many_seeds_they_need(tmp_path: Path) -> None:
     assert seeds["more"] is not None
     assert "relu against tanh" in seeds["sentence"]
     assert "more seeds decide it with a probability of 80 %" in seeds["sentence"]
+
+
+def test_more_seeds_are_asked_for_where_the_data_chose_the_reference(tmp_path: Path) -> None:
+    """Three levels have three pairs, all of which the corrected p values count."""
+    (tmp_path / "many.yaml").write_text("axes: {activation: [relu, gelu, tanh]}\nseeds: 3")
+    study = read(tmp_path / "many.yaml")
+    scores = {"relu": (0.50, 0.52, 0.55), "gelu": (0.49, 0.50, 0.56), "tanh": (0.48, 0.53, 0.50)}
+    results = [
+        replace(
+            one, outcome="done", values=one.values | {"val_score": scores[one.cell.levels["activation"]][one.cell.seed]}
+        )
+        for one in invented_results(study, tmp_path)
+    ]
+    conclusions = conclude(study.questions, results)
+    assert conclusions[0] is not None
+    rows = conclusions[0].differences
+    assert len(rows) == 2
+    needed = [more_seeds(row.value or 0.0, row.interval or (0.0, 0.0), 3, comparisons=3) for row in rows]
+    assert needed != [more_seeds(row.value or 0.0, row.interval or (0.0, 0.0), 3, comparisons=2) for row in rows]
+    assert [each["more"] for each in seed_outlook(conclusions)] == needed
 
 
 def test_a_study_without_sizes_has_no_outlook_on_images(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from training.metrics.correction import holm
 from training.study.measures import MEASURES
 from training.study.results import RunResult
 from training.study.spec import Cell, Question
@@ -83,6 +84,31 @@ def test_all_questions_of_a_study_are_corrected_together() -> None:
         assert answer is not None
         assert answer.differences[0].corrected_p == pytest.approx(2 * ttest_rel(a, b).pvalue)
         assert not answer.decided
+
+
+def test_a_reference_that_the_data_choose_decides_no_more_than_one_study_in_twenty_by_chance() -> None:
+    """Eight equal levels and ten seeds: corrected for the seven comparisons with the best, one study in eight is."""
+    noise = np.random.default_rng(0)
+    decided = []
+    for _ in range(200):
+        scores = noise.normal(0.5, 0.05, (8, 10))
+        results = [result(f"level {level}", seed, float(score)) for (level, seed), score in np.ndenumerate(scores)]
+        decided.append(asked(results).decided)
+    assert np.mean(decided) <= 0.05
+
+
+def test_where_the_data_choose_the_reference_all_pairs_are_counted() -> None:
+    a, b, c = [0.61, 0.58, 0.67, 0.60], [0.55, 0.57, 0.60, 0.52], [0.50, 0.56, 0.51, 0.54]
+    results = [
+        result(level, seed, value) for level, of in {"a": a, "b": b, "c": c}.items() for seed, value in enumerate(of)
+    ]
+    chosen, given = asked(results), asked(results, against="a")
+    assert chosen.reference == given.reference == "a"
+    corrected = holm([ttest_rel(a, b).pvalue, ttest_rel(a, c).pvalue, ttest_rel(b, c).pvalue])
+    assert [row.corrected_p for row in chosen.differences] == pytest.approx(corrected[:2])
+    assert (chosen.tested, given.tested) == (3, 2)
+    assert chosen.differences[0].corrected_p == pytest.approx(3 * ttest_rel(a, b).pvalue), "the smallest of three"
+    assert given.differences[0].corrected_p == pytest.approx(2 * ttest_rel(a, b).pvalue)
 
 
 def test_an_interval_that_contains_zero_is_undecided() -> None:
