@@ -11,6 +11,7 @@ from typing import Any
 
 import bentoml
 import cv2
+import numpy as np
 import yaml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from serving.api.state import ServiceState
 from serving.api.ui import Page
 from serving.contract import drift, gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
+from serving.contract.session import RAISED
 from serving.exposition import forget_dead_workers, remove_files
 from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
@@ -226,6 +228,19 @@ def _check_model() -> None:
         log.warning("%s, and it is served as soon as it exists", missing)
         return
     try:
-        _open(settings.file)
+        _run_largest_batch(_open(settings.file))
     except ModelRefused as error:
         raise SystemExit(f"not ready: {error}") from error
+
+
+def _run_largest_batch(classifier: Classifier) -> None:
+    """What takes most memory of all that a worker begins with. Raises ModelRefused.
+
+    EfficientNet-Lite0 takes 0.4 s for 32 images of 224 px on one core.
+    """
+    fails: tuple[type[Exception], ...] = (*RAISED, MemoryError)
+    size, images = classifier.card.preprocessing, classifier.card.images_at_once(settings.max_batch)
+    try:
+        classifier.predict(np.zeros((images, size.height, size.width, size.channels), np.uint8))
+    except fails as error:
+        raise ModelRefused(f"{settings.model}: a batch of {images} images cannot run ({error})") from error

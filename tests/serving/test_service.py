@@ -18,7 +18,7 @@ import yaml
 
 from serving.api.routes import ROUTES
 from serving.contract.model import open_model
-from tests.support.forged_models import REFUSED, rewritten
+from tests.support.forged_models import REFUSED, one_at_a_time, rewritten
 from tests.support.paths import ROOT
 from tests.support.pictures import COLOURS, picture
 from tests.support.refused_requests import BAD_REQUESTS, JPEG
@@ -233,6 +233,14 @@ def test_a_refused_model_ends_the_start_with_the_reason(run: Path, tmp_path: Pat
         assert done.returncode != 0
         assert "not ready" in done.stderr
         assert reason.replace("\\", "") in done.stderr, done.stderr
+
+
+def test_a_model_whose_largest_batch_cannot_run_ends_the_start(run: Path, tmp_path: Path) -> None:
+    model = rewritten(run / "model.onnx", tmp_path / "model.onnx", one_at_a_time)
+    done = start(model, tmp_path, TWINLENS_MAX_BATCH="7")
+    assert done.returncode != 0
+    assert f"not ready: {model}: a batch of 7 images cannot run" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_required_gpu_that_is_absent_ends_the_start(run: Path, tmp_path: Path) -> None:
