@@ -19,8 +19,8 @@ from training.data.sources.source import refuse
 from training.engine import runs
 from training.engine.runs import CONFIG, FORGOTTEN
 from training.errors import EXIT_CODES, ConfigError, ProcessLost
-from training.folds.config import FoldsConfig
-from training.folds.gaps import OPTIONS, find_ordinary, left_out_facts
+from training.folds.config import FITTED, FoldsConfig
+from training.folds.gaps import OPTIONS, differing_options, find_ordinary, left_out_facts
 from training.folds.parts import FOLDS, in_file_name, parted, parts
 from training.folds.report import write_folds_report
 from training.folds.results import OutOfFold, collect
@@ -32,7 +32,7 @@ from training.study.process_pool import Job, ProcessPool, visible_gpus
 from training.study.results import log, outcome
 
 PLACES = ("out", "cache")
-"""Options that change no result."""
+"""Options that are not kept: `forget --retrain` makes folds again by the others, in places of its own."""
 
 
 def folds(config: FoldsConfig) -> Path:
@@ -131,10 +131,10 @@ def prepare(folder: Path, config: FoldsConfig) -> None:
     now = _options(config)
     if options.exists():
         before = yaml.safe_load(options.read_text(encoding="utf-8"))
-        differing = [name for name in before | now if before.get(name) != now.get(name)]
-        if differing:
+        if differing := differing_options(before, now):
             changes = "; ".join(f"{name} was {before.get(name)}, now it is {now.get(name)}" for name in differing)
-            raise ConfigError(f"{folder}: holds folds of other options: {changes}. --name puts these elsewhere")
+            final = f", and `train --from-folds {folder}` makes a final model by them" if {*differing} <= FITTED else ""
+            raise ConfigError(f"{folder}: holds folds of other options: {changes}. --name puts these elsewhere{final}")
     for part in ("logs", "runs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_atomically(options, lambda file: file.write(yaml.safe_dump(now, sort_keys=False).encode()))
@@ -173,7 +173,8 @@ def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
 def job(run: Path, fold: str, config: FoldsConfig) -> Job:
     """The command line that trains a fold, or resumes it."""
     places = {"out": run.parent, "promote": "never"}
-    return _job(run, replace(config.training, fold=fold, floor=()), log(run), places)
+    training = replace(config.training, fold=fold, floor=(), margin=TrainConfig.margin)  # those of the final model
+    return _job(run, training, log(run), places)
 
 
 def final_job(run: Path, folder: Path, config: FoldsConfig) -> Job:

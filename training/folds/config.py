@@ -2,8 +2,14 @@
 
 from dataclasses import dataclass, fields
 
+from training.engine.runs import MAY_CHANGE
 from training.options.config import TrainConfig
 from training.options.limits import require
+
+CHANGE_NO_FOLD = MAY_CHANGE | {"out", "floor", "margin"}
+"""Options that change nothing in a fold: where and how it is made, and those of the final model alone."""
+FITTED = {"operate", "confidence_level", "sets", "unfamiliar", "costs"}
+"""Options by which a fold's results change, but not the probabilities that its file gives."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from training.engine import history, runs
 from training.engine.runs import CONFIG
 from training.errors import ConfigError, DataError
 from training.export.publication import refusals
+from training.folds.config import CHANGE_NO_FOLD, FITTED
 from training.folds.results import OutOfFold, collect
 from training.metrics import calibration, evaluation, operating_points
 from training.metrics.bootstrap import bootstrap
@@ -37,9 +38,19 @@ from training.options.settled import SettledConfig
 
 MODEL = "model.onnx"
 MAY_DIFFER = {
-    *("data", "corrections", "name", "out", "cache", "device", "workers", "worker_timeout", "batch_size"),
-    *("fold", "from_folds", "best_epoch", "patience", "quantize", "promote", "floor", "margin", "slices"),
-    *("operate", "confidence_level", "sets", "unfamiliar", "costs"),
+    *(*CHANGE_NO_FOLD, *FITTED),
+    *(
+        "data",
+        "corrections",
+        "name",
+        "batch_size",
+        "fold",
+        "from_folds",
+        "best_epoch",
+        "patience",
+        "quantize",
+        "slices",
+    ),
 }
 """Options on which the folds' answers do not depend, or that follow from the number of images."""
 SMALLEST = float(np.finfo(np.float32).tiny)

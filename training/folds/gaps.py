@@ -14,6 +14,7 @@ import yaml
 
 from training.data.dataset import LabelledImages
 from training.data.left_out import LeftOut
+from training.folds.config import CHANGE_NO_FOLD
 from training.folds.parts import Part
 from training.folds.results import OutOfFold
 from training.metrics.bootstrap import Interval, balanced_accuracy_difference
@@ -45,6 +46,12 @@ class Gap:
     interval: Interval
 
 
+def differing_options(theirs: dict[str, object], options: dict[str, object]) -> list[str]:
+    """Names of the options by which folds differ."""
+    names = [name for name in theirs | options if name not in CHANGE_NO_FOLD]
+    return [name for name in names if theirs.get(name) != options.get(name)]
+
+
 def find_ordinary(folder: Path, options: dict[str, object], images: LabelledImages, answers: OutOfFold) -> Ordinary:
     """The answers of the folds in `folder` to the images of `answers`, if they were made by the same options."""
     recorded = read_predictions(folder / "predictions.csv", images.classes)
@@ -55,8 +62,7 @@ def find_ordinary(folder: Path, options: dict[str, object], images: LabelledImag
             "this one then adds the gap.",
         )
     theirs = yaml.safe_load((folder / OPTIONS).read_text(encoding="utf-8"))
-    differing = [name for name in theirs | options if name not in HOW and theirs.get(name) != options.get(name)]
-    if differing:
+    if differing := [name for name in differing_options(theirs, options) if name not in HOW]:
         reason = f"The folds in {folder.name} are not compared: they have another {', '.join(differing)}."
         return Ordinary(probabilities=None, reason=reason)
     found = recorded.of([images.keys[index] for index in answers.indices])

@@ -3,15 +3,21 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.trainer import command
 from training.__main__ import main
 from training.engine import runs
 from training.errors import ConfigError
+from training.folds.command import job, prepare
 from training.folds.config import FoldsConfig
+from training.folds.gaps import OPTIONS as KEPT
+from training.options.config import TrainConfig
+from training.options.config_file import from_yaml
 
 OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "1", "--workers", "0"]
 
@@ -72,6 +78,25 @@ def test_the_same_command_makes_what_is_missing_and_no_other_options(made: Path,
     other = command(*arguments(photos, made, "--seed", "1"))
     assert other.returncode == 2
     assert "holds folds of other options: seed was 0, now it is 1" in other.stderr
+    assert "--from-folds" not in other.stderr
+
+
+def test_options_that_change_no_fold_continue_finished_ones(tmp_path: Path) -> None:
+    begun = FoldsConfig(folds=3, operate=("blue:sensitivity=0.9",))
+    prepare(tmp_path, begun)
+    prepare(tmp_path, replace(begun, device="cpu", worker_timeout=5.0, promote="always", cache=tmp_path / "cache"))
+    changed = replace(begun, final=True, floor=("accuracy=0.5",), margin=0.1, workers=2)
+    prepare(tmp_path, changed)
+    kept = yaml.safe_load((tmp_path / KEPT).read_text())
+    assert (kept["workers"], kept["margin"]) == (2, 0.1), "what forget --retrain makes them again by"
+    given = from_yaml(job(tmp_path / "runs" / "1-of-3", "1/3", changed).log.with_suffix(".yaml"))
+    assert (given.floor, given.margin) == ((), TrainConfig.margin), "a fold that was stopped before continues, too"
+    with pytest.raises(
+        ConfigError, match=r"was all, now it is class; operate was .*\. --name puts .*, and `train --from"
+    ):
+        prepare(tmp_path, replace(begun, operate=(), sets="class"))
+    with pytest.raises(ConfigError, match=r"sets was all, now it is class.* puts these elsewhere$"):
+        prepare(tmp_path, replace(begun, sets="class", epochs=3))
 
 
 def test_what_makes_no_folds_costs_no_training(
