@@ -196,7 +196,8 @@ def test_the_shell_takes_images_and_moves_latest(runs: Path, claims: dict[str, s
         made = "mkdir -p /tmp/photos/eight && echo picture > /tmp/photos/eight/1.png"
         podman("exec", waiting.container, "sh", "-c", f"{made} && tar -C /tmp -cf - photos | tar -C /data -xmf -")
         assert (folder_of(claims["data"]) / "photos" / "eight" / "1.png").read_text() == "picture\n"
-        podman("exec", waiting.container, *"python -m training promote runs/one --force --reason back".split())
+        command = ["python", "-m", "training", "promote", "runs/one", "--force", "--reason", "the camera changed"]
+        podman("exec", waiting.container, *command)
     assert (volume / "latest").readlink() == Path("one")
 
 
