@@ -1,7 +1,9 @@
 import asyncio
 import dataclasses
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +95,44 @@ def test_batches_are_as_large_as_the_model_gains_from(run: Path, seconds: Callab
     asyncio.run(scenario())
     assert max(classifier.sizes) == largest
     assert sum(classifier.sizes) == 96
+
+
+def disturbed(seconds: Callable[[int], float], size: int) -> Callable[[int], float]:
+    """The times, but the second run of this size, the first one that is timed, takes ten times as long."""
+    runs: Counter[int] = Counter()
+
+    def image_s(batch: int) -> float:
+        runs[batch] += 1
+        return seconds(batch) * (10 if (batch, runs[batch]) == (size, 2) else 1)
+
+    return image_s
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size", "chosen"),
+    [
+        (lambda batch: 0.004 if batch > 4 else 0.008, 32, "batches of at most 32 images.* in a thread"),
+        (lambda batch: 0.012 if batch > 4 else 0.006, 4, "batches of at most 4 images.* in a thread"),
+        (lambda batch: 0.003, 1, "batches of at most 32 images.* in the event loop"),
+    ],
+    ids=["of the large batch", "of the small batch", "of one image"],
+)
+def test_a_busy_moment_does_not_change_the_choice_that_the_log_states(
+    run: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: Callable[[int], float],
+    size: int,
+    chosen: str,
+) -> None:
+    quick = seconds(1) < 0.005
+    monkeypatch.setattr("serving.inference.predictor.INLINE_S", 0.02 if quick else 0.001)
+    monkeypatch.setattr("serving.inference.predictor.SLOW_IMAGE_S", 0.02 if quick else 0.005)
+    classifier = Timed(open_model(run / "model.onnx"), disturbed(seconds, size))
+    with caplog.at_level("INFO", "bentoml.twinlens"):
+        Predictor(classifier, Settings(max_batch=32), Metrics(CollectorRegistry()))
+    [line] = caplog.messages
+    assert re.search(f"model tiny .* takes {chosen}", line), line
 
 
 def test_on_a_gpu_only_sizes_run_that_were_warmed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
