@@ -61,10 +61,16 @@ def begin(model: nn.Sequential, context: RunContext, steps_an_epoch: int) -> His
 
 def _weights(context: RunContext) -> PretrainedWeights | None:
     """Those that training starts from, also by way of the run of --init-from."""
-    origin = context.config.init_from
-    begun = read(origin) if origin is not None and origin.is_dir() else None
-    inherited = begun.weights if begun is not None else None
-    return context.weights.record if context.weights is not None else inherited
+    if context.weights is not None or context.config.init_from is None:
+        return context.weights.record if context.weights is not None else None
+    begun = (read(place) for place in places(context.config.init_from))
+    return next((history.weights for history in begun if history is not None), None)
+
+
+def places(start: Path) -> tuple[Path, ...]:
+    """Where the run is that --init-from names: its folder, or that of a checkpoint in it, the nearest first."""
+    found = start.resolve()
+    return found, *found.parents[:2]
 
 
 def write(run: Path, history: History) -> None:

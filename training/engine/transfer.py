@@ -41,17 +41,22 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
 def inherit(config: TrainConfig) -> TrainConfig:
     """The options with the origin's size, mean and deviation unless others are given, and its model for --model auto.
 
+    Both are shares of its --max-pixel-value, which comes with them.
+
     Raises CheckpointRefused.
     """
     if config.init_from is None:
         return config
     settings = _read(config.init_from)[1]["settings"]
     model = settings["model"]["model"] if config.model == "auto" else config.model
-    mean, std = (tuple(settings["normalization"][name]) for name in ("mean", "std"))
-    if config.mean or config.mean_std is not None or len(mean) != config.channels:
-        mean, std = config.mean, config.std
     side = config.image_size or settings["preprocessing"]["height"]
-    return replace(config, model=model, image_size=side, mean=mean, std=std)
+    config = replace(config, model=model, image_size=side)
+    theirs = settings["normalization"]
+    if config.mean or config.mean_std is not None or len(theirs["mean"]) != config.channels:
+        return config
+    given = config.max_pixel_value != TrainConfig.max_pixel_value
+    most = config.max_pixel_value if given else theirs["max_pixel_value"]
+    return replace(config, mean=tuple(theirs["mean"]), std=tuple(theirs["std"]), max_pixel_value=most)
 
 
 def _read(origin: Path) -> tuple[Path, dict[str, Any]]:

@@ -19,7 +19,7 @@ from training.data.inspection.image_file import read
 from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.data.splits import Division
-from training.engine import runs
+from training.engine import history, runs
 from training.errors import ConfigError
 from training.forgetting.person import Person
 from training.promotion.rival import MODEL, Incomparable, card_of
@@ -136,7 +136,7 @@ def _parent(run: Path, others: list[Path]) -> Path | None:
         return None
     if start is None:
         return None
-    places = {start.resolve(), *start.resolve().parents[:2]}  # a run's folder, or a checkpoint in it
+    places = history.places(start)
     return next((other for other in others if other != run and other.resolve() in places), None)
 
 

@@ -1,9 +1,15 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serving.contract.card import PretrainedWeights
+from serving.contract.decode import Digest
+from tests.support.trainer import After
 from training.engine import history
-from training.errors import NonFiniteLoss
+from training.errors import Interrupted, NonFiniteLoss
 from training.options.config import TrainConfig
 from training.train import train
 
@@ -32,6 +38,25 @@ def test_a_run_that_diverges_says_where_and_keeps_what_it_saw(photos: Path, tmp_
     assert seen.diverged == str(stopped.value)
     assert "step" in seen.diverged
     assert len(seen.at_start) == 2
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints/best.pt"])
+def test_pretrained_weights_are_known_by_way_of_a_run_or_its_checkpoint(
+    run: Path, photos: Path, tmp_path: Path, part: str
+) -> None:
+    record = PretrainedWeights(
+        architecture="x", name="x.in1k", digest=Digest("0" * 64), source="hub", licence="cc-by-nc-4.0"
+    )
+    origin = shutil.copytree(run, tmp_path / "origin")
+    first = history.read(origin)
+    assert first is not None
+    history.write(origin, replace(first, weights=record))
+    given: dict[str, Any] = {"model": "mlp", "hidden": (32,), "image_size": 24, "init_from": origin / part}
+    with pytest.raises(Interrupted):
+        train(TrainConfig(data=photos, out=tmp_path, name="x", **given), After(0))
+    begun = history.read(tmp_path / "x")
+    assert begun is not None
+    assert begun.weights == record
 
 
 def test_there_is_nothing_of_a_run_that_has_not_begun(tmp_path: Path) -> None:

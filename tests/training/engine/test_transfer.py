@@ -131,6 +131,26 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_run_behind(run: Path, photos: 
     assert [path.name for path in tmp_path.iterdir()] == [".cache"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0.1, 200.0)),
+        ({"max_pixel_value": 100.0}, (0.1, 100.0)),
+        ({"mean_std": "imagenet"}, (None, 255.0)),
+        ({"mean": (0.3,) * 3, "std": (0.2,) * 3}, (0.3, 255.0)),
+        ({"channels": 1}, (None, 255.0)),
+    ],
+)
+def test_mean_and_deviation_come_with_the_value_of_which_they_are_shares(
+    tmp_path: Path, given: dict[str, Any], expected: tuple[float | None, float]
+) -> None:
+    origin, settings = fresh()
+    settings["normalization"] |= {"mean": (0.1,) * 3, "max_pixel_value": 200.0}
+    checkpoint.save({"model": origin.state_dict(), "settings": settings}, tmp_path / "x.pt")
+    found = inherit(TrainConfig(init_from=tmp_path / "x.pt", **given))
+    assert (next(iter(found.mean), None), found.max_pixel_value) == expected
+
+
 @pytest.mark.slow
 def test_what_is_left_open_is_that_of_the_origin(run: Path, photos: Path, tmp_path: Path) -> None:
     changed = TrainConfig(data=photos, out=tmp_path, name="own", init_from=run, mean_std="dataset", image_size=32)
