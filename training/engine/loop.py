@@ -74,7 +74,7 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
                     raise Interrupted(interruption.number or signal.SIGTERM)
             validation = score(dataset, "val", predict(state.average.model, dataset, "val", group))
             with interruption:  # TensorBoard's queue, interrupted, could not be closed
-                line = progress.close_epoch(validation, config, float(state.schedule.get_last_lr()[0]))
+                line = progress.close_epoch(validation, config, float(state.schedule.get_last_lr()[-1]))
                 print(line.line(config), flush=True)
                 if writer is not None:
                     tensorboard.write_epoch(writer, line, state, dataset)
@@ -100,7 +100,7 @@ def run_epoch(
     """
     epoch, first = progress.epoch, progress.step
     steps_between_reads = STEPS_BETWEEN_READS.get(state.objective.class_weights.device.type, 1)
-    state.model.train()
+    set_modes(state.model, frozen=epoch < state.config.freeze_epochs)
     with tqdm(
         desc=f"epoch {epoch + 1}", initial=first, total=len(batches), unit=" steps", disable=None, leave=False
     ) as bar:
@@ -123,6 +123,16 @@ def run_epoch(
             if state.group.any(interruption.number is not None):
                 return True
     return False
+
+
+def set_modes(model: nn.Sequential, *, frozen: bool) -> None:
+    """All layers as they train; frozen ones, all but the last, as they predict, so that nothing in them moves.
+
+    Without a learning rate, the running statistics of batch normalisation would still follow the batches.
+    """
+    model.train()
+    for layer in [*model.children()][:-1] if frozen else ():
+        layer.eval()
 
 
 def train_step(state: TrainState, batch: StepBatch) -> StepResult:

@@ -27,6 +27,7 @@ class Epoch:
     val_score: float | None
     """The score of --best-by; None where it is undefined."""
     lr: float
+    """Of the last layer; those of the others are a share of it, and 0 in frozen epochs."""
     gradient_norm_mean: float
     gradient_norm_max: float
     """Of all gradients of a step together, before any clipping."""

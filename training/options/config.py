@@ -183,7 +183,8 @@ class TrainConfig:
     body_lr: Annotated[float, Positive] = 1.0
     """Learning rate of all layers but the last, as a share of --lr."""
     freeze_epochs: Annotated[int, NotNegative] = 0
-    """Epochs at the start in which the last layer alone learns."""
+    """Epochs at the start in which the last layer alone learns. The others are then as when they predict: without
+    dropout, and with batch statistics that stay."""
     schedule: ScheduleName = "cosine"
     """The learning rate after the warm-up. cosine: lowered to zero; constant; step: a tenth from half of all steps on,
     a hundredth from three quarters."""
