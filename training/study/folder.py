@@ -13,29 +13,39 @@ import yaml
 
 from training.engine.runs import CONFIG, STUDY
 from training.errors import ConfigError
-from training.storage import write_atomically
+from training.storage import locked, write_atomically
 from training.study import spec
 from training.study.config import StudyConfig
 from training.study.process_pool import Job
 from training.study.results import log
 from training.study.spec import Cell, Study
 
+PREPARING = ".preparing"
+"""A lock: of several processes one at a time looks for study.yaml and writes it."""
+
 
 def prepare(study: Study, folder: Path) -> None:
-    """Create the folder and write study.yaml. Raises ConfigError for a folder with runs of another study."""
-    path = folder / STUDY
-    if path.exists():
-        kept = spec.read(path)
-        for name, before, now in zip(("base", "axes"), identity(kept), identity(study), strict=True):
-            if before != now:
-                differing = [key for key in before | now if before.get(key) != now.get(key)]
-                changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differing)
-                raise ConfigError(
-                    f"{folder}: holds runs of another {name}: {changes}. --name puts this study elsewhere"
-                )
+    """Create the folder and write study.yaml, unless the same is there.
+
+    Processes may do so at the same moment. Raises ConfigError for a folder with runs of another study, and OSError.
+    """
     for part in ("cells", "logs", "runs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(spec.to_yaml(study).encode()))
+    path, content = folder / STUDY, spec.to_yaml(study).encode()
+    with locked(folder / PREPARING):
+        if path.exists() and path.read_bytes() == content:
+            return
+        if path.exists():
+            _refuse_another(study, spec.read(path), folder)
+        write_atomically(path, lambda file: file.write(content))
+
+
+def _refuse_another(study: Study, kept: Study, folder: Path) -> None:
+    for name, before, now in zip(("base", "axes"), identity(kept), identity(study), strict=True):
+        if before != now:
+            differing = [key for key in before | now if before.get(key) != now.get(key)]
+            changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differing)
+            raise ConfigError(f"{folder}: holds runs of another {name}: {changes}. --name puts this study elsewhere")
 
 
 def identity(study: Study) -> tuple[dict[str, object], dict[str, object]]:
