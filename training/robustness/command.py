@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -18,6 +19,8 @@ from training.data.formats import find
 from training.data.sources.forgotten import Forgotten
 from training.evaluate import Wanted, check_labels, choose, gather, learned_from, model_file, results_folder
 from training.models.prediction import fitted_batches, predict_images
+from training.options.choices import Data
+from training.options.limits import NotNegative, Share, check_limits
 from training.robustness.changes import DRIFTS, PROBES, Change
 from training.robustness.decisive import answers_without_regions
 from training.robustness.drift_limits import distances, feature_rows
@@ -35,21 +38,26 @@ class RobustnessConfig:
 
     run: tyro.conf.Positional[Path]
     """The model: a run's folder, or an .onnx file."""
-    data: Path | None = None
+    data: Data | None = None
     """Images with labels, in one of the formats of training. None: the digits."""
     corrections: Path | None = None
     """As for evaluate."""
     split: Wanted | None = None
     """Images to change. None: as for evaluate, the test split where there is one."""
-    margin: float = 0.02
-    """The loss of balanced accuracy up to which a drift counts as harmless."""
-    seed: int = 0
+    margin: Annotated[float, Share] = 0.02
+    """The loss of balanced accuracy up to which a drift counts as harmless, if its 95 % interval excludes a larger
+    one."""
+    seed: Annotated[int, NotNegative] = 0
     """Fixes the noise, the side to which an image is turned, and the places of patches."""
     cache: Path | None = None
     """As for evaluate."""
     out: Path | None = None
     """Folder for robustness.html and robustness.json, which must not exist yet. None: robustness/<date, time> beside
     the model."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option, the expected and the actual value."""
+        check_limits(self, RobustnessConfig)
 
 
 def robustness(config: RobustnessConfig) -> Path:

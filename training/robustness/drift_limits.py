@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from serving.contract.drift import (
 from training.metrics.classification import Probabilities
 from training.models.prediction import Images
 
+Effect = Literal["harmful", "harmless", "undecided"]
+"""What is shown of a change; undecided, where the images are too few for either."""
 SIZES = ("width", "height")
 """No change alters these."""
 
@@ -32,7 +35,7 @@ class Step:
     """One strength of a change."""
 
     change: str
-    harmful: bool
+    effect: Effect
     indices: dict[str, float]
     """Stability index of each feature of the card; empty without a reference, or of too few images for one."""
 
@@ -52,10 +55,10 @@ def distances(reference: Mapping[str, Histogram], rows: FeatureRows) -> dict[str
 def drift_limits(steps: Sequence[Step]) -> dict[str, float]:
     """The limit of each feature, such that an alert comes at the first harm of each change that any feature notices.
 
-    At first, a limit is the largest index that was harmless. Where the first harm of a change exceeds no limit, that of
-    the feature which it comes nearest to is lowered: to the index at the strength before, at least NO_DRIFT. A feature
-    that notices no harm has LIMIT at least. `steps` are in the order of changes and strengths; what comes after the
-    first harm of a change may be luck.
+    At first, a limit is the largest index that was shown to be harmless. Where the first harm of a change exceeds no
+    limit, that of the feature which it comes nearest to is lowered: to the index at the last harmless strength before,
+    at least NO_DRIFT. A feature that notices no harm has LIMIT at least. `steps` are in the order of changes and
+    strengths; what comes after the first harm of a change may be luck.
     """
     features = dict.fromkeys(name for step in steps for name in step.indices)
     harms = _first_harms(steps)
@@ -88,16 +91,17 @@ def _exceeds(step: Step, limits: Mapping[str, float]) -> bool:
 
 
 def _harmless(steps: Sequence[Step]) -> list[Step]:
-    """Of each change, what comes before its first harm."""
+    """Of each change, what was shown to be harmless before its first harm."""
     changes = dict.fromkeys(step.change for step in steps)
     own = ([step for step in steps if step.change == change] for change in changes)
-    return [step for mine in own for step in takewhile(lambda step: not step.harmful, mine)]
+    before = (takewhile(lambda step: step.effect != "harmful", mine) for mine in own)
+    return [step for mine in before for step in mine if step.effect == "harmless"]
 
 
 def _first_harms(steps: Sequence[Step]) -> list[Step]:
     first: dict[str, Step] = {}
     for step in steps:
-        if step.harmful:
+        if step.effect == "harmful":
             first.setdefault(step.change, step)
     return list(first.values())
 

@@ -17,7 +17,7 @@ from training.metrics.classification import Probabilities, score
 from training.report import figures, html
 from training.robustness.changes import DRIFTS, PROBES, Change
 from training.robustness.decisive import WithoutRegions
-from training.robustness.drift_limits import Step, drift_limits, false_alarms, setting, unnoticed
+from training.robustness.drift_limits import Effect, Step, drift_limits, false_alarms, setting, unnoticed
 
 BORDER = "border only"
 DECISIVE, OTHERS = "without what decides", "without as much elsewhere"
@@ -65,9 +65,14 @@ class Drop:
     difference: float
     interval: Interval
 
-    def harmful(self, margin: float) -> bool:
-        """Whether the loss exceeds the margin and is decided: its 95 % interval excludes 0."""
-        return self.difference < -margin and self.interval[1] < 0
+    def effect(self, margin: float) -> Effect:
+        """Harmful, where the loss exceeds the margin and is decided: its 95 % interval excludes 0.
+
+        Harmless, where the interval excludes a loss above the margin; else the images are too few to decide.
+        """
+        if self.difference < -margin and self.interval[1] < 0:
+            return "harmful"
+        return "harmless" if self.interval[0] >= -margin else "undecided"
 
 
 def write_robustness(report: RobustnessReport, folder: Path) -> None:
@@ -119,7 +124,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
 
     drops = [drop(each.change, each.strength, each.probabilities) for each in report.answers]
     steps = [
-        Step(change=each.change, harmful=found.harmful(report.margin), indices=each.indices)
+        Step(change=each.change, effect=found.effect(report.margin), indices=each.indices)
         for each, found in zip(report.answers, drops, strict=True)
         if each.change in {change.name for change in DRIFTS}
     ]
@@ -141,7 +146,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "chance": chance,
         "drops": [asdict(drop) for drop in drops],
         "limits": [
-            {"change": change.name, "unit": change.unit, **_limit(change, drops, report.margin)} for change in DRIFTS
+            {"change": change.name, "unit": change.unit, **limit(change, drops, report.margin)} for change in DRIFTS
         ],
         "probes": [
             {
@@ -200,19 +205,27 @@ def shortcut(border: Drop, value: float, chance: float) -> list[str]:
     ]
 
 
-def _limit(change: Change, drops: Sequence[Drop], margin: float) -> dict[str, Any]:
-    """The strongest change before the first harmful one, and a sentence on it."""
+def limit(change: Change, drops: Sequence[Drop], margin: float) -> dict[str, Any]:
+    """The strongest harmless strength before the first harmful one, what is not decided, and a sentence on all."""
     mine = [drop for drop in drops if drop.change == change.name]
-    harmful = next((place for place, drop in enumerate(mine) if drop.harmful(margin)), None)
-    if harmful is None:
-        strongest = change.strengths[-1]
-        return {"harmless": strongest, "harmful": None, "sentence": f"holds up to {strongest:g} {change.unit}"}
-    found = mine[harmful]
-    lost = f"{found.difference:+.3f} ({html.interval(found.interval)}) at {found.strength:g} {change.unit}"
-    if harmful == 0:
-        return {"harmless": None, "harmful": found.strength, "sentence": lost}
-    borne = mine[harmful - 1].strength
-    return {"harmless": borne, "harmful": found.strength, "sentence": f"holds up to {borne:g}; {lost}"}
+    effects = [drop.effect(margin) for drop in mine]
+    harm = effects.index("harmful") if "harmful" in effects else len(mine)
+    borne = max((place for place in range(harm) if effects[place] == "harmless"), default=-1)
+    between = [f"{drop.strength:g}" for drop in mine[borne + 1 : harm]]  # not decided, all of them
+    parts = [f"holds up to {mine[borne].strength:g} {change.unit}"] if borne >= 0 else []
+    if between and harm == len(mine):
+        parts.append(f"not decided from {between[0]} {change.unit} on: too few images")
+    elif between:
+        parts.append(f"not decided at {', '.join(between)} {change.unit}: too few images")
+    if harm < len(mine):
+        lost = mine[harm]
+        parts.append(f"{lost.difference:+.3f} ({html.interval(lost.interval)}) at {lost.strength:g} {change.unit}")
+    return {
+        "harmless": mine[borne].strength if borne >= 0 else None,
+        "undecided": mine[borne + 1].strength if between else None,
+        "harmful": mine[harm].strength if harm < len(mine) else None,
+        "sentence": "; ".join(parts),
+    }
 
 
 def _example(report: RobustnessReport, change: Change) -> dict[str, Any]:

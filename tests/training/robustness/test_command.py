@@ -6,13 +6,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tyro
 
 from tests.support.trainer import command
+from training.errors import ConfigError
 from training.metrics.classification import score
 from training.options.config import TrainConfig
+from training.report import html
 from training.report.predictions import read_predictions
 from training.robustness.changes import DRIFTS, PROBES
-from training.robustness.report import DECISIVE, OTHERS, Drop, shortcut
+from training.robustness.command import RobustnessConfig
+from training.robustness.report import DECISIVE, OTHERS, Drop, limit, shortcut
 from training.train import train
 
 COLOURS = {"red": (40, 40, 200), "blue": (200, 60, 40)}
@@ -83,13 +87,47 @@ def test_a_mark_in_the_corner_is_named_and_an_object_is_not(tmp_path: Path, mark
     assert all(change.name in page for change in (*DRIFTS, *PROBES))
 
 
-def test_harm_is_what_exceeds_the_margin_and_is_decided() -> None:
-    def drop(difference: float, high: float) -> Drop:
-        return Drop(change="blur", strength=1, value=0.5, difference=difference, interval=(difference - 0.1, high))
+def drop(strength: float, low: float, difference: float, high: float) -> Drop:
+    return Drop(change="blur", strength=strength, value=0.5, difference=difference, interval=(low, high))
 
-    assert drop(-0.05, -0.01).harmful(0.02)
-    assert not drop(-0.05, 0.01).harmful(0.02)
-    assert not drop(-0.01, -0.005).harmful(0.02)
+
+def test_harm_and_harmlessness_are_what_the_interval_shows() -> None:
+    assert drop(1, -0.15, -0.05, -0.01).effect(0.02) == "harmful"
+    assert drop(1, -0.15, -0.05, 0.01).effect(0.02) == "undecided"
+    assert drop(1, -0.11, -0.01, -0.005).effect(0.02) == "undecided"
+    assert drop(1, -0.02, -0.01, -0.005).effect(0.02) == "harmless"
+    assert drop(1, -0.01, 0.0, 0.01).effect(0.02) == "harmless"
+
+
+def test_the_table_says_from_where_on_it_is_not_decided() -> None:
+    blur = next(change for change in DRIFTS if change.name == "blur")
+    harmless, undecided, harmful = (-0.01, 0.0, 0.01), (-0.1, 0.0, 0.1), (-0.3, -0.2, -0.1)
+
+    def found(*shown: tuple[float, float, float]) -> tuple[object, ...]:
+        facts = limit(blur, [drop(number, *each) for number, each in enumerate(shown, 1)], 0.02)
+        return facts["harmless"], facts["undecided"], facts["harmful"], facts["sentence"].replace(f" {blur.unit}", "")
+
+    assert found(harmless, harmless) == (2, None, None, "holds up to 2")
+    assert found(harmless, undecided, undecided) == (
+        *(1, 2, None),
+        "holds up to 1; not decided from 2 on: too few images",
+    )
+    assert found(undecided) == (None, 1, None, "not decided from 1 on: too few images")
+    lost = f"-0.200 ({html.interval((-0.3, -0.1))})"
+    assert found(harmful, harmless) == (None, None, 1, f"{lost} at 1")
+    assert found(harmless, undecided, undecided, harmful, harmless) == (
+        *(1, 2, 4),
+        f"holds up to 1; not decided at 2, 3: too few images; {lost} at 4",
+    )
+
+
+def test_images_may_be_at_a_url_and_numbers_have_limits() -> None:
+    config = tyro.cli(RobustnessConfig, args=["runs/x", "--data", "s3://bucket/images"])
+    assert str(config.data) == "s3://bucket/images"
+    with pytest.raises(ConfigError, match="--seed: expected 0 or more, got -1"):
+        RobustnessConfig(run=Path("x"), seed=-1)
+    with pytest.raises(ConfigError, match=r"--margin: expected at least 0 and below 1, got -0\.1"):
+        RobustnessConfig(run=Path("x"), margin=-0.1)
 
 
 @pytest.mark.parametrize(("border", "value", "warned"), [(0.6, 0.9, True), (0.49, 0.9, False), (0.2, 0.09, False)])

@@ -3,6 +3,7 @@ import pytest
 
 from serving.contract.drift import LIMIT, NO_DRIFT, histograms
 from training.robustness.drift_limits import (
+    Effect,
     Step,
     distances,
     drift_limits,
@@ -13,8 +14,10 @@ from training.robustness.drift_limits import (
 )
 
 
-def step(change: str, harmful: bool, **indices: float) -> Step:
-    return Step(change=change, harmful=harmful, indices=indices)
+def step(change: str, harmful: bool | None, **indices: float) -> Step:
+    """None: not decided."""
+    effects: dict[bool | None, Effect] = {True: "harmful", False: "harmless", None: "undecided"}
+    return Step(change=change, effect=effects[harmful], indices=indices)
 
 
 def test_the_limit_is_the_largest_index_that_was_harmless() -> None:
@@ -67,6 +70,17 @@ def test_a_feature_that_no_harm_moves_has_the_usual_limit_or_what_was_harmless()
 
 def test_without_indices_there_are_no_limits() -> None:
     assert drift_limits([step("darker", True)]) == {}
+
+
+def test_what_is_not_decided_widens_no_limit() -> None:
+    steps = [
+        step("darker", False, brightness=0.3),
+        step("darker", None, brightness=0.6),
+        step("darker", True, brightness=1.4),
+        step("brighter", None, brightness=2.0),
+    ]
+    assert drift_limits(steps) == {"brightness": 0.3}
+    assert false_alarms(steps, {"brightness": 0.3}) == [], "an alert for what may do harm is none"
 
 
 def test_a_later_harmless_strength_does_not_count() -> None:
