@@ -15,7 +15,6 @@ from serving.batch.workers import Workers
 from serving.contract.console import show_every_name
 from serving.contract.model import ModelRefused
 from serving.contract.objects import location
-from serving.cores import available_cores
 from serving.inference.mirror import fetched_once
 from serving.inference.prediction import InvalidOutput
 from serving.settings import Settings
@@ -48,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes (default: one for each core that may be used); with --ray, chunks under way at most",
+        help="processes (default: one for each GPU, or for each core that may be used); with --ray, chunks under "
+        "way at most",
     )
     parser.add_argument(
         "--shard",
@@ -89,7 +89,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _workers(options: argparse.Namespace) -> Workers:
     if options.ray is None:
-        return Processes(options.workers or available_cores())
+        return Processes(options.workers)
     from serving.batch.ray_cluster import RayCluster  # noqa: PLC0415 (an extra, which only this needs)
 
     return RayCluster(options.ray, options.workers)

@@ -135,7 +135,7 @@ def predict_images(source: Path, out: Path, settings: Settings, workers: Workers
         shared = (path for path in image_paths(source, skipped) if shard.has(path))
         paths = (path for path in shared if not parts.is_done(path))
         progress = Progress()
-        with workers.started(root, settings, classifier.digest) as pool:
+        with workers.started(root, settings, classifier) as pool:
             for part in _in_order(pool, paths):
                 parts.append(part)
                 failed += part.failed

@@ -27,7 +27,6 @@ from ray.exceptions import RayError, RayTaskError
 from serving.batch.parts import Part
 from serving.batch.predict import FilePredictor
 from serving.batch.workers import CHUNKS_PER_WORKER, Pool
-from serving.contract.decode import Digest
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.contract.session import Placement
 from serving.cores import available_cores
@@ -58,15 +57,15 @@ class RayCluster:
         return open_model(settings.file, placement=Placement(on="cpu"), key=settings.public_key)
 
     @contextmanager
-    def started(self, root: Path, settings: Settings, digest: Digest) -> Iterator[Pool]:
+    def started(self, root: Path, settings: Settings, model: Classifier) -> Iterator[Pool]:
         """See Workers. Raises ConnectionError; FileNotFoundError where a node does not see the folder; ModelRefused."""
-        model = settings.file.read_bytes()
-        if hashlib.sha256(model).hexdigest() != digest:
+        data = settings.file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != model.digest:
             raise ModelRefused(f"{settings.file}: has become another file meanwhile")
-        self._connect(len(model))
+        self._connect(len(data))
         try:
             kind = _resource(settings)
-            job = ray.put(Job(root.absolute(), settings, ray.put(model)))
+            job = ray.put(Job(root.absolute(), settings, ray.put(data)))
             # A task with a GPU would otherwise end its process, and the next one open the model again.
             task = ray.remote(max_retries=RETRIES, max_calls=0, **{f"num_{kind.lower()}s": 1})(_predict)
             _wait_for_worker(task.remote(job, []), kind)

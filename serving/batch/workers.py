@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from serving.batch.parts import Part
-from serving.contract.decode import Digest
 from serving.contract.model import Classifier
 from serving.settings import Settings
 
@@ -33,8 +32,8 @@ class Workers(Protocol):
     def open_model(self, settings: Settings) -> Classifier:
         """The model, opened in this process, for its card and digest. Raises ModelRefused."""
 
-    def started(self, root: Path, settings: Settings, digest: Digest) -> AbstractContextManager[Pool]:
-        """Workers with the model of this digest, for images below the folder `root`.
+    def started(self, root: Path, settings: Settings, model: Classifier) -> AbstractContextManager[Pool]:
+        """Workers with the same model as this one, for images below the folder `root`.
 
         They end with the context, at once where it raises. It raises BrokenProcessPool for a chunk that was lost with
         its process, and ModelRefused where the file is another one by now.

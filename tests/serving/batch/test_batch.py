@@ -3,6 +3,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,15 @@ from pyarrow import parquet
 from serving.batch.__main__ import main
 from serving.batch.parts import Part, PartFiles, encode, write_table
 from serving.batch.predict import CHUNK, FilePredictor, table_columns
+from serving.batch.processes import default_number, devices_of
 from serving.batch.shards import Shard, SharedTable
 from serving.batch.sources import image_paths
+from serving.contract.gpu import gpus
 from serving.contract.model import open_model
+from serving.contract.session import Placement
+from serving.cores import available_cores
 from serving.settings import Settings
+from tests.support import cuda
 from tests.support.forged_models import nan_for_black, rewritten
 from tests.support.paths import ROOT
 
@@ -64,6 +70,31 @@ def test_every_row_is_what_training_evaluated(run: Path, photos: Path, tmp_path:
             assert row["confidence"] == row[f"p_{row['label']}"]
             for label in ("Red rash", "blue", "green leaf"):
                 assert float(row[f"p_{label}"]) == pytest.approx(float(expected[label]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "devices"), [(2, 2, [0, 1]), (5, 2, [0, 1, 0, 1, 0]), (1, 8, [0]), (3, 0, [0, 0, 0])]
+)
+def test_processes_share_the_gpus(processes: int, gpus: int, devices: list[int]) -> None:
+    assert devices_of(processes, gpus) == devices
+
+
+def test_a_model_on_gpus_has_a_process_for_each(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = open_model(run / "model.onnx", placement=Placement(on="cpu"))
+    cuda.install(monkeypatch, cuda.Provider())
+    on_gpu = open_model(run / "model.onnx")
+    assert default_number(on_gpu, 64) == 64 != default_number(on_cpu, 64) == available_cores()
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+def test_each_process_has_a_gpu_of_its_own(run: Path, photos: Path, tmp_path: Path) -> None:
+    """As a driver shows two; without CUDA's libraries each says which one it cannot use, and predicts on the CPU."""
+    driver = {"LD_LIBRARY_PATH": str(cuda.library(tmp_path, cards=2))}
+    arguments = (photos, "--model", run / "model.onnx", "--out", tmp_path / "out.csv", "--workers", 2)
+    done = scored(*arguments, **driver)
+    assert done.returncode == 0, done.stderr
+    named = re.findall(r"the graph runs on the CPU, not on GPU (\d)", done.stderr)
+    assert sorted(named) == ["0", "0", "1"], "the command itself, which reads the card, and two processes"
 
 
 @pytest.fixture
