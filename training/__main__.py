@@ -168,7 +168,7 @@ def options(verb: str, arguments: list[str]) -> Any:
         return config
     begun = replace(runs.begun(run), resume=config.resume)
     default = begun if known.config is None else replace(begun, **runs.changed_by_file(begun, config))
-    resumed = runs.with_kept_files(begun, tyro.cli(TrainConfig, prog=program, args=others, default=default))
+    resumed = runs.as_begun(begun, tyro.cli(TrainConfig, prog=program, args=others, default=default))
     runs.refuse_changes(begun, resumed)
     return resumed
 

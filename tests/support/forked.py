@@ -49,7 +49,10 @@ class _Origin:
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, str(other.fileno())]
         # Its end of the socket closes with the tests, and then it ends itself.
-        subprocess.Popen(command, cwd=ROOT, pass_fds=[other.fileno()], env=_AT_IMPORT | {"PYTHONPATH": str(ROOT)})
+        # Kept, because a process whose object is collected while it runs is a warning, and here an error.
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, pass_fds=[other.fileno()], env=_AT_IMPORT | {"PYTHONPATH": str(ROOT)}
+        )
         other.close()
 
 

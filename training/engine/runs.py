@@ -22,6 +22,8 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume", "promote"}
 """Options that do not change the result of a run."""
+OPEN = {"model": "auto", "augment_on": "auto"}
+"""Values that leave to the run what it has decided."""
 LATEST = "latest"
 STUDY = "study.yaml"
 """File in the folder above the runs of a study, its specification."""
@@ -112,12 +114,14 @@ def begun(run: Path) -> TrainConfig:
     return replace(from_yaml(run / CONFIG), out=run.parent, name=run.name)
 
 
-def with_kept_files(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """`asked` with the run's own copies of the files of --augment and --costs, where those given have their content.
+def as_begun(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
+    """`asked` with what the run has decided where they say the same: open options, and its copies of equal files.
 
     Raises CheckpointRefused for another content, ConfigError for a file that cannot be read.
     """
-    kept: dict[str, Path] = {}
+    kept = {name: getattr(own, name) for name, choice in OPEN.items() if getattr(asked, name) == choice}
+    if own.own_network and asked.weights == "none":
+        kept["weights"] = own.weights
     for name, same in (("augment", same_bytes), ("costs", costs.same)):
         copy, given = getattr(own, name), getattr(asked, name)
         if isinstance(copy, Path) and isinstance(given, Path) and given != copy:
@@ -126,7 +130,7 @@ def with_kept_files(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
                     f"--{name} {given}: its content is not that of {copy}, with which the run began"
                 )
             kept[name] = copy
-    return replace(asked, **kept)  # type: ignore[arg-type]
+    return replace(asked, **kept)
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -146,11 +150,10 @@ def changed_by_file(own: TrainConfig, asked: TrainConfig) -> dict[str, Any]:
     """What `asked`, the options with a file of --config, change in the run to resume without changing its result.
 
     A default in a file may stand for what the run has decided since, such as a batch size. Where the run is, --resume
-    says. Raises CheckpointRefused, with both values, for what changes the result, and ConfigError as `with_kept_files`.
+    says. Raises CheckpointRefused, with both values, for what changes the result, and ConfigError as `as_begun`.
     """
-    asked = with_kept_files(own, asked)
-    open_ones = {"out", "name"} | ({"weights"} if own.own_network else set())  # which such a run settles to None
-    names = [field.name for field in fields(TrainConfig) if field.name not in open_ones]
+    asked = as_begun(own, asked)
+    names = [field.name for field in fields(TrainConfig) if field.name not in ("out", "name")]
     given = [name for name in names if getattr(asked, name) not in (getattr(TrainConfig, name), getattr(own, name))]
     _refuse(own, asked, given)
     return {name: getattr(asked, name) for name in given}

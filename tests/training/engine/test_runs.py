@@ -12,6 +12,7 @@ import pytest
 from tests.support.checkpoints import last, same
 from tests.support.trainer import STEPS_AN_EPOCH, After, config, start
 from training.__main__ import main, options
+from training.engine import runs
 from training.engine.runs import UNSETTLED, is_finished
 from training.errors import CheckpointRefused, ConfigError, Interrupted
 from training.promotion.outcome import leave_pending, settle
@@ -113,6 +114,31 @@ def test_other_options_and_other_data_are_refused_with_both_values(photos: Path,
     ):
         train(same_again)
     assert (tmp_path / "x" / "checkpoints" / "last.pt").exists(), "a refusal takes nothing away"
+
+
+@pytest.mark.parametrize("given", [["--model", "auto"], ["--augment-on", "auto"], ["--weights", "none"]])
+def test_the_options_with_which_a_run_began_may_be_given_again(photos: Path, tmp_path: Path, given: list[str]) -> None:
+    """A Job gives all of them at each start; what was left open is decided by then."""
+    asked = [
+        "--data",
+        str(photos),
+        "--out",
+        str(tmp_path),
+        "--name",
+        "x",
+        "--image-size",
+        "16",
+        "--epochs",
+        "2",
+        *given,
+    ]
+    with pytest.raises(Interrupted):
+        train(options("train", asked), After(2))
+    begun = runs.begun(tmp_path / "x")
+    resumed = options("train", [*asked, "--resume", "auto"])
+    assert resumed == replace(begun, resume="auto")
+    with pytest.raises(CheckpointRefused, match="cannot continue with other options: --augment-on was"):
+        options("train", [*asked, "--augment-on", "workers", "--resume", "auto"])
 
 
 def test_a_file_of_options_may_be_given_again_unless_it_has_changed(photos: Path, tmp_path: Path) -> None:
