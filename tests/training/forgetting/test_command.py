@@ -36,7 +36,7 @@ RUN = [
     "--leaks",
     "warn",
     "--unfamiliar",
-    "0.3",
+    "0.6",
 ]
 
 

@@ -41,7 +41,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def turned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("turned")
-    return train(TrainConfig(data=pictures, out=out, name="x", views="turns", quantize="int8", **OPTIONS))
+    return train(
+        TrainConfig(data=pictures, out=out, name="x", views="turns", quantize="int8", unfamiliar=0.2, **OPTIONS)
+    )
 
 
 @pytest.mark.slow
