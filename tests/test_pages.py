@@ -287,7 +287,7 @@ def check_delete(words: list[str]) -> None:
 
 def check_named(words: list[str]) -> None:
     """Commands on one object, which is named kind/name."""
-    [named] = [word for word in words if re.match(r"(job|deployment|service)/", word)]
+    [named] = [word for word in words if re.match(r"(job|deployment|service|pod)/", word)]
     found = objects()[named]
     if words[:2] == ["set", "image"]:
         containers = found["spec"]["template"]["spec"]["containers"]

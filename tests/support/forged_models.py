@@ -1,7 +1,7 @@
 """Model files whose card does not fit their graph, each with the reason for which it is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,54 +38,53 @@ def renamed(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
 
 def nan_for_black(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     """0 / 0 for an image whose pixels are all 0; for any other image the output stays as it is."""
-    nodes, make, make_tensor = graph.graph.node, onnx.helper.make_node, onnx.helper.make_tensor
-    for node in nodes:
-        node.output[:] = ["finite" if name == "probabilities" else name for name in node.output]
-    graph.graph.initializer.append(make_tensor("axis", onnx.TensorProto.INT64, [1], [1]))
-    nodes.append(make("Cast", ["images"], ["as float"], to=onnx.TensorProto.FLOAT))
-    nodes.append(make("ReduceMax", ["as float"], ["brightest"], axes=[1, 2, 3], keepdims=0))
-    nodes.append(make("Div", ["brightest", "brightest"], ["one or nan"]))
-    nodes.append(make("Unsqueeze", ["one or nan", "axis"], ["factor"]))
-    nodes.append(make("Mul", ["finite", "factor"], ["probabilities"]))
-    return card
+    nodes = [
+        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["values"], ["most"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Div", ["most", "most"], ["one or nan"]),
+        helper.make_node("Unsqueeze", ["one or nan", "axis"], ["factors"]),
+    ]
+    return _multiplied(graph, card, {"axis": np.array([1])}, nodes)
 
 
 def failing(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     """Of a black image every probability is NaN (0 / 0); a white one ends the run (an index out of range)."""
-    last = next(node for node in graph.graph.node if "probabilities" in node.output)
-    last.output[list(last.output).index("probabilities")] = "sound"
-    for name, value in {"white": np.float32(255), "one": np.ones(1, np.float32), "axis": np.array([1])}.items():
-        graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    for node in (
+    constants = {"white": np.float32(255), "one": np.ones(1, np.float32), "axis": np.array([1])}
+    nodes = [
         helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["values"], ["most"], axes=[1, 2, 3], keepdims=0),
         helper.make_node("ReduceMin", ["values"], ["least"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Div", ["most", "most"], ["one_or_nan"]),
+        helper.make_node("Div", ["most", "most"], ["one or nan"]),
         helper.make_node("Div", ["least", "white"], ["share"]),
         helper.make_node("Cast", ["share"], ["index"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["one", "index"], ["one_or_failure"]),
-        helper.make_node("Mul", ["one_or_nan", "one_or_failure"], ["factor"]),
+        helper.make_node("Gather", ["one", "index"], ["one or failure"]),
+        helper.make_node("Mul", ["one or nan", "one or failure"], ["factor"]),
         helper.make_node("Unsqueeze", ["factor", "axis"], ["factors"]),
-        helper.make_node("Mul", ["sound", "factors"], ["probabilities"]),
-    ):
-        graph.graph.node.append(node)
-    return card
+    ]
+    return _multiplied(graph, card, constants, nodes)
 
 
 def one_at_a_time(graph: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
     """A batch of two or more images ends the run (an index out of range), as a lack of memory does."""
-    last = next(node for node in graph.graph.node if "probabilities" in node.output)
-    last.output[list(last.output).index("probabilities")] = "sound"
-    for name, value in {"first": np.int64(0), "one image": np.int64(1), "a one": np.ones(1, np.float32)}.items():
-        graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    for node in (
+    constants = {"first": np.int64(0), "one image": np.int64(1), "one": np.ones(1, np.float32)}
+    nodes = [
         helper.make_node("Shape", ["images"], ["shape"]),
         helper.make_node("Gather", ["shape", "first"], ["batch"]),
         helper.make_node("Sub", ["batch", "one image"], ["others"]),
-        helper.make_node("Gather", ["a one", "others"], ["one or failure"]),
-        helper.make_node("Mul", ["sound", "one or failure"], ["probabilities"]),
-    ):
-        graph.graph.node.append(node)
+        helper.make_node("Gather", ["one", "others"], ["factors"]),
+    ]
+    return _multiplied(graph, card, constants, nodes)
+
+
+def _multiplied(
+    graph: onnx.ModelProto, card: dict[str, Any], constants: Mapping[str, Any], nodes: Sequence[onnx.NodeProto]
+) -> dict[str, Any]:
+    """Multiply the probabilities by the output `factors` of these nodes."""
+    for node in graph.graph.node:
+        node.output[:] = ["sound" if name == "probabilities" else name for name in node.output]
+    for name, value in constants.items():
+        graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    graph.graph.node.extend([*nodes, helper.make_node("Mul", ["sound", "factors"], ["probabilities"])])
     return card
 
 
