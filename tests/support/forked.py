@@ -4,6 +4,7 @@ A fork is a process of its own, with its own arguments, folder, output and exit 
 process, and libraries read some of them on import: a command with variables of its own is no case for it.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -48,12 +49,14 @@ class _Origin:
     def __init__(self) -> None:
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, str(other.fileno())]
-        # Its end of the socket closes with the tests, and then it ends itself.
-        # Kept, because a process whose object is collected while it runs is a warning, and here an error.
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, pass_fds=[other.fileno()], env=_AT_IMPORT | {"PYTHONPATH": str(ROOT)}
-        )
+        environment = _AT_IMPORT | {"PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[other.fileno()], env=environment)
+        atexit.register(self._end)  # a process that runs when its object is collected is a warning, here an error
         other.close()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 @cache
