@@ -2,13 +2,13 @@
 
 import argparse
 import os
+import pkgutil
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before tqdm is imported: of the processes that train together, only the first shows its progress.
 if os.environ.get("RANK", "0") != "0":
@@ -19,10 +19,7 @@ import tyro
 
 from serving.contract.console import show_every_name
 from training import failures, sagemaker
-from training.check.command import CheckConfig, check
-from training.conversion.command import ImportConfig, import_images, import_summary
 from training.distributed import Group
-from training.dossier.command import DossierConfig, dossier, dossier_summary
 from training.engine import runs
 from training.errors import (
     EXIT_CODES,
@@ -35,49 +32,78 @@ from training.errors import (
     OutOfMemory,
     ProcessLost,
 )
-from training.evaluate import EvaluateConfig, evaluate
-from training.folds.command import folds
-from training.folds.config import FoldsConfig
-from training.folds.report import folds_summary
-from training.forgetting.command import ForgetConfig, forget, forget_summary
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
-from training.parity.command import ParityConfig, parity
-from training.promotion.command import PromoteConfig, RollbackConfig, latest_summary, promote, rollback
-from training.promotion.publication import PublishConfig, publish, published_summary
-from training.report.audit import AuditConfig, audit_summary, run_audit
-from training.report.evaluation import evaluation_summary
-from training.report.parity import parity_summary
-from training.report.run import run_summary
-from training.reproduction.command import ReproduceConfig, reproduce, reproduction_summary
-from training.robustness.command import RobustnessConfig, robustness
-from training.robustness.report import robustness_summary
 from training.signals import Interruption
-from training.signing.command import SignConfig, sign, signing_summary
-from training.study.command import study
-from training.study.config import StudyConfig
-from training.study.report import study_summary
-from training.train import train
 
-# The options of each command, what it does, and what it prints at the end about the folder with its results.
-VERBS: dict[str, tuple[type[Any], Callable[[Any], Path], Callable[[Path], str]]] = {
-    "train": (TrainConfig, train, run_summary),
-    "audit": (AuditConfig, run_audit, audit_summary),
-    "import": (ImportConfig, import_images, import_summary),
-    "evaluate": (EvaluateConfig, evaluate, evaluation_summary),
-    "folds": (FoldsConfig, folds, folds_summary),
-    "study": (StudyConfig, study, study_summary),
-    "parity": (ParityConfig, parity, parity_summary),
-    "reproduce": (ReproduceConfig, reproduce, reproduction_summary),
-    "robustness": (RobustnessConfig, robustness, robustness_summary),
-    "dossier": (DossierConfig, dossier, dossier_summary),
-    "forget": (ForgetConfig, forget, forget_summary),
-    "check": (CheckConfig, check, str),
-    "promote": (PromoteConfig, promote, latest_summary),
-    "rollback": (RollbackConfig, rollback, latest_summary),
-    "publish": (PublishConfig, publish, published_summary),
-    "sign": (SignConfig, sign, signing_summary),
+
+class Verb(NamedTuple):
+    """Where the parts of a command stand, as `module:name` below `training`.
+
+    Only the named command is imported: all of them would take a second more at each start.
+    """
+
+    options: str
+    command: str
+    """A function that takes the options and returns the folder with its results."""
+    summary: str
+    """A function that returns, of this folder, what is printed at the end."""
+
+    @property
+    def kind(self) -> type[Any]:
+        """The class of its options."""
+        kind: type[Any] = _imported(self.options)
+        return kind
+
+    def run(self, *arguments: Any) -> Path:
+        """Run the command; the options come first."""
+        folder: Path = _imported(self.command)(*arguments)
+        return folder
+
+    def summarize(self, folder: Path) -> str:
+        """What is printed at the end."""
+        text: str = _imported(self.summary)(folder)
+        return text
+
+
+def _imported(name: str) -> Any:
+    return pkgutil.resolve_name(f"training.{name}")
+
+
+VERBS = {
+    "train": Verb("options.config:TrainConfig", "train:train", "report.run:run_summary"),
+    "audit": Verb("report.audit:AuditConfig", "report.audit:run_audit", "report.audit:audit_summary"),
+    "import": Verb(
+        "conversion.command:ImportConfig", "conversion.command:import_images", "conversion.command:import_summary"
+    ),
+    "evaluate": Verb("evaluate:EvaluateConfig", "evaluate:evaluate", "report.evaluation:evaluation_summary"),
+    "folds": Verb("folds.config:FoldsConfig", "folds.command:folds", "folds.report:folds_summary"),
+    "study": Verb("study.config:StudyConfig", "study.command:study", "study.report:study_summary"),
+    "parity": Verb("parity.command:ParityConfig", "parity.command:parity", "report.parity:parity_summary"),
+    "reproduce": Verb(
+        "reproduction.command:ReproduceConfig",
+        "reproduction.command:reproduce",
+        "reproduction.command:reproduction_summary",
+    ),
+    "robustness": Verb(
+        "robustness.command:RobustnessConfig", "robustness.command:robustness", "robustness.report:robustness_summary"
+    ),
+    "dossier": Verb("dossier.command:DossierConfig", "dossier.command:dossier", "dossier.command:dossier_summary"),
+    "forget": Verb("forgetting.command:ForgetConfig", "forgetting.command:forget", "forgetting.command:forget_summary"),
+    "check": Verb("check.command:CheckConfig", "check.command:check", "check.command:check_summary"),
+    "promote": Verb("promotion.command:PromoteConfig", "promotion.command:promote", "promotion.command:latest_summary"),
+    "rollback": Verb(
+        "promotion.command:RollbackConfig", "promotion.command:rollback", "promotion.command:latest_summary"
+    ),
+    "publish": Verb(
+        "promotion.publication:PublishConfig",
+        "promotion.publication:publish",
+        "promotion.publication:published_summary",
+    ),
+    "sign": Verb("signing.command:SignConfig", "signing.command:sign", "signing.command:signing_summary"),
 }
+INTERRUPTIBLE = ("reproduce", "forget")
+"""Commands that train, and leave a checkpoint on a signal."""
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",
@@ -131,19 +157,15 @@ def start_together(torchrun: list[str], arguments: list[str]) -> None:
 
 def run_command(verb: str, config: Any, interruption: Interruption, group: Group) -> Path:
     """Run a command, print its summary in the first process, and return the folder with its results."""
-    _, command, summary = VERBS[verb]
+    command = VERBS[verb]
     if verb == "train":
-        folder = train(config, interruption, group)
+        folder = command.run(config, interruption, group)
     elif group.size > 1:
         raise ConfigError(f"{verb} runs in one process, not in {group.size} together: start it without torchrun")
-    elif isinstance(config, ReproduceConfig):
-        folder = reproduce(config, interruption)
-    elif isinstance(config, ForgetConfig):
-        folder = forget(config, interruption)
     else:
-        folder = command(config)
+        folder = command.run(config, *([interruption] if verb in INTERRUPTIBLE else []))
     if group.first:
-        print(summary(folder))
+        print(command.summarize(folder))
     return folder
 
 
@@ -154,7 +176,7 @@ def options(verb: str, arguments: list[str]) -> Any:
 
     Raises ConfigError, CheckpointRefused.
     """
-    kind, program = VERBS[verb][0], f"python -m training {verb}"
+    kind, program = VERBS[verb].kind, f"python -m training {verb}"
     if not issubclass(kind, TrainConfig):
         return tyro.cli(kind, prog=program, args=arguments)
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)

@@ -215,7 +215,7 @@ def options_of(container: dict[str, Any]) -> list[str]:
 
 def test_settings_and_options_exist() -> None:
     known = {PREFIX + field.upper() for field in Settings.model_fields}
-    of_verbs = {verb: {f"--{field.name.replace('_', '-')}" for field in fields(VERBS[verb][0])} for verb in VERBS}
+    of_verbs = {verb: {f"--{field.name.replace('_', '-')}" for field in fields(VERBS[verb].kind)} for verb in VERBS}
     for pod in pods().values():
         for container in containers(pod):
             assert {name for name in settings_of(container) if name.startswith(PREFIX)} <= known
