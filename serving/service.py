@@ -151,7 +151,7 @@ class Twinlens:
             self._ending = asyncio.create_task(self._end_without_model())
         if not settings.reload_s:
             return
-        if mirror := mirror_of(settings, training_images=True):
+        if mirror := mirror_of(settings, training_images=settings.similar):
             mirror.watch(settings.reload_s, self._looked)
         self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
 
@@ -204,7 +204,7 @@ def _open(path: Path) -> Classifier:
     """
     worker = bentoml.server_context.worker_index or 1
     placement = settings.placement(worker - 1 if settings.workers == "gpus" else 0)
-    classifier = open_model(path, placement=placement, key=settings.public_key, training_images=True)
+    classifier = open_model(path, placement=placement, key=settings.public_key, training_images=settings.similar)
     if settings.require_certificate and classifier.card.certificate is None:
         raise ModelRefused(
             f"{path}: its card has no certificate of promotion, which {PREFIX}REQUIRE_CERTIFICATE asks for"
@@ -217,7 +217,7 @@ def _check_model() -> None:
         bento_config.check(number_of_workers)
         if settings.token_file:
             BearerTokens(settings.token_file)
-        if mirror := mirror_of(settings, training_images=True):
+        if mirror := mirror_of(settings, training_images=settings.similar):
             mirror.refresh_within(FETCH_S if settings.reload_s else None)  # without reloads this is the only look
     except ValueError as error:
         raise SystemExit(str(error)) from error

@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     abstain_below: Confidence = None
     drift_window: Window = 1000
     drift_limits: DriftLimits = Field(default_factory=dict)
+    similar: Flag = True
     show_training: Flag = False
     training_data: Path | None = None
 

@@ -274,7 +274,7 @@ def check_cp(words: list[str]) -> None:
 def check_exec(words: list[str]) -> None:
     assert f"pod/{words[1]}" in objects()
     assert words[2:6] == ["--", "python", "-m", "training"]
-    tyro.cli(VERBS[words[6]][0], args=words[7:])
+    tyro.cli(VERBS[words[6]].kind, args=words[7:])
 
 
 def check_create(words: list[str]) -> None:

@@ -93,7 +93,8 @@ async def similar(request: Request, state: ServiceState) -> Response:
 
 async def model_card(request: Request, state: ServiceState) -> Response:
     predictor = state.readiness.current_predictor()
-    card: ModelCard = dataclasses.replace(predictor.card, goldens=())
+    neighbours = predictor.card.neighbours if state.settings.similar else None  # the page offers what the card has
+    card: ModelCard = dataclasses.replace(predictor.card, goldens=(), neighbours=neighbours)
     return Response(card.to_json(), 200, {"ETag": f'"{predictor.classifier.digest}"'}, "application/json")
 
 

@@ -112,7 +112,9 @@ def rows_of(predictor: Predictor) -> int:
     if predictor.card.neighbours is None:
         raise NoTrainingImages("this model has no training images to compare with; `--unfamiliar` makes them")
     if predictor.classifier.index is None:
-        raise NoTrainingImages("the file of training images is not beside this model, so none is shown")
+        raise NoTrainingImages(
+            "no training images are shown: their file is not beside this model, or TWINLENS_SIMILAR=0"
+        )
     return len(predictor.classifier.index.paths)
 
 

@@ -99,11 +99,13 @@ def test_pictures_are_shown_where_the_operator_says_so_and_the_file_is_as_it_was
     assert sum(picture is None for picture in found.values()) <= 1
 
 
-def test_without_the_file_all_else_is_answered(server: str, copied: Path, tmp_path: Path, pictures: Path) -> None:
+def test_without_training_images_all_else_is_answered(
+    server: str, copied: Path, tmp_path: Path, pictures: Path
+) -> None:
     image = {"image": next(pictures.rglob("*.png")).read_bytes()}
-    neighbours_of(copied).unlink()
-    with serving(copied, BENTOML_HOME=str(tmp_path / "home")) as address:
-        for service, reason in ((address, "is not beside this model"), (server, "`--unfamiliar` makes them")):
+    with serving(copied, BENTOML_HOME=str(tmp_path / "home"), TWINLENS_SIMILAR="0") as address:
+        assert httpx.get(f"{address}/model").json()["neighbours"] is None, "by it the page knows what to offer"
+        for service, reason in ((address, "or TWINLENS_SIMILAR=0"), (server, "`--unfamiliar` makes them")):
             reply = httpx.post(f"{service}/similar", files=image)
             assert (reply.status_code, error(reply)) == (404, "no_training_images")
             assert reason in reply.json()["error"]["message"]
