@@ -49,7 +49,7 @@ def as_request_error(error: Exception) -> RequestError:
             public = RequestError(499, "client_disconnected", "the client closed the connection")
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
-            public = RequestError(error.status_code, phrase.lower().replace(" ", "_"), phrase, error.headers)
+            public = RequestError(error.status_code, phrase.lower().replace(" ", "_"), error.detail, error.headers)
         case _:
             public = RequestError(500, "internal_error", "an error of this service; its log holds the details")
     return public

@@ -123,7 +123,7 @@ async def respond(request: Request, route: Route | None, state: ServiceState) ->
     """What the route's endpoint returns, or the response to what it raises."""
     try:
         if route is None:
-            raise HTTPException(404)
+            raise HTTPException(404, "nothing is at this path; /docs.json describes what there is")
         method = request.scope["method"]
         if method != route.method and not (method == "HEAD" and route.method == "GET"):
             raise HTTPException(405, headers={"Allow": "GET, HEAD" if route.method == "GET" else route.method})

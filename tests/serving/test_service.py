@@ -88,6 +88,7 @@ def test_other_paths_and_methods_get_the_same_envelope(server: str) -> None:
     for path in ("/nope", "/predict/", "/PREDICT", "/static_content/x", "/..%2fpredict"):
         reply = httpx.get(f"{server}{path}")
         assert (reply.status_code, error(reply)) == (404, "not_found")
+        assert "/docs.json" in reply.json()["error"]["message"]
     for method in ("GET", "PUT", "DELETE", "OPTIONS"):
         reply = httpx.request(method, f"{server}/predict")
         assert (reply.status_code, error(reply)) == (405, "method_not_allowed")

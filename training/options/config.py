@@ -128,7 +128,7 @@ class TrainConfig:
     what speaks for a class beside its frequency; sampler: draw the classes equally often; bias: train on them as often
     as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 with the
     smallest log loss of an image and of a class together on validation images. None: where --best-by counts all classes
-    alike, bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
+    alike or is open, bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
 
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as
@@ -200,8 +200,9 @@ class TrainConfig:
     ema: Annotated[float, Share] = 0.0
     """Score, keep and export a moving average of the weights with this decay a step, less in the first steps; 0: the
     weights themselves."""
-    best_by: ScoreName = "balanced_accuracy"
-    """Score on the validation split that decides which epoch is exported and when to stop."""
+    best_by: ScoreName | None = None
+    """Score on the validation split that decides which epoch is exported and when to stop. None: log_loss with --balance
+    bias, which is fitted after the training and changes the others, else balanced_accuracy."""
     best_epoch: Annotated[int, AtLeastOne] | None = None
     """Stop after this epoch and export it; --schedule is still that of all --epochs. None: with --from-folds the median
     of the folds' best epochs, else the best by --best-by."""

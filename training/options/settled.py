@@ -39,6 +39,7 @@ class SettledConfig(TrainConfig):
     augment_on: Literal["device", "workers"] = field()
     symmetry: Symmetry = field()
     balance: Balance = field()
+    best_by: ScoreName = field()
     dropout: float = field()
     drop_path: float = field()
     label_smoothing: float = field()
@@ -85,7 +86,8 @@ def settle(
     cores = max(1, joblib.cpu_count() // processes.here)
     tuned = config.fine_tunes
     augment = config.augment or ("none" if config.model == "mlp" or config.freeze else "strong" if tuned else "light")
-    balance: Balance = "none" if config.best_by not in COUNT_CLASSES_ALIKE else "bias" if tuned else "sampler"
+    alike = config.best_by is None or config.best_by in COUNT_CLASSES_ALIKE
+    balance: Balance = config.balance or ("none" if not alike else "bias" if tuned else "sampler")
     symmetry = _symmetry(config, augment, classes)
     by_batch = "workers" if isinstance(augment, Path) else "device"
     augment_on = by_batch if config.augment_on == "auto" else config.augment_on
@@ -103,7 +105,8 @@ def settle(
         "augment": augment,
         "augment_on": augment_on,
         "symmetry": symmetry,
-        "balance": config.balance or balance,
+        "balance": balance,
+        "best_by": config.best_by or ("log_loss" if balance == "bias" else "balanced_accuracy"),
         "dropout": _or(config.dropout, DROPOUT if tuned else 0.0),
         "drop_path": _or(config.drop_path, DROP_PATH if tuned and has_drop_path else 0.0),
         "label_smoothing": _or(config.label_smoothing, LABEL_SMOOTHING if tuned else 0.0),

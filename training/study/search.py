@@ -147,7 +147,7 @@ def write_results(folder: Path, space: Study, optuna_study: optuna.Study) -> Non
     """Write the best trial's options, and the report of a study whose only axis is the trial."""
     if not optuna_study.get_trials(states=[TrialState.COMPLETE]):
         raise ConfigError(f"{folder}: no trial finished; see {folder / 'logs'}")
-    best_options = plain(space.base | chosen(space, optuna_study.best_params))
+    best_options = plain(as_cell(space, optuna_study.best_trial.number, optuna_study.best_params).run_options)
     write_atomically(folder / BEST, lambda file: file.write(yaml.safe_dump(best_options, sort_keys=False).encode()))
     trials = {str(trial.number): chosen(space, trial.params) for trial in optuna_study.trials if trial.params}
     question = Question(ask="Which trial scores best?", measure="val_score", axis=TRIAL, where={})

@@ -58,8 +58,12 @@ class Cell:
     @property
     def best_by(self) -> ScoreName:
         """What the run's validation scores are; of a log loss, lower is better."""
-        score: ScoreName = self.options.get("best_by", TrainConfig.best_by)
-        return score
+        return self.options.get("best_by") or "balanced_accuracy"
+
+    @property
+    def run_options(self) -> Options:
+        """Those of its run. An open --best-by would depend on the model, and scores could not be compared."""
+        return self.options | {"best_by": self.best_by}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,6 +179,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         augment="strong",
         augment_on="workers",
         balance="loss",
+        best_by="macro_f1",
         batch_size=7,
         lr=0.5,
         workers=3,
@@ -202,6 +203,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         None,
     )
     assert tuned.symmetry == "mirror"
+    assert (tuned.best_by, small.best_by) == ("log_loss", "balanced_accuracy")
     assert (tuned.balance, tuned.dropout, tuned.drop_path, tuned.label_smoothing) == ("bias", 0.2, 0.0, 0.1)
     assert (
         settled(TrainConfig(model="resnet18"), image_size=128, training_images=9, has_drop_path=True).drop_path == 0.2
