@@ -134,9 +134,10 @@ def too_few(components: Int64[np.ndarray, " images"], false_alarms: float) -> st
     """A sentence for where `choose` finds no limit."""
     images, independent = len(components), len(np.unique(components))
     given = f"{images:,} validation images" + (f" of {independent:,} groups" if independent < images else "")
+    enough = math.ceil(100 * (1 - (1 - CONFIDENCE) ** (1 / independent))) / 100
     return (
         f"{given} are too few for `--unfamiliar {false_alarms:g}`, which needs {fewest(false_alarms)}: the model says "
-        "of no image that it is unfamiliar."
+        f"of no image that it is unfamiliar. They are enough for `--unfamiliar {enough:g}`."
     )
 
 

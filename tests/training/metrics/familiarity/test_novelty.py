@@ -60,8 +60,16 @@ def test_images_of_a_group_count_as_one() -> None:
     assert choose(values, np.arange(200) // 5, 0.05) is None
     assert too_few(np.arange(200) // 5, 0.05) == (
         "200 validation images of 40 groups are too few for `--unfamiliar 0.05`, which needs 45: the model says of no "
-        "image that it is unfamiliar."
+        "image that it is unfamiliar. They are enough for `--unfamiliar 0.06`."
     )
+
+
+@pytest.mark.parametrize("images", [1, 2, 10, 22, 40, 44, 200])
+def test_a_share_is_named_for_which_the_images_are_enough(images: int) -> None:
+    alone = np.arange(images)
+    enough = float(too_few(alone, 0.001).split()[-1].rstrip("`."))
+    assert choose(alone.astype(np.float32), alone, enough) is not None
+    assert choose(alone.astype(np.float32), alone, enough - 0.01) is None
 
 
 @pytest.mark.parametrize("images", [45, 100, 316])
