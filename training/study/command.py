@@ -9,11 +9,13 @@ from tqdm import tqdm
 
 from training.errors import ConfigError
 from training.options.limits import share_of
+from training.storage import locked
 from training.study.config import StudyConfig, concurrent_runs, declared
-from training.study.folder import identity, job, prepare, read_spec
+from training.study.folder import REPORTING, identity, job, prepare, read_spec
 from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
 from training.study.results import collect, outcome
+from training.study.search import search
 from training.study.spec import Cell
 
 RUNS_WITHOUT_YES = 200
@@ -27,8 +29,6 @@ def study(config: StudyConfig) -> Path:
     if config.study == "merge":
         return merge(config)
     if config.study == "search":
-        from training.study.search import search  # noqa: PLC0415  Optuna takes half a second, at each start of a run too
-
         return search(config)
     declaration, folder = declared(config, config.study), config.out / (config.name or Path(config.study).stem)
     if declaration.ranges:
@@ -46,7 +46,8 @@ def study(config: StudyConfig) -> Path:
             f"about {hours:.1f} hours, {concurrent_runs(config)} at a time. --yes makes them"
         )
     train_cells(missing, folder, config)
-    write_study_report(folder, declaration, collect(declaration, [folder]))
+    with locked(folder / REPORTING):
+        write_study_report(folder, declaration, collect(declaration, [folder]))
     return folder
 
 
@@ -61,7 +62,8 @@ def merge(config: StudyConfig) -> Path:
     whole = replace(parts[0], seeds=max(part.seeds for part in parts))
     folder = config.out / config.name if config.name else config.paths[0]
     prepare(whole, folder)
-    write_study_report(folder, whole, collect(whole, [*config.paths]))
+    with locked(folder / REPORTING):
+        write_study_report(folder, whole, collect(whole, [*config.paths]))
     return folder
 
 

@@ -22,6 +22,8 @@ from training.study.spec import Cell, Study
 
 PREPARING = ".preparing"
 """A lock: of several processes one at a time looks for study.yaml and writes it."""
+REPORTING = ".reporting"
+"""A lock: of several processes that end together, one at a time writes the results."""
 
 
 def prepare(study: Study, folder: Path) -> None:

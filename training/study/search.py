@@ -15,7 +15,7 @@ from training.engine import history
 from training.errors import ConfigError
 from training.storage import locked, write_atomically
 from training.study.config import StudyConfig, concurrent_runs, declared
-from training.study.folder import job, prepare
+from training.study.folder import REPORTING, job, prepare
 from training.study.measures import best
 from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
@@ -29,8 +29,6 @@ TRIAL = "trial"
 TERMINATED = 128 + signal.SIGTERM
 WAIT_S = 2.0
 """Between two looks for trials that other processes have lost."""
-REPORTING = ".reporting"
-"""A lock: of several processes that end together, one at a time writes the results."""
 
 
 def search(config: StudyConfig) -> Path:
