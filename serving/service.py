@@ -229,7 +229,7 @@ def _check_model() -> None:
         return
     try:
         _run_largest_batch(_open(settings.file))
-    except ModelRefused as error:
+    except (ModelRefused, MemoryError) as error:
         raise SystemExit(f"not ready: {error}") from error
 
 

@@ -137,7 +137,7 @@ def open_model(
     """Open a model file and check it: the card must fit the graph, and each golden example must give its result.
 
     With a `key`, its owner must have signed the file. With `training_images` the index beside it is read, if there is
-    one. On the CPU, a prediction uses `threads` cores. Raises ModelRefused.
+    one. On the CPU, a prediction uses `threads` cores. Raises ModelRefused, MemoryError.
     """
     # What belongs to the file is in the same folder, also if a link such as `latest` moves meanwhile.
     file = Path(os.path.realpath(path.parent), path.name)

@@ -32,6 +32,8 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 """What ONNX Runtime raises; the classes share no base of their own."""
 RAISED: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError)
+NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "out of memory")
+"""Of C++, of ONNX Runtime and of CUDA."""
 
 log = logging.getLogger("bentoml.twinlens")
 
@@ -53,7 +55,7 @@ class Placement:
 
 
 def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntime.InferenceSession:
-    """A session of a serialized graph, which has run once if it is on a GPU. Raises SessionError.
+    """A session of a serialized graph, which has run once if it is on a GPU. Raises SessionError, MemoryError.
 
     It takes bytes, not a path, so that a graph with external data cannot read other files.
     """
@@ -63,8 +65,10 @@ def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntim
             session = _open_on_cuda(graph, placement, threads)
             _run_once(session)
             return session
-        except RAISED as error:
+        except (*RAISED, MemoryError) as error:
             reason = _explain(error, device)
+            if placement.on == "cuda" and _lacks_memory(error):
+                raise MemoryError(f"a GPU is required, but {reason}") from error
     if placement.on == "cuda":
         raise SessionError(f"a GPU is required, but {reason}")
     if placement.on == "auto" and EIGHT_BITS not in graph and gpu.visible():
@@ -130,8 +134,13 @@ def _run_once(session: onnxruntime.InferenceSession) -> None:
         session.run(None, {name: np.zeros(shape, np.uint8) for name, shape in shapes.items()})
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether it says nothing about the graph: later it may open."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def _explain(error: Exception, device: Gpu) -> str:
-    if isinstance(error, SessionError):
+    if isinstance(error, SessionError | MemoryError):
         return str(error)
     if any(words in str(error) for words in NO_KERNELS):
         return f"this onnxruntime has no kernels for {device}"
@@ -152,4 +161,6 @@ def _open(graph: bytes, providers: list[object], options: onnxruntime.SessionOpt
     try:
         return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ValueError and RuntimeError beside the classes of its own
+        if _lacks_memory(error):
+            raise MemoryError(f"too little memory to open the graph ({error})") from error
         raise SessionError(f"not a graph that onnxruntime can run ({error})") from error

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.session import CPU, CUDA, Placement, SessionError, open_session
 from tests.support import cuda
+from tests.support.paths import ROOT
 
 REQUIRED = Placement(on="cuda")
 WITHOUT_GPU = "a GPU is required, but "
@@ -75,9 +78,41 @@ def test_a_driver_that_is_too_old_leaves_the_cpu_and_is_logged(
 
 
 def test_another_failure_of_the_first_run_is_quoted(run: Path, provider: cuda.Provider) -> None:
-    provider.fails = lambda images: RuntimeError("out of memory")
-    with pytest.raises(ModelRefused, match=r"first run on NVIDIA B200 .* failed \(out of memory\)"):
+    provider.fails = lambda images: RuntimeError("an illegal instruction")
+    with pytest.raises(ModelRefused, match=r"first run on NVIDIA B200 .* failed \(an illegal instruction\)"):
         open_model(run / "model.onnx", placement=REQUIRED)
+
+
+def test_a_gpu_without_memory_is_no_verdict_on_the_graph(run: Path, provider: cuda.Provider) -> None:
+    provider.fails = lambda images: RuntimeError("CUDA failure 2: out of memory")
+    with pytest.raises(MemoryError, match=r"a GPU is required, but .* \(CUDA failure 2: out of memory\)"):
+        open_model(run / "model.onnx", placement=REQUIRED)
+
+
+@pytest.mark.parametrize("left_mib", [10, 100])
+def test_too_little_memory_is_no_verdict_on_the_graph(left_mib: int) -> None:
+    """ONNX Runtime fails with another class by how far it comes."""
+    script = """if True:
+        import resource, sys
+        from onnx import TensorProto, helper
+        from serving.contract.session import Placement, open_session
+
+        side = 4096  # 64 MiB of weights
+        weights = helper.make_tensor("w", TensorProto.FLOAT, [side, side], bytes(4 * side * side), raw=True)
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", side]) for name in "xy"]
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+        graph = helper.make_graph(nodes, "large", values[:1], values[1:], [weights])
+        data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+        kept = [open_session(data, Placement(on="cpu"), 1)]
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+        for _ in range(100):
+            kept.append(open_session(data, Placement(on="cpu"), 1))
+    """
+    command = [sys.executable, "-c", script, str(left_mib)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("MemoryError: too little memory to open the graph (")
 
 
 def test_nodes_left_to_the_cpu_are_named_where_a_gpu_is_required(run: Path, provider: cuda.Provider) -> None:
