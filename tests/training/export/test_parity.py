@@ -17,15 +17,31 @@ from serving.contract.session import CPU, CUDA
 from tests.support import cuda
 from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
+from training.distributed import ALONE
 from training.errors import ExportRefused
+from training.export.card import build_card
 from training.export.goldens import goldens
 from training.export.onnx import serialize
-from training.export.parity import Evaluated, prove
+from training.export.parity import Evaluated, Parity, prove
+from training.export.publication import export
 from training.export.ways import check_way
-from training.metrics.evaluation import predict
+from training.metrics.evaluation import evaluate_best, predict
 from training.options.choices import Activation
 from training.options.config import TrainConfig
-from training.train import train
+from training.signals import Interruption
+from training.train import load, start, train
+
+
+def proved(data: Path, folder: Path, **options: Any) -> tuple[Parity, Preprocessing]:
+    """The proof of a network of random weights, with the statistics of one batch: no training, no report."""
+    config = TrainConfig(data=data, out=folder, name="x", **{"hidden": (16,), "width": 8, "image_size": 20} | options)
+    context = load(config, torch.device("cpu"), ALONE, Interruption())
+    dataset, model = context.dataset, start(context)
+    with torch.inference_mode():
+        model.train()(torch.tensor(dataset.images[:16]))
+    evaluation = evaluate_best(model, dataset, context.config)
+    card = build_card(model, context, evaluation, None, None)
+    return export(model, card, dataset, Evaluated.of(evaluation), folder / "model.onnx"), card.preprocessing
 
 
 @pytest.mark.parametrize("mode", ["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"])
@@ -33,42 +49,22 @@ from training.train import train
 def test_every_mode_and_model_holds_in_both_runtimes(
     photos: Path, tmp_path: Path, kind: Literal["mlp", "cnn"], mode: NormalizationMode
 ) -> None:
-    config = TrainConfig(
-        data=photos,
-        out=tmp_path,
-        name="x",
-        model=kind,
-        hidden=(16,),
-        width=8,
-        image_size=20,
-        epochs=1,
-        normalization=mode,
-        augment="none",
-    )
-    report = json.loads((train(config) / "report" / "report.json").read_text())["parity"]
-    assert report["held"]
-    normalization = report["normalization"]
-    assert normalization["equal_in_torch"] == normalization["equal_in_onnx"] == normalization["compared"]
+    parity, _ = proved(photos, tmp_path, model=kind, normalization=mode)
+    normalization = parity.normalization
+    assert normalization.equal_in_torch == normalization.equal_in_onnx == normalization.compared
     if mode == "standard":
-        assert normalization["compared"] == 768
-    for comparison in report["comparisons"]:
-        assert comparison["pixels_equal"] == 1
-        assert comparison["labels_differ"] == 0
-        assert comparison["largest_difference"] <= 1e-5
+        assert normalization.compared == 768
+    for way in parity.ways:
+        assert way.pixels_equal == 1
+        assert way.labels_differ == 0
+        assert way.largest_difference <= 1e-5
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 def test_a_picture_that_keeps_its_shape_passes_the_proof(wide: Path, tmp_path: Path, fit: Fit) -> None:
-    config = TrainConfig(
-        data=wide, out=tmp_path, name="x", model="mlp", hidden=(16,), image_size=20, epochs=1, fit=fit, fill=9
-    )
-    run = train(config)
-    report = json.loads((run / "report" / "report.json").read_text())["parity"]
-    assert report["held"]
-    assert [comparison["pixels_equal"] for comparison in report["comparisons"]] == [1, 1]
-    assert open_model(run / "model.onnx").card.preprocessing == Preprocessing(
-        height=20, width=20, channels=3, interpolation="area", fit=fit, fill=9
-    )
+    parity, preprocessing = proved(wide, tmp_path, model="mlp", fit=fit, fill=9)
+    assert [way.pixels_equal for way in parity.ways] == [1, 1]
+    assert preprocessing == Preprocessing(height=20, width=20, channels=3, interpolation="area", fit=fit, fill=9)
 
 
 @pytest.fixture
@@ -88,43 +84,21 @@ def test_every_activation_passes_the_proof(
     photos: Path, tmp_path: Path, kind: Literal["mlp", "cnn"], activation: Activation
 ) -> None:
     """With batch normalisation in the MLP and without it in the CNN, which the others do not have."""
-    config = TrainConfig(
-        data=photos,
-        out=tmp_path,
-        name="x",
-        model=kind,
-        hidden=(16,),
-        width=8,
-        image_size=16,
-        epochs=1,
-        activation=activation,
-        batch_norm=kind == "mlp",
-        augment="none",
-    )
-    report = json.loads((train(config) / "report" / "report.json").read_text())["parity"]
-    assert all(comparison["largest_difference"] <= 1e-5 for comparison in report["comparisons"])
+    parity, _ = proved(photos, tmp_path, model=kind, activation=activation, batch_norm=kind == "mlp")
+    assert all(way.largest_difference <= 1e-5 for way in parity.ways)
 
 
 @pytest.mark.parametrize("side", [28, 128, 224])
 def test_every_size_passes_the_proof(photos: Path, tmp_path: Path, side: int) -> None:
-    config = TrainConfig(
-        data=photos, out=tmp_path, name="x", width=8, image_size=side, epochs=1, augment="none", batch_size=16
-    )
-    run = train(config)
-    report = json.loads((run / "report" / "report.json").read_text())["parity"]
-    assert all(comparison["largest_difference"] <= 1e-5 for comparison in report["comparisons"])
-    assert open_model(run / "model.onnx").card.preprocessing.height == side
+    parity, preprocessing = proved(photos, tmp_path, model="cnn", image_size=side)
+    assert all(way.largest_difference <= 1e-5 for way in parity.ways)
+    assert preprocessing.height == side
 
 
 def test_gray_is_768_divided_by_three(photos: Path, tmp_path: Path) -> None:
-    config = TrainConfig(
-        data=photos, out=tmp_path, name="x", channels=1, width=8, image_size=20, epochs=1, augment="none"
-    )
-    run = train(config)
-    parity = json.loads((run / "report" / "report.json").read_text())["parity"]
-    assert parity["held"]
-    assert parity["normalization"]["equal_in_onnx"] == parity["normalization"]["compared"] == 256
-    assert open_model(run / "model.onnx").card.preprocessing.channels == 1
+    parity, preprocessing = proved(photos, tmp_path, model="cnn", channels=1)
+    assert parity.normalization.equal_in_onnx == parity.normalization.compared == 256
+    assert preprocessing.channels == 1
 
 
 def test_a_file_with_other_weights_is_refused(
