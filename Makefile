@@ -31,10 +31,10 @@ test: $(VENV)/installed ## Run the tests, but for the slow ones.
 	pytest
 
 test-slow: $(VENV)/installed ## Run the tests that take long, then those that measure, with nothing beside them.
-	pytest -m "slow and not alone"
+	pytest -m "slow and not alone and not long"
 	pytest -m alone --numprocesses=0
 
-test-long: $(VENV)/installed ## Run the tests of a minute and more each: every page's commands, studies, searches.
+test-long: $(VENV)/installed ## Run the tests that take longest: every page's commands, studies, searches, rare cases.
 	pytest -m long
 
 test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap, dnsmasq.

@@ -29,7 +29,12 @@ from training.train import train
 
 FAST = "mobilenetv3_small_100"
 WITHOUT_BATCH_NORM = "vit_tiny_patch16_224"
-EACH = [pytest.param(name, marks=[] if name == FAST else [pytest.mark.slow]) for name in FAMILIES]
+LONG = ("resnet18", "efficientnet_b0", "convnext_atto")
+"""Families that have nothing in their graph which another one here has not."""
+EACH = [
+    pytest.param(name, marks=[] if name == FAST else [pytest.mark.long if name in LONG else pytest.mark.slow])
+    for name in FAMILIES
+]
 LOOKS_AN_EPOCH = 6
 """Checks for a request to stop (`After`): one after each of four steps, one after each of two blocks."""
 FROZEN_LOOKS = 4
@@ -245,7 +250,7 @@ def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, job: Jo
     assert furthest(by_two(job, alone, tmp_path), alone) < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_batch_normalisation_learn_as_well(photos: Path, tmp_path: Path, job: Job) -> None:
     """Each measures its part of a batch, so they differ a little from one process."""
     alone = stopped(config(photos, tmp_path, name="one", **EXACT))
@@ -253,7 +258,7 @@ def test_two_processes_with_batch_normalisation_learn_as_well(photos: Path, tmp_
     assert abs(one[-1]["train_loss"] - two[-1]["train_loss"]) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_one_head_on_the_same_features(photos: Path, tmp_path: Path, job: Job) -> None:
     """The first process alone reads the file, and the other one computes its features by the same weights."""
     torch.save(backbones.timm().create_model(FAST, num_classes=7).state_dict(), tmp_path / "w.pth")

@@ -230,7 +230,7 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
     assert furthest(tmp_path / "x", one_process) < SAME_WEIGHTS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_ends_the_others_and_the_next_job_continues(digits: Path, tmp_path: Path, job: Job) -> None:
     options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
     torchrun = job.torchrun(*options)
@@ -261,7 +261,7 @@ def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_p
     assert abs(two["train_loss"] - one["train_loss"]) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
     meeting = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=x")
     options = arguments(digits, tmp_path, "x", *EXACT)
@@ -271,7 +271,7 @@ def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_
     assert furthest(tmp_path / "x", one_process) < SAME_WEIGHTS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp_path: Path, job: Job) -> None:
     """Refused data, a loss that is not finite, and SIGTERM to one process of two: both end alike, with one message."""
     missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "absent", tmp_path, "absent"))]
@@ -289,7 +289,7 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp
     assert last(tmp_path / "x")["progress"]["history"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_under_torchrun_is_as_one_without(
     digits: Path, tmp_path: Path, one_process: Path, job: Job
 ) -> None:

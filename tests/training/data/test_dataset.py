@@ -78,7 +78,7 @@ def test_an_image_that_claims_to_be_enormous_is_left_out_by_its_header(tmp_path:
     assert reason == "the image is 50000 x 50000 px; at most 40 megapixels are accepted"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not here")
 def test_no_lesion_of_the_real_data_is_in_two_splits() -> None:
     data = SHARED / "data" / "ham7" / "manifest.csv"

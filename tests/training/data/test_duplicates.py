@@ -118,7 +118,7 @@ def test_where_different_things_look_alike_more_is_asked_for() -> None:
 
 
 @pytest.mark.skipif(not HAM7.exists(), reason="the shared data is not here")
-@pytest.mark.slow
+@pytest.mark.long
 def test_planted_pairs_among_real_images_are_found_and_no_others() -> None:
     with (HAM7 / "manifest.csv").open() as file:
         originals = [decode((HAM7 / row["path"]).read_bytes()) for row in csv.DictReader(file)]

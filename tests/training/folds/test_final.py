@@ -119,7 +119,7 @@ def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, t
     assert "its answers are to other images than the data has now" in less.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_of_costs_and_augmentation_reach_folds_and_final_model(photos: Path, tmp_path: Path) -> None:
     own, matrix, folds = tmp_path / "own.yaml", tmp_path / "matrix.csv", tmp_path / "folds" / "x"
     A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")

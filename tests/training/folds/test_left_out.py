@@ -77,7 +77,7 @@ def test_a_site_unlike_the_others_has_a_gap_and_a_camera_has_none(made: Path) ->
     assert "Leaving the site out changes it by -0." in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_model_has_learned_from_the_value_it_is_tested_on(made: Path, sites: Path) -> None:
     site = {row["path"]: row["site"] for row in rows(sites)}
     seen = set()

@@ -112,7 +112,7 @@ def trained(rng: np.random.Generator, means: np.ndarray) -> Iterator[np.ndarray]
         yield weights
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sets_hold_as_often_when_the_same_images_choose_the_epoch() -> None:
     """As in a run: one split of 100 images chooses the best epoch, the temperature and the threshold."""
     classes = tuple(map(str, range(len(FREQUENCIES))))

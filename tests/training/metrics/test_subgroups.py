@@ -69,7 +69,7 @@ def test_a_planted_subgroup_is_found_beside_columns_that_say_nothing() -> None:
     assert gap.corrected_p == pytest.approx(7 * gap.p)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_difference_one_study_in_twenty_at_most_says_there_is_one() -> None:
     rng = np.random.default_rng(0)
     alarms = 0

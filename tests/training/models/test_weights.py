@@ -195,7 +195,7 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_the_hub_a_run_ends_early_and_says_what_helps(photos: Path, tmp_path: Path, hub: str) -> None:
     arguments = ("--data", photos, "--out", tmp_path / "runs", "--model", "resnet18")
     cases: tuple[tuple[dict[str, Any], str], ...] = (

@@ -42,7 +42,7 @@ def result(out: Path) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_digits_as_a_person_types_it(tmp_path: Path) -> None:
     trained = command("--model", "mlp", "--hidden", "16", "--epochs", "1", "--name", "x", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr

@@ -102,7 +102,7 @@ def test_what_failed_is_made_again_and_what_is_done_is_not(finished: tuple[Path,
     assert model.card.provenance.config["activation"] == "tanh", "an ordinary run, which can be served"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[Path, str], tmp_path: Path) -> None:
     """Two runs one after the other, as one share of three, against two side by side with all others."""
     folder, _ = finished
@@ -241,7 +241,7 @@ questions:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_of_backbones_has_nothing_to_say_of_layers_before_the_first_step(photos: Path, tmp_path: Path) -> None:
     """Those of timm are not measured then, and the figures show the own network alone."""
     (tmp_path / "backbones.yaml").write_text(BACKBONES)
