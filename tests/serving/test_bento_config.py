@@ -229,6 +229,7 @@ def test_a_request_is_a_span_with_its_stages_below(configured: Configured, png: 
     assert not any(span.failed for span in spans)
 
 
+@pytest.mark.slow
 def test_the_last_spans_are_sent_at_the_end(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     with collector() as spans:

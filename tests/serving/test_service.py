@@ -140,6 +140,7 @@ def test_many_at_once_each_get_their_own_answer(server: str, png: Callable[..., 
         assert [reply.json()["label"] for reply in replies] == labels
 
 
+@pytest.mark.slow
 def test_metrics_count_what_happened_in_all_workers(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
     with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), TWINLENS_WORKERS="2") as address:
         for _ in range(40):  # a new connection each, so that both workers get some

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import pytest
 
 from tests.support.paths import ROOT
 from tests.support.server import free_port, started
@@ -50,6 +51,7 @@ def test_a_shutdown_answers_running_requests_and_refuses_new_ones(
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_request_longer_than_the_grace_period_is_cut_off(run: Path, tmp_path: Path) -> None:
     with started(run / "model.onnx", tmp_path / "home", tmp_path / "log", TWINLENS_GRACE_S="1") as (server, address):
         under_way = half_sent(address, bytes(100))

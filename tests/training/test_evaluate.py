@@ -144,6 +144,7 @@ def labels(photos: Path, tmp_path: Path) -> Path:
     return manifest(tmp_path / "labels.csv", rows)
 
 
+@pytest.mark.slow
 def test_a_test_split_that_the_data_brings_is_taken_and_others_on_request(
     run: Path, labels: Path, tmp_path: Path
 ) -> None:

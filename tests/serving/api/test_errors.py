@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+import pytest
 
 from tests.support.server import serving
 
@@ -16,6 +17,7 @@ def post(address: str, image: bytes) -> httpx.Response:
     return httpx.post(f"{address}/predict", content=image, headers=headers, timeout=30)
 
 
+@pytest.mark.slow
 def test_lack_of_memory_is_503_and_temporary(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
     small, large = (png(np.full((height, width), 128, np.uint8)) for height, width in ((40, 40), (5000, 8000)))
     with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path)) as address:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 
 from serving.inference.predictor import FAILURES
 from tests.support.forged_models import failing, rewritten
@@ -14,6 +15,7 @@ from tests.support.replies import error, metric
 from tests.support.server import serving
 
 
+@pytest.mark.slow
 def test_callers_and_probes_see_a_model_that_fails(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
     black, gray, white = (png(np.full((40, 40, 3), value, np.uint8)) for value in (0, 100, 255))
     model = rewritten(run / "model.onnx", tmp_path / "model.onnx", failing)

@@ -78,6 +78,7 @@ def on_stand_in(monkeypatch: pytest.MonkeyPatch, provider: cuda.Provider, model:
     return {line.name: line for line in check(Settings(model=model, max_batch=8)).lines}
 
 
+@pytest.mark.slow
 def test_on_a_gpu_every_line_is_tried(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as a stand-in without a device can show."""
     tried = on_stand_in(monkeypatch, cuda.Provider(), run / "model.onnx")
@@ -86,6 +87,7 @@ def test_on_a_gpu_every_line_is_tried(run: Path, monkeypatch: pytest.MonkeyPatch
     assert [line.name for line in tried.values() if line.status == "failed"] == []
 
 
+@pytest.mark.slow
 def test_a_card_without_kernels_fails_its_lines_and_leaves_those_of_the_cpu(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -363,6 +363,7 @@ def test_started_before_training_it_waits_and_becomes_ready(
         assert httpx.post(f"{address}/predict", files=image).json()["label"] == "blue"
 
 
+@pytest.mark.slow
 def test_every_worker_swaps(models: dict[str, Path], tmp_path: Path, home: dict[str, Any]) -> None:
     link = tmp_path / "latest"
     publish(models["first"], link)

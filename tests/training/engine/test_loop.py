@@ -31,6 +31,7 @@ def body(run: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in last(run)["weights"].items() if name.startswith("1.")}
 
 
+@pytest.mark.slow
 def test_frozen_layers_stand_still_with_their_statistics(photos: Path, tmp_path: Path) -> None:
     begun = config(photos, tmp_path, name="x", **HALF_FROZEN)
     run = stopped(begun, 0)

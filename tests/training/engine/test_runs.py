@@ -27,7 +27,15 @@ def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize(
     ("looks", "epochs", "steps", "workers"),
-    [(0, 0, 1, 0), (0, 0, 1, 2), (4, 0, 5, 0), (4, 0, 5, 2), (8, 0, 8, 0), (9, 1, 0, 0), (9, 1, 0, 2), (10, 1, 1, 2)],
+    [
+        (0, 0, 1, 0),
+        (4, 0, 5, 2),
+        (9, 1, 0, 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((0, 0, 1, 2), (4, 0, 5, 0), (8, 0, 8, 0), (9, 1, 0, 2), (10, 1, 1, 2))
+        ),
+    ],
 )
 def test_a_run_that_was_stopped_and_continues_ends_as_one_that_was_not(
     photos: Path, tmp_path: Path, uninterrupted: Path, looks: int, epochs: int, steps: int, workers: int
@@ -200,6 +208,7 @@ def test_a_new_run_takes_no_folder_that_holds_anything_but_a_run_s_beginning(
     assert theirs.read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_two_processes_never_train_in_one_folder(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--model", "mlp", "--epochs", "100000"]
     first = start(arguments)
@@ -230,6 +239,7 @@ def test_sigterm_saves_and_exits_143_and_auto_continues(photos: Path, tmp_path: 
     assert len(last(tmp_path / "x")["progress"]["history"]) > len(before["history"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_with_its_workers(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
     trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])
@@ -241,6 +251,7 @@ def test_a_run_that_fails_ends_with_its_workers(photos: Path, tmp_path: Path) ->
     trainer.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_leaves_the_last_step_to_the_trainer(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
     trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])

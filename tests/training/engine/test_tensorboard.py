@@ -122,6 +122,7 @@ def test_scalars_are_what_the_report_says(events: EventAccumulator, run: Path) -
             assert written[f"scores/{split}_{name}"] == pytest.approx([facts["scores"][split][name]])
 
 
+@pytest.mark.slow
 def test_histograms_are_of_the_first_and_every_fifth_epoch(photos: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=photos, out=tmp_path, name="x", width=8, image_size=16, epochs=6, batch_size=32, ema=0.9)
     events = events_of(train(config))

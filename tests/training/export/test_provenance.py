@@ -40,6 +40,7 @@ def graph(model: Path) -> bytes:
     return bytes(file.SerializeToString(deterministic=True))
 
 
+@pytest.mark.slow
 def test_the_revision_is_that_of_the_start(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit while a run trains does not change what trains."""
     began = history.begin

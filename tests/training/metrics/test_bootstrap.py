@@ -134,6 +134,7 @@ def test_pairs_of_models_that_fail_on_the_same_images_are_compared_by_fewer_imag
         assert high - low < 0.75 * unpaired, name
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says() -> None:
     labels, first, second = rivals(123, 200_000)
     scores = [score(labels, model, CLASSES) for model in (first, second)]

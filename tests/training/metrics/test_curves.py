@@ -31,6 +31,7 @@ def test_the_curves_are_scikit_learn_s() -> None:
             assert (curves.name, curves.images) == (CLASSES[label], is_class.sum())
 
 
+@pytest.mark.slow
 def test_bands_hold_the_curve_of_all_images_as_often_as_they_say_also_where_it_is_flat() -> None:
     [truth] = class_curves(scored(99, 20_000), CLASSES, [1])
     seeds = 40

@@ -48,6 +48,7 @@ def test_record_torch_file_and_service_agree_on_every_image(run: Path, photos: P
     assert all(name in (tmp_path / "out" / "parity.html").read_text().replace("&#39;", "'") for name in names)
 
 
+@pytest.mark.slow
 def test_another_checkpoint_is_named_with_what_differs(run: Path, photos: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy, symlinks=True)

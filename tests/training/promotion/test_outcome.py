@@ -68,6 +68,7 @@ def test_a_worse_run_ends_well_and_leaves_latest(two: Path) -> None:
             assert part in section.partition("<!-- end -->")[0], name
 
 
+@pytest.mark.slow
 def test_an_equal_run_replaces_it_and_always_asks_nothing(photos: Path, two: Path, tmp_path: Path) -> None:
     out = copied(two, tmp_path / "runs")
     equal = make(photos, out, name="equal")
@@ -87,6 +88,7 @@ def test_an_equal_run_replaces_it_and_always_asks_nothing(photos: Path, two: Pat
     assert log(out)[-1]["run"] == "any"
 
 
+@pytest.mark.slow
 def test_a_first_run_that_misses_a_floor_or_chance_is_served_by_nothing(photos: Path, tmp_path: Path) -> None:
     make(photos, tmp_path, name="x", floor=("sensitivity:blue=0.99",))
     assert latest(tmp_path) is None
@@ -208,6 +210,7 @@ def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Pat
     assert "has moved to poor since it was judged" in (out / "new" / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_says_that_nothing_is_settled_until_it_is(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from training.study import spec
 from training.study.folder import prepare
 from training.study.spec import Study
@@ -42,6 +44,7 @@ def declared(folder: Path, seeds: int = 2) -> Study:
     return spec.read(folder / "own.yaml")
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_one_study_at_the_same_moment_do_not_hinder_one_another(tmp_path: Path) -> None:
     study = declared(tmp_path)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "own.yaml"), str(PROCESSES), str(FOLDERS)]

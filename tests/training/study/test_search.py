@@ -79,6 +79,7 @@ def drawn(record: Record, most: int = 9) -> Trial:
     return trial
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_process_that_is_gone_is_made_again(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; import optuna; from training.study.trials import Record;"

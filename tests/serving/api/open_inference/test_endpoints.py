@@ -143,6 +143,7 @@ def test_a_wrong_method_gets_the_allowed_ones(server: str) -> None:
         assert isinstance(reply.json()["error"], str)
 
 
+@pytest.mark.slow
 def test_probes_need_no_token(run: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("a-token")
     environment: dict[str, Any] = {
