@@ -32,6 +32,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 """What ONNX Runtime raises; the classes share no base of their own."""
 RAISED: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError)
+FAILS: tuple[type[Exception], ...] = (*RAISED, MemoryError)
 NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "out of memory")
 """Of C++, of ONNX Runtime and of CUDA."""
 
@@ -65,7 +66,7 @@ def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntim
             session = _open_on_cuda(graph, placement, threads)
             _run_once(session)
             return session
-        except (*RAISED, MemoryError) as error:
+        except FAILS as error:
             reason = _explain(error, device)
             if placement.on == "cuda" and _lacks_memory(error):
                 raise MemoryError(f"a GPU is required, but {reason}") from error

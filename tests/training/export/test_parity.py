@@ -34,7 +34,8 @@ from training.train import load, start, train
 
 def proved(data: Path, folder: Path, **options: Any) -> tuple[Parity, Preprocessing]:
     """The proof of a network of random weights, with the statistics of one batch: no training, no report."""
-    config = TrainConfig(data=data, out=folder, name="x", **{"hidden": (16,), "width": 8, "image_size": 20} | options)
+    small: dict[str, Any] = {"hidden": (16,), "width": 8, "image_size": 20}
+    config = TrainConfig(data=data, out=folder, name="x", **(small | options))
     context = load(config, torch.device("cpu"), ALONE, Interruption())
     dataset, model = context.dataset, start(context)
     with torch.inference_mode():
