@@ -40,7 +40,7 @@ from training.signals import Interruption
 class Verb(NamedTuple):
     """Where the parts of a command stand, as `module:name` below `training`.
 
-    Only the named command is imported: all of them would take a second more at each start.
+    Only the named command is imported: all of them would take half a second more at each start.
     """
 
     options: str
@@ -54,16 +54,6 @@ class Verb(NamedTuple):
         """The class of its options."""
         kind: type[Any] = _imported(self.options)
         return kind
-
-    def run(self, *arguments: Any) -> Path:
-        """Run the command; the options come first."""
-        folder: Path = _imported(self.command)(*arguments)
-        return folder
-
-    def summarize(self, folder: Path) -> str:
-        """What is printed at the end."""
-        text: str = _imported(self.summary)(folder)
-        return text
 
 
 def _imported(name: str) -> Any:
@@ -157,15 +147,16 @@ def start_together(torchrun: list[str], arguments: list[str]) -> None:
 
 def run_command(verb: str, config: Any, interruption: Interruption, group: Group) -> Path:
     """Run a command, print its summary in the first process, and return the folder with its results."""
-    command = VERBS[verb]
+    command, summary = _imported(VERBS[verb].command), _imported(VERBS[verb].summary)  # not after hours of work
+    folder: Path
     if verb == "train":
-        folder = command.run(config, interruption, group)
+        folder = command(config, interruption, group)
     elif group.size > 1:
         raise ConfigError(f"{verb} runs in one process, not in {group.size} together: start it without torchrun")
     else:
-        folder = command.run(config, *([interruption] if verb in INTERRUPTIBLE else []))
+        folder = command(config, *([interruption] if verb in INTERRUPTIBLE else []))
     if group.first:
-        print(command.summarize(folder))
+        print(summary(folder))
     return folder
 
 
