@@ -25,7 +25,7 @@ from serving.api.state import ServiceState
 from serving.api.ui import Page
 from serving.contract import drift, gpu
 from serving.contract.model import Classifier, ModelRefused, open_model
-from serving.contract.session import FAILS
+from serving.contract.session import RAISED
 from serving.exposition import forget_dead_workers, remove_files
 from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
@@ -241,5 +241,5 @@ def _run_largest_batch(classifier: Classifier) -> None:
     size, images = classifier.card.preprocessing, classifier.card.images_at_once(settings.max_batch)
     try:
         classifier.predict(np.zeros((images, size.height, size.width, size.channels), np.uint8))
-    except FAILS as error:
+    except RAISED as error:
         raise ModelRefused(f"{settings.model}: a batch of {images} images cannot run ({error})") from error

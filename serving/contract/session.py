@@ -31,8 +31,8 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in vars(runtime).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
 """What ONNX Runtime raises; the classes share no base of their own."""
-RAISED: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError)
-FAILS: tuple[type[Exception], ...] = (*RAISED, MemoryError)
+RAISED: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError, MemoryError)
+"""By opening a graph, or running it."""
 NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "out of memory")
 """Of C++, of ONNX Runtime and of CUDA."""
 
@@ -66,7 +66,7 @@ def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntim
             session = _open_on_cuda(graph, placement, threads)
             _run_once(session)
             return session
-        except FAILS as error:
+        except RAISED as error:
             reason = _explain(error, device)
             if placement.on == "cuda" and _lacks_memory(error):
                 raise MemoryError(f"a GPU is required, but {reason}") from error
