@@ -37,6 +37,16 @@ def test_every_combination_with_every_seed_once_and_named_by_what_differs(tmp_pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "score"),
+    [("{}", "balanced_accuracy"), ("{best_by: null}", "balanced_accuracy"), ("{best_by: log_loss}", "log_loss")],
+)
+def test_runs_of_several_models_have_one_score(given: str, score: str, tmp_path: Path) -> None:
+    """An open --best-by would be log_loss for the pretrained one alone."""
+    study = spec.read(write(tmp_path, f"base: {given}\naxes:\n  model: [cnn, tf_efficientnet_lite0]\n"))
+    assert [cell.run_options["best_by"] for cell in study.cells()] == [score] * 6
+
+
 def test_options_given_later_are_shared_and_those_of_an_axis_win(tmp_path: Path) -> None:
     cells = spec.read(write(tmp_path, TEXT)).with_base({"epochs": 3, "activation": "gelu"}).cells()
     assert {cell.options["epochs"] for cell in cells} == {3}
