@@ -21,8 +21,8 @@ from tests.support.paths import ROOT
 from training.__main__ import VERBS
 from training.errors import EXIT_CODES
 from training.options.config import TrainConfig
-from training.study import spec
 from training.study.config import StudyConfig
+from training.study.spec import document
 
 README = ROOT / "README.md"
 TRAINING, SERVING, K8S = (ROOT / folder / "README.md" for folder in ("training", "serving", "k8s"))
@@ -171,7 +171,7 @@ def test_the_study_of_ones_own_can_be_read(tmp_path: Path) -> None:
     [block] = [block for block in blocks(STUDY) if block.language == "yaml"]
     path = tmp_path / "own.yaml"
     path.write_text(block.text)
-    study = spec.read(path)
+    study = document.read(path)
     assert len(study.cells()) == 4 * study.seeds == 20
 
 

@@ -6,7 +6,7 @@ from tests.support.histories import epochs
 from training.models.diagnostics import AtStart
 from training.study.measures import MEASURES
 from training.study.results import RunResult
-from training.study.spec import Study
+from training.study.spec.grid import Study
 
 
 def invented_results(study: Study, folder: Path) -> list[RunResult]:

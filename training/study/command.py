@@ -16,7 +16,7 @@ from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
 from training.study.results import collect, outcome
 from training.study.search import search
-from training.study.spec import Cell
+from training.study.spec.grid import Cell
 
 RUNS_WITHOUT_YES = 200
 

@@ -11,9 +11,9 @@ import yaml
 from training.errors import ConfigError
 from training.options.choices import Data
 from training.options.config_file import from_yaml, option
-from training.study import spec
 from training.study.process_pool import visible_gpus
-from training.study.spec import OWN, Options, Study
+from training.study.spec import document
+from training.study.spec.grid import Options, Study
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -75,14 +75,14 @@ def declared(config: StudyConfig, name: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise ConfigError(f"study {name}: there is no such file; the studies that have a name are {names}")
-    study = spec.read(path)
+    study = document.read(path)
     if config.config is not None:
         study = study.with_base(_shared(config.config))
     overrides = {"data": config.data, "epochs": config.epochs}
     study = study.with_base({key: value for key, value in overrides.items() if value is not None})
     if config.seeds is not None:
         study = replace(study, seeds=config.seeds)
-    spec.check(study, str(path))
+    document.check(study, str(path))
     return study
 
 
@@ -90,9 +90,9 @@ def _shared(path: Path) -> Options:
     """The options of a file, such as a run's config.yaml, without those that a study sets itself, which are printed."""
     from_yaml(path)  # raises for an unknown option
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if own := [key for key in values if key in OWN]:
+    if own := [key for key in values if key in document.OWN]:
         print(f"config {path}: without {', '.join(own)}, which a study sets itself")
-    return {key: option(key, value, str(path)) for key, value in values.items() if key not in OWN}
+    return {key: option(key, value, str(path)) for key, value in values.items() if key not in document.OWN}
 
 
 def concurrent_runs(config: StudyConfig) -> int:

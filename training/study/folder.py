@@ -14,11 +14,11 @@ import yaml
 from training.engine.runs import CONFIG, STUDY
 from training.errors import ConfigError
 from training.storage import locked, write_atomically
-from training.study import spec
 from training.study.config import StudyConfig
 from training.study.process_pool import Job
 from training.study.results import log
-from training.study.spec import Cell, Study
+from training.study.spec import document
+from training.study.spec.grid import Cell, Study, plain
 
 PREPARING = ".preparing"
 """A lock: of several processes one at a time looks for study.yaml and writes it."""
@@ -33,12 +33,12 @@ def prepare(study: Study, folder: Path) -> None:
     """
     for part in ("cells", "logs", "runs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    path, content = folder / STUDY, spec.to_yaml(study).encode()
+    path, content = folder / STUDY, document.to_yaml(study).encode()
     with locked(folder / PREPARING):
         if path.exists() and path.read_bytes() == content:
             return
         if path.exists():
-            _refuse_another(study, spec.read(path), folder)
+            _refuse_another(study, document.read(path), folder)
         write_atomically(path, lambda file: file.write(content))
 
 
@@ -53,22 +53,22 @@ def _refuse_another(study: Study, kept: Study, folder: Path) -> None:
 def identity(study: Study) -> tuple[dict[str, object], dict[str, object]]:
     """What determines the runs of a study, except the number of seeds: base options and axes, as plain values."""
     axes: dict[str, object] = {
-        axis: {level: spec.plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
+        axis: {level: plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
     }
-    return spec.plain(study.base), axes
+    return plain(study.base), axes
 
 
 def read_spec(folder: Path) -> Study:
     """The study of a folder. Raises ConfigError."""
     if not (folder / STUDY).is_file():
         raise ConfigError(f"{folder}: expected a study's folder, with its {STUDY}")
-    return spec.read(folder / STUDY)
+    return document.read(folder / STUDY)
 
 
 def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
     """The command line that trains the run of a cell, or resumes it."""
     options = folder / "cells" / f"{cell.name}.yaml"
-    options.write_text(yaml.safe_dump(spec.plain({"workers": 0} | cell.run_options), sort_keys=False), encoding="utf-8")
+    options.write_text(yaml.safe_dump(plain({"workers": 0} | cell.run_options), sort_keys=False), encoding="utf-8")
     run = folder / "runs" / cell.name
     if run.exists() and not (run / CONFIG).exists():
         shutil.rmtree(run)  # killed before its first write

@@ -9,7 +9,7 @@ from typing import Any
 
 from training.study.results import RunResult
 from training.study.sample_size import GAIN, MoreImages, more_images, more_seeds, more_tested
-from training.study.spec import Study
+from training.study.spec.grid import Study
 from training.study.statistics import Conclusion
 
 CAP = "images_per_class"

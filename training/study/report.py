@@ -17,7 +17,7 @@ from training.storage import write_atomically
 from training.study.measures import MEASURES
 from training.study.outlook import image_outlook, seed_outlook
 from training.study.results import RunResult, write_csv
-from training.study.spec import Question, Study, plain
+from training.study.spec.grid import Question, Study, plain
 from training.study.statistics import Conclusion, conclude
 
 COLUMNS = (

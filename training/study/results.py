@@ -15,7 +15,7 @@ from training.engine.progress import Epoch
 from training.engine.runs import is_finished
 from training.models.diagnostics import AtStart
 from training.study.measures import IN_EQUAL_TIME, MEASURES, ReferenceValues, RunMeasurements, rising
-from training.study.spec import Cell, Study
+from training.study.spec.grid import Cell, Study
 
 Outcome = Literal["done", "diverged", "failed", "not run"]
 

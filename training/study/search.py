@@ -20,7 +20,7 @@ from training.study.measures import best
 from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
 from training.study.results import collect, outcome
-from training.study.spec import Cell, Options, Question, Study, plain
+from training.study.spec.grid import Cell, Options, Question, Study, plain
 from training.study.trials import SEED, Record
 
 BEST = "best.yaml"

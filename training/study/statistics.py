@@ -20,7 +20,7 @@ from training.metrics.bootstrap import LEVEL, Interval
 from training.metrics.correction import holm
 from training.study.measures import MEASURES, Measure
 from training.study.results import RunResult
-from training.study.spec import Question
+from training.study.spec.grid import Question
 
 Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no runs"]
 Values = Mapping[tuple[int, tuple[str, ...]], float]

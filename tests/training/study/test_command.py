@@ -16,10 +16,10 @@ from tests.support.paths import ROOT
 from training.engine import checkpoint, history
 from training.errors import ConfigError
 from training.options.config import TrainConfig
-from training.study import spec
 from training.study.command import merge, shard, study
 from training.study.config import StudyConfig, declared
 from training.study.folder import prepare
+from training.study.spec import document
 
 GRID = """
 title: Which rate?
@@ -90,7 +90,7 @@ def test_what_failed_is_made_again_and_what_is_done_is_not(finished: tuple[Path,
     folder, _ = finished
     (folder / "runs" / "lr=0.001,activation=tanh,seed=0" / "config.yaml").unlink()
     kept = (folder / "runs" / "lr=0.001,activation=relu,seed=0" / "model.onnx").stat().st_mtime_ns
-    data = spec.read(folder / "study.yaml").base["data"]
+    data = document.read(folder / "study.yaml").base["data"]
     done = run("rates.yaml", "--data", data, cwd=folder.parent.parent.parent)
     assert done.returncode == 0, done.stderr
     assert "4 runs, 1 to make" in done.stdout
@@ -107,7 +107,7 @@ def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[P
     """Two runs one after the other, as one share of three, against two side by side with all others."""
     folder, _ = finished
     (tmp_path / "rates.yaml").write_text(GRID)
-    data = spec.read(folder / "study.yaml").base["data"]
+    data = document.read(folder / "study.yaml").base["data"]
     done = run("rates.yaml", "--data", data, "--jobs", 1, "--shard", "1/3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     part = tmp_path / "runs" / "studies" / "rates"
@@ -155,7 +155,7 @@ def test_the_options_of_a_run_are_for_all_runs_but_for_what_the_study_sets_itsel
     assert {cell.seed for cell in cells} == {0}
     assert {cell.options["epochs"] for cell in cells} == {7}
     assert {cell.options["lr"] for cell in cells} == {0.001, 1e30}, "the axis wins"
-    assert spec.OWN.isdisjoint(cells[0].options)
+    assert document.OWN.isdisjoint(cells[0].options)
 
 
 @pytest.mark.parametrize(

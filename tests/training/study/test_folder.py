@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from training.study import spec
 from training.study.folder import prepare
-from training.study.spec import Study
+from training.study.spec import document
+from training.study.spec.grid import Study
 
 PROCESSES, FOLDERS = 4, 40
 SCRIPT = """
 import multiprocessing
 import sys
 from pathlib import Path
-from training.study import spec
+from training.study.spec import document
 from training.study.folder import prepare
 
 file, processes, folders = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-study = spec.read(file)
+study = document.read(file)
 context = multiprocessing.get_context("fork")  # one import of torch instead of four
 together = context.Barrier(processes, timeout=60)
 
@@ -41,7 +41,7 @@ sys.exit(any(process.exitcode for process in started))
 
 def declared(folder: Path, seeds: int = 2) -> Study:
     (folder / "own.yaml").write_text(f"axes: {{lr: [0.1, 0.01], activation: [relu, tanh, gelu]}}\nseeds: {seeds}\n")
-    return spec.read(folder / "own.yaml")
+    return document.read(folder / "own.yaml")
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_processes_that_prepare_one_study_at_the_same_moment_do_not_hinder_one_a
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "own.yaml"), str(PROCESSES), str(FOLDERS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(spec.read(tmp_path / str(number) / "study.yaml") == study for number in range(FOLDERS))
+    assert all(document.read(tmp_path / str(number) / "study.yaml") == study for number in range(FOLDERS))
 
 
 def test_a_study_that_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
@@ -60,4 +60,4 @@ def test_a_study_that_has_not_changed_is_not_written_again(tmp_path: Path) -> No
     prepare(declared(tmp_path), folder)
     assert (folder / "study.yaml").stat().st_mtime_ns == written
     prepare(declared(tmp_path, seeds=3), folder)
-    assert spec.read(folder / "study.yaml").seeds == 3
+    assert document.read(folder / "study.yaml").seeds == 3

@@ -5,11 +5,11 @@ from html import unescape
 from pathlib import Path
 
 from tests.support.studies import invented_results
-from training.study import spec
 from training.study.config import StudyConfig, declared
 from training.study.measures import MEASURES
 from training.study.report import study_summary, write_study_report
-from training.study.spec import Question
+from training.study.spec import document
+from training.study.spec.grid import Question
 
 
 def test_answers_tables_curves_and_what_went_wrong_are_on_every_page(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_answers_tables_curves_and_what_went_wrong_are_on_every_page(tmp_path: P
 
 
 def test_a_study_of_which_nothing_was_run_says_so(tmp_path: Path) -> None:
-    study = spec.read(grid_file(tmp_path))
+    study = document.read(grid_file(tmp_path))
     results = [
         replace(one, outcome="not run", values=dict.fromkeys(MEASURES), epochs=[], at_start=[], reason="")
         for one in invented_results(study, tmp_path)

@@ -7,9 +7,9 @@ from tests.support.histories import epochs
 from training.engine import history
 from training.engine.history import History
 from training.models.diagnostics import AtStart
-from training.study import spec
 from training.study.results import collect
-from training.study.spec import Study
+from training.study.spec import document
+from training.study.spec.grid import Study
 
 QUESTION = """
 axes: {network: {slow: {model: cnn}, quick: {model: mlp}, tiny: {model: mlp, hidden: [2]}}}
@@ -23,7 +23,7 @@ SECONDS = {"slow": 4.0, "quick": 3.0, "tiny": 0.1}
 def made(text: str, folder: Path) -> dict[str, dict[str, float | None]]:
     """The values of three runs of three epochs, of 4, 3 and 0.1 s each."""
     (folder / "grid.yaml").write_text(text)
-    study: Study = spec.read(folder / "grid.yaml")
+    study: Study = document.read(folder / "grid.yaml")
     for cell, scores in zip(study.cells(), [(0.5, 0.7, 0.9), (0.2, 0.5, 0.6), (0.1, 0.1, 0.1)], strict=True):
         run = folder / "runs" / cell.name
         (run / "report").mkdir(parents=True)

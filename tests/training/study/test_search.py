@@ -17,11 +17,12 @@ from training.engine.history import History
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
 from training.options.config_file import from_yaml
-from training.study import spec, trials
+from training.study import trials
 from training.study.command import study
 from training.study.config import StudyConfig
 from training.study.folder import prepare
 from training.study.search import BEST, Trials, chosen, distributions
+from training.study.spec import document
 from training.study.trials import AGAIN, OWNER, Record
 
 SPACE = """
@@ -40,8 +41,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_lists_are_chosen_from_and_ranges_drawn_from(tmp_path: Path) -> None:
     text = "axes:\n  hidden: [[8], [16, 8]]\n  patience: {low: 2, high: 9}\n  lr: {low: 1e-4, high: 0.1, log: true}\n"
-    space = spec.read(write(tmp_path, text))
-    assert spec.read(write(tmp_path, spec.to_yaml(space))) == space
+    space = document.read(write(tmp_path, text))
+    assert document.read(write(tmp_path, document.to_yaml(space))) == space
     optuna_study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [chosen(space, optuna_study.ask(distributions(space)).params) for _ in range(200)]
     assert {options["hidden"] for options in drawn} == {(8,), (16, 8)}
@@ -62,7 +63,7 @@ def test_lists_are_chosen_from_and_ranges_drawn_from(tmp_path: Path) -> None:
 )
 def test_a_range_that_cannot_be_drawn_from_is_refused_by_line(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        spec.read(write(tmp_path, text))
+        document.read(write(tmp_path, text))
 
 
 def test_a_grid_has_no_ranges(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("best_by", "best"), [("log_loss", 0.1), ("balanced_accuracy", 0.9)])
 def test_a_trial_is_judged_by_the_direction_of_its_score(best_by: str, best: float, tmp_path: Path) -> None:
     """Five trials end with 0.5; of two more, with 0.1 and 0.9, the worse one is behind."""
-    space = spec.read(write(tmp_path, f"base: {{best_by: {best_by}}}\naxes:\n  lr: {{low: 0.001, high: 0.1}}\n"))
+    space = document.read(write(tmp_path, f"base: {{best_by: {best_by}}}\naxes:\n  lr: {{low: 0.001, high: 0.1}}\n"))
     folder = tmp_path / "space"
     prepare(space, folder)
     searched = Trials(space, folder, StudyConfig(study="search", trials=7, out=tmp_path))

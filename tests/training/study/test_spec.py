@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import ConfigError
-from training.study import spec
 from training.study.config import STUDIES
+from training.study.spec import document
 
 TEXT = """
 base: {model: mlp, hidden: [8]}
@@ -24,7 +24,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_every_combination_with_every_seed_once_and_named_by_what_differs(tmp_path: Path) -> None:
-    study = spec.read(write(tmp_path, TEXT))
+    study = document.read(write(tmp_path, TEXT))
     cells = study.cells()
     assert len({cell.name for cell in cells}) == len(cells) == 2 * 2 * 2
     assert cells[0].name == "activation=relu,network=plain,seed=0"
@@ -43,12 +43,12 @@ def test_every_combination_with_every_seed_once_and_named_by_what_differs(tmp_pa
 )
 def test_runs_of_several_models_have_one_score(given: str, score: str, tmp_path: Path) -> None:
     """An open --best-by would be log_loss for the pretrained one alone."""
-    study = spec.read(write(tmp_path, f"base: {given}\naxes:\n  model: [cnn, tf_efficientnet_lite0]\n"))
+    study = document.read(write(tmp_path, f"base: {given}\naxes:\n  model: [cnn, tf_efficientnet_lite0]\n"))
     assert [cell.run_options["best_by"] for cell in study.cells()] == [score] * 6
 
 
 def test_options_given_later_are_shared_and_those_of_an_axis_win(tmp_path: Path) -> None:
-    cells = spec.read(write(tmp_path, TEXT)).with_base({"epochs": 3, "activation": "gelu"}).cells()
+    cells = document.read(write(tmp_path, TEXT)).with_base({"epochs": 3, "activation": "gelu"}).cells()
     assert {cell.options["epochs"] for cell in cells} == {3}
     assert {cell.options["activation"] for cell in cells} == {"relu", "tanh"}
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_followed_is_refused_by_line_with_the_choices(
 ) -> None:
     path = write(tmp_path, TEXT.replace(old, new))
     with pytest.raises(ConfigError, match=rf"^{path}(, |: ){expected}"):
-        spec.read(path)
+        document.read(path)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_a_question_that_the_grid_cannot_answer_is_refused_by_line(
 ) -> None:
     path = write(tmp_path, f"{TEXT}questions:\n  - {question}\n")
     with pytest.raises(ConfigError, match=rf"^{path}, line 10: {expected}"):
-        spec.read(path)
+        document.read(path)
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_studies_that_have_a_name_can_be_read_and_written(path: Path, tmp_path: Path) -> None:
-    study = spec.read(path)
+    study = document.read(path)
     assert study.seeds >= 3
     assert len(study.questions) >= 2
-    assert spec.read(write(tmp_path, spec.to_yaml(study))) == study
+    assert document.read(write(tmp_path, document.to_yaml(study))) == study

@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 from training.metrics.correction import holm
 from training.study.measures import MEASURES
 from training.study.results import RunResult
-from training.study.spec import Cell, Question
+from training.study.spec.grid import Cell, Question
 from training.study.statistics import Conclusion, conclude, student
 
 
