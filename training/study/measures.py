@@ -67,13 +67,18 @@ def rising(epochs: Sequence[Epoch], best_by: ScoreName) -> list[Epoch]:
     return [line if line.val_score is None else replace(line, val_score=math.exp(-line.val_score)) for line in epochs]
 
 
-def epochs_to_share(epochs: Sequence[Epoch], classes: int) -> float | None:
+def chance(best_by: ScoreName, classes: int) -> float:
+    """The score, by `rising`, of a network that guesses among equally many images of each class."""
+    return 0.5 if best_by == "roc_auc" else 1 / classes
+
+
+def epochs_to_share(epochs: Sequence[Epoch], guessing: float) -> float | None:
     """Epochs until the validation score first reached 95 % of its final value, interpolated between epochs.
 
-    None for a run that learned nothing, or whose score is undefined.
+    None for a run whose score is undefined, or hardly above `guessing`, the score of chance: it learned nothing.
     """
     final = epochs[-1].val_score if epochs else None
-    return None if final is None or final < LEARNED / classes else epochs_to(SHARE * final, epochs)
+    return None if final is None or final < LEARNED * guessing else epochs_to(SHARE * final, epochs)
 
 
 def epochs_to(goal: float, epochs: Sequence[Epoch]) -> float | None:
@@ -185,7 +190,9 @@ MEASURES: dict[str, Measure] = {
         title="epochs to 95 % of the final validation score",
         better="lower",
         sentence="{a} reached 95 % of its final validation score in {x} epochs against {y} of {b}",
-        of=lambda run: epochs_to_share(rising(run.history.epochs, run.best_by), run.history.classes),
+        of=lambda run: epochs_to_share(
+            rising(run.history.epochs, run.best_by), chance(run.best_by, run.history.classes)
+        ),
         places=1,
     ),
     "loss_variance": Measure(

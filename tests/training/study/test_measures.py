@@ -3,7 +3,7 @@ import math
 import pytest
 
 from tests.support.histories import epochs
-from training.study.measures import best, epochs_to, epochs_to_share, in_time, rising
+from training.study.measures import best, chance, epochs_to, epochs_to_share, in_time, rising
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from training.study.measures import best, epochs_to, epochs_to_share, in_time, r
     ],
 )
 def test_epochs_to_95_percent_of_the_final_score(scores: tuple[float | None, ...], expected: float | None) -> None:
-    found = epochs_to_share(epochs(*scores), classes=10)
+    found = epochs_to_share(epochs(*scores), guessing=0.1)
     assert found == (expected if expected is None else pytest.approx(expected))
 
 
@@ -41,8 +41,14 @@ def test_the_score_is_that_of_the_exported_weights_also_within_a_time() -> None:
 
 def test_a_share_of_a_log_loss_is_one_of_the_probability_of_the_true_class() -> None:
     """Losses of 1.0, 0.5 and 0.0 are probabilities of 0.37, 0.61 and 1; 0.95 lies between the last two."""
-    found = epochs_to_share(rising(epochs(1.0, 0.5, 0.0), "log_loss"), classes=10)
+    found = epochs_to_share(rising(epochs(1.0, 0.5, 0.0), "log_loss"), guessing=0.1)
     assert found == pytest.approx(2 + (0.95 - math.exp(-0.5)) / (1 - math.exp(-0.5)))
     guesses = epochs(*[math.log(10)] * 3)
-    assert epochs_to_share(rising(guesses, "log_loss"), classes=10) is None
-    assert epochs_to_share(rising(guesses, "balanced_accuracy"), classes=10) == 1.0
+    assert epochs_to_share(rising(guesses, "log_loss"), chance("log_loss", 10)) is None
+    assert epochs_to_share(rising(guesses, "balanced_accuracy"), chance("balanced_accuracy", 10)) == 1.0
+
+
+def test_a_roc_auc_of_a_half_is_a_guess_with_any_number_of_classes() -> None:
+    guessing = chance("roc_auc", 10)
+    assert epochs_to_share(epochs(0.5, 0.52, 0.55), guessing) is None
+    assert epochs_to_share(epochs(0.5, 0.9), guessing) == pytest.approx(1 + (0.95 * 0.9 - 0.5) / 0.4)
