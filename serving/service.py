@@ -23,7 +23,8 @@ from serving.api.readiness import Readiness
 from serving.api.routes import routes_of
 from serving.api.state import ServiceState
 from serving.api.ui import Page
-from serving.contract import drift, gpu
+from serving.contract import gpu
+from serving.contract.drift import LIMIT
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.contract.session import RAISED
 from serving.exposition import forget_dead_workers, remove_files
@@ -107,7 +108,6 @@ class Twinlens:
         cv2.setNumThreads(1)
         forget_dead_workers()
         metrics = Metrics()
-        metrics.model.limit_drift(dict.fromkeys(drift.FEATURES, drift.LIMIT) | settings.drift_limits)
         self._state = ServiceState(
             settings=settings,
             metrics=metrics,
@@ -137,6 +137,16 @@ class Twinlens:
         """Answer new requests with this model; the previous model finishes the running ones."""
         predictor = Predictor(classifier, settings, self._state.metrics, self._tracing)
         self._state.metrics.serves(classifier)
+        limits, version = settings.drift_limits, classifier.card.version
+        self._state.metrics.model.limit_drift(limits.of(version))
+        if limits.version not in (None, version):
+            log.warning(
+                "TWINLENS_DRIFT_LIMITS are those of model %s, and %s answers: the limit of every feature is %g until "
+                "those of this model are set, which `python -m training robustness` measures",
+                limits.version,
+                version,
+                LIMIT,
+            )
         self._state.readiness.predictor = predictor
 
     def _looked(self, outcome: FetchOutcome) -> None:

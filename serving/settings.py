@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
-from serving.contract.drift import FEATURES, MIN_WINDOW, Feature
+from serving.contract.drift import FEATURES, LIMIT, MIN_WINDOW, Feature
 from serving.contract.objects import Url, location
 from serving.contract.session import Placement
 from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
@@ -49,11 +49,30 @@ Source = Annotated[
     BeforeValidator(lambda text: location(text) if isinstance(text, str) else text),
     Field(description="a path or a URL"),
 ]
-DriftLimits = Annotated[
-    dict[Feature, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+
+
+class DriftLimits(BaseModel):
+    """The indices above which features have drifted, and the model for which they were measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")] | None = None
+    """None: they hold for every model."""
+    by_feature: dict[Feature, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+
+    def of(self, version: str) -> dict[Feature, float]:
+        """The limit of each feature for the model of this version."""
+        return dict.fromkeys(FEATURES, LIMIT) | (self.by_feature if self.version in (None, version) else {})
+
+
+Limits = Annotated[
+    DriftLimits,
     NoDecode,
-    BeforeValidator(lambda text: _pairs(text) if isinstance(text, str) else text),
-    Field(description=f"such as brightness=0.25,label=0.4, numbers above 0 of {', '.join(FEATURES)}"),
+    BeforeValidator(lambda text: _drift_limits(text) if isinstance(text, str) else text),
+    Field(
+        description="such as brightness=0.25,label=0.4, before it the model's version and a colon, "
+        f"numbers above 0 of {', '.join(FEATURES)}"
+    ),
 ]
 Window = Annotated[int, Field(ge=MIN_WINDOW, description=f"a whole number of at least {MIN_WINDOW}")]
 
@@ -98,7 +117,7 @@ class Settings(BaseSettings):
     slow_s: Seconds = 1.0
     abstain_below: Confidence = None
     drift_window: Window = 1000
-    drift_limits: DriftLimits = Field(default_factory=dict)
+    drift_limits: Limits = DriftLimits()
     similar: Flag = True
     show_training: Flag = False
     training_data: Path | None = None
@@ -146,13 +165,15 @@ class Settings(BaseSettings):
         return Placement(on="cuda" if required else "auto", device_id=device_id, gpu_mem_limit=self.gpu_mem_limit)
 
 
-def _pairs(text: str) -> dict[str, str]:
-    """`NAME=VALUE,NAME=VALUE` by name. Raises ValueError."""
+def _drift_limits(text: str) -> dict[str, Any]:
+    """The parts of `VERSION:NAME=VALUE,NAME=VALUE`, of which the version may be left out. Raises ValueError."""
+    version, colon, text = text.rpartition(":")
     pairs = [pair.split("=") for pair in text.split(",")] if text else []
     names = [name.strip() for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError("a name is there twice")
-    return {name.strip(): value for name, value in pairs}
+    by_feature = {name.strip(): value for name, value in pairs}
+    return {"version": version, "by_feature": by_feature} if colon else {"by_feature": by_feature}
 
 
 def _is_from_kubernetes(name: str, value: str) -> bool:

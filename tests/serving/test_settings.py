@@ -7,6 +7,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from serving.contract.drift import LIMIT
 from serving.contract.session import Placement
 from serving.settings import PREFIX, Settings
 from tests.support import cuda
@@ -34,11 +35,25 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-LIMITS = "such as brightness=0.25,label=0.4, numbers above 0 of brightness, contrast, width, height, label, confidence"
+LIMITS = (
+    "such as brightness=0.25,label=0.4, before it the model's version and a colon, "
+    "numbers above 0 of brightness, contrast, width, height, label, confidence"
+)
+
+
+def test_limits_of_drift_hold_for_the_model_that_they_name(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TWINLENS_DRIFT_LIMITS", "1cc9e7341f50:label=0.4")
+    limits = Settings.from_env().drift_limits
+    assert limits.of("1cc9e7341f50")["label"] == 0.4
+    assert set(limits.of("0123456789ab").values()) == {LIMIT}
+    environment.setenv("TWINLENS_DRIFT_LIMITS", "label=0.4")
+    assert Settings.from_env().drift_limits.of("0123456789ab")["label"] == 0.4
 
 
 def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> None:
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
+    fields = Settings.model_fields.items()
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
+    defaults["drift_limits"] = {"version": None, "by_feature": {}}
     assert Settings.from_env().model_dump() == defaults
     values = {
         "TWINLENS_MODEL": "/models/a.onnx",
@@ -67,7 +82,7 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         "reload_s": 0.0,
         "drift_window": 500,
         "abstain_below": 0.8,
-        "drift_limits": {"brightness": 0.4, "label": 0.1},
+        "drift_limits": {"version": None, "by_feature": {"brightness": 0.4, "label": 0.1}},
     }
 
 
@@ -104,7 +119,17 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         ("TWINLENS_ABSTAIN_BELOW", "inf", "a number above 0 and below 1"),
         *(
             ("TWINLENS_DRIFT_LIMITS", value, LIMITS)
-            for value in ("0.3", "colour=0.3", "label=0", "label=nan", "label=", "label=1=2", "label=1,label=2", ",")
+            for value in (
+                "0.3",
+                "colour=0.3",
+                "label=0",
+                "label=nan",
+                "label=",
+                "label=1=2",
+                "label=1,label=2",
+                ",",
+                "v1:label=1",
+            )
         ),
     ],
 )

@@ -106,6 +106,6 @@ def _first_harms(steps: Sequence[Step]) -> list[Step]:
     return list(first.values())
 
 
-def setting(limits: Mapping[str, float]) -> str:
-    """The limits as the service's setting takes them."""
-    return ",".join(f"{feature}={limit:g}" for feature, limit in limits.items())
+def setting(version: str, limits: Mapping[str, float]) -> str:
+    """The limits of the model of this version, as the service's setting takes them."""
+    return f"{version}:{','.join(f'{feature}={limit:g}' for feature, limit in limits.items())}"

@@ -157,7 +157,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
             if drop.change in {*(probe.name for probe in PROBES), DECISIVE, OTHERS}
         ],
         "decisive": _decisive(decisive, others),
-        "drift": _drift(steps),
+        "drift": _drift(report.card.version, steps),
         "warnings": [*report.warnings, *shortcut(border, scores.balanced_accuracy, chance)],
     }
 
@@ -173,7 +173,7 @@ def _decisive(decisive: Drop, others: Drop) -> str:
     return f"{sentence} No quarter decides: the answers stand on what is all over the image, such as colour or light."
 
 
-def _drift(steps: Sequence[Step]) -> dict[str, Any]:
+def _drift(version: str, steps: Sequence[Step]) -> dict[str, Any]:
     """The limits of the service's drift alert that follow, and what the alert cannot see."""
     limits = drift_limits(steps)
     if not limits:
@@ -190,7 +190,7 @@ def _drift(steps: Sequence[Step]) -> dict[str, Any]:
         "limits": limits,
         "unnoticed": missed,
         "false_alarms": alarms,
-        "setting": f"TWINLENS_DRIFT_LIMITS={setting(limits)}",
+        "setting": f"TWINLENS_DRIFT_LIMITS={setting(version, limits)}",
         "sentence": " ".join(parts),
     }
 

@@ -135,10 +135,9 @@ def test_the_card_holds_what_the_test_split_is_like(digits: tuple[Path, Dataset]
 
 @pytest.fixture(scope="module")
 def address(digits: tuple[Path, Dataset], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home = str(tmp_path_factory.mktemp("bentoml"))
-    with serving(
-        digits[0] / "model.onnx", BENTOML_HOME=home, TWINLENS_DRIFT_WINDOW="500", TWINLENS_DRIFT_LIMITS="label=0.4"
-    ) as address:
+    home, model = str(tmp_path_factory.mktemp("bentoml")), digits[0] / "model.onnx"
+    limits = f"{open_model(model).card.version}:label=0.4"
+    with serving(model, BENTOML_HOME=home, TWINLENS_DRIFT_WINDOW="500", TWINLENS_DRIFT_LIMITS=limits) as address:
         yield address
 
 

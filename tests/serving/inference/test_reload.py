@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.contract import drift
 from serving.contract.model import Classifier, open_model
 from serving.contract.signature import PublicKey
 from serving.inference import reload
@@ -255,6 +256,10 @@ def test_a_model_that_fails_as_it_begins_to_answer_does_not_end_the_watch(
     assert answering == [open_model(models["first"]).card.version]
 
 
+def label_drifts_above(address: str) -> float:
+    return metric(httpx.get(f"{address}/metrics").text, "twinlens_drift_limit", feature="label")
+
+
 def eventually(holds: Callable[[], bool]) -> bool:
     until = time.monotonic() + WAIT_S
     while not (held := holds()) and time.monotonic() < until:
@@ -301,7 +306,8 @@ def test_swaps_under_load_lose_no_request_and_every_answer_is_its_models(
                 answers.append((label, client.post(f"{address}/predict", files={"image": images[label]})))
                 turn += 1
 
-    with serving(link / "model.onnx", **home) as address:
+    with serving(link / "model.onnx", TWINLENS_DRIFT_LIMITS=f"{first}:label=0.4", **home) as address:
+        assert label_drifts_above(address) == 0.4
         clients = [threading.Thread(target=post, args=(address, turn)) for turn in range(8)]
         for client in clients:
             client.start()
@@ -328,6 +334,7 @@ def test_swaps_under_load_lose_no_request_and_every_answer_is_its_models(
             assert eventually(lambda: len(answers) > answered + 50)
             assert version() == "other"
             assert eventually(lambda: threads(address) <= running + 2), "the threads of replaced models have ended"
+            assert label_drifts_above(address) == drift.LIMIT, "the limits set are those of the first model"
         finally:
             done.set()
             for client in clients:

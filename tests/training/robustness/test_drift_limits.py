@@ -107,5 +107,7 @@ def test_the_indices_are_those_of_the_service() -> None:
 def test_the_setting_is_read_by_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     from serving.settings import Settings
 
-    monkeypatch.setenv("TWINLENS_DRIFT_LIMITS", setting({"brightness": 0.31, "label": 0.1}))
-    assert Settings.from_env().drift_limits == {"brightness": 0.31, "label": 0.1}
+    monkeypatch.setenv("TWINLENS_DRIFT_LIMITS", setting("1cc9e7341f50", {"brightness": 0.31, "label": 0.1}))
+    limits = Settings.from_env().drift_limits
+    assert limits.version == "1cc9e7341f50"
+    assert limits.by_feature == {"brightness": 0.31, "label": 0.1}
