@@ -14,6 +14,7 @@ from training.study.statistics import Conclusion
 
 CAP = "images_per_class"
 OVERALL = "balanced accuracy"
+POINTS = f"{100 * GAIN:.0f} points"
 
 Curves = dict[str, dict[int, dict[int, float]]]
 """By what is scored, and seed: the score on the test split by number of training images."""
@@ -33,13 +34,26 @@ def image_outlook(study: Study, results: Sequence[RunResult]) -> list[dict[str, 
         by_others[", ".join(others)].append(result)
     curves = {title: curves_of(of) for title, of in by_others.items()}
     best = max(curves, key=lambda title: _score_at_most(curves[title][OVERALL]))
-    found = []
-    for title, scored in curves.items():
-        for what, curve in scored.items():
-            if what == OVERALL or title == best:
-                more = more_images(curve)
-                found.append({"runs": title, "of": what, "sentence": _images(title, what, more)} | asdict(more))
+    found = [
+        each
+        for title, scored in curves.items()
+        for each in _more(title, scored if title == best else {OVERALL: scored[OVERALL]})
+    ]
     return [*found, *_tested(best, by_others[best])]
+
+
+def _more(title: str, scored: Curves) -> Iterator[dict[str, Any]]:
+    """The images that raise each of these scores; of the classes, one sentence for all of which the same is unknown."""
+    unknown: dict[str, list[str]] = defaultdict(list)
+    for what, curve in scored.items():
+        more = more_images(curve)
+        if more.more is None and what != OVERALL:
+            unknown[more.reason].append(what)
+        else:
+            yield {"runs": title, "of": what, "sentence": _images(title, what, more)} | asdict(more)
+    for reason, classes in unknown.items():
+        recall = f"the recall of {', '.join(classes)}"
+        yield {"runs": title, "of": ", ".join(classes), "sentence": _unknown(title, "", recall, reason), "more": None}
 
 
 def _tested(title: str, results: Sequence[RunResult]) -> Iterator[dict[str, Any]]:
@@ -112,16 +126,23 @@ def _seeds(conclusion: Conclusion, tested: int) -> Iterator[dict[str, Any]]:
 
 
 def _images(title: str, what: str, more: MoreImages) -> str:
-    where = f"{title}: " if title else ""
-    points, kind = f"{100 * GAIN:.0f} points", "a class" if what == OVERALL else f"of {what}"
+    kind = "a class" if what == OVERALL else f"of {what}"
     score = what if what == OVERALL else f"recall of {what}"
     if more.more is None or more.interval is None:
-        return f"{where}how many more images {kind} raise the {score} by {points} is not known: {more.reason}."
+        return _unknown(title, f" {kind}", f"the {score}", more.reason)
     low, high = more.interval
     return (
-        f"{where}about {more.more:,} more images {kind} than {more.images:,} for {points} more of {score} "
+        f"{_where(title)}about {more.more:,} more images {kind} than {more.images:,} for {POINTS} more of {score} "
         f"(95 % interval {low:,.0f} to {high:,.0f})."
     )
+
+
+def _unknown(title: str, kind: str, score: str, reason: str) -> str:
+    return f"{_where(title)}how many more images{kind} raise {score} by {POINTS} is not known: {reason}."
+
+
+def _where(title: str) -> str:
+    return f"{title}: " if title else ""
 
 
 def _score_at_most(curve: dict[int, dict[int, float]]) -> float:

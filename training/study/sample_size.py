@@ -49,8 +49,8 @@ def more_images(curve: Curve) -> MoreImages:
     most = max((size for of_seed in curve.values() for size in of_seed), default=0)
     sizes = {size for of_seed in curve.values() for size in of_seed}
     if len(sizes) < FEWEST_SIZES or len(curve) < 2:
-        few = f"{len(sizes)} sizes with {len(curve)} seeds"
-        return _unknown(most, f"a law needs {FEWEST_SIZES} numbers of images and 2 seeds, there are {few}")
+        given = f"{len(sizes)} and {len(curve)}"
+        return _unknown(most, f"a law needs {FEWEST_SIZES} numbers of images and 2 seeds, the runs have {given}")
     law = _fit(list(curve.values()))
     if law is None or (found := _needed(law, most)) is None:
         return _unknown(most, "the curve is flat, or its end too near for 5 points more")

@@ -32,8 +32,9 @@ def planted(folder: Path, results: list[RunResult]) -> list[RunResult]:
         size, relu = int(result.cell.levels["images_per_class"]), result.cell.levels["activation"] == "relu"
         score = 1 - (0.1 + 2 / math.sqrt(size) if relu else 0.3)
         by_class = [{"name": "a", "recall": score, "support": 40}, {"name": "b", "recall": 0.5, "support": 500}]
+        by_class.append({"name": "c", "recall": 0.5, "support": 500})
         facts = {
-            "data": {"classes": [{"name": "a", "train": size}, {"name": "b", "train": size}]},
+            "data": {"classes": [{"name": name, "train": size} for name in "abc"]},
             "scores": {"test": {"balanced_accuracy": score, "by_class": by_class}},
         }
         (result.folder / "report").mkdir(parents=True)
@@ -44,17 +45,23 @@ def planted(folder: Path, results: list[RunResult]) -> list[RunResult]:
 
 
 def test_a_report_says_how_many_more_and_where_nothing_is_known(tmp_path: Path) -> None:
-    """Error 0.1 + 2 / sqrt(800) = 0.1707; five points less at n = (2 / 0.0207)^2 = 9,330, 8,530 more."""
+    """Error 0.1 + 2 / sqrt(800) = 0.1707; five points less at n = (2 / 0.0207)^2 = 9,330, 8,530 more.
+
+    Of the classes b and c nothing is known for the same reason, which is one sentence.
+    """
     (tmp_path / "few.yaml").write_text(STUDY)
     study = read(tmp_path / "few.yaml")
     results = planted(tmp_path, invented_results(study, tmp_path))
-    found = {(each["runs"], each["of"]): each for each in image_outlook(study, results) if "interval" in each}
+    of_training = [each for each in image_outlook(study, results) if "test images" not in each["sentence"]]
+    found = {(each["runs"], each["of"]): each for each in of_training}
     assert list(found) == [
         ("activation relu", "balanced accuracy"),
         ("activation relu", "a"),
-        ("activation relu", "b"),
+        ("activation relu", "b, c"),
         ("activation tanh", "balanced accuracy"),
     ]
+    unknown = found["activation relu", "b, c"]["sentence"]
+    assert "raise the recall of b, c by 5 points is not known: the curve is flat" in unknown
     assert found["activation relu", "a"]["more"] == pytest.approx(8530, rel=0.02)
     assert "more images of a than 800 for 5 points more of recall of a" in found["activation relu", "a"]["sentence"]
     assert "is not known: the curve is flat" in found["activation tanh", "balanced accuracy"]["sentence"]

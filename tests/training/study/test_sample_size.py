@@ -34,9 +34,12 @@ def test_a_planted_law_is_found() -> None:
     [
         ({s: {10: 0.7, 40: 0.7, 160: 0.7} for s in range(3)}, "the curve is flat, or its end too near"),
         (planted(0.0, floor=0.0, scale=0.3), "the curve is flat, or its end too near"),  # error 0.012 at 640
-        ({s: {10: 0.5, 40: 0.7} for s in range(3)}, "a law needs 3 numbers of images and 2 seeds, there are 2 sizes"),
-        ({0: {10: 0.5, 40: 0.6, 160: 0.7}}, "there are 3 sizes with 1 seeds"),
-        ({}, "there are 0 sizes with 0 seeds"),
+        (
+            {s: {10: 0.5, 40: 0.7} for s in range(3)},
+            "a law needs 3 numbers of images and 2 seeds, the runs have 2 and 3",
+        ),
+        ({0: {10: 0.5, 40: 0.6, 160: 0.7}}, "the runs have 3 and 1"),
+        ({}, "the runs have 0 and 0"),
     ],
 )
 def test_where_the_curve_says_nothing_that_is_said(curve: dict[int, dict[int, float]], reason: str) -> None:
