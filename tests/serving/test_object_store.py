@@ -107,7 +107,7 @@ def test_it_waits_serves_reloads_and_outlives_the_store(
     assert log.count("cannot be read (EndpointConnectionError") == 1, "a failure is logged once, not at every look"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_workers_one_fetches_and_both_answer(
     store: S3, settings: dict[str, Any], models: dict[str, Path]
 ) -> None:
@@ -119,7 +119,7 @@ def test_of_two_workers_one_fetches_and_both_answer(
         assert count(address, "twinlens_fetches_total", "fetched") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_a_restart_the_copy_answers_where_the_store_does_not(
     store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_the_end_does_not_wait_for_a_store_that_hangs(
         assert server.wait(timeout=15) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_start_does_not_wait_for_a_store_that_hangs(
     store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -165,7 +165,7 @@ def test_the_start_does_not_wait_for_a_store_that_hangs(
         assert version(address) == "other", "the copy answers"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_work_ends_the_start_with_a_sentence(
     store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -187,7 +187,7 @@ def test_what_cannot_work_ends_the_start_with_a_sentence(
     assert "golden 0: resizing does not give the pixels" in refusal(MODEL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_and_check_take_the_same_url(store: S3, run: Path, photos: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path)
     store.put(KEY, run / "model.onnx")

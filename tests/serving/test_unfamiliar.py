@@ -169,7 +169,7 @@ def test_the_eight_bit_file_has_a_limit_of_its_own(aware: Path, pictures: Path, 
     assert files[1].card.neighbours is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_can_be_switched_off_and_few_images_switch_it_off_with_a_warning(pictures: Path, tmp_path: Path) -> None:
     off = train(TrainConfig(data=pictures, out=tmp_path, name="off", unfamiliar=0, **OPTIONS | {"epochs": 1}))
     few = train(TrainConfig(data=pictures, out=tmp_path, name="few", unfamiliar=0.01, **OPTIONS | {"epochs": 1}))

@@ -85,7 +85,7 @@ def test_a_pickle_that_runs_code_is_refused_by_the_command(photos: Path, tmp_pat
     assert not (files / "executed").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_classes_of_gray_images(tmp_path: Path) -> None:
     """An array of gray pictures, trained by the command as gray and as colour."""
     rng = np.random.default_rng(0)

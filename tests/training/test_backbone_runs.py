@@ -169,7 +169,7 @@ def test_a_frozen_run_moves_the_head_alone_and_continues_without_its_origin(
     assert same(last(resumed(run, 2 * FROZEN_LOOKS - 2)), last(once))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_frozen_run_on_a_file_s_weights_continues_without_the_file(photos: Path, tmp_path: Path) -> None:
     """The published model is whole: its body is the file's, and it predicts by it from images."""
     torch.manual_seed(1)
@@ -188,7 +188,7 @@ def test_a_frozen_run_on_a_file_s_weights_continues_without_the_file(photos: Pat
     assert card.normalization.mean == tuple(backbones.pretrained_facts(FAST).mean)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [FAST, WITHOUT_BATCH_NORM])
 def test_gray_images_are_trained_on_and_served(photos: Path, tmp_path: Path, name: str) -> None:
     run = train(config(photos, tmp_path, name, name="gray", channels=1))
@@ -210,7 +210,7 @@ def test_a_backbone_s_file_is_evaluated_and_compared(
     assert found["comparison"]["scores"]["images"] == found["scores"]["images"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [FAST, WITHOUT_BATCH_NORM])
 def test_the_service_predicts_and_explains(finished: Finished, photos: Path, tmp_path: Path, name: str) -> None:
     model, picture = finished(name) / "model.onnx", next((photos / "blue").glob("*.png")).read_bytes()
@@ -244,7 +244,7 @@ def by_two(job: Job, alone: Path, out: Path, *more: str) -> Path:
     return out / "two"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, job: Job) -> None:
     alone = stopped(config(photos, tmp_path, WITHOUT_BATCH_NORM, name="one", **EXACT))
     assert furthest(by_two(job, alone, tmp_path), alone) < 1e-4

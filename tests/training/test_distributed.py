@@ -199,7 +199,7 @@ def test_two_processes_learn_what_one_does(digits: Path, tmp_path: Path, one_pro
     assert not [path for path in (tmp_path / "two").rglob(".*") if path.name != ".lock"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_asked_to_stop_they_save_and_one_process_continues(
     digits: Path, tmp_path: Path, one_process: Path, job: Job
 ) -> None:
@@ -216,7 +216,7 @@ def test_asked_to_stop_they_save_and_one_process_continues(
     assert np.abs(curve(tmp_path / "x") - curve(one_process)).max() < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_is_replaced_and_the_run_finished(
     digits: Path, tmp_path: Path, one_process: Path, job: Job
 ) -> None:

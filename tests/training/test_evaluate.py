@@ -222,7 +222,7 @@ def test_two_models_on_the_same_images_each_with_its_own_pixels(
     assert compared["differences"]["accuracy"]["better"] == "A"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decisions_of_two_models_are_compared_for_the_classes_that_both_decide_for(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

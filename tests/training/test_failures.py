@@ -49,7 +49,7 @@ def continues(arguments: list[str]) -> None:
     assert after["history"][: len(before["history"])] == before["history"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
@@ -87,7 +87,7 @@ def test_a_trainer_that_is_killed_takes_its_workers_along_and_continues(photos: 
     continues(arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_twice_and_resumed_ends_as_one_that_is_not(photos: Path, tmp_path: Path) -> None:
     levers = ["--epochs", "8", "--augment", "strong", "--ema", "0.9", "--dropout", "0.3", "--mixup", "0.4"]
     assert main(arguments_for(photos, tmp_path / "whole", "--workers", "0", *levers)) == 0
@@ -158,7 +158,7 @@ def test_errors_of_the_gpu_s_libraries_have_a_name_and_an_exit_code(
     assert kind is RuntimeError or kind in HINTS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_want_of_memory_on_the_host_says_what_took_it(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "0", "--augment", "none"]
     arguments += ["--width", "256", "--image-size", "224", "--batch-size", "64", "--epochs", "1"]
@@ -317,7 +317,7 @@ def test_a_folder_of_somebody_else_is_refused_before_any_data_is_read(strange: t
     assert "--out and --cache name folders that may be written to" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_needs_no_name_no_home_no_locale_and_no_clock(strange: tuple[Path, list[str]]) -> None:
     folder, words = strange
     rng = np.random.default_rng(0)
@@ -409,7 +409,7 @@ def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: P
     assert (tmp_path / "end" / "x" / "report" / "report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["tensorboard", ".report"])
 def test_a_disk_that_is_full_for_curves_or_report_costs_neither_result_nor_run(
     photos: Path, tmp_path: Path, place: str

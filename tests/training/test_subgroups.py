@@ -73,7 +73,7 @@ def test_an_evaluation_compares_the_same_subgroups(sliced: Path, sites: Path, tm
     assert [column["name"] for column in facts("site", slices="site")["subgroups"]["columns"]] == ["site"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_column_that_does_not_exist_is_refused_before_the_first_epoch(
     sliced: Path, sites: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ def test_a_row_has_both_runs() -> None:
     assert list(table({1000: (first, second)}))[2] == "| 1,000 | 9.0 | 1,000 (500) | 3.0 | 900 (400) | 1.00 | 700 |"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_measured_and_stopped(tmp_path: Path) -> None:
     options = Options(folder=tmp_path, side=32, epochs=2)
     figures = run(options, make(tmp_path, 200, 32), "a")

@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed")
 from serving.batch.predict import CHUNK
 from serving.batch.ray_cluster import Job, _opened
 
-pytestmark = pytest.mark.slow  # Ray starts and ends in ten seconds
+pytestmark = pytest.mark.long  # Ray starts and ends in ten seconds
 CLOSED, A_FOLDER = 0x10, 0x40000000
 """IN_CLOSE_NOWRITE and IN_ISDIR of inotify(7)."""
 
@@ -70,7 +70,6 @@ def plain(run: Path, many: Path, tmp_path_factory: pytest.TempPathFactory) -> by
     return out.read_bytes()
 
 
-@pytest.mark.long
 def test_a_killed_worker_costs_the_chunk_that_it_had(run: Path, many: Path, plain: bytes, tmp_path: Path) -> None:
     out, readings = tmp_path / "x.csv", Readings(many)
     words, options = command(many, "--model", run / "model.onnx", "--out", out, "--ray", "local", "--workers", 2)
@@ -88,7 +87,6 @@ def test_a_killed_worker_costs_the_chunk_that_it_had(run: Path, many: Path, plai
     assert wait_for(lambda: ended(every)), "Ray has ended"
 
 
-@pytest.mark.long
 def test_a_killed_command_leaves_no_worker_and_resumes_without_ray(
     run: Path, many: Path, plain: bytes, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def test_on_this_machine_s_gpu_nothing_fails(tmp_path: Path) -> None:
         assert "CUDAExecutionProvider" in tried[f"train {family}"]["detail"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_add_up() -> None:
     """By gloo, where there are no two GPUs for NCCL."""
     assert collectives.torchrun(2, "cpu") == f"2 processes added up {collectives.ELEMENTS:,} values on cpu"

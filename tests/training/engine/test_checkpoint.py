@@ -173,7 +173,7 @@ while True:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("file_system", ["with hard links", "without hard links"])
 def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(file_system: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

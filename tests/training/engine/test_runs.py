@@ -239,7 +239,7 @@ def test_sigterm_saves_and_exits_143_and_auto_continues(photos: Path, tmp_path: 
     assert len(last(tmp_path / "x")["progress"]["history"]) > len(before["history"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_fails_ends_with_its_workers(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
     trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])
@@ -251,7 +251,7 @@ def test_a_run_that_fails_ends_with_its_workers(photos: Path, tmp_path: Path) ->
     trainer.stderr.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_the_whole_group_leaves_the_last_step_to_the_trainer(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "2", "--epochs", "400"]
     trainer = start([*arguments, "--width", "8", "--image-size", "16", "--batch-size", "8"])

@@ -107,7 +107,7 @@ def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
         transfer(model, settings, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_starts_at_the_other_run_s_end_and_freezing_moves_the_head_alone(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ def test_the_revision_is_that_of_the_start(photos: Path, tmp_path: Path, monkeyp
     assert open_model(run / "model.onnx").card.provenance.git_revision == "of the start"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_of_one_seed_make_one_file_but_for_the_time(photos: Path, tmp_path: Path) -> None:
     """In one place, one after the other: the card holds the options, and with them the folder of the runs."""
     models = []

@@ -107,7 +107,7 @@ def test_what_makes_no_folds_costs_no_training(
     assert not list(tmp_path.rglob("model.onnx"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path: Path) -> None:
     done = command(*arguments(photos, tmp_path, "--lr", "1e30", "--jobs", "1"))
     assert done.returncode == 4

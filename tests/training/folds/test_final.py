@@ -34,7 +34,7 @@ def out(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_and_calibration_are_the_folds_and_the_report_says_so(out: Path) -> None:
     run = out / "x-final"
     card, folds = open_model(run / "model.onnx").card, json.loads((out / "folds" / "x" / "folds.json").read_text())
@@ -54,7 +54,7 @@ def test_scores_and_calibration_are_the_folds_and_the_report_says_so(out: Path) 
     assert report["calibration"]["prediction_sets"]["coverage"] == pytest.approx(0.9, abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_stops_at_the_median_of_the_folds_best_epochs(out: Path) -> None:
     records = [history.read(run) for run in runs_of(out / "folds" / "x")]
     best = round(median(max(line.epoch for line in record.epochs if line.best) for record in records if record))
@@ -64,7 +64,7 @@ def test_it_stops_at_the_median_of_the_folds_best_epochs(out: Path) -> None:
     assert own.epochs[-1].best
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_replaces_no_model_that_is_served_unless_asked_to(out: Path, photos: Path) -> None:
     assert (out / LATEST).resolve() == (out / "x-final").resolve(), "nothing was served, and its floors hold"
     folds = out / "folds" / "x"
@@ -81,7 +81,7 @@ def test_it_replaces_no_model_that_is_served_unless_asked_to(out: Path, photos: 
     assert (out / LATEST).resolve() == (out / "always").resolve()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_name_of_another_run_and_folds_without_a_run_are_refused_at_once(out: Path, photos: Path) -> None:
     (out / "y-final").mkdir()
     shutil.copy(out / "x-final" / "config.yaml", out / "y-final")
@@ -97,7 +97,7 @@ def test_the_name_of_another_run_and_folds_without_a_run_are_refused_at_once(out
     assert "2-of-3 is missing; the command that made the folds makes it again" in less.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_robustness_says_that_no_image_is_left_that_it_has_not_learned_from(out: Path, photos: Path) -> None:
     done = command("robustness", out / "x-final", "--data", photos, "--out", out / "robustness")
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_robustness_says_that_no_image_is_left_that_it_has_not_learned_from(out:
     assert sentence in json.loads((out / "robustness" / "robustness.json").read_text())["warnings"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, tmp_path: Path) -> None:
     folds = out / "folds" / "x"
     other = command("--data", photos, "--out", tmp_path, *OPTIONS, "--from-folds", folds, "--lr", "0.5")

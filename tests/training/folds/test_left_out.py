@@ -120,7 +120,7 @@ def test_what_makes_no_parts_costs_no_training(
     assert not list(tmp_path.rglob("model.onnx"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_groups_of_several_values_are_announced(sites: Path, tmp_path: Path) -> None:
     announced = command(*arguments(sites, tmp_path, "--leave-out", "site", "--lr", "1e30", "--jobs", "1"))
     assert announced.returncode == 4

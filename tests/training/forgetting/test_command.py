@@ -20,7 +20,7 @@ from tests.support.trainer import command
 from training.__main__ import main
 from training.data.sources.forgotten import LIST
 
-pytestmark = pytest.mark.slow  # what the commands write takes half a minute to make
+pytestmark = pytest.mark.long  # what the commands write takes half a minute to make
 
 RUN = [
     "--model",

@@ -12,12 +12,11 @@ from tests.support.patients import NAMES, PERSON, write
 from training.__main__ import main
 from training.report.predictions import keys_in
 
-pytestmark = pytest.mark.slow  # trainings in processes of their own
+pytestmark = pytest.mark.long  # trainings in processes of their own
 
 SMALL = ["--model", "mlp", "--hidden", "8", "--image-size", "16", "--epochs", "1", "--seed", "1"]
 
 
-@pytest.mark.long
 def test_folds_with_their_final_run_and_a_study_are_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def test_another_checkpoint_is_named_with_what_differs(run: Path, photos: Path, 
     assert facts["ways"][-1]["labels_differ"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_providers_are_chosen_and_refused_before_images_are_read(run: Path, photos: Path, tmp_path: Path) -> None:
     done = command(run, "--data", photos, "--out", tmp_path / "out", "--provider", "cpu")
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def test_a_file_alone_has_nothing_to_be_compared_with(run: Path, tmp_path: Path)
     assert "there is nothing to compare with; expected a run's folder with its checkpoint, or --url" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_service_that_cannot_answer_is_refused_before_images_are_read(run: Path, url: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for arguments, reason in {

@@ -103,7 +103,7 @@ def test_a_first_run_that_misses_a_floor_or_chance_is_served_by_nothing(photos: 
     assert latest(tmp_path) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_another_test_split_the_old_file_answers(photos: Path, two: Path, tmp_path: Path) -> None:
     out = copied(two, tmp_path / "runs")
     (out / "good" / "predictions.csv").unlink()  # nothing to read: the file itself must answer
@@ -132,7 +132,7 @@ def test_other_classes_are_not_comparable(photos: Path, two: Path, tmp_path: Pat
     assert latest(out) == "meant"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_latest_that_is_not_ours(photos: Path, two: Path, tmp_path: Path) -> None:
     elsewhere = copied(two, tmp_path / "elsewhere")
     out = tmp_path / "runs"

@@ -35,7 +35,7 @@ def published(store: S3, out: Path, to: str = FOLDER) -> "subprocess.CompletedPr
     return subprocess.run(command, env=given, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_service_takes_what_was_promoted_and_nothing_else(store: S3, run: Path, photos: Path, tmp_path: Path) -> None:
     out = copied(run.parent, tmp_path / "runs")
     private, public = keys(tmp_path)

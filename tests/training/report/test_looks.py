@@ -35,7 +35,7 @@ def reported(run: Path) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_evaluations_and_comparisons_count_for_their_test_split(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     one, two, other = (make(photos, out, name=name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
@@ -64,7 +64,7 @@ def test_runs_evaluations_and_comparisons_count_for_their_test_split(photos: Pat
     assert logged(out)[0]["test_split"] == report["data"]["test_digest"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_counts_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(photos, tmp_path, name="before")
     with pytest.raises(Interrupted):
@@ -136,7 +136,7 @@ def _record(out: Path) -> int:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_processes_that_write_at_once_lose_no_line(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4, get_context("spawn")) as pool:

@@ -112,7 +112,7 @@ def test_what_cannot_be_reproduced_is_a_sentence(
     assert "the card has options that this version does not know: sharpen" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_corrections_belong_to_the_data_of_a_training(photos: Path, tmp_path: Path) -> None:
     """With them a run is evaluated on its own test split and reproduced; without them it has seen other data."""
     fixed = tmp_path / "fixed.csv"

@@ -53,7 +53,7 @@ def trained(data: Path, out: Path) -> Path:
     return train(config)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mark", [False, True])
 def test_a_mark_in_the_corner_is_named_and_an_object_is_not(tmp_path: Path, mark: bool) -> None:
     data = pictures(tmp_path / "data", mark=mark)

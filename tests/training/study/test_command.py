@@ -182,7 +182,7 @@ def test_what_cannot_be_followed_is_refused(given: dict[str, Any], expected: str
             StudyConfig(study="regularisation", **cast("Any", {name: 0}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_than_two_hundred_runs_are_only_made_when_that_is_wanted(photos: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.yaml"
     large.write_text("base: {model: mlp, hidden: [4], epochs: 1}\naxes: {seed_of_chance: {only: {}}}\nseeds: 201\n")
@@ -197,7 +197,7 @@ def test_shards_divide_the_cells_without_overlap() -> None:
     assert sorted(names) == sorted(cell.name for cell in cells)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_that_is_killed_ends_its_runs_and_can_be_continued(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "rates.yaml").write_text(GRID.replace("epochs: 2", "epochs: 4000").replace(", 1.0e+30", ""))
     arguments = command("rates.yaml", "--data", photos)
