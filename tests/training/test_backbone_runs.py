@@ -20,6 +20,7 @@ from tests.support.jobs import Job, done
 from tests.support.server import serving
 from tests.support.trainer import After
 from training.__main__ import options
+from training.data.input.sizing import BACKBONE
 from training.errors import Interrupted
 from training.evaluate import EvaluateConfig, evaluate
 from training.models import backbones
@@ -122,6 +123,15 @@ def test_each_family_is_published_with_its_card_and_report(finished: Finished, p
     if published:
         assert open_model(run / "model.int8.onnx").card.version.endswith("-int8")
     assert (run.parent / "latest").resolve() == run
+
+
+@pytest.mark.slow
+def test_the_default_backbone_is_computed_in_eight_bits(photos: Path, tmp_path: Path) -> None:
+    """Its padding is an operator of its own, which other architectures lack."""
+    run = train(config(photos, tmp_path, BACKBONE, name="x", quantize="int8", promote="always"))
+    quantized = report(run)["quantized"]
+    assert quantized["agreement"] > 0.5
+    assert quantized["size"] < 0.5
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -5,6 +5,7 @@ the scale would be that of the batch, and the result for an image would depend o
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from serving.contract.card import INPUT_NAME, OUTPUT_NAME
 from training.data.dataset import Dataset
+from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER
 from training.export.quantization.bias_correction import correct_biases
 from training.storage import copied
@@ -50,29 +52,44 @@ def quantized_graph(source: Path, dataset: Dataset, size: int) -> onnx.ModelProt
     """The graph with QuantizeLinear and DequantizeLinear around each operator that runs in integers.
 
     `size` images go through it at a time, each in all its views. See
-    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html. Raises ExportRefused and OSError.
     """
     with TemporaryDirectory() as folder:
-        prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(_probabilities_alone(onnx.load(source)), prepared, skip_symbolic_shape=True)
+        alone, prepared, target = (Path(folder) / f"{name}.onnx" for name in ("alone", "prepared", "quantized"))
+        # A file and not the graph itself: of that, the weights are taken out, and a node Pad loses its widths.
+        onnx.save(_probabilities_alone(onnx.load(source)), alone)
+        with _refusals():
+            quant_pre_process(alone, prepared, skip_symbolic_shape=True)
         float32 = onnx.load(prepared)
-        quantize_static(
-            prepared,
-            target,
-            _Calibration(dataset, size),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=QUANTIZED_OPERATORS,
-            nodes_to_exclude=_kept_in_float32(float32),
-            # The mean over the batches of their extremes, so that a single image widens no range: of the labels of
-            # EfficientNet-Lite0 on those photographs, 96.1 % were kept instead of 95.1 %.
-            extra_options={"CalibMovingAverage": True},
-        )
+        with _refusals():
+            quantize_static(
+                prepared,
+                target,
+                _Calibration(dataset, size),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=QUANTIZED_OPERATORS,
+                nodes_to_exclude=_kept_in_float32(float32),
+                # The mean over the batches of their extremes, so that a single image widens no range: of the labels of
+                # EfficientNet-Lite0 on those photographs, 96.1 % were kept instead of 95.1 %.
+                extra_options={"CalibMovingAverage": True},
+            )
         quantized = onnx.load(target)
     correct_biases(quantized, float32, _calibration_batches(dataset, size))
     return quantized
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what ONNX Runtime's quantiser raises, errors of any kind, into ExportRefused: they are of the graph alone."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ExportRefused(f"ONNX Runtime cannot quantise the graph: {error}") from error
 
 
 def _probabilities_alone(file: onnx.ModelProto) -> onnx.ModelProto:
