@@ -21,6 +21,8 @@ from training.evaluate import EvaluateConfig, evaluate
 from training.options.config import TrainConfig
 from training.train import train
 
+pytestmark = pytest.mark.slow  # a training, a service and its tables
+
 OPERATE = ("dark:sensitivity=0.9", "bright:specificity=0.8")
 
 
@@ -142,7 +144,6 @@ def test_the_report_counts_the_decisions_of_predictions_csv(decisive: Path, pict
     assert others["curves"] == report["decisions"]["curves"]
 
 
-@pytest.mark.slow
 def test_offline_tables_have_the_decisions(decisive: Path, pictures: Path, tmp_path: Path) -> None:
     expected = {row["path"]: decided(row) for row in rows(decisive / "predictions.csv")}
     (pictures / "dark" / "broken.png").write_bytes(b"no image")
@@ -171,7 +172,6 @@ def test_the_eight_bit_file_has_thresholds_of_its_own(decisive: Path) -> None:
     assert [point.threshold for point in points[1]] == pytest.approx([point.threshold for point in points[0]], abs=0.05)
 
 
-@pytest.mark.slow
 def test_a_demand_that_cannot_be_met_is_refused_before_the_first_epoch(pictures: Path, tmp_path: Path) -> None:
     begin = ["--data", pictures, "--out", tmp_path, "--model", "mlp", "--name", "x", "--operate"]
     for demand, reason in {
@@ -185,7 +185,6 @@ def test_a_demand_that_cannot_be_met_is_refused_before_the_first_epoch(pictures:
         assert not (tmp_path / "x" / "config.yaml").exists()
 
 
-@pytest.mark.slow
 def test_few_validation_images_and_demands_that_nothing_reaches_are_warnings(pictures: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": "mlp", "hidden": (8,), "image_size": 8, "epochs": 1, "lr": 1e-6}
     demands = ("dark:sensitivity=0.9", "medium:precision=0.99")

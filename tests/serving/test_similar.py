@@ -18,6 +18,8 @@ from tests.support.processes import wait_until
 from tests.support.replies import error, metric
 from tests.support.server import serving
 
+pytestmark = pytest.mark.slow  # a training and services
+
 MODEL = "model.onnx"
 
 
@@ -74,7 +76,6 @@ def test_training_images_are_nearest_to_themselves(
     assert metric(text, "twinlens_requests_total", route="/similar", status="400") == 3
 
 
-@pytest.mark.slow
 def test_pictures_are_shown_where_the_operator_says_so_and_the_file_is_as_it_was(
     pictures: Path, index: TrainingIndex, copied: Path, tmp_path: Path, png: Callable[..., bytes]
 ) -> None:
@@ -112,7 +113,6 @@ def test_without_training_images_all_else_is_answered(
             assert httpx.post(f"{service}/predict", files=image).json()["label"]
 
 
-@pytest.mark.slow
 def test_removed_rows_leave_a_running_service(
     copied: Path, pictures: Path, index: TrainingIndex, tmp_path: Path
 ) -> None:

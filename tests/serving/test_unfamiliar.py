@@ -24,6 +24,8 @@ from training.evaluate import EvaluateConfig, evaluate
 from training.options.config import TrainConfig
 from training.train import train
 
+pytestmark = pytest.mark.slow  # a training, a service and its tables
+
 
 @pytest.fixture(scope="module")
 def strange() -> list[bytes]:

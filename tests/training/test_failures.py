@@ -117,6 +117,7 @@ def test_within_a_long_epoch_checkpoints_are_made_by_time(photos: Path, tmp_path
     continues(arguments)
 
 
+@pytest.mark.slow
 def test_a_run_that_never_came_to_a_checkpoint_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "0")
     first = subprocess.Popen([sys.executable, "-m", "training", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -172,6 +173,7 @@ def test_want_of_memory_on_the_host_says_what_took_it(photos: Path, tmp_path: Pa
         train.train(options("train", [*arguments, "--width", "8", "--image-size", "16"]), After(0))
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_in_validation_alone_end_the_run(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

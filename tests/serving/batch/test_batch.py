@@ -139,6 +139,7 @@ def test_bad_files_are_listed_beside_the_good_ones(run: Path, mixed: Path, tmp_p
     assert "1 .txt" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_gives_nan_ends_the_run(run: Path, photos: Path, tmp_path: Path) -> None:
     """The image is good and the model is not, so no row blames the image."""
     model = rewritten(run / "model.onnx", tmp_path / "model.onnx", nan_for_black)
@@ -246,7 +247,8 @@ def children(process: int) -> list[str]:
     return Path(f"/proc/{process}/task/{process}/children").read_text().split()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_without_repeating_or_losing_a_row(
     run: Path, many: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_finished_run_is_left_alone(uninterrupted: Path, capsys: pytest.Captur
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_files_may_be_given_again_unless_their_content_has_changed(photos: Path, tmp_path: Path) -> None:
     own, matrix, run = tmp_path / "own.yaml", tmp_path / "matrix.csv", tmp_path / "x"
     A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")

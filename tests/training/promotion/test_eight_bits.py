@@ -12,6 +12,8 @@ from training.promotion import eight_bits
 from training.promotion.outcome import RunJudge
 from training.report.run_facts import ReportInput
 
+pytestmark = pytest.mark.slow  # trainings with both files
+
 
 def quantized(run: Path) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((run / "report" / "report.json").read_text())["quantized"]
@@ -48,7 +50,6 @@ def test_it_is_not_published_where_the_rule_does_not_hold_for_it(
     assert "the rule of promotion does not hold for its own answers: it gives every test image" in report
 
 
-@pytest.mark.slow
 def test_without_a_rule_nothing_is_certified(photos: Path, tmp_path: Path) -> None:
     run = make(photos, tmp_path, name="x", quantize="int8", promote="always")
     assert (quantized(run)["certificate"], quantized(run)["faults"]) == (None, [])
