@@ -83,7 +83,7 @@ def quantized_graph(source: Path, dataset: Dataset, size: int) -> onnx.ModelProt
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turns what ONNX Runtime's quantiser raises, errors of any kind, into ExportRefused: they are the graph's alone."""
+    """Turns errors of ONNX Runtime's quantiser, which are of any kind, into ExportRefused: the graph has them."""
     try:
         yield
     except (OSError, MemoryError):
