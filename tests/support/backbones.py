@@ -1,6 +1,9 @@
-"""Architectures of timm that the tests are run on: seven families."""
+"""Architectures of timm that the tests are run on: the default one, and seven families."""
+
+from training.data.input.sizing import BACKBONE
 
 FAMILIES = (
+    BACKBONE,
     "resnet18",
     "efficientnet_lite0",
     "efficientnet_b0",
