@@ -27,7 +27,7 @@ def test_each_path_is_of_one_shard_and_they_are_alike_in_size() -> None:
     assert all(Shard().has(path) for path in paths)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_together_make_the_table_of_one(run: Path, photos: Path, tmp_path: Path) -> None:
     """In any order; a shard that is called again does nothing anew, and one that was killed resumes."""
     options = ["--model", run / "model.onnx", "--workers", 1]

@@ -157,7 +157,7 @@ def test_too_large_an_image_is_refused_before_it_is_decoded(tmp_path: Path) -> N
     assert rows["a/1.jp2"]["done"] == "refused: it has 7000 x 6000 px; at most 40 megapixels are read"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_line(tmp_path: Path) -> None:
     root = source(tmp_path / "in", {"a/1.jp2": encoded(RGB, "JPEG2000")})
     words = ("import", root, "--out", tmp_path / "out")

@@ -41,7 +41,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_image_is_answered_once_by_a_model_that_has_not_seen_it(made: Path, photos: Path) -> None:
     folder = made / "folds" / "x"
     answers = {row["path"]: row for row in rows(folder / "predictions.csv")}
@@ -66,7 +66,7 @@ def test_every_image_is_answered_once_by_a_model_that_has_not_seen_it(made: Path
     assert not (folder / "runs" / runs.LATEST).exists(), "no fold is served"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_makes_what_is_missing_and_no_other_options(made: Path, photos: Path) -> None:
     folder = made / "folds" / "x"
     before = (folder / "predictions.csv").read_bytes()

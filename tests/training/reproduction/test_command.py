@@ -54,7 +54,7 @@ def test_the_digits_as_a_person_types_it(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "latest").readlink() == Path("x"), "a reproduction is never promoted"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_the_file_alone_and_after_a_kill(made: Path, photos: Path, tmp_path: Path) -> None:
     arguments = ["reproduce", str(made), "--data", str(photos), "--runs", str(tmp_path / "again")]
     killed = start(arguments, epochs=2)
@@ -78,7 +78,7 @@ def test_changed_data_is_named_before_any_training(
     assert not list((tmp_path / "again").glob("*/config.yaml"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_result_is_named_with_what_differs_first(
     made: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from training import sagemaker
 from training.__main__ import main
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_signed_as_a_person_types_it(run: Path, tmp_path: Path) -> None:
     copied(run.parent, tmp_path / "runs")
     made = command("sign", "--new-key", "key", cwd=tmp_path)

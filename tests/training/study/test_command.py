@@ -57,7 +57,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return home / "runs" / "studies" / "rates", done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_fails_or_diverges_is_an_outcome_and_does_not_stop_the_others(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     with (folder / "results.csv").open(newline="") as file:
@@ -76,7 +76,7 @@ def test_a_run_that_fails_or_diverges_is_an_outcome_and_does_not_stop_the_others
     assert "got &#39;many&#39;" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_runs_do_not_compete_for_latest(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     assert not {"latest", "promotions.jsonl"} & {path.name for path in (folder / "runs").iterdir()}
@@ -85,7 +85,7 @@ def test_its_runs_do_not_compete_for_latest(finished: tuple[Path, str]) -> None:
     assert open_model(model).card.certificate is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_failed_is_made_again_and_what_is_done_is_not(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     (folder / "runs" / "lr=0.001,activation=tanh,seed=0" / "config.yaml").unlink()
