@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.contract.model import open_model
 from tests.bench.load import closed_loop
 from tests.bench.open_loop import open_loop
-from tests.bench.pictures import CLASSES, SIZES, picture
+from tests.bench.pictures import CLASSES, SIZES, picture, trained
 from tests.bench.servers import AGAIN, FASTAPI, LITSERVE, OURS, PEERS, SERVERS, raw
 from tests.bench.table import RUNTIME, markdown
 from tests.support.paths import ROOT
@@ -165,6 +166,12 @@ def test_ours_and_a_peer_are_measured(run: Path, tmp_path: Path) -> None:
     assert all(0 < block["cpu_us"] < 1e6 for block in measured["blocks"])
     assert {process["server"] for process in measured["processes"] if process["requests"] >= 2500} == {OURS, FASTAPI}
     assert "| ours / FastAPI + ONNX Runtime, p50 | c = 1 |" in done.stdout
+
+
+@pytest.mark.long
+def test_the_pretrained_model_has_a_file_in_eight_bits_for_the_servers(tmp_path: Path) -> None:
+    model = trained("lite0", tmp_path)
+    assert open_model(model.with_name("model.int8.onnx")).card.version == f"{open_model(model).card.version}-int8"
 
 
 def test_an_unknown_server_is_refused_by_name(tmp_path: Path) -> None:

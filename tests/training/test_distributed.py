@@ -274,7 +274,7 @@ def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_
 @pytest.mark.long
 def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp_path: Path, job: Job) -> None:
     """Refused data, a loss that is not finite, and SIGTERM to one process of two: both end alike, with one message."""
-    missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "absent", tmp_path, "absent"))]
+    missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "nowhere", tmp_path, "absent"))]
     assert sum(each.count("error: ") for each in missing) == 1
     assert not (tmp_path / "absent").exists()
     wild = arguments(digits, tmp_path, "wild", "--model", "mlp", "--optimizer", "sgd", "--lr", "1e30")
