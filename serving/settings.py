@@ -56,7 +56,7 @@ class DriftLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")] | None = None
+    version: Annotated[str, Field(pattern="^[0-9a-f]{12}(-int8)?$")] | None = None
     """None: they hold for every model."""
     by_feature: dict[Feature, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 

@@ -42,10 +42,11 @@ LIMITS = (
 
 
 def test_limits_of_drift_hold_for_the_model_that_they_name(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("TWINLENS_DRIFT_LIMITS", "1cc9e7341f50:label=0.4")
-    limits = Settings.from_env().drift_limits
-    assert limits.of("1cc9e7341f50")["label"] == 0.4
-    assert set(limits.of("0123456789ab").values()) == {LIMIT}
+    for version in ("1cc9e7341f50", "1cc9e7341f50-int8"):
+        environment.setenv("TWINLENS_DRIFT_LIMITS", f"{version}:label=0.4")
+        limits = Settings.from_env().drift_limits
+        assert limits.of(version)["label"] == 0.4
+        assert set(limits.of("0123456789ab").values()) == {LIMIT}
     environment.setenv("TWINLENS_DRIFT_LIMITS", "label=0.4")
     assert Settings.from_env().drift_limits.of("0123456789ab")["label"] == 0.4
 
