@@ -60,8 +60,7 @@ def quantized_graph(source: Path, dataset: Dataset, size: int) -> onnx.ModelProt
         onnx.save(_probabilities_alone(onnx.load(source)), alone)
         with _refusals():
             quant_pre_process(alone, prepared, skip_symbolic_shape=True)
-        float32 = onnx.load(prepared)
-        with _refusals():
+            float32 = onnx.load(prepared)
             quantize_static(
                 prepared,
                 target,
@@ -83,7 +82,7 @@ def quantized_graph(source: Path, dataset: Dataset, size: int) -> onnx.ModelProt
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turns errors of ONNX Runtime's quantiser, which are of any kind, into ExportRefused: the graph has them."""
+    """Turns what ONNX Runtime's quantiser raises, Python's errors of any kind, into ExportRefused."""
     try:
         yield
     except (OSError, MemoryError):
