@@ -1,24 +1,29 @@
 """How training grows with the number of images: python -m tests.bench.data.scale --folder FOLDER.
 
 JPEG files of one size are made, in two classes. Training is started twice on them: the first run reads and audits them,
-the second uses the cache. Both are stopped after some epochs.
+the second uses the cache. Both are stopped after some epochs. This is done with one process and with several, each time
+from an empty cache.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from threading import Thread
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import psutil
 import tyro
+from matplotlib.figure import Figure
 
 PER_FOLDER = 10_000
 POLL_S = 0.2
@@ -32,8 +37,10 @@ class Options:
     """Time the trainer on data of several sizes."""
 
     folder: Path
-    """For images and cache; images that are there are not made again."""
+    """For images, cache and `scale.png`; images that are there are not made again."""
     images: tuple[int, ...] = (1_000, 10_000, 100_000)
+    processes: tuple[int, ...] = (1, 2)
+    """Of a run; more than one are started by torchrun."""
     side: int = 64
     """Of each image, in pixels."""
     model: str = "mlp"
@@ -42,14 +49,28 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What one run took: seconds from its start to its first epoch and for an epoch, and its greatest memory."""
+class Costs:
+    """What one run took: seconds from its start to its first epoch and for an epoch, and the memory of a process.
+
+    The memory is the greatest of the largest process.
+    """
 
     start_s: float
     epoch_s: float
     resident_mib: float
     private_mib: float
     """Without the mapped pages of files, which the system takes back when it needs them."""
+
+
+class Row(NamedTuple):
+    """One number of images, with one number of processes."""
+
+    images: int
+    processes: int
+    first: Costs
+    """Of the run that reads and audits the files."""
+    second: Costs
+    """Of the run that finds them in the cache."""
 
 
 def make(folder: Path, count: int, side: int) -> Path:
@@ -69,18 +90,23 @@ def make(folder: Path, count: int, side: int) -> Path:
     return data
 
 
-def run(options: Options, data: Path, name: str) -> Figures:
+def run(options: Options, data: Path, name: str, processes: int) -> Costs:
     """Start a training, and stop it after its epochs."""
-    command = [sys.executable, "-m", "training", "--data", data, "--model", options.model, "--image-size", options.side]
-    command += ["--out", options.folder / "runs", "--name", name, "--promote", "never", "--epochs", 1000]
+    together = ["-m", "torch.distributed.run", "--nproc-per-node", processes] if processes > 1 else []
+    command = [sys.executable, *together, "-m", "training", "--data", data, "--model", options.model, "--name", name]
+    command += ["--image-size", options.side, "--out", options.folder / "runs", "--cache", options.folder / "cache"]
+    command += ["--promote", "never", "--epochs", 1000]
     started = time.perf_counter()
     process = psutil.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     peaks = [0.0, 0.0]
 
     def watch() -> None:
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            memory = process.memory_info()
-            peaks[:] = max(peaks[0], memory.rss / MIB), max(peaks[1], (memory.rss - memory.shared) / MIB)
+            for one in (process, *process.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                    memory = one.memory_info()
+                    private = memory.rss - memory.shared
+                    peaks[:] = max(peaks[0], memory.rss / MIB), max(peaks[1], private / MIB)
             time.sleep(POLL_S)
 
     watcher = Thread(target=watch)
@@ -100,26 +126,63 @@ def run(options: Options, data: Path, name: str) -> Figures:
     if len(ends) < options.epochs:
         raise RuntimeError(f"the run {name} ended before its epochs")
     epochs = [end - start for start, end in pairwise(ends)]
-    return Figures(start_s=start_s, epoch_s=median(epochs), resident_mib=peaks[0], private_mib=peaks[1])
+    return Costs(start_s=start_s, epoch_s=median(epochs), resident_mib=peaks[0], private_mib=peaks[1])
 
 
-def table(figures: dict[int, tuple[Figures, Figures]]) -> Iterator[str]:
-    """A row for each number of images: the first run, and the second, which uses the cache."""
-    yield "| images | first start, s | MiB (private) | second start, s | MiB (private) | an epoch, s | images/s |"
-    yield "|---:|---:|---:|---:|---:|---:|---:|"
-    for images, (first, second) in figures.items():
-        cells = [f"{images:,}", f"{first.start_s:.1f}", f"{first.resident_mib:,.0f} ({first.private_mib:,.0f})"]
-        cells += [f"{second.start_s:.1f}", f"{second.resident_mib:,.0f} ({second.private_mib:,.0f})"]
+def measure(options: Options, images: int, processes: int) -> Row:
+    """Both runs, from an empty cache on."""
+    data = make(options.folder, images, options.side)
+    for old in ("cache", "runs"):
+        shutil.rmtree(options.folder / old, ignore_errors=True)
+    first, second = (run(options, data, name, processes) for name in ("first", "second"))
+    return Row(images, processes, first, second)
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """A line for each number of images and of processes: the first run, and the second, which uses the cache."""
+    titles = ["images", "processes", "first start, s", "MiB (private)", "second start, s", "MiB (private)"]
+    yield f"| {' | '.join([*titles, 'an epoch, s', 'images/s'])} |"
+    yield "|---:" * (len(titles) + 2) + "|"
+    for images, processes, first, second in rows:
+        cells = [f"{images:,}", f"{processes}"]
+        for costs in (first, second):
+            cells += [f"{costs.start_s:.1f}", f"{costs.resident_mib:,.0f} ({costs.private_mib:,.0f})"]
         yield f"| {' | '.join(cells)} | {second.epoch_s:.2f} | {TRAINED * images / second.epoch_s:,.0f} |"
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Seconds and memory by the number of images, both on logarithmic scales; dashed lines with several processes."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    seconds, memory = figure.subplots(1, 2)
+    for processes in sorted({row.processes for row in rows}):
+        some = [row for row in rows if row.processes == processes]
+        images = [row.images for row in some]
+        label = "" if processes == 1 else f", {processes} processes"
+        style = {"marker": "o", "linestyle": "-" if processes == 1 else "--"}
+        seconds.plot(images, [row.first.start_s for row in some], color="C0", label=f"first start{label}", **style)
+        seconds.plot(images, [row.second.start_s for row in some], color="C1", label=f"second start{label}", **style)
+        seconds.plot(images, [row.second.epoch_s for row in some], color="C2", label=f"an epoch{label}", **style)
+        resident = [max(row.first.resident_mib, row.second.resident_mib) for row in some]
+        private = [max(row.first.private_mib, row.second.private_mib) for row in some]
+        memory.plot(images, resident, color="C3", label=f"resident{label}", **style)
+        memory.plot(images, private, color="C4", label=f"private{label}", **style)
+    for axes, unit in ((seconds, "seconds"), (memory, "MiB of the largest process")):
+        axes.set(xscale="log", xlabel="images", ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    seconds.set_yscale("log")
+    memory.set_ylim(bottom=0)
+    return figure
 
 
 def main() -> None:
     options = tyro.cli(Options)
-    figures: dict[int, tuple[Figures, Figures]] = {}
-    for count in options.images:
-        data = make(options.folder, count, options.side)
-        figures[count] = run(options, data, f"{count}-first"), run(options, data, f"{count}-second")
-        print("\n".join(table(figures)), flush=True)
+    rows: list[Row] = []
+    for images in options.images:
+        for processes in options.processes:
+            rows.append(measure(options, images, processes))
+            print("\n".join(table(rows)), flush=True)
+            draw(rows).savefig(options.folder / "scale.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import decode
-from tests.bench.data.scale import Figures, Options, make, run, table
+from tests.bench.data.scale import Costs, Options, Row, draw, make, measure, table
 
 
 def test_every_image_is_its_own_and_the_second_class_is_brighter(tmp_path: Path) -> None:
@@ -25,15 +25,33 @@ def test_images_that_are_there_are_not_made_again(tmp_path: Path) -> None:
     assert path.read_bytes() == b"kept"
 
 
-def test_a_row_has_both_runs() -> None:
-    first = Figures(start_s=9, epoch_s=2, resident_mib=1000, private_mib=500)
-    second = Figures(start_s=3, epoch_s=1, resident_mib=900, private_mib=400)
-    assert list(table({1000: (first, second)}))[2] == "| 1,000 | 9.0 | 1,000 (500) | 3.0 | 900 (400) | 1.00 | 700 |"
+FIRST = Costs(start_s=9, epoch_s=2, resident_mib=1000, private_mib=500)
+SECOND = Costs(start_s=3, epoch_s=1, resident_mib=900, private_mib=400)
+
+
+def test_a_line_has_both_runs() -> None:
+    line = list(table([Row(1000, 2, FIRST, SECOND)]))[2]
+    assert line == "| 1,000 | 2 | 9.0 | 1,000 (500) | 3.0 | 900 (400) | 1.00 | 700 |"
+
+
+def test_the_figure_has_a_line_for_each_number_of_processes() -> None:
+    rows = [Row(images, processes, FIRST, SECOND) for images in (1000, 10_000) for processes in (1, 2)]
+    seconds, memory = draw(rows).axes
+    labels = [line.get_label() for line in (*seconds.lines, *memory.lines)]
+    assert labels == [
+        *("first start", "second start", "an epoch"),
+        *("first start, 2 processes", "second start, 2 processes", "an epoch, 2 processes"),
+        *("resident", "private", "resident, 2 processes", "private, 2 processes"),
+    ]
+    assert np.asarray(memory.lines[0].get_ydata()).tolist() == [1000, 1000]
 
 
 @pytest.mark.long
-def test_a_run_is_measured_and_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_runs_are_measured_and_stopped(processes: int, tmp_path: Path) -> None:
     options = Options(folder=tmp_path, side=32, epochs=2)
-    figures = run(options, make(tmp_path, 200, 32), "a")
-    assert figures.start_s > 0 < figures.epoch_s
-    assert figures.resident_mib > figures.private_mib > 100
+    _, _, first, second = measure(options, 200, processes)
+    for costs in (first, second):
+        assert costs.start_s > 0 < costs.epoch_s
+        assert costs.resident_mib > costs.private_mib > 100
+    assert any((tmp_path / "cache").iterdir())
