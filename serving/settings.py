@@ -65,7 +65,7 @@ class DriftLimits(BaseModel):
         return dict.fromkeys(FEATURES, LIMIT) | (self.by_feature if self.version in (None, version) else {})
 
 
-Limits = Annotated[
+DriftLimitsText = Annotated[
     DriftLimits,
     NoDecode,
     BeforeValidator(lambda text: _drift_limits(text) if isinstance(text, str) else text),
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     slow_s: Seconds = 1.0
     abstain_below: Confidence = None
     drift_window: Window = 1000
-    drift_limits: Limits = DriftLimits()
+    drift_limits: DriftLimitsText = DriftLimits()
     similar: Flag = True
     show_training: Flag = False
     training_data: Path | None = None

@@ -32,7 +32,7 @@ MOST_PARAMETERS = 5
 SWITCHES = {"serving/__init__.py": {"ORT_DISABLE_TELEMETRY"}, "training/__init__.py": {"NO_ALBUMENTATIONS_UPDATE"}}
 """By `__init__.py` that is not empty: the variables that keep a library from the network, and nothing else."""
 WRONG_WAYS = {
-    "serving/contract/card.py": "import torch",
+    "serving/contract/card/model_card.py": "import torch",
     "serving/metrics.py": "import training.options.config",
     "serving/inference/batching.py": "import bentoml",
     "training/options/config.py": "from serving.service import Twinlens",

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Classifier, open_model
 from serving.contract.objects import Location, Url
 from training.data import audit, dataset, splits

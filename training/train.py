@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
 from training.device import find_device, full_float32, training_dtype

@@ -14,7 +14,7 @@ from serving.api.errors import RequestError, as_request_error, error_body, log_e
 from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body, read_files
 from serving.api.waiting import await_for_client
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.exposition import exposition
 from serving.inference.heatmap import as_json, as_png, overlay
 from serving.inference.occlusion import Explanation

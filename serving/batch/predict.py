@@ -23,7 +23,7 @@ from serving.batch.parts import Part, PartFiles, encode
 from serving.batch.shards import Shard, SharedTable
 from serving.batch.sources import image_paths
 from serving.batch.workers import Pool, Workers
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Pixels
 from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Classifier

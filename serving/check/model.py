@@ -5,7 +5,7 @@ from time import perf_counter
 
 import numpy as np
 
-from serving.contract.card import TOLERANCE
+from serving.contract.card.model_card import TOLERANCE
 from serving.contract.model import Classifier, open_model
 from serving.contract.selfcheck import Result, Skipped
 from serving.contract.session import Placement

@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from serving.contract.card import (
+from serving.contract.card.decisions import Costs
+from serving.contract.card.model_card import (
     EMBEDDING_NAME,
     INPUT_NAME,
     METADATA_KEY,
@@ -22,7 +23,6 @@ from serving.contract.card import (
     OUTPUT_NAME,
     TOLERANCE,
     CardError,
-    Costs,
     ModelCard,
 )
 from serving.contract.decode import Digest, pixel_digest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answer, Answers
 
 DECIMALS = 6

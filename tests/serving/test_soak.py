@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serving.contract.card import TOLERANCE
+from serving.contract.card.model_card import TOLERANCE
 from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Classifier, open_model
 from tests.support import forged

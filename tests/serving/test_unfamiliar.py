@@ -15,7 +15,7 @@ from onnx.utils import Extractor
 from pyarrow import parquet
 
 from serving.batch.__main__ import main
-from serving.contract.card import METADATA_KEY
+from serving.contract.card.model_card import METADATA_KEY
 from serving.contract.model import open_model
 from tests.support.bars import OPTIONS
 from tests.support.replies import metric

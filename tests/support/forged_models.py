@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.contract.card import METADATA_KEY
+from serving.contract.card.model_card import METADATA_KEY
 
 Change = Callable[[onnx.ModelProto, dict[str, Any]], dict[str, Any] | None]
 """From a graph and its card as JSON value: the card that replaces it, None for no card."""

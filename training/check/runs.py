@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from serving.contract.card import TOLERANCE
+from serving.contract.card.model_card import TOLERANCE
 from serving.contract.model import open_model
 from serving.contract.selfcheck import NO_GPU, Result, Skipped
 from serving.contract.session import Placement

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
 from serving.contract.selfcheck import Result
 from training.device import training_dtype

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from pydantic import TypeAdapter
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
 from training.data import formats, splits

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from torch import nn
 
-from serving.contract.card import PretrainedWeights
+from serving.contract.card.provenance import PretrainedWeights
 from training.engine.progress import Epoch
 from training.engine.train_state import RunContext
 from training.errors import NonFiniteLoss

@@ -9,7 +9,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from training.data.dataset import Dataset
 from training.distributed import ALONE, Group
 from training.engine import optimizer, parallel

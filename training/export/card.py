@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from serving.contract.card import CONTRACT_VERSION, Certificate, ModelCard
+from serving.contract.card.certificate import Certificate
+from serving.contract.card.model_card import CONTRACT_VERSION, ModelCard
 from training.engine.train_state import RunContext
 from training.export import drift_reference, provenance
 from training.export.goldens import goldens

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from serving.contract.card import INPUT_NAME, ModelCard
+from serving.contract.card.model_card import INPUT_NAME, ModelCard
 from serving.contract.decode import Preprocessing
 from training.export.onnx import FIRST_LAYER
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from serving.contract.card import Golden
+from serving.contract.card.model_card import Golden
 from serving.contract.decode import Preprocessing, pixel_digest
 from serving.contract.scene import Scene, decoded
 from training.models.prediction import predict

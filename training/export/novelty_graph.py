@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from serving.contract.card import EMBEDDING_NAME, NOVELTY_NAME
+from serving.contract.card.model_card import EMBEDDING_NAME, NOVELTY_NAME
 from training.metrics.familiarity.novelty import SMALLEST_LENGTH, Detector
 
 HEAD = "/model/model.2/"

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor, nn
 
-from serving.contract.card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelCard
+from serving.contract.card.model_card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelCard
 from training.export.novelty_graph import add_outputs
 from training.metrics.familiarity.novelty import Detector
 from training.models import backbones

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from serving.contract.card import Familiarity
+from serving.contract.card.decisions import Familiarity
 from serving.contract.model import open_model
 from serving.contract.neighbours.index import TrainingIndex
 from training.data.dataset import Dataset

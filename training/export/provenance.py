@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from serving.contract.card import Provenance
+from serving.contract.card.provenance import Provenance
 from serving.contract.decode import Digest
 from training.engine import history
 from training.engine.train_state import RunContext

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import ModelRefused
 from serving.contract.neighbours.file import neighbours_of, to_bytes
 from serving.contract.session import RUNTIME_ERRORS

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.contract.card import TOLERANCE
+from serving.contract.card.model_card import TOLERANCE
 from serving.contract.model import Classifier
 from training.data.dataset import Dataset
 from training.device import full_float32

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from scipy.special import softmax
 from torch import nn
 
-from serving.contract.card import Calibration
+from serving.contract.card.decisions import Calibration
 from serving.contract.model import open_model
 from training.data import class_balance
 from training.data.dataset import Dataset

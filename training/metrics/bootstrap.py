@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.stats import binomtest, norm
 
-from serving.contract.card import Score
+from serving.contract.card.model_card import Score
 from training.metrics.classification import Labels, Probabilities, Scores, log_losses
 
 RESAMPLES = 1000

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Float64
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from serving.contract.card import Calibration
+from serving.contract.card.decisions import Calibration
 from training.metrics.classification import Labels, Probabilities
 
 MIN_IMAGES = 30

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from serving.contract.card import Costs
+from serving.contract.card.decisions import Costs
 from training.errors import ConfigError
 from training.metrics.bootstrap import Interval, percentiles, resamples
 from training.metrics.classification import ScoredImages

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from serving.contract.card import OperatingPoint
+from serving.contract.card.decisions import OperatingPoint
 from training.metrics.bootstrap import Interval, percentiles, resamples, wilson
 from training.metrics.classification import Labels, Probabilities
 from training.metrics.comparison import Letter, mcnemar

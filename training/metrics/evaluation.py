@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64
 from scipy.special import softmax
 from torch import nn
 
-from serving.contract.card import Calibration, Familiarity, OperatingPoint
+from serving.contract.card.decisions import Calibration, Familiarity, OperatingPoint
 from serving.contract.decode import Preprocessing
 from serving.contract.neighbours.index import TrainingIndex
 from training.data import class_balance

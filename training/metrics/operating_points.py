@@ -10,7 +10,7 @@ from typing import NamedTuple, cast, get_args
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from serving.contract.card import DecisionScore, OperatingPoint
+from serving.contract.card.decisions import DecisionScore, OperatingPoint
 from training.errors import ConfigError
 from training.metrics.bootstrap import Rate, rate
 from training.metrics.classification import Labels, Probabilities, ScoredImages, between

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
 from training.models import backbones
 from training.models.normalization import Normalize

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from serving.contract.card import Calibration, Normalization
+from serving.contract.card.decisions import Calibration
+from serving.contract.card.model_card import Normalization
 from training.models.prediction import Images, Indices, batches
 from training.options.config import TrainConfig
 
@@ -76,7 +77,7 @@ class Normalize(nn.Module):
 
 
 class Calibrate(nn.Module):
-    """The last layer of a calibrated model: `serving.contract.card.Calibration` of logits `[batch, classes]`."""
+    """The last layer of a calibrated model: the card's `Calibration`, of logits `[batch, classes]`."""
 
     bias: Tensor
     temperature: Tensor

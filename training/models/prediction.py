@@ -13,7 +13,7 @@ from scipy.special import softmax
 from torch import nn
 from tqdm import tqdm
 
-from serving.contract.card import VIEWS, ModelCard
+from serving.contract.card.model_card import VIEWS, ModelCard
 from serving.contract.decode import Pixels, as_channels
 from training.data.dataset import LabelledImages
 from training.device import full_float32

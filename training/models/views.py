@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from serving.contract.card import VIEWS, Views
+from serving.contract.card.model_card import VIEWS, Views
 
 
 class Averaged(nn.Module):

@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from serving.contract.card import PretrainedWeights
+from serving.contract.card.provenance import PretrainedWeights
 from training.errors import CheckpointRefused, WeightsMissing
 from training.models import backbones
 from training.options.config import TrainConfig

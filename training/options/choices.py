@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import PlainValidator
 from tyro.constructors import PrimitiveConstructorSpec
 
-from serving.contract.card import Views
+from serving.contract.card.model_card import Views
 from serving.contract.objects import Url, location
 
 Activation = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid"]

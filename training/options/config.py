@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from tyro.conf import DisallowNone, UseAppendAction
 
-from serving.contract.card import NormalizationMode, Views
+from serving.contract.card.model_card import NormalizationMode, Views
 from serving.contract.decode import NEUTRAL, Channels, Fit, Interpolation
 from serving.contract.objects import Url
 from training.options.choices import (

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Images
 from training.data.dataset import LabelledImages
 from training.data.sources.source import Source

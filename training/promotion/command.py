@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Digest
 from serving.contract.model import open_model
 from training.engine import runs

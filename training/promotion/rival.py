@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from serving.contract.card import METADATA_KEY, CardError, ModelCard
+from serving.contract.card.model_card import METADATA_KEY, CardError, ModelCard
 from serving.contract.decode import Digest
 from serving.contract.model import ModelRefused, open_model
 from training.data.dataset import LabelledImages, training_division

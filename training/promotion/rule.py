@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from serving.contract.card import Certificate, Champion, Floor
+from serving.contract.card.certificate import Certificate, Champion, Floor
 from serving.contract.decode import Digest
 from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy

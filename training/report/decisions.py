@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.contract.card import Costs, OperatingPoint
+from serving.contract.card.decisions import Costs, OperatingPoint
 from training.metrics import costs, operating_points
 from training.metrics.classification import ScoredImages
 from training.metrics.curves import SHARES, ClassCurves, class_curves

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from serving.contract.card import Costs
+from serving.contract.card.decisions import Costs
 from serving.contract.model import Answers, Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap

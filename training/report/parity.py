@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.contract.card import TOLERANCE, ModelCard
+from serving.contract.card.model_card import TOLERANCE, ModelCard
 from training.export.ways import WayCheck
 from training.report import html
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from matplotlib.figure import Figure
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answers
 from training.data.dataset import Dataset, LabelledImages
 from training.metrics.bootstrap import Interval, Intervals

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.contract.card import Certificate
+from serving.contract.card.certificate import Certificate
 from training.options.choices import Promote
 from training.report import html
 from training.storage import write_atomically

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import tyro
 
-from serving.contract.card import ModelCard, Provenance
+from serving.contract.card.model_card import ModelCard
+from serving.contract.card.provenance import Provenance
 from serving.contract.model import Classifier, open_model
 from training.data.cache import Cache
 from training.data.formats import find

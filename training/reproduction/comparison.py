@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from serving.contract.card import ModelCard, Provenance
+from serving.contract.card.model_card import ModelCard
+from serving.contract.card.provenance import Provenance
 
 NOT_COMPUTED = ("contract_version", "name", "provenance", "certificate")
 """Fields of a card that training does not compute: time, place and options apart, it says what was served before."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from serving.contract.card import VIEWS
+from serving.contract.card.model_card import VIEWS
 from serving.contract.covers import GRID, covered, without
 from serving.contract.decode import Pixels
 from training.data.dataset import LabelledImages

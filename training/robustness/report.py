@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import Interval, balanced_accuracy_difference, bootstrap
 from training.metrics.classification import Probabilities, score

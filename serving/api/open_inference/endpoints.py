@@ -19,7 +19,7 @@ from serving.api.open_inference.request import FILES, HEADER_LENGTH, InferReques
 from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body
 from serving.api.waiting import await_for_client
-from serving.contract.card import INPUT_NAME
+from serving.contract.card.model_card import INPUT_NAME
 from serving.contract.model import Answer
 from serving.inference.predictor import Predictor
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.contract.card import NOVELTY_NAME, OUTPUT_NAME, ModelCard
+from serving.contract.card.model_card import NOVELTY_NAME, OUTPUT_NAME, ModelCard
 from serving.contract.model import Answer
 from serving.inference.predictor import Predictor
 

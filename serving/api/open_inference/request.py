@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from serving.api.errors import RequestError
 from serving.api.open_inference.outputs import outputs_of
-from serving.contract.card import INPUT_NAME, ModelCard
+from serving.contract.card.model_card import INPUT_NAME, ModelCard
 from serving.contract.decode import Pixels, Preprocessing
 
 FILES = "files"

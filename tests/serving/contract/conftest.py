@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import open_model
 
 

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from serving.contract.card import CardError, ModelCard
+from serving.contract.card.model_card import CardError, ModelCard
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Fit, Interpolation, Preprocessing, decode, fit
 from serving.contract.formats.image_header import ImageError
 from tests.support.forged import SIGNATURE, chunk, encoded

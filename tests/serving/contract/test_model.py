@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from serving.contract import decode, model
-from serving.contract.card import Golden, ModelCard
+from serving.contract.card.model_card import Golden, ModelCard
 from serving.contract.formats.image_header import FILE_EXTENSIONS
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.session import Placement

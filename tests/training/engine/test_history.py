@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.contract.card import PretrainedWeights
+from serving.contract.card.provenance import PretrainedWeights
 from serving.contract.decode import Digest
 from tests.support.trainer import After
 from training.engine import history

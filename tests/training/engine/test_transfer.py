@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
 from serving.contract.model import open_model
 from training import train

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from serving.contract.card import Golden
+from serving.contract.card.model_card import Golden
 from serving.contract.decode import Channels, Preprocessing
 from serving.contract.model import open_model
 from serving.contract.scene import Scene

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
 from training.export.novelty_graph import add_outputs
 from training.export.onnx import graph

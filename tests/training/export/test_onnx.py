@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from serving.contract.card import METADATA_KEY
+from serving.contract.card.model_card import METADATA_KEY
 from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.export.onnx import OPSET, graph

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.contract.card import NormalizationMode
+from serving.contract.card.model_card import NormalizationMode
 from serving.contract.decode import Fit, Preprocessing, decode
 from serving.contract.model import open_model
 from serving.contract.session import CPU, CUDA

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from serving.contract.card import METADATA_KEY
+from serving.contract.card.model_card import METADATA_KEY
 from serving.contract.model import open_model
 from tests.support.trainer import After, config
 from training.__main__ import options

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.errors import ExportRefused

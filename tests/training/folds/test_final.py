@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from serving.contract.card import Calibration
+from serving.contract.card.decisions import Calibration
 from serving.contract.model import open_model
 from tests.support.trainer import command
 from training.engine import history

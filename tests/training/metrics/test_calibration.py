@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
-from serving.contract.card import Calibration
+from serving.contract.card.decisions import Calibration
 from training.metrics import calibration
 from training.metrics.classification import brier_score, expected_calibration_error
 from training.metrics.familiarity import novelty

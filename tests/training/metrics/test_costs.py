@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.contract.card import Costs
+from serving.contract.card.decisions import Costs
 from training.errors import ConfigError
 from training.metrics.classification import ScoredImages
 from training.metrics.costs import measure, read, write

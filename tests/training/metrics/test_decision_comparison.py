@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.contract.card import OperatingPoint
+from serving.contract.card.decisions import OperatingPoint
 from training.metrics.decision_comparison import compare_decisions, newcombe, rate_difference
 
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import chi2_contingency
 from sklearn.metrics import balanced_accuracy_score
 
-from serving.contract.card import Calibration
+from serving.contract.card.decisions import Calibration
 from tests.support.rival_models import split
 from training.metrics.classification import ScoredImages, expected_calibration_error
 from training.metrics.slices import Slicing

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
-from serving.contract.card import INPUT_NAME, Normalization
+from serving.contract.card.model_card import INPUT_NAME, Normalization
 from serving.contract.decode import Channels, Preprocessing
 from tests.support.backbones import FAMILIES
 from training.errors import ConfigError

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
 from training.models.diagnostics import VALUES_AT_MOST, at_start, observe
 from training.models.networks import build

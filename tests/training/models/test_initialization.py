@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
 from training.models.initialization import METHODS, initialize
 from training.models.networks import build

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.contract.card import Normalization, NormalizationMode
+from serving.contract.card.model_card import Normalization, NormalizationMode
 from serving.contract.decode import Preprocessing
 from training.models import networks
 from training.models.networks import build

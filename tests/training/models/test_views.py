@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.contract.card import VIEWS, Normalization, Views
+from serving.contract.card.model_card import VIEWS, Normalization, Views
 from serving.contract.decode import Preprocessing
 from training.models import networks, views
 from training.options.config import TrainConfig

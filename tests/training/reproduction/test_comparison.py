@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import open_model
 from tests.support.forged_models import rewritten
 from training.reproduction.comparison import differing_conditions, differing_results

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from serving.contract.card import ModelCard
+from serving.contract.card.model_card import ModelCard
 from serving.contract.covers import GRID
 from serving.contract.model import open_model
 from training.models.prediction import Images

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from jaxtyping import UInt8
 
-from serving.contract.card import Normalization
+from serving.contract.card.model_card import Normalization
 from serving.contract.decode import INTERPOLATION_FLAGS, Channels, Preprocessing
 from training.data.augmentation.draws import STRENGTHS, Strength
 from training.errors import ConfigError

@@ -7,7 +7,7 @@ from time import thread_time
 import numpy as np
 from torch import nn
 
-from serving.contract.card import INPUT_NAME, OUTPUT_NAME
+from serving.contract.card.model_card import INPUT_NAME, OUTPUT_NAME
 from serving.contract.session import Placement, open_session
 from training.export.onnx import graph
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from serving.contract.card import VIEWS, Views
+from serving.contract.card.model_card import VIEWS, Views
 from training.data.dataset import Dataset
 from training.export.measures.timing import median_seconds, one_image
 from training.metrics import classification

@@ -13,7 +13,7 @@ import onnxruntime
 from jaxtyping import Float
 from onnx import numpy_helper
 
-from serving.contract.card import INPUT_NAME
+from serving.contract.card.model_card import INPUT_NAME
 
 Means = dict[str, Float[np.ndarray, " channels"]]
 

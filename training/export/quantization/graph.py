@@ -15,7 +15,7 @@ from onnx.utils import Extractor
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from serving.contract.card import INPUT_NAME, OUTPUT_NAME
+from serving.contract.card.model_card import INPUT_NAME, OUTPUT_NAME
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER

@@ -11,15 +11,15 @@ import onnx
 import onnxruntime
 from jaxtyping import Bool
 
-from serving.contract.card import (
+from serving.contract.card.certificate import Certificate
+from serving.contract.card.decisions import Familiarity
+from serving.contract.card.model_card import (
     EMBEDDING_NAME,
     INPUT_NAME,
     METADATA_KEY,
     OUTPUT_NAME,
     TOLERANCE,
     VIEWS,
-    Certificate,
-    Familiarity,
     Golden,
     ModelCard,
 )

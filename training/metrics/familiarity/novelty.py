@@ -17,7 +17,8 @@ from scipy.stats import binom
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
-from serving.contract.card import Familiarity, ModelCard
+from serving.contract.card.decisions import Familiarity
+from serving.contract.card.model_card import ModelCard
 from training.metrics.bootstrap import rate
 from training.metrics.classification import between
 

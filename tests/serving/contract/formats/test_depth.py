@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.contract.card import CardError, ModelCard
+from serving.contract.card.model_card import CardError, ModelCard
 from serving.contract.decode import Preprocessing, checked_header, decode, stored_values
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
 from tests.support.pictures import ALPHA, SMOOTH
