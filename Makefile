@@ -32,10 +32,11 @@ test: $(VENV)/installed ## Run the tests, but for the slow ones.
 
 test-slow: $(VENV)/installed ## Run the tests that take long, then those that measure, with nothing beside them.
 	pytest -m "slow and not alone and not long"
-	pytest -m alone --numprocesses=0
+	pytest -m "alone and not long" --numprocesses=0
 
 test-long: $(VENV)/installed ## Run the tests that take longest: every page's commands, studies, searches, rare cases.
-	pytest -m long
+	pytest -m "long and not alone"
+	pytest -m "long and alone" --numprocesses=0
 
 test-containers: $(VENV)/installed ## Build both images and run them as the manifests do; root, podman, debootstrap, dnsmasq.
 	pytest -m containers --numprocesses=0 tests/containers

@@ -151,6 +151,7 @@ def test_a_run_whose_control_differs_is_void() -> None:
 
 @WRK
 @pytest.mark.alone
+@pytest.mark.long
 def test_ours_and_a_peer_are_measured(run: Path, tmp_path: Path) -> None:
     options = ["--rounds", "1", "--seconds", "1", "--only", OURS, FASTAPI, "--model", str(run / "model.onnx")]
     command = [sys.executable, "-m", "tests.bench.serving", *options, "--folder", str(tmp_path)]

@@ -167,6 +167,7 @@ def test_a_soak_of_mixed_load(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.long
 def test_a_planted_leak_is_detected(run: Path, tmp_path: Path) -> None:
     """100 KB a request: twenty seconds are enough."""
     with watched(run / "model.onnx", tmp_path, "tests.support.mutants:Twinlens", MUTANT="leak") as server:

@@ -119,6 +119,7 @@ def test_eight_bombs_at_once_are_refused_and_stay_within_a_gibibyte(attacked: Wa
 
 
 @pytest.mark.alone
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("guard", "number"),
     [
@@ -143,6 +144,7 @@ def test_without_its_guard_a_row_fails(run: Path, tmp_path: Path, guard: str, nu
 
 
 @pytest.mark.alone
+@pytest.mark.long
 def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
     """Proof that the listener detects a fetch: BentoML fetches the URL in a text field in place of a file."""
     with (
