@@ -28,7 +28,7 @@ from training.options.choices import (
     ScoreName,
     Symmetry,
 )
-from training.options.limits import AtLeastOne, Byte, NotNegative, Positive, Share, Side, check_limits
+from training.options.limits import AtLeastOne, Byte, NotNegative, Positive, Share, Side, UpToOne, check_limits
 from training.options.rules import check_rules
 
 
@@ -238,8 +238,11 @@ class TrainConfig:
     and without."""
 
     quantize: Quantize = "none"
-    """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives at least 99 % of the test
-    images the label that model.onnx gives them."""
+    """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives the test images the labels
+    that model.onnx gives them, as --int8-agreement demands."""
+
+    int8_agreement: Annotated[float, UpToOne] = 0.99
+    """Share of the test images whose label must be the same in eight bits."""
 
     promote: Promote = "better"
     """When the link `latest` in --out, which the service follows, moves to this run after its export's proof. better:

@@ -22,6 +22,7 @@ Positive = Bound("above 0", lambda value: value > 0)
 NotNegative = Bound("0 or more", lambda value: value >= 0)
 AtLeastOne = Bound("1 or more", lambda value: value >= 1)
 Share = Bound("at least 0 and below 1", lambda value: 0 <= value < 1)
+UpToOne = Bound("above 0 and at most 1", lambda value: 0 < value <= 1)
 Byte = Bound("0 to 255", lambda value: 0 <= value <= 255)
 Side = Bound(f"{MIN_SIDE} or more", lambda value: value >= MIN_SIDE)
 

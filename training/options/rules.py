@@ -97,7 +97,9 @@ def _model_rules(config: "TrainConfig") -> Iterator[Rule]:
 
 
 def _training_rules(config: "TrainConfig") -> Iterator[Rule]:
-    """The rules of --batch-size, --promote and --name."""
+    """The rules of --batch-size, --int8-agreement, --promote and --name."""
+    in_vain = config.int8_agreement != type(config).int8_agreement and config.quantize == "none"
+    yield not in_vain, "int8_agreement", "none without --quantize int8", config.int8_agreement
     single = config.model == "mlp" and config.batch_norm and config.batch_size == 1
     yield not single, "batch_size", "2 or more with --batch-norm", 1
     promote, name = config.promote, config.name

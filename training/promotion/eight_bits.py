@@ -13,11 +13,17 @@ def with_eight_bits(inputs: ReportInput, judge: RunJudge | None) -> ReportInput:
 
     The rule of promotion holds for its own answers, too, or there is no such file.
     """
-    run = inputs.config.run
-    if inputs.config.quantize != "int8":
+    config, run = inputs.config, inputs.config.run
+    if config.quantize != "int8":
         return inputs
     try:
-        made = quantize(run / "model.onnx", run / "model.int8.onnx", inputs.dataset, judge)
+        made = quantize(
+            run / "model.onnx",
+            run / "model.int8.onnx",
+            inputs.dataset,
+            least_agreement=config.int8_agreement,
+            judge=judge,
+        )
     except ExportRefused as error:
         return replace(inputs, no_int8=str(error))  # the float32 file is proved, and is published
     return replace(inputs, quantized=made)

@@ -15,7 +15,7 @@ from training.engine.progress import Epoch
 from training.export.measures import views
 from training.export.measures.views import MeasuredViews
 from training.export.parity import NOVELTY_TOLERANCE, Parity
-from training.export.quantization.int8_file import AGREEMENT, Quantized
+from training.export.quantization.int8_file import Quantized
 from training.metrics.bootstrap import Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage
 from training.metrics.classification import (
@@ -168,7 +168,7 @@ def _title_of_model(config: SettledConfig) -> str:
 
 
 def _quantized(quantized: Quantized | None) -> dict[str, object] | None:
-    return asdict(quantized) | {"published": quantized.published, "least": AGREEMENT} if quantized else None
+    return asdict(quantized) | {"published": quantized.published} if quantized else None
 
 
 def _shortcut(inputs: ReportInput) -> dict[str, object] | None:
@@ -232,8 +232,8 @@ def _eight_bit_warnings(inputs: ReportInput) -> Iterator[str]:
     elif quantized and not quantized.published:
         yield (
             "model.int8.onnx was not published: its labels agree with those of model.onnx on "
-            f"{quantized.agreement:.1%} of the {quantized.images:,} test images, less than {AGREEMENT:.0%}. "
-            "model.onnx is published."
+            f"{quantized.agreement:.1%} of the {quantized.images:,} test images, less than the "
+            f"{quantized.least_agreement:.3g} of --int8-agreement. model.onnx is published."
         )
     elif quantized and quantized.lost_decisions:
         lost = ", ".join(quantized.lost_decisions)

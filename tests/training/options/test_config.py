@@ -51,6 +51,8 @@ from training.options.settled import one_sided
         ),
         ({"freeze_epochs": 3, "epochs": 3}, "--freeze-epochs: expected fewer than the 3 epochs, got 3"),
         ({"freeze": True, "mixup": 0.1}, "--freeze: expected images that stay as they are, .* got --mixup 0.1"),
+        ({"int8_agreement": 0.95}, "--int8-agreement: expected none without --quantize int8, got 0.95"),
+        ({"quantize": "int8", "int8_agreement": 1.5}, "--int8-agreement: expected above 0 and at most 1, got 1.5"),
         ({"model": "resnet18", "width": 8}, "--model: expected mlp or cnn beside --width, got resnet18"),
         ({"model": "cnn", "weights": "default"}, "--weights: expected none beside --model cnn, got default"),
         ({"model": "cnn", "drop_path": 0.1}, "--drop-path: expected 0 beside --model cnn, got 0.1"),

@@ -97,7 +97,7 @@ def _probabilities_alone(file: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _kept_in_float32(graph: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that stay in float32: normalisation, the first convolution and the head.
+    """Names of the nodes that stay in float32: normalisation, the first convolution, the head and what follows it.
 
     So does a depthwise convolution that follows the first one.
 
@@ -110,8 +110,8 @@ def _kept_in_float32(graph: onnx.ModelProto) -> list[str]:
     convolutions = [index for index, node in enumerate(nodes) if node.op_type == "Conv"]
     depthwise_second = len(convolutions) > 1 and _groups(nodes[convolutions[1]]) > 1
     leading = convolutions[1 if depthwise_second else 0] + 1 if convolutions else 0
-    head = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1]
-    return [*normalization, *(node.name for node in nodes[:leading]), head]
+    head = max(index for index, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul"))
+    return [*normalization, *(node.name for node in (*nodes[:leading], *nodes[head:]))]
 
 
 def _groups(convolution: onnx.NodeProto) -> int:

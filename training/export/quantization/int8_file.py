@@ -41,9 +41,6 @@ from training.metrics.familiarity import novelty
 from training.metrics.familiarity.novelty import Detector, Novelty
 from training.models.prediction import Features, Images, Indices, batches
 
-AGREEMENT = 0.99
-"""Share of the test images whose label must be that of the float32 file."""
-
 
 @runtime_checkable
 class Verdict(Protocol):
@@ -69,6 +66,8 @@ class Quantized:
     images: int
     agreement: float
     """Share of the images with the same label."""
+    least_agreement: float
+    """Of a file that is published."""
     largest_difference: float
     """Of a probability."""
     scores: Scores
@@ -88,7 +87,7 @@ class Quantized:
     @property
     def published(self) -> bool:
         """Whether the file agrees enough to be published, and the rule of promotion, if asked, holds for it."""
-        return self.agreement >= AGREEMENT and not self.faults
+        return self.agreement >= self.least_agreement and not self.faults
 
 
 class _Computed(NamedTuple):
@@ -140,8 +139,12 @@ class _Unknown:
     """Of the test images."""
 
 
-def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = None) -> Quantized:
+def quantize(
+    source: Path, path: Path, dataset: Dataset, *, least_agreement: float, judge: Judge | None = None
+) -> Quantized:
     """Write the published float32 file `source` as an int8 file to `path`, if the labels of both agree.
+
+    `least_agreement` is the share of the test images that must have the same label.
 
     Where `latest` may move to the run, `judge` applies the rule of promotion to the answers of the int8 file, too: a
     file for which it does not hold is not published, because `latest` would lead to it.
@@ -168,7 +171,7 @@ def quantize(source: Path, path: Path, dataset: Dataset, judge: Judge | None = N
         int8 = open_model(file)
         served = _served(int8, dataset)
         _check(served, evaluated, unknown)
-        quantized = _compare(float32, int8, served.probabilities, dataset, evaluated)
+        quantized = _compare(float32, int8, served.probabilities, dataset, evaluated, least_agreement)
         if quantized.published:
             publish(file, path)
         else:
@@ -258,7 +261,12 @@ def _evaluate(probabilities: Probabilities, dataset: Dataset, judge: Judge | Non
 
 
 def _compare(
-    float32: Classifier, int8: Classifier, probabilities: Probabilities, dataset: Dataset, evaluated: _TestSplit
+    float32: Classifier,
+    int8: Classifier,
+    probabilities: Probabilities,
+    dataset: Dataset,
+    evaluated: _TestSplit,
+    least_agreement: float,
 ) -> Quantized:
     """Compare both files in the service's loader; `probabilities` are what it gives for the test images by `int8`."""
     test, expected = dataset.splits["test"], _served(float32, dataset).probabilities
@@ -267,6 +275,7 @@ def _compare(
     return Quantized(
         images=len(test),
         agreement=float((probabilities.argmax(1) == expected.argmax(1)).mean()),
+        least_agreement=least_agreement,
         largest_difference=float(np.abs(probabilities - expected).max()),
         scores=evaluated.scores,
         intervals=evaluated.intervals,
