@@ -49,9 +49,14 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     )
     final.check(settled, dataset)
     settled = _with_kept_costs(settled, dataset.classes)
-    chosen = config.fine_tunes or (config.views != "none" and not config.freeze)
+    chosen = config.fine_tunes or (settled.views != "none" and not config.freeze)
     if config.symmetry is None and chosen and not isinstance(settled.augment, Path):
         print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
+    if config.views is None and settled.views != "none":
+        print(
+            f"auto   --views {settled.views} (answers are the mean over an image and its mirror image, which takes "
+            "twice as long; none, where time counts more)"
+        )
     return _with_kept_pipeline(settled)
 
 

@@ -231,11 +231,12 @@ class TrainConfig:
     """COLUMN,...: columns of a CSV manifest by whose values the report compares scores, such as site,sex; numbers with
     more than 20 values are binned; none: no column. None: all with 2 to 20 values, and numbers."""
 
-    views: Views = "none"
+    views: Views | None = None
     """Let the exported graph answer by the mean over several views of each image, which takes it as many times as long.
-    flips: the image and its mirror image; turns: all eight flips and quarter turns. The training sees each image once,
-    mirrored and turned as --symmetry says, which is then mirror or square unless given. The report has the scores with
-    and without."""
+    flips: the image and its mirror image; turns: all eight flips and quarter turns; none: the image alone. The training
+    sees each image once, mirrored and turned as --symmetry says, which is then mirror or square unless given. The
+    report has the scores with and without. None: flips where all of a pretrained backbone learns from images that are
+    mirrored at random, else none."""
 
     quantize: Quantize = "none"
     """int8: also export model.int8.onnx, weights and activations in eight bits, if it gives the test images the labels

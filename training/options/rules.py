@@ -54,7 +54,7 @@ def _augmentation_rules(config: "TrainConfig") -> Iterator[Rule]:
         "none beside a file of --augment, which contains all random changes",
         config.symmetry,
     )
-    shown = SYMMETRIES[config.views]
+    shown = SYMMETRIES[config.views or "none"]
     yield (
         config.symmetry in (None, *shown) or config.freeze or isinstance(augment, Path),
         "symmetry",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import joblib
 
+from serving.contract.card.model_card import Views
 from training.options.choices import SYMMETRIES, Balance, Policy, ScoreName, Symmetry
 from training.options.config import TrainConfig, default_name
 from training.options.limits import require
@@ -38,6 +39,7 @@ class SettledConfig(TrainConfig):
     augment: Policy | Path = field()
     augment_on: Literal["device", "workers"] = field()
     symmetry: Symmetry = field()
+    views: Views = field()
     balance: Balance = field()
     best_by: ScoreName = field()
     dropout: float = field()
@@ -89,6 +91,7 @@ def settle(
     alike = config.best_by is None or config.best_by in COUNT_CLASSES_ALIKE
     balance: Balance = config.balance or ("none" if not alike else "bias" if tuned else "sampler")
     symmetry = _symmetry(config, augment, classes)
+    views = config.views or ("flips" if tuned and symmetry != "none" else "none")
     by_batch = "workers" if isinstance(augment, Path) else "device"
     augment_on = by_batch if config.augment_on == "auto" else config.augment_on
     epochs = config.epochs or (PRETRAINED_EPOCHS if tuned else EPOCHS)
@@ -105,6 +108,7 @@ def settle(
         "augment": augment,
         "augment_on": augment_on,
         "symmetry": symmetry,
+        "views": views,
         "balance": balance,
         "best_by": config.best_by or ("log_loss" if balance == "bias" else "balanced_accuracy"),
         "dropout": _or(config.dropout, DROPOUT if tuned else 0.0),
@@ -123,15 +127,16 @@ def settle(
 
 def _symmetry(config: TrainConfig, augment: Policy | Path, classes: Sequence[str]) -> Symmetry:
     """The symmetry, where it was left open. Raises ConfigError where --views needs one that the classes do not have."""
-    side, needed = one_sided(classes), SYMMETRIES[config.views][0]
+    asked = config.views or "none"
+    side, needed = one_sided(classes), SYMMETRIES[asked][0]
     not_drawn = config.freeze or isinstance(augment, Path)  # what is drawn is then not for --symmetry to say
-    if config.views != "none" and (config.symmetry is None or not_drawn):
+    if asked != "none" and (config.symmetry is None or not_drawn):
         insisting = "" if not_drawn else f"; --symmetry {needed} beside it says that it does not"
         expected = f"none, as a mirror may change what class {side!r} means{insisting}"
-        require(side is None, "views", expected, config.views)
+        require(side is None, "views", expected, asked)
     if config.symmetry is not None or not_drawn:
         return config.symmetry or "none"
-    return "mirror" if config.views == "none" and config.fine_tunes and side is None else needed
+    return "mirror" if asked == "none" and config.fine_tunes and side is None else needed
 
 
 def one_sided(classes: Sequence[str]) -> str | None:

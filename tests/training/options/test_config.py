@@ -153,6 +153,26 @@ def test_the_training_sees_what_views_show(given: dict[str, Any], expected: str)
     assert settled(TrainConfig(**given), image_size=64, training_images=300, classes=classes).symmetry == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"model": "resnet18"}, "flips"),
+        ({"model": "resnet18", "symmetry": "square"}, "flips"),
+        ({"model": "resnet18", "views": "none"}, "none"),
+        ({"model": "resnet18", "symmetry": "none"}, "none"),
+        ({"model": "resnet18", "augment": Path("own.yaml")}, "none"),
+        ({"model": "resnet18", "freeze": True}, "none"),
+        ({"model": "resnet18", "weights": "none"}, "none"),
+        ({"model": "cnn", "symmetry": "mirror"}, "none"),
+    ],
+)
+def test_a_fine_tuned_backbone_that_learned_mirror_images_answers_by_both(given: dict[str, Any], expected: str) -> None:
+    classes = ("cat", "dog")
+    assert settled(TrainConfig(**given), image_size=64, training_images=300, classes=classes).views == expected
+    sided = settled(TrainConfig(**given | {"symmetry": None}), image_size=64, training_images=300, classes=("6", "9"))
+    assert sided.views == "none"
+
+
 def test_views_that_change_labels_are_refused() -> None:
     settle: dict[str, Any] = {"image_size": 8, "training_images": 300}
     with pytest.raises(ConfigError, match=r"--views: expected none, as a mirror .* class '6' means; --symmetry mirror"):
@@ -188,6 +208,7 @@ def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
         image_size=32,
         batch_norm=False,
         symmetry="none",
+        views="none",
         weight_decay=0.0,
         dropout=0.1,
         drop_path=0.0,

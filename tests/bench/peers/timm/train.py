@@ -41,7 +41,7 @@ class Options:
     """Fine-tune the backbone of a finished run with timm's own parts."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a finished run of a timm architecture with pretrained weights."""
+    """Folder of a finished run of a timm architecture with pretrained weights and `--views none`."""
     data: Path | None = None
     """Where the run's images are now. None: where its config.yaml says."""
     lr: float | None = None
@@ -71,6 +71,8 @@ class Pictures(TorchDataset[tuple[Any, int]]):
 def main() -> None:
     options = tyro.cli(Options)
     config = begun(options.run)
+    if config.views != "none":
+        raise SystemExit(f"{options.run} answers by the mean over views, timm's script by one: expected --views none")
     config = replace(config, data=options.data or config.data, epochs=options.epochs or config.epochs)
     torch.manual_seed(options.seed)
     dataset = load_dataset(config)
