@@ -223,7 +223,7 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
     torchrun = job.torchrun(
         *arguments(digits, tmp_path, "x", *EXACT, "--resume", "auto"), options=("--max-restarts=1",)
     )
-    until(torchrun, "epoch 1/3")
+    until(torchrun, "epoch 2/3")  # so that there is the checkpoint of the first
     os.kill(workers(torchrun)[0], signal.SIGKILL)
     printed = done(torchrun)
     assert f"resume {tmp_path / 'x'}" in printed

@@ -64,6 +64,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
     trainer = start(arguments)
     workers = workers_of(trainer)
     assert len(workers) == 2
+    wait_until((tmp_path / "x" / "checkpoints" / "last.pt").exists)
     os.kill(workers[0], sent)
     _, errors = trainer.communicate(timeout=PATIENCE_S)
     assert trainer.returncode == 6
@@ -383,7 +384,7 @@ def test_shared_memory_too_small_for_the_workers_is_said_at_once(photos: Path, t
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: Path, tmp_path: Path) -> None:
-    """A checkpoint takes 1.9 MB; there is room for three, and the fourth is what replaces the oldest."""
+    """A checkpoint takes 1.9 MB; there is room for two, and the third is what replaces the oldest."""
     common: dict[str, Any] = {
         "model": "mlp",
         "hidden": "200",
@@ -396,7 +397,7 @@ def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: P
     arguments += [word for name, value in common.items() for word in (f"--{name}", value)]
     (tmp_path / "out").mkdir()
     done = mounted(
-        f"mount -t tmpfs -o size=6800k none {tmp_path}/out; train {quoted(arguments)}; echo exit $?\n"
+        f"mount -t tmpfs -o size=5000k none {tmp_path}/out; train {quoted(arguments)}; echo exit $?\n"
         f"cp -r {tmp_path}/out {tmp_path}/then; mount -o remount,size=100m {tmp_path}/out\n"
         f"train {quoted(arguments)} --resume auto; echo exit $?; cp -r {tmp_path}/out {tmp_path}/end"
     )
@@ -465,10 +466,12 @@ def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_continues(
     arguments = arguments_for(many, tmp_path, "--workers", "0", "--val-fraction", "0.6")
     arguments += {"save": ["--model", "mlp", "--hidden", "3000"], "validation": ["--width", "64"]}.get(moment, [])
     run = tmp_path / "x"
-    sign = {"reading": ".lock", "validation": "checkpoints/last.pt", "save": "checkpoints/.last.pt.partial"}[moment]
-    # The first checkpoint shall be the one before validation.
-    script = "import os, sys; from training import __main__; from training.engine import checkpoint; "
-    script += "checkpoint.SAVE_FIRST_S = 600; os._exit(__main__.main(sys.argv[1:]))"
+    sign = {"reading": ".lock", "validation": "validates", "save": "checkpoints/.best.pt.partial"}[moment]
+    # There shall be no checkpoint within the epoch, and a file when validation begins.
+    script = "import os, pathlib, sys; from training import __main__; from training.engine import checkpoint, loop; "
+    script += "checkpoint.SAVE_FIRST_S = 600; predict = loop.predict; "
+    script += f"loop.predict = lambda *given: (pathlib.Path({str(run / 'validates')!r}).touch(), predict(*given))[1]; "
+    script += "os._exit(__main__.main(sys.argv[1:]))"
     trainer = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -480,7 +483,8 @@ def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_continues(
     assert time.monotonic() - asked < 25
     assert trainer.returncode == 143, errors
     assert "Traceback" not in errors
-    assert "epoch" not in printed
+    assert ("epoch" in printed) == (moment == "save")
+    assert (run / "checkpoints" / "last.pt").exists() == (moment != "reading")
     if moment == "reading":
         assert "device" not in printed, "nothing was trained yet"
         with pytest.raises(Interrupted):

@@ -45,9 +45,18 @@ def save(state: dict[str, Any], path: Path, *, previous: Path | None = None) -> 
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    if previous is not None and path.exists():
-        _replace(previous, _digests(path), lambda: _link(path, previous))
+    if previous is not None:
+        keep(path, previous)
     _replace(path, [hashlib.sha256(content).hexdigest()], lambda: write_atomically(path, lambda f: f.write(content)))
+
+
+def keep(path: Path, target: Path) -> None:
+    """Give the checkpoint at `path`, if there is one, a second name, in place of what is at `target`.
+
+    Files are only ever replaced, so the content of either name stays when the other gets a new one. Raises OSError.
+    """
+    if path.exists():
+        _replace(target, _digests(path), lambda: _link(path, target))
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
@@ -104,9 +113,13 @@ class CheckpointFolder:
         """The same, but the other processes continue meanwhile."""
         if self.group.first:
             content = self.identity | state.state_dict() | {"progress": progress.state_dict()}
+            best, last, previous = (self.folder / f"{name}.pt" for name in ("best", "last", "previous"))
             if progress.step == 0 and progress.history[-1].best:
-                save(content, self.folder / "best.pt")  # before `last`, which relies on the best one being there
-            save(content, self.folder / "last.pt", previous=self.folder / "previous.pt")
+                save(content, best)  # before `last`, which relies on the best one being there
+                keep(last, previous)
+                keep(best, last)
+            else:
+                save(content, last, previous=previous)
 
     def restore_weights(self, model: nn.Module) -> None:
         """Load the scored weights of the last checkpoint, if there is one, into the whole network.

@@ -67,12 +67,18 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
     interval = CheckpointInterval(save_within_epoch)
     with batches:
         while not progress.ended(config):
-            with interruption:
-                stopped = run_epoch(state, batches, progress, interruption, interval)
-                checkpoints.save(state, progress)  # so that validation, which may take long, can be interrupted
+            stopped = False
+            try:
+                with interruption:
+                    stopped = run_epoch(state, batches, progress, interruption, interval)
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
-            validation = score(dataset, "val", predict(state.average.model, dataset, "val", group))
+                validation = score(dataset, "val", predict(state.average.model, dataset, "val", group))
+            except Interrupted:
+                with interruption:
+                    # Steps end in all processes alike; validation, which may take long, in this one alone.
+                    (checkpoints.save if stopped else checkpoints.write)(state, progress)
+                raise
             with interruption:  # TensorBoard's queue, interrupted, could not be closed
                 line = progress.close_epoch(validation, config, float(state.schedule.get_last_lr()[-1]))
                 print(line.line(config), flush=True)

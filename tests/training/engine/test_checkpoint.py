@@ -199,3 +199,14 @@ def test_one_that_is_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(fi
         assert first <= state["number"] < first + 1000
         if (tmp_path / "previous.pt").exists():
             checkpoint.load(tmp_path / "previous.pt", torch.device("cpu"))
+
+
+def test_a_second_name_keeps_its_content_when_the_first_gets_another(tmp_path: Path) -> None:
+    best, last = tmp_path / "best.pt", tmp_path / "last.pt"
+    checkpoint.keep(best, last)
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.save({"epoch": 1}, best)
+    checkpoint.keep(best, last)
+    checkpoint.save({"epoch": 2}, last)
+    loaded = [checkpoint.load(path, torch.device("cpu")) for path in (best, last)]
+    assert loaded == [{"epoch": 1}, {"epoch": 2}]
