@@ -42,6 +42,7 @@ def modules(side: str) -> list[str]:
     return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["serving", "training"])
 def test_every_module_is_imported_without_them(side: str) -> None:
     done = elsewhere(IMPORT_ALL, *modules(side))

@@ -31,6 +31,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return held
 
 
+@pytest.mark.slow
 def test_a_service_with_a_key_serves_what_was_signed_and_nothing_else(run: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"

@@ -37,7 +37,8 @@ class Options:
     """Time the trainer on data of several sizes."""
 
     folder: Path
-    """For images, cache and `scale.png`; images that are there are not made again."""
+    """For images, cache, `scale.png` and `log.txt`, what the runs print as errors; images that are there are not made
+    again."""
     images: tuple[int, ...] = (1_000, 10_000, 100_000)
     processes: tuple[int, ...] = (1, 2)
     """Of a run; more than one are started by torchrun."""
@@ -97,7 +98,8 @@ def run(options: Options, data: Path, name: str, processes: int) -> Costs:
     command += ["--image-size", options.side, "--out", options.folder / "runs", "--cache", options.folder / "cache"]
     command += ["--promote", "never", "--epochs", 1000]
     started = time.perf_counter()
-    process = psutil.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    with (options.folder / "log.txt").open("a") as log:
+        process = psutil.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=log, text=True)
     peaks = [0.0, 0.0]
 
     def watch() -> None:
@@ -124,7 +126,7 @@ def run(options: Options, data: Path, name: str, processes: int) -> Costs:
     process.wait()
     watcher.join()
     if len(ends) < options.epochs:
-        raise RuntimeError(f"the run {name} ended before its epochs")
+        raise RuntimeError(f"the run {name} ended before its epochs: see {options.folder / 'log.txt'}")
     epochs = [end - start for start, end in pairwise(ends)]
     return Costs(start_s=start_s, epoch_s=median(epochs), resident_mib=peaks[0], private_mib=peaks[1])
 

@@ -98,6 +98,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, content: str, expe
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_any_damage_is_refused(tmp_path: Path) -> None:
     """In the older format of torch.save, whose reader raises KeyError, IndexError, struct.error and others."""
     path, rng = tmp_path / "w.bin", np.random.default_rng(0)

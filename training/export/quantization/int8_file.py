@@ -171,7 +171,7 @@ def quantize(
         int8 = open_model(file)
         served = _served(int8, dataset)
         _check(served, evaluated, unknown)
-        quantized = _compare(float32, int8, served.probabilities, dataset, evaluated, least_agreement)
+        quantized = _compare((float32, int8), served.probabilities, dataset, evaluated, least_agreement)
         if quantized.published:
             publish(file, path)
         else:
@@ -261,17 +261,17 @@ def _evaluate(probabilities: Probabilities, dataset: Dataset, judge: Judge | Non
 
 
 def _compare(
-    float32: Classifier,
-    int8: Classifier,
+    files: tuple[Classifier, Classifier],
     probabilities: Probabilities,
     dataset: Dataset,
     evaluated: _TestSplit,
     least_agreement: float,
 ) -> Quantized:
-    """Compare both files in the service's loader; `probabilities` are what it gives for the test images by `int8`."""
+    """Compare float32 and int8 in the service's loader, which gives `probabilities` for the test images by int8."""
+    float32, int8 = files
     test, expected = dataset.splits["test"], _served(float32, dataset).probabilities
     image = dataset.images[test[:1]]
-    decided = [[point.label for point in classifier.card.operating_points] for classifier in (float32, int8)]
+    decided = [[point.label for point in classifier.card.operating_points] for classifier in files]
     return Quantized(
         images=len(test),
         agreement=float((probabilities.argmax(1) == expected.argmax(1)).mean()),

@@ -69,6 +69,7 @@ def test_a_file_whose_labels_disagree_is_not_published(run: Path, dataset: Datas
     assert open_model(path).card.scores["accuracy"].value == enough.scores.accuracy, "its own, not those of float32"
 
 
+@pytest.mark.slow
 def test_from_the_head_on_nothing_is_rounded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the logits nor those with the bias for rare classes, which 18 validation images do not give."""
     monkeypatch.setattr(calibration, "fit_bias", lambda *_: (0.1, 0.0, -0.2))
