@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 PER_FOLDER = 10_000
 POLL_S = 0.2
@@ -154,7 +155,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 def draw(rows: list[Row]) -> Figure:
     """Seconds and memory by the number of images, both on logarithmic scales; dashed lines with several processes."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     seconds, memory = figure.subplots(1, 2)
     for processes in sorted({row.processes for row in rows}):
         some = [row for row in rows if row.processes == processes]
@@ -170,9 +171,12 @@ def draw(rows: list[Row]) -> Figure:
         memory.plot(images, private, color="C4", label=f"private{label}", **style)
     for axes, unit in ((seconds, "seconds"), (memory, "MiB of the largest process")):
         axes.set(xscale="log", xlabel="images", ylabel=unit)
+        axes.xaxis.set(ticks=sorted({row.images for row in rows}), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small")
     seconds.set_yscale("log")
+    seconds.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
     memory.set_ylim(bottom=0)
     return figure
 
