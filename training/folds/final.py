@@ -38,7 +38,7 @@ from training.options.settled import SettledConfig
 
 MODEL = "model.onnx"
 MAY_DIFFER = CHANGE_NO_FOLD | FITTED | {"data", "corrections", "name", "batch_size", "fold", "from_folds"}
-MAY_DIFFER |= {"best_epoch", "patience", "quantize", "slices"}
+MAY_DIFFER |= {"best_epoch", "patience", "quantize", "int8_agreement", "slices"}
 """Options on which the folds' answers do not depend, or that follow from the number of images."""
 SMALLEST = float(np.finfo(np.float32).tiny)
 

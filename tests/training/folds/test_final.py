@@ -120,6 +120,18 @@ def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, t
 
 
 @pytest.mark.long
+def test_folds_with_files_in_eight_bits_make_a_final_model_without(out: Path, photos: Path, tmp_path: Path) -> None:
+    """Where no image is left to score such a file."""
+    folds = shutil.copytree(out / "folds" / "x", tmp_path / "x")
+    for path in folds.rglob("config.yaml"):
+        text = path.read_text()
+        assert "quantize: none\nint8_agreement: 0.99\n" in text
+        path.write_text(text.replace("quantize: none\nint8_agreement: 0.99", "quantize: int8\nint8_agreement: 0.5"))
+    done = command("--data", photos, "--out", tmp_path / "runs", *OPTIONS, "--from-folds", folds, "--name", "final")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
 def test_files_of_costs_and_augmentation_reach_folds_and_final_model(photos: Path, tmp_path: Path) -> None:
     own, matrix, folds = tmp_path / "own.yaml", tmp_path / "matrix.csv", tmp_path / "folds" / "x"
     A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")
