@@ -154,6 +154,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Threads that wait in a loop take cores from decoding, also when the server is idle.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Else sums of two products of eight bits stay within 16 on x86 CPUs without VNNI: a probability differed by 0.036.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     return options
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.session import CPU, CUDA, Placement, SessionError, open_session
@@ -137,6 +138,26 @@ def test_onnxruntime_refuses_the_cpu_with_the_words_that_are_looked_for(run: Pat
     parts: list[Any] = session.get_provider_graph_assignment_info()
     assert {part.ep_name for part in parts} == {CPU}
     assert "Softmax" in {node.op_type for part in parts for node in part.get_nodes()}
+
+
+def test_eight_bits_have_the_sums_of_the_graph_on_every_cpu() -> None:
+    """255 * 127 + 255 * 127 is more than 16 bits hold, in which CPUs without VNNI add pairs of products."""
+    scales = {"image scale": np.float32(1), "weight scale": np.float32(1 / 2048), "scale": np.float32(1)}
+    weights = np.full((8, 8, 1, 1), 127, np.int8)
+    values = scales | {"weights": weights, "zero": np.uint8(0), "weight zero": np.int8(0)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["images", "image scale", "zero"], ["floats"]),
+        helper.make_node("DequantizeLinear", ["weights", "weight scale", "weight zero"], ["float weights"]),
+        helper.make_node("Conv", ["floats", "float weights"], ["sums"]),
+        helper.make_node("QuantizeLinear", ["sums", "scale", "zero"], ["bytes"]),
+    ]
+    kinds = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["b", 8, 4, 4]) for name in ("images", "bytes")]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "eight bits", kinds[:1], kinds[1:], constants)
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    session = open_session(file, Placement(on="cpu"), threads=1)
+    [sums] = session.run(None, {"images": np.full((1, 8, 4, 4), 255, np.uint8)})
+    assert (sums == round(8 * 255 * 127 / 2048)).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
-import onnxruntime
 from jaxtyping import Bool
 
 from serving.contract.card.certificate import Certificate
@@ -25,7 +24,7 @@ from serving.contract.card.model_card import (
 )
 from serving.contract.model import Answers, Classifier, open_model
 from serving.contract.scene import decoded
-from serving.contract.session import Placement
+from serving.contract.session import Placement, open_session
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export import drift_reference, parity
@@ -105,7 +104,7 @@ class _Session:
         probe = onnx.ModelProto()
         probe.CopyFrom(graph)
         add_outputs(probe, None)
-        self._session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+        self._session = open_session(probe.SerializeToString(), Placement(on="cpu"), threads=0)
         self._views = views
 
     def run(self, images: Images, indices: Indices) -> _Computed:

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -11,6 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
+from serving.contract.session import Placement, open_session
 from training.export.onnx import graph
 from training.export.quantization.bias_correction import correct_biases
 
@@ -62,8 +62,7 @@ def mean_error(float32: bytes, quantized: onnx.ModelProto, images: np.ndarray) -
     expected, got = (
         np.log(session.run(None, {"images": images})[0]).mean(0)
         for session in (
-            onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-            for file in (float32, quantized.SerializeToString())
+            open_session(file, Placement(on="cpu"), threads=1) for file in (float32, quantized.SerializeToString())
         )
     )
     return float(np.abs(expected - got).max())
