@@ -120,7 +120,7 @@ class Twinlens:
             explainer=Explainer(settings, metrics),
             searcher=Searcher(settings, metrics),
             page=Page.load(),
-            openapi=_document("openapi.yaml"),
+            openapi=_openapi(settings.name),
             bento_schema=_document("bento_schema.yaml"),
         )
         self._tracing = bento_config.tracing()
@@ -200,6 +200,13 @@ class Twinlens:
         child.join()
         if child.exitcode:
             raise SystemExit(child.exitcode)
+
+
+def _openapi(model: str) -> dict[str, Any]:
+    """The description of the routes, for a model of this name."""
+    document = _document("openapi.yaml")
+    document["components"]["parameters"]["name"]["schema"]["enum"] = [model]
+    return document
 
 
 def _document(name: str) -> dict[str, Any]:

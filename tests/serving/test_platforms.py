@@ -128,5 +128,7 @@ def test_a_model_of_kserve_has_the_name_of_its_service(run: Path, tmp_path: Path
         assert reply.json()["model_name"] == "cells"
         assert httpx.get(f"{address}/v2/models/cells", headers=headers).json()["name"] == "cells"
         assert httpx.get(f"{address}/v2", headers=headers).json()["name"] == "cells"
+        documented = httpx.get(f"{address}/docs.json", headers=headers).json()["components"]["parameters"]["name"]
+        assert documented["schema"]["enum"] == ["cells"]
         assert httpx.get(f"{address}/v2/models/twinlens", headers=headers).status_code == 404
         assert httpx.get(f"{address}/v2/models/twinlens/ready").status_code == 401

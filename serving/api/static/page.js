@@ -75,16 +75,18 @@ async function classify(file) {
   predicting.abort();
   explaining.abort();
   searching.abort();
-  predicting = new AbortController();
+  const asking = predicting = new AbortController();
   again = () => classify(file);
   show("alert", false);
   show("answer", false);
   showImage(file);
   tell("The model looks at it …");
   try {
-    const answer = await (await post("predict", file, predicting)).json();
-    showAnswer(answer, file);
+    const answer = await (await post("predict", file, asking)).json();
+    // Limits and costs are those of the model that answered.
     if (answer.model_version !== card?.version) await loadCard();
+    if (asking.signal.aborted) return;
+    showAnswer(answer, file);
     offerSimilar(file);
     await explain(file, answer.label);
   } catch (error) {

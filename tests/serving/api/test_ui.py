@@ -1,6 +1,7 @@
 """The page at /ui in a real Chromium, against real services."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -403,6 +404,33 @@ def test_the_answer_of_the_least_cost_and_similar_training_images_are_shown(
         expect(page.locator("#explanation")).to_be_visible()
         for place in ("#near", "#costs", "#card-statement"):
             expect(page.locator(place)).to_be_hidden()
+
+
+def test_after_another_model_has_taken_over_its_own_costs_are_shown(
+    browser: Browser, run: Path, tmp_path: Path, images: dict[str, Path]
+) -> None:
+    """The page has the costs of the model before, in which the answer's action does not exist."""
+
+    def answering(action: str) -> Path:
+        actions, rows = ["Red rash", "blue", "green leaf", action], [[0, 9, 9, 2e-4], [9, 0, 9, 2e-4], [9, 9, 0, 2e-4]]
+        costs = {"actions": actions, "matrix": rows}
+        return rewritten(
+            run / "model.onnx", tmp_path / "new.onnx", lambda graph, card: card | {"costs": costs, "version": action}
+        )
+
+    model = answering("refer").rename(tmp_path / "model.onnx")
+    environment: dict[str, Any] = {"BENTOML_HOME": str(tmp_path / "home"), "TWINLENS_RELOAD_S": "0.1"}
+    with serving(model, **environment) as address, opened(browser, address) as page:
+        expect(page.locator("#model")).to_contain_text("refer")
+        answering("ask").rename(model)
+        deadline = time.monotonic() + 30
+        while httpx.get(f"{address}/model").json()["version"] != "ask":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        page.set_input_files("#file", images["blue"])
+        expect(page.locator("#least-cost")).to_have_text("ask")
+        expect(page.locator("#cost-hint")).to_contain_text("its expected cost is 0.0002")
+        expect(page.locator("#model")).to_contain_text("ask")
 
 
 def test_a_browser_is_led_to_the_page(browser: Browser, server: str) -> None:
