@@ -36,6 +36,7 @@ class RequestMetrics:
             ["reason"],
             registry=registry,
         )
+        self._rejected.labels("model_output_invalid")  # from zero on: an alert looks at its increase
         self._requests = Counter(
             "twinlens_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
         )
@@ -48,7 +49,7 @@ class RequestMetrics:
         )
         self._in_flight = Gauge(
             "twinlens_images_in_flight",
-            "Images that have come in and are not answered yet.",
+            "Images that have come in and are not answered yet, without those to explain.",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -77,7 +78,7 @@ class RequestMetrics:
         self._rejected.labels(reason).inc()
 
     def set_images_in_flight(self, images: int) -> None:
-        """Set the number of images that have come in and are not answered yet."""
+        """Set the number of images that have come in and are not answered yet, without those to explain."""
         self._in_flight.set(images)
 
 
