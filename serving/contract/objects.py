@@ -26,7 +26,9 @@ OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"max_
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 GONE = (404, 410)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://\S.*")
-_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|\?[^\s'\"]*")
+_PASSWORD = re.compile(r"(?<=://)[^/@:\s]*:[^/@\s]*@")
+"""With its user; a name alone before the `@` may be that of a container, as in `abfs://`."""
+_HTTP_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|\?[^\s'\"]*")
 
 
 class StoreUnusable(ValueError):
@@ -77,8 +79,8 @@ class Url:
         return Url(path.rstrip("/").rpartition("/")[0])
 
     def without_secrets(self, text: str) -> str:
-        """A text about this URL, such as an error, as it may be shown: HTTP has secrets in the address."""
-        return _SECRETS.sub("", text) if self.is_http else text
+        """A text about this URL, such as an error, as it may be shown: HTTP has secrets in its queries, too."""
+        return (_HTTP_SECRETS if self.is_http else _PASSWORD).sub("", text)
 
     @property
     def is_http(self) -> bool:

@@ -22,6 +22,8 @@ def test_everything_else_is_a_path(text: str) -> None:
 def test_what_is_shown_has_no_secrets() -> None:
     assert str(HTTP) == "https://host.example/models/model.onnx"
     assert "secret" not in HTTP.without_secrets(f"404, url={HTTP.text!r}, more")
+    assert str(Url("sftp://me:secret@host.example/model.onnx")) == "sftp://host.example/model.onnx"
+    assert str(Url("abfs://container@account/model.onnx")) == "abfs://container@account/model.onnx"
     assert str(Url("s3://bucket/what?.png")) == "s3://bucket/what?.png", "a key of S3 may have such a name"
 
 
