@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -24,7 +25,7 @@ def forget_dead_workers() -> None:
     """Remove the gauges of workers that were killed: such a worker could not remove its own."""
     for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
         pid = path.stem.rsplit("_", 1)[1]
-        if not Path("/proc", pid).exists():
+        if not psutil.pid_exists(int(pid)):
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
