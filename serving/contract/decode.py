@@ -200,7 +200,9 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     size = f"the image is {width} x {height} px"
     if min(width, height) < MIN_SIDE:
         raise ImageError("image_too_small", f"{size}; the smallest side accepted is {MIN_SIDE} px")
-    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+    if max(width, height) > MAX_SIDE:
+        raise ImageError("image_too_large", f"{size}; the longest side accepted is {MAX_SIDE:,} px")
+    if width * height > max_pixels:
         raise ImageError("image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels are accepted")
 
 

@@ -76,6 +76,9 @@ def test_an_image_that_claims_to_be_enormous_is_left_out_by_its_header(tmp_path:
     [(key, reason)] = of(tmp_path).unreadable.items()
     assert key == "a/bomb.png"
     assert reason == "the image is 50000 x 50000 px; at most 40 megapixels are accepted"
+    (tmp_path / "a" / "bomb.png").write_bytes(forged.png_that_claims(70_000, 100))
+    [reason] = of(tmp_path).unreadable.values()
+    assert reason == "the image is 70000 x 100 px; the longest side accepted is 65,500 px"
 
 
 @pytest.mark.long
