@@ -218,7 +218,7 @@ class _Search:
 
     def _is_of_other_data(self, folder: Path) -> bool:
         if folder not in self._other:
-            self._other[folder] = of_other_data(folder, self.out.resolve(), self.person)
+            self._other[folder] = of_other_data(folder, self.out, self.person)
         return self._other[folder]
 
 

@@ -121,6 +121,16 @@ def test_with_yes_they_are_gone_and_nothing_else_changed(runs: Path, capsys: pyt
             assert path.is_relative_to(runs / "b" / "report") or not mentions(path), path
 
 
+def test_options_of_another_run_beside_the_folder_do_not_hide_what_is_in_it(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a file is for `--config`; it says nothing of the data of what is in `runs`."""
+    shutil.copy(runs / "a" / "predictions.csv", runs)
+    Path("config.yaml").write_text("data: other/labels.csv\n")
+    assert forget() == 0
+    assert "runs/predictions.csv" in capsys.readouterr().out
+
+
 def test_rows_and_pictures_of_others_stay(runs: Path) -> None:
     rows = rows_of(runs / "a")
     page = (runs / "a" / "report" / "report.html").read_text()
