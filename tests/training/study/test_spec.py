@@ -105,6 +105,7 @@ def test_what_cannot_be_followed_is_refused_by_line_with_the_choices(
             "expected one of plain, normalised, got 'odd'",
         ),
         ("{ask: a, measure: gap, axis: network, compare: [plain]}", "compare: expected two levels, got 1"),
+        ("{ask: a, measure: gap, axis: network, compare: plain}", "compare: expected a list"),
         ("{ask: a, measure: gap, axis: network, where: {activation: gelu}}", "expected one of relu, tanh, got 'gelu'"),
         ("{ask: a, measure: gap, axis: network, when: x}", "there is no 'when'; there are ask, measure"),
     ],
@@ -114,6 +115,12 @@ def test_a_question_that_the_grid_cannot_answer_is_refused_by_line(
 ) -> None:
     path = write(tmp_path, f"{TEXT}questions:\n  - {question}\n")
     with pytest.raises(ConfigError, match=rf"^{path}, line 10: {expected}"):
+        document.read(path)
+
+
+def test_questions_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{TEXT}questions:\n  ask: a\n")
+    with pytest.raises(ConfigError, match=rf"^{path}, line 10: questions: expected a list"):
         document.read(path)
 
 

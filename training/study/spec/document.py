@@ -53,7 +53,7 @@ def read(path: Path) -> Study:
     seeds = _value(parts["seeds"]) if "seeds" in parts else 3
     if not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"{_at(path, parts['seeds'])}: seeds: expected a number of 1 or more, got {seeds!r}")
-    asked = parts["questions"].value if "questions" in parts else []
+    asked = _elements(path, "questions", parts["questions"]) if "questions" in parts else []
     study = Study(
         title=str(_value(parts["title"])) if "title" in parts else path.stem,
         base=_options(path, parts["base"]) if "base" in parts else {},
@@ -163,7 +163,8 @@ def _question(path: Path, node: yaml.Node, axes: dict[str, dict[str, Options]]) 
         return text
 
     axis = chosen(nodes["axis"], list(axes))
-    compared = [chosen(value, list(axes[axis])) for value in nodes["compare"].value] if "compare" in nodes else []
+    levels = _elements(path, "compare", nodes["compare"]) if "compare" in nodes else []
+    compared = [chosen(level, list(axes[axis])) for level in levels]
     if len(compared) not in (0, 2):
         raise ConfigError(f"{_at(path, nodes['compare'])}: compare: expected two levels, got {len(compared)}")
     where = {}
@@ -193,6 +194,12 @@ def _entries(path: Path, node: yaml.Node, known: Sequence[str] = ()) -> list[tup
         if known and name not in known:
             raise ConfigError(f"{_at(path, key)}: there is no {name!r}; there are {', '.join(known)}")
     return entries
+
+
+def _elements(path: Path, name: str, node: yaml.Node) -> list[yaml.Node]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise ConfigError(f"{_at(path, node)}: {name}: expected a list")
+    return list(node.value)
 
 
 def _value(node: yaml.Node) -> Any:
