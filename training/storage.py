@@ -22,10 +22,10 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of this file, which one process at a time has. Raises OSError."""
     lock = FileLock(path, timeout=LOCK_S)  # freed by the system when the process ends
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         raise OSError(f"{path}: another process has held it for {LOCK_S:.0f} s") from error
-    with lock:
+    with held:
         yield
 
 

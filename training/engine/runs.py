@@ -58,11 +58,11 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
     (run / "checkpoints").mkdir(exist_ok=True)
     lock = FileLock(run / LOCK, timeout=0)  # freed by the system when the process ends, also when it is killed
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         holder = (run / LOCK).read_text(encoding="utf-8").strip()
         raise ConfigError(f"{run}: another process trains in it ({holder})") from error
-    with lock:
+    with held:
         (run / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         if is_new:
             _refuse_taken(run)  # by a run that held the lock until now
@@ -99,9 +99,10 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
     ConfigError for a folder that is no run.
     """
     if resume != AUTO:
-        if not (Path(resume) / CONFIG).is_file():
+        run = Path(resume)
+        if not (run / CONFIG).is_file():
             raise ConfigError(f"--resume {resume}: expected a run's folder, with its {CONFIG}, or {AUTO}")
-        return Path(resume)
+        return run.resolve() if run.name in ("", "..") or run.is_symlink() else run  # else it has not the run's name
     if name is not None:
         return out / name if (out / name / CONFIG).is_file() else None
     begun = [path.parent for path in out.glob(f"*/{CONFIG}") if not path.parent.is_symlink()]
@@ -110,8 +111,14 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
 
 
 def begun(run: Path) -> TrainConfig:
-    """The options of a run that has begun, as its config.yaml has them. Raises ConfigError."""
-    return replace(from_yaml(run / CONFIG), out=run.parent, name=run.name)
+    """The options of a run that has begun, as its config.yaml has them; its copies of files are where it is now.
+
+    Raises ConfigError.
+    """
+    own = from_yaml(run / CONFIG)
+    files = {name: run / path.name for name in ("augment", "costs") if isinstance(path := getattr(own, name), Path)}
+    copies = {name: copy for name, copy in files.items() if copy.is_file()}
+    return replace(own, out=run.parent, name=run.name, **copies)
 
 
 def as_begun(own: TrainConfig, asked: TrainConfig) -> TrainConfig:

@@ -163,7 +163,7 @@ def test_a_file_of_options_may_be_given_again_unless_it_has_changed(photos: Path
     assert resumed.batch_size == 32, "the run's own, which the file leaves open"
     elsewhere = ["--config", str(run / "config.yaml"), "--resume", os.path.relpath(run)]
     assert options("train", elsewhere).lr == 0.01
-    file.write_text(replace(begun, workers=1, promote="never", lr=0.1, model="mlp").to_yaml())
+    file.write_text(replace(begun, workers=1, promote="never", lr=0.1, model="mlp", width=32).to_yaml())
     with pytest.raises(CheckpointRefused, match=r"other options: --model was cnn, now it is mlp, --lr was 0.01, now"):
         options("train", arguments)
     resumed = options("train", [*arguments, "--lr", "0.01", "--model", "cnn"])
@@ -171,6 +171,42 @@ def test_a_file_of_options_may_be_given_again_unless_it_has_changed(photos: Path
     A.save(A.Compose([A.VerticalFlip(p=0.5)]), own, data_format="yaml")
     with pytest.raises(CheckpointRefused, match=r"--augment .*own.yaml: its content is not that of"):
         options("train", [*arguments, "--lr", "0.01", "--model", "cnn"])
+
+
+def test_a_run_that_has_moved_continues_with_its_own_copies_of_files(photos: Path, tmp_path: Path) -> None:
+    own, costs = tmp_path / "own.yaml", tmp_path / "own.csv"
+    A.save(A.Compose([A.HorizontalFlip(p=0.5)]), own, data_format="yaml")
+    classes = sorted(folder.name for folder in photos.iterdir() if folder.is_dir())
+    rows = [[name, *(str(float(name != other)) for other in classes)] for name in classes]
+    costs.write_text("\n".join(",".join(row) for row in [["", *classes], *rows]))
+    begun = config(photos, tmp_path / "runs", name="x", model="cnn", workers=0, augment=own, costs=costs)
+    with pytest.raises(Interrupted):
+        train(begun, After(2))
+    own.unlink()
+    costs.unlink()
+    moved = (tmp_path / "runs" / "x").rename(tmp_path / "runs" / "y")
+    assert train(options("train", ["--resume", os.path.relpath(moved)])).resolve() == moved
+    assert is_finished(moved)
+
+
+@pytest.mark.parametrize("spelling", [".", "../x", "../link", "../x/checkpoints/.."])
+def test_a_run_to_resume_may_be_named_in_any_way(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "x")
+    (tmp_path / "link").symlink_to("x")
+    monkeypatch.chdir(run)
+    resumed = options("train", ["--resume", spelling])
+    assert resumed.name == "x"
+    assert (resumed.out / "x").resolve() == run
+    assert train(resumed).resolve() == run
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "link"}
+
+
+def test_a_run_that_failed_is_not_kept_locked_by_its_error(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        train(config(photos, tmp_path, name="x", workers=0), After(1))
+    assert not runs.is_open(tmp_path / "x"), stopped.value
 
 
 def test_auto_continues_with_the_named_or_the_newest_unfinished_run_or_begins(photos: Path, tmp_path: Path) -> None:
@@ -288,7 +324,7 @@ def test_a_promotion_that_failed_is_resumed_and_leaves_nothing(uninterrupted: Pa
     leave_pending(run, "always", None)
     (tmp_path / "latest").mkdir()  # made by another program while the run trained
     with pytest.raises(OSError, match="is complete; --resume"):
-        settle(run)
+        settle(run, "always")
     assert not is_finished(run)
     assert {path.name for path in tmp_path.iterdir()} == {"x", "latest", ".promotions.lock", "promotions.jsonl"}
     assert (tmp_path / "promotions.jsonl").read_bytes() == b"", "nothing has moved"
