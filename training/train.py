@@ -99,7 +99,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
 
 def ready(run: Path, config: TrainConfig) -> bool:
     """Whether the run is finished already; if not, its demands are checked. Raises ConfigError, OSError."""
-    if not outcome.finished(run):
+    if not outcome.finished(run, config.promote):
         check_demands(config)
         return False
     return True
@@ -219,7 +219,7 @@ def conclude(
     writer.flush()
     outcome.leave_pending(run, context.config.promote, judgement)
     write_report(report_input)  # last, because a run with a report is finished
-    outcome.settle(run)
+    outcome.settle(run, context.config.promote)
 
 
 def has_gain(config: SettledConfig) -> bool:

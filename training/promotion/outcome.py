@@ -76,24 +76,26 @@ def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> N
     if promote != "never":
         content = _PENDING.dump_json(Pending(promote=promote, judgement=judgement))
         write_atomically(run / UNSETTLED, lambda file: file.write(content))
+    else:
+        (run / UNSETTLED).unlink(missing_ok=True)  # of the same run, before it was killed
 
 
-def finished(run: Path) -> bool:
+def finished(run: Path, promote: Promote) -> bool:
     """Whether the run is finished. Where nothing but `settle` is left, that is done. Raises OSError."""
     if (run / "report").is_dir():
-        settle(run)
+        settle(run, promote)
     return is_finished(run)
 
 
-def settle(run: Path) -> None:
+def settle(run: Path, promote: Promote) -> None:
     """Move `latest` to a run with a report if its judgement allows it, and log either; once only.
 
-    A judgement holds against the model that `latest` served then; if that is another by now, the run is refused. Raises
-    OSError whose message says that the run is complete.
+    `promote` may be another than the run began with. A judgement holds against the model that `latest` served then; if
+    that is another by now, the run is refused. Raises OSError whose message says that the run is complete.
     """
     if not (run / UNSETTLED).exists():
         return
-    pending = _read(run / UNSETTLED)
+    pending = _as_asked(_read(run / UNSETTLED), promote)
     try:
         with locked(run.parent / log.LOCK):
             promotion = _settle(run, pending)
@@ -119,12 +121,21 @@ def not_settled(run: Path, promote: Promote, judgement: Judgement | None) -> Pro
     )
 
 
+def _as_asked(pending: Pending | None, promote: Promote) -> Pending | None:
+    """By --promote as it is now. `better` is also the value of a run that is resumed without it."""
+    if pending is None or promote in (pending.promote, "better"):
+        return pending
+    return Pending(promote=promote, judgement=None if promote == "always" else pending.judgement)
+
+
 def _settle(run: Path, pending: Pending | None) -> Promotion:
     out, served, own = run.parent, find_served(run.parent), digest(run / MODEL)
     now = served.digest if served else None
     judgement, promote = (pending.judgement, pending.promote) if pending else (None, "better")
     if now == own:  # a process was killed after the move
         return _as_settled(run, promote, judgement, None)
+    if promote == "never":
+        return not_settled(run, promote, judgement)
     faults = judgement.faults if judgement else () if pending else (BY_OLDER_VERSION,)
     if judgement and now != judgement.rival:
         target = served.target if served else "nothing"

@@ -196,6 +196,20 @@ def test_a_run_that_was_killed_before_it_was_settled_is_settled_when_resumed(two
     assert "older version" in log(out)[-1]["faults"][0]
 
 
+def test_another_promote_than_that_of_the_start_holds_for_what_is_not_settled(two: Path, tmp_path: Path) -> None:
+    out = copied(two, tmp_path / "runs")
+    judged = {"measured": log(out)[0]["numbers"], "faults": [], "rival": digest(out / "good" / "model.onnx")}
+    moved, resume = (out / "promotions.jsonl").read_bytes(), ["--resume", str(out / "poor")]
+    (out / "poor" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged}))
+    assert main([*resume, "--promote", "never"]) == 0
+    assert (latest(out), reported(out / "poor")["outcome"]) == ("good", "not asked")
+    assert (out / "promotions.jsonl").read_bytes() == moved
+    assert not (out / "poor" / UNSETTLED).exists()
+    (out / "poor" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged | {"faults": ["bad"]}}))
+    assert main([*resume, "--promote", "always"]) == 0
+    assert (latest(out), log(out)[-1]["reason"]) == ("poor", "--promote always")
+
+
 def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Path) -> None:
     out = copied(two, tmp_path / "runs")
     judged = {"measured": log(out)[0]["numbers"], "faults": [], "rival": digest(out / "good" / "model.onnx")}
@@ -203,7 +217,7 @@ def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Pat
     (out / "new" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged}))
     (out / "latest").unlink()
     (out / "latest").symlink_to("poor")  # another run ended meanwhile
-    settle(out / "new")
+    settle(out / "new", "better")
     assert latest(out) == "poor"
     assert "has moved to poor since it was judged" in log(out)[-1]["faults"][0]
     assert "has moved to poor since it was judged" in reported(out / "new")["sentence"]
@@ -214,7 +228,7 @@ def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Pat
 def test_a_report_says_that_nothing_is_settled_until_it_is(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(run: Path) -> None:
+    def killed(run: Path, promote: str) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -230,7 +244,7 @@ def test_a_report_says_that_nothing_is_settled_until_it_is(
     before = page.read_bytes(), (tmp_path / "x" / "report" / "report.md").read_bytes()
     (tmp_path / "x" / UNSETTLED).write_text('{"promote": "never", "judgement": null}')
     (tmp_path / "x" / "report" / "report.json").write_text("{}")  # as an older version wrote it
-    settle(tmp_path / "x")
+    settle(tmp_path / "x", "never")
     assert before == (page.read_bytes(), (tmp_path / "x" / "report" / "report.md").read_bytes())
     run = make(photos, tmp_path, name="y", promote="never")
     assert reported(run)["outcome"] == "not asked"
