@@ -193,12 +193,13 @@ def _embeddings(body: nn.Module, dataset: Dataset, split: Split) -> Features:
 def _unknown(
     body: nn.Module, embeddings: dict[Split, Features], dataset: Dataset, false_alarms: float
 ) -> Unknown | None:
-    detector = novelty.fit(embeddings["train"], dataset.labels[scored(dataset, "train")])
+    labels, components = dataset.labels[scored(dataset, "train")], dataset.components[dataset.splits["val"]]
+    detector = novelty.fit(embeddings["train"], labels)
     validation = detector.novelty(embeddings["val"])
-    components = dataset.components[dataset.splits["val"]]
-    familiarity = novelty.choose(validation, components, false_alarms)
+    differ = novelty.spread(embeddings["train"], labels) >= novelty.LEAST_SPREAD
+    familiarity = novelty.choose(validation, components, false_alarms) if differ else None
     if familiarity is None:
-        print(f"warning: {novelty.too_few(components, false_alarms)}")
+        print(f"warning: {novelty.why_none(components, false_alarms)}")
         return None
     return Unknown(
         detector=detector,

@@ -28,7 +28,7 @@ from training.metrics.classification import (
     risk_coverage,
 )
 from training.metrics.evaluation import LeakFree
-from training.metrics.familiarity.novelty import Novelty, known_images, novelty_facts, novelty_warnings, too_few
+from training.metrics.familiarity.novelty import Novelty, known_images, novelty_facts, novelty_warnings, why_none
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
@@ -213,7 +213,7 @@ def _warnings(inputs: ReportInput) -> Iterator[str]:
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
         yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
     if (asked := inputs.config.unfamiliar) and inputs.card.familiarity is None and inputs.out_of_fold is None:
-        yield too_few(inputs.dataset.components[inputs.dataset.splits["val"]], asked)
+        yield why_none(inputs.dataset.components[inputs.dataset.splits["val"]], asked)
     yield from _eight_bit_warnings(inputs)
     training, validation = inputs.scores["train"].accuracy, inputs.scores["val"].accuracy
     if training - validation >= OVERFITTING_GAP:

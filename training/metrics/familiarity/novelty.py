@@ -27,6 +27,8 @@ DIRECTIONS = 64
 all 1,280 of EfficientNet-Lite0 its file would be half as large again, and no set of other images stood out better."""
 LEAST_DETECTED = 0.5
 """Share of images that show nothing; the report warns where fewer of them are unfamiliar."""
+LEAST_SPREAD = 1e-4
+"""With less, novelty measures how embeddings were rounded. A network whose last activations are all zero has none."""
 SMALLEST_LENGTH = 1e-12
 """An embedding of zeros has no direction; divided by this, it stays one of zeros."""
 CONFIDENCE = 0.9
@@ -106,6 +108,13 @@ def fit(embeddings: Embeddings, labels: Int64[np.ndarray, " images"]) -> Detecto
     )
 
 
+def spread(embeddings: Embeddings, labels: Int64[np.ndarray, " images"]) -> float:
+    """The root mean square distance of embeddings of length 1 from the mean of their class."""
+    units = unit(embeddings)
+    parts = (units[labels == label] for label in np.unique(labels))
+    return float(np.sqrt(sum(np.square(part - part.mean(0)).sum() for part in parts) / len(units)))
+
+
 def choose(novelty: Novelty, components: Int64[np.ndarray, " images"], false_alarms: float) -> Familiarity | None:
     """The limit above which this share of images like these is at most, with a confidence of 90 %.
 
@@ -131,9 +140,14 @@ def fewest(false_alarms: float) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - false_alarms))
 
 
-def too_few(components: Int64[np.ndarray, " images"], false_alarms: float) -> str:
-    """A sentence for where `choose` finds no limit."""
+def why_none(components: Int64[np.ndarray, " images"], false_alarms: float) -> str:
+    """A sentence for where there is no limit, with `components` as for `choose`."""
     images, independent = len(components), len(np.unique(components))
+    if independent >= fewest(false_alarms):
+        return (
+            "The features of all images of a class are the same, as of a network that has learned nothing: the model "
+            "says of no image that it is unfamiliar."
+        )
     given = f"{images:,} validation images" + (f" of {independent:,} groups" if independent < images else "")
     enough = math.ceil(100 * (1 - (1 - CONFIDENCE) ** (1 / independent))) / 100
     return (

@@ -5,7 +5,17 @@ import pytest
 from sklearn.covariance import LedoitWolf
 
 from training.metrics.familiarity import novelty
-from training.metrics.familiarity.novelty import choose, fewest, fit, novelty_facts, novelty_warnings, too_few, unit
+from training.metrics.familiarity.novelty import (
+    LEAST_SPREAD,
+    choose,
+    fewest,
+    fit,
+    novelty_facts,
+    novelty_warnings,
+    spread,
+    unit,
+    why_none,
+)
 
 
 def clusters(rng: np.random.Generator, images: int, features: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +68,7 @@ def test_images_of_a_group_count_as_one() -> None:
     assert chosen is not None
     assert 99 < chosen.threshold < 100, "as of 100 images that each stand there once"
     assert choose(values, np.arange(200) // 5, 0.05) is None
-    assert too_few(np.arange(200) // 5, 0.05) == (
+    assert why_none(np.arange(200) // 5, 0.05) == (
         "200 validation images of 40 groups are too few for `--unfamiliar 0.05`, which needs 45: the model says of no "
         "image that it is unfamiliar. They are enough for `--unfamiliar 0.06`."
     )
@@ -67,9 +77,17 @@ def test_images_of_a_group_count_as_one() -> None:
 @pytest.mark.parametrize("images", [1, 2, 10, 22, 40, 44, 200])
 def test_a_share_is_named_for_which_the_images_are_enough(images: int) -> None:
     alone = np.arange(images)
-    enough = float(too_few(alone, 0.001).split()[-1].rstrip("`."))
+    enough = float(why_none(alone, 0.001).split()[-1].rstrip("`."))
     assert choose(alone.astype(np.float32), alone, enough) is not None
     assert choose(alone.astype(np.float32), alone, enough - 0.01) is None
+
+
+def test_features_that_do_not_differ_are_no_novelty() -> None:
+    labels = np.arange(60) % 3
+    classes = np.eye(3, 8, dtype=np.float32)[labels]
+    assert spread(np.zeros((60, 8), np.float32), labels) == spread(classes, labels) == 0
+    assert spread(classes + np.float32(0.1) * np.arange(60, dtype=np.float32)[:, None], labels) > LEAST_SPREAD
+    assert why_none(np.arange(60), 0.05).startswith("The features of all images of a class are the same")
 
 
 @pytest.mark.parametrize("images", [45, 100, 316])
