@@ -28,7 +28,7 @@ from training.options.choices import (
     ScoreName,
     Symmetry,
 )
-from training.options.limits import AtLeastOne, Byte, NotNegative, Positive, Share, Side, UpToOne, check_limits
+from training.options.limits import AtLeastOne, Byte, NotNegative, Positive, Seed, Share, Side, UpToOne, check_limits
 from training.options.rules import check_rules
 
 
@@ -267,7 +267,7 @@ class TrainConfig:
     worker_timeout: Annotated[float, NotNegative] = 120.0
     """Seconds to wait for a batch before the process that prepares it counts as hanging and the run ends; 0: for ever.
     Far more than a batch takes: slow network disks and pipelines of one's own need it."""
-    seed: Annotated[int, NotNegative] = 0
+    seed: Annotated[int, Seed] = 0
     """Fixes the split, the initial weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
@@ -318,4 +318,4 @@ class TrainConfig:
 
 def default_name(model: str) -> str:
     """Date, time (UTC) and model: sorts by age."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model.replace('/', '-')}"

@@ -24,6 +24,8 @@ AtLeastOne = Bound("1 or more", lambda value: value >= 1)
 Share = Bound("at least 0 and below 1", lambda value: 0 <= value < 1)
 UpToOne = Bound("above 0 and at most 1", lambda value: 0 < value <= 1)
 Byte = Bound("0 to 255", lambda value: 0 <= value <= 255)
+Seed = Bound("0 to 4294967295", lambda value: 0 <= value < 2**32)
+"""What NumPy's older generators take, by which scikit-learn draws."""
 Side = Bound(f"{MIN_SIDE} or more", lambda value: value >= MIN_SIDE)
 
 

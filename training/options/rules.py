@@ -76,6 +76,10 @@ def _model_rules(config: "TrainConfig") -> Iterator[Rule]:
     layers = config.layer_options
     layers_fit = config.own_network or model == "auto" or not layers
     yield layers_fit, "model", f"mlp or cnn beside --{'/'.join(layers).replace('_', '-')}", model
+    yield bool(config.hidden), "hidden", "the width of one layer or more", "none"
+    for option, owner, other in (("hidden", "mlp", "cnn"), ("width", "cnn", "mlp")):
+        yield option not in layers or model != other, "model", f"{owner} beside --{option}", model
+    yield not {"hidden", "width"} <= {*layers}, "width", "none beside --hidden, of another network", config.width
     yield not config.own_network or weights in (None, "none"), "weights", f"none beside --model {model}", weights
     yield not config.own_network or not config.drop_path, "drop_path", f"0 beside --model {model}", config.drop_path
     yield not isinstance(weights, Path) or model != "auto", "model", "the architecture of the file of --weights", model

@@ -29,6 +29,7 @@ def test_the_own_side_is_that_of_all_images_up_to_64_px(sides: list[tuple[int, i
         ([(28, 28)], {"model": "resnet18"}, "resnet18", 128),
         ([(450, 600)], {"width": 64}, "cnn", 64),
         ([(450, 600)], {"batch_norm": False}, "cnn", 64),
+        ([(450, 600)], {"batch_norm": True, "hidden": (64,)}, "mlp", 64),
     ],
 )
 def test_photographs_get_a_backbone_and_small_images_the_cnn(
