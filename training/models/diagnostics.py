@@ -4,10 +4,11 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -72,9 +73,9 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
 
     All hooks are removed before this returns.
     """
-    observed: list[Activations] = []
+    parts: dict[str, list[_Part]] = {}
     hooks = [
-        layer.register_forward_hook(partial(_note, observed, name))
+        layer.register_forward_hook(partial(_note, parts.setdefault(name, []), len(images)))
         for name, layer in model.named_modules()
         if type(layer) in networks.ACTIVATIONS.values()
     ]
@@ -83,15 +84,29 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
     finally:
         for hook in hooks:
             hook.remove()
-    return observed
+    return [
+        Activations(
+            layer=name,
+            values=np.concatenate([part.values for part in seen]),
+            dead=None if seen[0].zero is None else float(np.all([part.zero for part in seen], axis=0).mean()),
+        )
+        for name, seen in parts.items()
+        if seen  # not of a layer that the network does not use
+    ]
 
 
-def _note(observed: list[Activations], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-    every = -(-output.numel() // VALUES_AT_MOST)
-    units = output.transpose(0, 1).flatten(1)
-    dead = float((units == 0).all(1).float().mean()) if isinstance(layer, nn.ReLU) else None
-    values = output.flatten()[::every].float().cpu().numpy()
-    observed.append(Activations(layer=name, values=values, dead=dead))
+class _Part(NamedTuple):
+    """The output of one activation function for some of the images: prediction splits them where they are large."""
+
+    values: Float32[np.ndarray, " values"]
+    zero: Bool[np.ndarray, " units"] | None
+    """Units, or channels, of a ReLU that are zero for all of them."""
+
+
+def _note(parts: list[_Part], images: int, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    every = -(-output[0].numel() * images // VALUES_AT_MOST)
+    zero = (output == 0).transpose(0, 1).flatten(1).all(1).cpu().numpy() if isinstance(layer, nn.ReLU) else None
+    parts.append(_Part(output.flatten()[::every].float().cpu().numpy(), zero))
 
 
 def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:

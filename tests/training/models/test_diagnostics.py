@@ -10,6 +10,7 @@ from serving.contract.decode import Preprocessing
 from training.models.diagnostics import VALUES_AT_MOST, at_start, observe
 from training.models.networks import build
 from training.models.normalization import Normalize
+from training.models.prediction import inference_batch
 from training.options.config import TrainConfig
 
 SPEC = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
@@ -35,12 +36,25 @@ def test_units_that_never_answer_are_dead() -> None:
     assert np.mean(of_maps.values == 0) > 2 / 8
 
 
+def test_large_images_are_observed_together_though_they_are_predicted_in_parts() -> None:
+    images = np.zeros((130, 100, 100, 3), np.uint8)
+    images[0] = 255  # every unit is alive for the first image alone
+    layer = nn.Conv2d(3, 4, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1)
+        layer.bias.zero_()  # type: ignore[union-attr]
+    [seen] = observe(nn.Sequential(Normalize(SPEC), layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images)
+    assert inference_batch(100, 100) < len(images)
+    assert seen.dead == 0
+    assert VALUES_AT_MOST / 2 < len(seen.values) <= 1.1 * VALUES_AT_MOST
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("mlp", 2), ("cnn", 7)])
 def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(
     kind: Literal["mlp", "cnn"], expected: int
 ) -> None:
     model = build(
-        TrainConfig(model=kind, width=8), Preprocessing(height=16, width=16, channels=3, interpolation="area"), SPEC, 3
+        TrainConfig(model=kind), Preprocessing(height=16, width=16, channels=3, interpolation="area"), SPEC, 3
     ).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
