@@ -80,16 +80,21 @@ def source_revision() -> str | None:
     if of_image := os.environ.get(REVISION):
         return of_image
     try:
-        completed = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # else an environment in another project's checkout
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return completed.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603 (the arguments are those above)
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,6 @@
 import os
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tests.support.trainer import After, config
 from training.__main__ import options
 from training.engine import history
 from training.errors import Interrupted
+from training.export import provenance
 from training.export.provenance import REVISION, digest_of_weights
 from training.train import train
 
@@ -38,6 +41,24 @@ def graph(model: Path) -> bytes:
     assert [entry.key for entry in file.metadata_props] == [METADATA_KEY]
     del file.metadata_props[:]
     return bytes(file.SerializeToString(deterministic=True))
+
+
+def test_the_checkout_around_an_environment_is_not_that_of_this_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(REVISION, raising=False)
+    module = tmp_path / ".venv" / "provenance.py"
+    module.parent.mkdir()
+    module.touch()
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    assert provenance.source_revision() is None, "no checkout at all"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for arguments in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert provenance.source_revision() is None
+    for arguments in (["add", "."], ["commit", "--quiet", "--message", "y"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", provenance.source_revision() or "")
 
 
 @pytest.mark.slow
