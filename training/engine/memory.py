@@ -13,10 +13,13 @@ COPIES = 3
 def fitting_batch(model: nn.Module, context: RunContext) -> int | None:
     """The largest half, quarter and so on of the batch whose step fits; None if none does.
 
-    None also where the whole batch fits, because something else took the memory, and with --freeze, where the features
-    take it. The steps are tried, with what the failed one held already freed. The weights stay as they are; gradients
-    are lost, and statistics of batch normalisation change.
+    None also where the whole batch fits, because something else took the memory, with --freeze, where the features take
+    it, and in a group on GPUs, where batch normalisation would wait for processes that have failed or try another size.
+    The steps are tried, with what the failed one held already freed. The weights stay as they are; gradients are lost,
+    and statistics of batch normalisation change.
     """
+    if context.group.size > 1 and context.device.type == "cuda":
+        return None
     size = min(context.config.batch_size, len(context.dataset.splits["train"]))
     if context.config.freeze or _fits(model, context, size):
         return None
