@@ -124,7 +124,7 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
         if by_sagemaker and group.first:
             sagemaker.finish(folder, opt_ml)
     except tuple(EXIT_CODES) as error:
-        interruption.stop_deferring()
+        interruption.end_at_next()
         cause = next(cause for cause in EXIT_CODES if isinstance(error, cause))
         hints = ([HINTS[cause]] if cause in HINTS else []) + getattr(error, "__notes__", [])
         reason = "\n".join([f"error: {error}", *hints])
@@ -132,7 +132,7 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
             sagemaker.fail(reason, opt_ml)
         return group.fail(EXIT_CODES[cause], reason)
     except Interrupted as stop:
-        interruption.stop_deferring()
+        interruption.end_at_next()
         return group.fail(stop.exit_code, f"{stop}; a run continues with --resume and its folder, or --resume auto")
     except CheckFailed as failed:
         return group.fail(1, f"error: {failed}")

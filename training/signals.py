@@ -32,7 +32,7 @@ class Interruption:
         if kind is None and self.number is not None:
             raise Interrupted(self.number)
 
-    def stop_deferring(self) -> None:
+    def end_at_next(self) -> None:
         """From now on a signal ends the process at once: nothing is left to be saved."""
         self.number = self.number or signal.SIGTERM
 

@@ -80,7 +80,7 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 
 
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the shapes of weights depend on: not dropout, classes, or the numbers of the normalisation."""
+    """The settings for which weights were made: not dropout, classes, or the numbers of the normalisation."""
     model = {name: value for name, value in settings["model"].items() if name not in ("dropout", "drop_path")}
     stored = {name: value for name, value in settings["preprocessing"].items() if name != "depth"}
     preprocessing = asdict(Preprocessing(**stored))  # an older one has no --fit
