@@ -10,6 +10,7 @@ from torch import nn
 from serving.contract.decode import Preprocessing
 from training.engine import checkpoint
 from training.errors import CheckpointRefused
+from training.options.choices import OWN_NETWORKS
 from training.options.config import TrainConfig
 
 
@@ -80,9 +81,14 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 
 
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings for which weights were made: not dropout, classes, or the numbers of the normalisation."""
+    """The settings for which weights were made: not dropout, classes, or the numbers of the normalisation.
+
+    Nor the size of images for timm's architectures: their weights have one shape for all sizes they take, and a larger
+    size after the training is a usual gain (Touvron et al. 2019).
+    """
     model = {name: value for name, value in settings["model"].items() if name not in ("dropout", "drop_path")}
     stored = {name: value for name, value in settings["preprocessing"].items() if name != "depth"}
     preprocessing = asdict(Preprocessing(**stored))  # an older one has no --fit
-    images = {f"image {name}": value for name, value in preprocessing.items() if name != "depth"}
+    aside = {"depth"} if model["model"] in OWN_NETWORKS else {"depth", "height", "width"}
+    images = {f"image {name}": value for name, value in preprocessing.items() if name not in aside}
     return model | images | {"normalization": settings["normalization"]["mode"]}

@@ -21,7 +21,10 @@ CLASSES = ("Red rash", "blue", "green leaf")
 
 
 def fresh(classes: tuple[str, ...] = CLASSES, std: float = 0.2, **options: Any) -> tuple[Any, dict[str, Any]]:
-    config = TrainConfig(**(OPTIONS | options))
+    given = OPTIONS | options
+    config = TrainConfig(
+        **{name: value for name, value in given.items() if name != "hidden" or given["model"] == "mlp"}
+    )
     side, channels = config.image_size, config.channels
     assert side is not None
     preprocessing = Preprocessing(height=side, width=side, channels=channels, interpolation=config.interpolation)
@@ -96,6 +99,17 @@ def test_a_cnn_is_refused_likewise(tmp_path: Path, options: dict[str, Any], expe
     same, settings = fresh(model="cnn", width=8)
     transfer(same, settings, tmp_path / "cnn.pt")
     assert all(map(torch.equal, same.state_dict().values(), origin.state_dict().values()))
+
+
+def test_a_timm_architecture_may_get_images_of_another_size(tmp_path: Path) -> None:
+    origin, theirs = fresh(model="resnet18", weights="none", image_size=32)
+    checkpoint.save({"model": origin.state_dict(), "settings": theirs}, tmp_path / "resnet.pt")
+    larger, settings = fresh(model="resnet18", weights="none", image_size=48)
+    transfer(larger, settings, tmp_path / "resnet.pt")
+    assert all(map(torch.equal, larger[1:].state_dict().values(), origin[1:].state_dict().values()))
+    other, settings = fresh(model="resnet18", weights="none", image_size=48, interpolation="linear")
+    with pytest.raises(CheckpointRefused, match=r"image interpolation is area there and linear here$"):
+        transfer(other, settings, tmp_path / "resnet.pt")
 
 
 def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
