@@ -116,9 +116,19 @@ def begun(run: Path) -> TrainConfig:
     Raises ConfigError.
     """
     own = from_yaml(run / CONFIG)
-    files = {name: run / path.name for name in ("augment", "costs") if isinstance(path := getattr(own, name), Path)}
-    copies = {name: copy for name, copy in files.items() if copy.is_file()}
-    return replace(own, out=run.parent, name=run.name, **copies)
+    return replace(
+        own,
+        out=run.parent,
+        name=run.name,
+        augment=_copy(run, own.augment) if isinstance(own.augment, Path) else own.augment,
+        costs=None if own.costs is None else _copy(run, own.costs),
+    )
+
+
+def _copy(run: Path, file: Path) -> Path:
+    """The copy of a file in the folder of a run; the file where there is none yet."""
+    copy = run / file.name
+    return copy if copy.is_file() else file
 
 
 def as_begun(own: TrainConfig, asked: TrainConfig) -> TrainConfig:

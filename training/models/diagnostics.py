@@ -84,15 +84,7 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
     finally:
         for hook in hooks:
             hook.remove()
-    return [
-        Activations(
-            layer=name,
-            values=np.concatenate([part.values for part in seen]),
-            dead=None if seen[0].zero is None else float(np.all([part.zero for part in seen], axis=0).mean()),
-        )
-        for name, seen in parts.items()
-        if seen  # not of a layer that the network does not use
-    ]
+    return [_together(name, seen) for name, seen in parts.items() if seen]  # else the network does not use the layer
 
 
 class _Part(NamedTuple):
@@ -101,6 +93,15 @@ class _Part(NamedTuple):
     values: Float32[np.ndarray, " values"]
     zero: Bool[np.ndarray, " units"] | None
     """Units, or channels, of a ReLU that are zero for all of them."""
+
+
+def _together(layer: str, parts: list[_Part]) -> Activations:
+    zeros = [part.zero for part in parts if part.zero is not None]
+    return Activations(
+        layer=layer,
+        values=np.concatenate([part.values for part in parts]),
+        dead=float(np.all(zeros, axis=0).mean()) if zeros else None,
+    )
 
 
 def _note(parts: list[_Part], images: int, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
