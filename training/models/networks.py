@@ -41,7 +41,9 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             projection = convolution(in_channels, out_channels, 1, batch_norm, kernel=1)
-            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), *projection)
+            # Of an odd side, whose convolution gives half of it rounded up, the last row is a mean of what is there.
+            pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            self.shortcut = nn.Sequential(pool, *projection)
         self.activation = activation()
 
     def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
