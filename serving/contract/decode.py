@@ -22,6 +22,9 @@ from serving.contract.formats.tiff_blocks import tiff_blocks
 
 MAX_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the limit of OpenCV is far above it
 MAX_BYTES = 10 * 2**20
+"""Of a file that a client sends, unless the operator sets another limit."""
+LOCAL_BYTES = 512 * 2**20
+"""Of a file on a disk, for training: with four values of 16 bits, 40 megapixels without compression take 305 MiB."""
 MAX_PIXELS = 40_000_000
 STRIP_PIXELS = 1 << 16
 NEUTRAL = 114
@@ -67,11 +70,11 @@ class Preprocessing:
     depth: Depth = SHIFTED
     """How values of more than 8 bits become 8. Cards without it shift them."""
 
-    def __call__(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
+    def __call__(self, data: bytes, *, max_bytes: int = LOCAL_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Decode and resize an encoded image to uint8 `[height, width, channels]`. Raises what `decode` raises."""
         return self.fitted(self.decoded(data, max_bytes=max_bytes, max_pixels=max_pixels))
 
-    def decoded(self, data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
+    def decoded(self, data: bytes, *, max_bytes: int = LOCAL_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
         """Decode an image as `decode` does, to the channels and by the depth of the model."""
         return decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels, depth=self.depth)
 
@@ -116,7 +119,7 @@ def decode(
     data: bytes,
     channels: Channels = 3,
     *,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = LOCAL_BYTES,
     max_pixels: int = MAX_PIXELS,
     depth: Depth = SHIFTED,
 ) -> Decoded:
@@ -134,7 +137,7 @@ def decode(
     return decode_checked(data, header, channels, depth)
 
 
-def checked_header(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Header:
+def checked_header(data: bytes, *, max_bytes: int = LOCAL_BYTES, max_pixels: int = MAX_PIXELS) -> Header:
     """Read the header of an image that may be decoded. Raises ImageError as `decode` does."""
     if not data:
         raise ImageError("empty_image", "the file is empty")

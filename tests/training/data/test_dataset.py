@@ -2,9 +2,11 @@ import csv
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from serving.contract.decode import MAX_BYTES
 from tests.support import forged
 from tests.support.datasets import counts, manifest, of, write
 from tests.support.paths import SHARED
@@ -79,6 +81,16 @@ def test_an_image_that_claims_to_be_enormous_is_left_out_by_its_header(tmp_path:
     (tmp_path / "a" / "bomb.png").write_bytes(forged.png_that_claims(70_000, 100))
     [reason] = of(tmp_path).unreadable.values()
     assert reason == "the image is 70000 x 100 px; the longest side accepted is 65,500 px"
+
+
+def test_a_file_may_be_larger_than_what_the_service_takes(tmp_path: Path) -> None:
+    for number in range(8):
+        write(tmp_path / "ab"[number % 2] / f"{number}.png", number)
+    pixels = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a" / "scan.tif"), pixels, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    assert (tmp_path / "a" / "scan.tif").stat().st_size > MAX_BYTES
+    dataset = of(tmp_path)
+    assert (len(dataset.keys), dataset.unreadable) == (9, {})
 
 
 @pytest.mark.long
