@@ -1,7 +1,6 @@
 """`python -m training import`: make a folder that training and the service read of one with files of other formats."""
 
 import csv
-import hashlib
 import shutil
 import struct
 import warnings
@@ -14,15 +13,17 @@ from pathlib import Path
 import tyro
 from PIL import Image
 
+from serving.contract.decode import checked_header
+from serving.contract.formats.image_header import FILE_EXTENSIONS
 from training.conversion.dicom import by_pydicom
 from training.conversion.kinds import KINDS, Kind, kind_of, missing
 from training.conversion.picture import Picture
 from training.conversion.pillow import by_pillow, by_pillow_heif
 from training.data.inspection.threads import in_threads
 from training.data.sources.source import NAMES_SHOWN
-from training.data.sources.tree import Tree
+from training.data.sources.tree import Tree, is_image
 from training.errors import ConfigError, DataError
-from training.storage import write_atomically
+from training.storage import digest, write_atomically
 
 RECORD = "import.csv"
 COLUMNS = ("source", "sha256", "output", "done", "frame", "depth", "window")
@@ -75,7 +76,7 @@ def import_images(config: ImportConfig) -> Path:
         raise ConfigError(f"--out {config.out}: expected an empty folder, or one that does not exist yet")
     tree = Tree(config.source, [config.out])
     paths = list(tree.files(config.source, deep=True))
-    found = list(in_threads(lambda index: kind_of(paths[index]), range(len(paths)), "look"))
+    found = list(in_threads(lambda index: _kind(paths[index]), range(len(paths)), "look"))
     kinds = {kind for kind, _ in found}
     if sentences := missing(kinds):
         raise ConfigError("\n".join(sentences))
@@ -107,21 +108,39 @@ def import_summary(folder: Path) -> str:
     return "\n".join([", ".join(lines), *refused[:NAMES_SHOWN], f"images  {folder}", f"record  {folder / RECORD}"])
 
 
+def _kind(path: Path) -> tuple[Kind, str]:
+    """As `kind_of`; a file that may not be read, or a link that leads nowhere, costs no other file."""
+    try:
+        return kind_of(path)
+    except (FileNotFoundError, PermissionError) as error:
+        return "damaged", str(error.strerror)
+
+
 def _outputs(config: ImportConfig, paths: Sequence[Path], kinds: Sequence[Kind]) -> list[Path]:
     """A place for each file. Raises DataError where two have the same."""
     places = []
     for path, kind in zip(paths, kinds, strict=True):
         place = config.out / path.relative_to(config.source)
-        places.append(place.with_name(f"{place.name}.png") if kind in CONVERTERS else place)
+        ending = ".png" if kind in CONVERTERS else "" if kind != "read" or is_image(path) else _ending(path)
+        places.append(place.with_name(f"{place.name}{ending}"))
     twice = [str(place) for place, count in Counter(places).items() if count > 1]
     if twice:
         raise DataError(f"two files would have one name: {', '.join(twice[:NAMES_SHOWN])}")
     return places
 
 
+def _ending(path: Path) -> str:
+    """That by which training knows an image of this format, for a file of another name."""
+    return FILE_EXTENSIONS[checked_header(path.read_bytes()).format][0]
+
+
 def _row(config: ImportConfig, path: Path, output: Path, kind: Kind, reason: str) -> Row:
     assert kind in KINDS
-    name, sha256 = str(path.relative_to(config.source)), hashlib.sha256(path.read_bytes()).hexdigest()
+    name = str(path.relative_to(config.source))
+    try:
+        sha256 = digest(path)
+    except (FileNotFoundError, PermissionError):
+        return Row(source=name, sha256="", output="", done=f"refused: {reason}")
     if kind == "other":
         return Row(source=name, sha256=sha256, output="", done="left out, no image")
     picture = None

@@ -22,7 +22,7 @@ def by_pillow(path: Path) -> Picture:
     frame = f"1 of {frames}" if frames > 1 else ""
     if upright.mode[0] in "IF":
         values = np.asarray(upright)
-        low, high = (0.0, 2.0**bits - 1) if bits <= 16 else percentiles(values)
+        low, high = (0.0, 2.0**bits - 1) if bits <= 16 and values.min() >= 0 else percentiles(values)
         window = f"{low:g} to {high:g}"
         return Picture(image=Image.fromarray(stretched(values, low, high)), frame=frame, depth=str(bits), window=window)
     return Picture(image=_on_white(upright), frame=frame, depth=str(bits))

@@ -39,6 +39,31 @@ def pixels(path: Path) -> np.ndarray:
     return decode(path.read_bytes())
 
 
+def test_every_copy_has_a_name_that_training_reads(tmp_path: Path) -> None:
+    out, rows = imported(tmp_path, {"cat/IMG_1.HEIC": encoded(RGB, "JPEG"), "cat/scan_1": encoded(RGB, "PNG")})
+    assert {row["done"] for row in rows.values()} == {"copied"}
+    assert {*folders(out, ()).keys} == {"cat/IMG_1.HEIC.jpg", "cat/scan_1.png"}
+
+
+def test_what_may_not_be_read_costs_its_own_row_alone(tmp_path: Path) -> None:
+    root = source(tmp_path / "in", {"cat/a.png": encoded(RGB, "PNG")})
+    (root / "cat" / "gone.png").symlink_to("nowhere.png")
+    out = import_images(ImportConfig(source=root, out=tmp_path / "out"))
+    with (out / RECORD).open(newline="") as file:
+        done = {row["source"]: row["done"] for row in csv.DictReader(file)}
+    assert done == {"cat/a.png": "copied", "cat/gone.png": "refused: No such file or directory"}
+
+
+def test_values_with_a_sign_are_spread_by_what_they_are(tmp_path: Path) -> None:
+    values = np.linspace(-1024, 3071, SMOOTH[:, :, 0].size).reshape(SMOOTH.shape[:2]).astype(np.int16)
+    data = tiff(values.view(np.uint16)[:, :, None], Layout(tags={339: (3, [2])}))
+    out, rows = imported(tmp_path, {"ct/a.tif": data})
+    assert rows["ct/a.tif"]["done"] == "converted"
+    made = pixels(out / rows["ct/a.tif"]["output"])
+    assert made.min() < 5
+    assert made.max() > 250
+
+
 def test_other_formats_become_png_files_in_the_same_folders(tmp_path: Path) -> None:
     files = {
         "cat/a.jpg": encoded(RGB, "JPEG"),
