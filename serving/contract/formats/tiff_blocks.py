@@ -134,17 +134,18 @@ def _values(page: Page, raw: UInt8[np.ndarray, "rows row_bytes"]) -> Shaped[np.n
 
 def _block(page: Page, values: Shaped[np.ndarray, "rows columns samples"], top: int, left: int) -> Block:
     if page.photometric == tiff.PALETTE:
-        table = np.array(page.tags[tiff.COLOURS], np.uint32).reshape(3, -1).T >> 8
-        if len(table) != 2**page.bits:
+        colours = page.tags[tiff.COLOURS]
+        if len(colours) != 3 * 2**page.bits:
             raise damaged("its palette has too few or too many colours")
+        table = np.array(colours, np.uint32).reshape(3, -1).T >> 8
         return Block(colour=table.astype(np.uint8)[values[:, :, 0]], top=top, left=left)
-    colours = values.shape[2] - (page.extra is not None)
-    colour = values[:, :, :colours]
+    count = values.shape[2] - (page.extra is not None)
+    colour = values[:, :, :count]
     if page.bits < 8:
         colour = colour * np.uint8(255 // (2**page.bits - 1))
     if page.photometric == tiff.WHITE_IS_ZERO:
         colour = np.invert(colour)
-    alpha = values[:, :, colours:] if page.extra in (tiff.OPACITY, tiff.PREMULTIPLIED) else None
+    alpha = values[:, :, count:] if page.extra in (tiff.OPACITY, tiff.PREMULTIPLIED) else None
     if page.extra == tiff.PREMULTIPLIED and alpha is not None:  # it was on black: put on white
         colour, alpha = np.minimum(colour.astype(np.uint16) + 255 - alpha, 255).astype(np.uint8), None
     return Block(colour=colour, alpha=alpha, top=top, left=left)

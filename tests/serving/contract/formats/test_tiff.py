@@ -182,6 +182,7 @@ DAMAGED = {
     "LZW that is none": tiff(SMOOTH, Layout(tags={259: (3, [5])})),
     "JPEG that is none": tiff(SMOOTH, Layout(tags={259: (3, [7])})),
     "a short palette": tiff(GRAY, Layout(tags={262: (3, [3]), 320: (3, [0] * 30)})),
+    "a palette without its last value": tiff(GRAY, Layout(tags={262: (3, [3]), 320: (3, [0] * 767)})),
     "empty tiles": tiff(GRAY, Layout(tags={322: (3, [0]), 323: (3, [16]), 324: (4, [8]), 325: (4, [9])})),
 }
 
