@@ -3,7 +3,7 @@
 No library is used, because its time and memory have no limit. For JPEG and PNG files of 10 MB that consist of tiny
 segments, Pillow took 1.4 to 2.4 s, with the interpreter locked, and up to 440 MB. This reader stops after MAX_SEGMENTS
 segments. Sources: ITU-T T.81 annex B (JPEG), the PNG specification, RFC 9649 (WebP), the BITMAPINFOHEADER family
-(BMP), TIFF 6.0 and Exif 2.32 (orientation). TIFF and GIF are in `formats`.
+(BMP), TIFF 6.0 and Exif 2.32 (orientation). TIFF and GIF have readers of their own.
 """
 
 import re
@@ -34,6 +34,9 @@ IMAGE_EXTENSIONS = tuple(extension for extensions in FILE_EXTENSIONS.values() fo
 MAX_SCANS = 100
 """The most scans of a JPEG. Encoders write about ten. Even a scan of few bytes costs a pass over the whole image."""
 
+BMP_WITH_ALPHA = 56
+"""Bytes of the smallest header of a BMP that has a mask for opacity; in smaller ones the fourth byte is unused."""
+_BITFIELDS = 3
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 _EXIF_INTEGERS = {1: "B", 3: "H", 4: "I"}
@@ -213,7 +216,11 @@ def _bmp(data: bytes) -> Header:
         width, height, _, bits = struct.unpack_from("<iiHH", data, 18)  # a negative height: the top row is stored first
     if width < 0:
         raise damaged("a BMP of negative width")
-    return Header(format="BMP", height=abs(height), width=width, mode="P" if bits <= 8 else "RGB")
+    [compression] = struct.unpack_from("<I", data, 30) if size >= BMP_WITH_ALPHA else (0,)
+    [alpha] = struct.unpack_from("<I", data, 66) if size >= BMP_WITH_ALPHA else (0,)
+    transparent = bits == 32 and compression == _BITFIELDS and alpha != 0
+    mode = "P" if bits <= 8 else "RGBA" if transparent else "RGB"
+    return Header(format="BMP", height=abs(height), width=width, mode=mode, transparent=transparent)
 
 
 def _exif_orientation(tiff: bytes) -> int:
