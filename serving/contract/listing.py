@@ -1,6 +1,7 @@
 """What both sides take for an image when they list a folder or read a CSV manifest, so that they list the same ones."""
 
 import csv
+import errno
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ HIDDEN_FOLDERS = {
 """Folders of archives, network storage and systems, in lower case; names that begin with a dot are hidden, too."""
 _ZERO_WIDTH = "\u200b\u2060\ufeff"
 _CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]*[\n\r\x00-\x1f\x7f-\x9f\u2028\u2029][\s\x00-\x1f\x7f-\x9f]*")
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What Python makes of bytes that are not UTF-8 where errors are `surrogateescape`."""
 
 
 class ManifestError(ValueError):
@@ -36,7 +39,16 @@ def on_disk(root: Path, path: str) -> str:
     """
     stripped = path.strip()
     forms = (path, stripped, *(unicodedata.normalize(form, stripped) for form in ("NFC", "NFD")))
-    return next((form for form in dict.fromkeys(forms) if (root / form).is_file()), stripped)
+    return next((form for form in dict.fromkeys(forms) if _is_file(root / form)), stripped)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a text that is no path
+            raise
+        return False
 
 
 def read_manifest(
@@ -48,20 +60,22 @@ def read_manifest(
     ManifestError: a row of more or fewer values than the header, a value with a line end (mostly a quote that is not
     closed), a column twice, a column of `required` that is missing, other bytes than UTF-8 (with `errors` of strict).
     """
-    with path.open(newline="", encoding="utf-8-sig", errors=errors) as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, strict=True)
         columns: list[str] = []
         try:
             for row in reader:
                 if not row:
                     continue
+                if errors == "strict" and (broken := [value for value in row if _UNDECODED.search(value)]):
+                    raise ManifestError(f"{path}: line {reader.line_num}: not in UTF-8\n  {broken[0][:200]!r}")
                 if not columns:
                     columns = _columns(path, row, required)
                     continue
                 _check(path, reader.line_num, row, len(columns))
                 yield reader.line_num, dict(zip(columns, row, strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ManifestError(f"{path}: line {reader.line_num + 1}: not a CSV file in UTF-8 ({error})") from error
+        except csv.Error as error:
+            raise ManifestError(f"{path}: line {reader.line_num}: not a CSV file ({error})") from error
     if not columns:
         raise ManifestError(f"{path}: the manifest has no rows")
 

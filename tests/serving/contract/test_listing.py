@@ -28,7 +28,8 @@ def test_headers_are_clean_and_every_row_has_its_line(tmp_path: Path) -> None:
         ("path,label\na.png,cat\nb.png,cat, black\n", r"line 3: expected 2 values.*got 3.*quotes(.|\n)*' black'"),
         ("path,label\na.png\n", r"line 2: expected 2 values.*got 1\n  \['a.png'\]"),
         ('path,label\na.png,"cat\nb.png,dog"\n', r"line 3: a value holds a line end"),
-        ('path,label\na.png,"cat\n', r"line 3: not a CSV file"),
+        ('path,label\na.png,"cat\n', r"line 2: not a CSV file"),
+        ('path,label\na.png,"cat"x\nb.png,dog\n', r"line 2: not a CSV file"),
         ("path,label, label\na.png,cat,dog\n", "more than one column label"),
         ("path,class\na.png,cat\n", "no column label; there are path, class"),
         ("", "no rows"),
@@ -40,10 +41,10 @@ def test_a_ragged_manifest_is_refused_with_its_line(tmp_path: Path, text: str, r
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_bytes(b"path,label\nJ\xfcrgen.png,a\n")
-    with pytest.raises(ManifestError, match="not a CSV file in UTF-8"):
+    (tmp_path / "m.csv").write_bytes(b"path,label\n" + b"a.png,a\n" * 40 + b"J\xfcrgen.png,a\n")
+    with pytest.raises(ManifestError, match="line 42: not in UTF-8"):
         list(read_manifest(tmp_path / "m.csv", ("path",)))
-    [(_, row)] = read_manifest(tmp_path / "m.csv", ("path",), "surrogateescape")
+    *_, (_, row) = read_manifest(tmp_path / "m.csv", ("path",), "surrogateescape")
     assert row["path"] == "J\udcfcrgen.png"
 
 
@@ -64,6 +65,7 @@ def test_a_path_is_found_in_either_form(tmp_path: Path, form: Form) -> None:
         assert on_disk(tmp_path, f" {unicodedata.normalize(asked, 'café.png')} ") == name
     assert on_disk(tmp_path, " blank.png") == " blank.png"
     assert on_disk(tmp_path, " gone.png ") == "gone.png"
+    assert on_disk(tmp_path, "a" * 300) == "a" * 300, "no name that a file can have"
 
 
 def test_hidden_names() -> None:
