@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import posixpath
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from serving.contract.listing import ManifestError, on_disk, read_manifest
+from serving.contract.listing import ManifestError, read_manifest
 from serving.contract.objects import Store, StoreUnusable, Url, Version
 from training.data.sources.source import refuse
 from training.errors import ConfigError, DataError
@@ -100,18 +102,18 @@ class Copy:
             wanted = {self.url.name: Store(self.url).version()}
         else:
             wanted = self._of_manifest()
-        refuse(Path(str(self.url)), "names that no file can have", sorted(_unusable(wanted)))
+        refuse(str(self.url), "names that no file can have", sorted(_unusable(wanted)))
         return wanted
 
     def _of_manifest(self) -> dict[str, Version]:
         """The manifest, fetched to know the others, and the images that it lists, as far as they exist."""
         Store(self.url).copy(self.path)
         try:
-            listed = {on_disk(self.root, row["path"]) for _, row in read_manifest(self.path, ("path",))}
+            rows = [row["path"] for _, row in read_manifest(self.path, ("path",))]
         except ManifestError as error:
             raise DataError(str(error)) from error
-        listed.add(self.url.name)
-        return {path: version for path, version in self.folder.versions().items() if path in listed}
+        listed = {_plain(spelling) for path in rows for spelling in (path, path.strip())} | {_plain(self.url.name)}
+        return {path: version for path, version in self.folder.versions().items() if _plain(path) in listed}
 
     def _fetch(self, paths: Sequence[str]) -> tuple[list[str], list[OSError]]:
         """Copy these objects; which are there now, and what went wrong with others."""
@@ -122,7 +124,10 @@ class Copy:
 
     def _try(self, path: str) -> OSError | None:
         try:
-            self.folder.copy(self.root / path, path)
+            if path == self.url.name and _is_file(self.url):
+                Store(self.url).copy(self.root / path)  # with what the query of its own URL asks
+            else:
+                self.folder.copy(self.root / path, path)
         except OSError as error:
             return error
         return None
@@ -139,6 +144,11 @@ class Copy:
 
 def _is_file(url: Url) -> bool:
     return url.name.lower().endswith((".csv", ".npz"))
+
+
+def _plain(path: str) -> str:
+    """A path without `./` and `//`, in Unicode's form NFC: on a disk other spellings lead to the same file."""
+    return unicodedata.normalize("NFC", posixpath.normpath(path))
 
 
 def _unusable(paths: Iterable[str]) -> set[str]:

@@ -87,6 +87,10 @@ def test_of_a_manifest_the_listed_images_are_fetched(store: S3, photos: Path, tm
     assert len(dataset.keys) == len(rows) == 30
     copy = copied(url("listed/labels.csv"), tmp_path / ".cache")
     assert len(files(copy.parent)) == 31
+    store.put(
+        "listed/labels.csv", "\n".join(["path,label", *(f"./{row.replace('/', '//', 1)}" for row in rows)]).encode()
+    )
+    assert len(loaded(url("listed/labels.csv"), tmp_path).keys) == 30, "as on a disk, where these are the same files"
     store.put("listed/labels.csv", "\n".join(["path,label", *rows, "images/absent.png,blue"]).encode())
     with pytest.raises(DataError, match=r"images that do not exist: 1\n  images/absent\.png"):
         loaded(url("listed/labels.csv"), tmp_path)
