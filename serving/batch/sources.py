@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving.contract.formats.image_header import IMAGE_EXTENSIONS
-from serving.contract.listing import is_hidden, on_disk, read_manifest
+from serving.contract.listing import ManifestError, is_hidden, on_disk, read_manifest
 
+HEAD = 1024
+"""Bytes among which an image, an archive or a table has a zero, and text has none."""
 UNDECODED = "surrogateescape"
 """A path that is not UTF-8 keeps its bytes."""
 
@@ -27,6 +29,9 @@ def image_paths(source: Path, skipped: Counter[str]) -> Iterator[str]:
         for _, row in read_manifest(source, ("path",), UNDECODED):
             yield on_disk(source.parent, row["path"])
     else:
+        with source.open("rb") as file:
+            if b"\0" in file.read(HEAD):
+                raise ManifestError(f"{source}: expected a folder, a CSV file or a text file with a path on each line")
         with source.open(encoding="utf-8-sig", errors=UNDECODED) as file:
             yield from (on_disk(source.parent, line.rstrip("\n")) for line in file if line.strip())
 

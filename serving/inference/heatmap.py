@@ -1,6 +1,7 @@
 """An explanation as a picture: teal where a region supports the label, magenta where it opposes the label."""
 
 import base64
+import math
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ def _placed(drops: Drops, height: int, width: int, window: Window) -> Float32[np
 def overlay(explanation: Explanation) -> RGB:
     """The upright original, enlarged if it is tiny, below its heat map."""
     pixels = as_channels(explanation.original, 3)
-    enlarge = max(1, round(LONGER_SIDE / max(pixels.shape[:2])))
+    enlarge = max(1, math.ceil(LONGER_SIDE / max(pixels.shape[:2])))
     pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
     height, width = pixels.shape[:2]
     colours = heatmap(explanation.drops, height, width, explanation.window)
