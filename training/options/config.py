@@ -262,8 +262,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU when there is one."""
     workers: Annotated[int, NotNegative] | None = None
-    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores where
-    images are augmented one by one, else 0."""
+    """Processes that prepare batches; 0 prepares them in the training process. None: one less than the cores, at
+    most 8, where images are augmented one by one, else 0."""
     worker_timeout: Annotated[float, NotNegative] = 120.0
     """Seconds to wait for a batch before the process that prepares it counts as hanging and the run ends; 0: for ever.
     Far more than a batch takes: slow network disks and pipelines of one's own need it."""
