@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from serving.contract.objects import Url
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError
 from training.metrics import costs
@@ -53,7 +54,7 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
     _refuse_latest(run)
     is_new = not (resume and (run / CONFIG).is_file())
     if is_new:
-        _refuse_taken(run)
+        refuse_taken(run)
     run.mkdir(parents=True, exist_ok=True)
     (run / "checkpoints").mkdir(exist_ok=True)
     lock = FileLock(run / LOCK, timeout=0)  # freed by the system when the process ends, also when it is killed
@@ -65,7 +66,7 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
     with held:
         (run / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         if is_new:
-            _refuse_taken(run)  # by a run that held the lock until now
+            refuse_taken(run)  # by a run that held the lock until now
             for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # the rest is written over
                 left.unlink(missing_ok=True)
         yield
@@ -180,12 +181,17 @@ def _refuse(own: TrainConfig, asked: TrainConfig, names: Iterable[str]) -> None:
     differing = [
         f"--{name.replace('_', '-')} was {getattr(own, name)}, now it is {getattr(asked, name)}"
         for name in names
-        if name not in MAY_CHANGE and getattr(own, name) != getattr(asked, name)
+        if name not in MAY_CHANGE and _kept(getattr(own, name)) != _kept(getattr(asked, name))
     ]
     if differing:
         raise CheckpointRefused(
             f"{own.out / (own.name or '')} cannot continue with other options: {', '.join(differing)}"
         )
+
+
+def _kept(value: object) -> object:
+    """The value as a run's config.yaml keeps it: a URL without password or signature."""
+    return str(value) if isinstance(value, Url) else value
 
 
 def point_latest(out: Path, target: str) -> None:
@@ -214,7 +220,7 @@ def _refuse_latest(run: Path) -> None:
         )
 
 
-def _refuse_taken(run: Path) -> None:
+def refuse_taken(run: Path) -> None:
     """Raise ConfigError when a new run would overwrite a file that no unfinished run has left."""
     if has_checkpoint(run):
         raise ConfigError(

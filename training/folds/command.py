@@ -94,8 +94,9 @@ def check_unmarked(folder: Path, made: Sequence[Path]) -> None:
 
 
 def check_final(run: Path, folder: Path) -> None:
-    """Raise ConfigError where the name of the final model is that of another run."""
+    """Raise ConfigError where the name of the final model is that of another run, or of a folder with other files."""
     if not (run / CONFIG).exists():
+        runs.refuse_taken(run)
         return
     origin = runs.begun(run).from_folds
     if origin is None or origin.resolve() != folder.resolve():
@@ -174,6 +175,8 @@ def job(run: Path, fold: str, config: FoldsConfig) -> Job:
     """The command line that trains a fold, or resumes it."""
     places = {"out": run.parent, "promote": "never"}
     training = replace(config.training, fold=fold, floor=(), margin=TrainConfig.margin)  # those of the final model
+    if run.exists() and not (run / CONFIG).exists():
+        shutil.rmtree(run)  # killed before its first write
     return _job(run, training, log(run), places)
 
 
@@ -186,8 +189,8 @@ def final_job(run: Path, folder: Path, config: FoldsConfig) -> Job:
 def _job(run: Path, training: TrainConfig, output: Path, places: dict[str, object]) -> Job:
     options = output.with_suffix(".yaml")
     options.write_text(training.to_yaml(), encoding="utf-8")
-    if run.exists() and not (run / CONFIG).exists():
-        shutil.rmtree(run)  # killed before its first write
     values = {"config": options, "name": run.name, "resume": "auto"} | places
+    if isinstance(training.data, Url):
+        values["data"] = training.data.text  # the file has it without its password or signature
     arguments = [part for name, value in values.items() for part in (f"--{name}", str(value))]
     return Job(name=run.name, arguments=["train", *arguments], log=output)

@@ -7,10 +7,12 @@ logs/          console output of each run
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from serving.contract.objects import Url
 from training.engine.runs import CONFIG, STUDY
 from training.errors import ConfigError
 from training.storage import locked, write_atomically
@@ -51,10 +53,13 @@ def _refuse_another(study: Study, kept: Study, folder: Path) -> None:
 
 
 def identity(study: Study) -> tuple[dict[str, object], dict[str, object]]:
-    """What determines the runs of a study, except the number of seeds: base options and axes, as plain values."""
+    """What determines the runs of a study, except the number of seeds: base options, axes and ranges, as plain
+    values.
+    """
     axes: dict[str, object] = {
         axis: {level: plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
     }
+    axes |= {name: asdict(of) for name, of in study.ranges.items()}
     return plain(study.base), axes
 
 
@@ -77,4 +82,6 @@ def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
     arguments = [part for name, value in values.items() for part in (f"--{name}", str(value))]
     # Its runs answer a question; none of them is to be served, and they do not end in order.
     arguments += ["--resume", "auto", "--device", config.device, "--promote", "never"]
+    if isinstance(data := cell.options.get("data"), Url):
+        arguments += ["--data", data.text]  # the file has it without its password or signature
     return Job(name=cell.name, arguments=["train", *arguments], log=log(run))

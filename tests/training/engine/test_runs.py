@@ -9,12 +9,14 @@ from pathlib import Path
 import albumentations as A
 import pytest
 
+from serving.contract.objects import Url
 from tests.support.checkpoints import last, same
 from tests.support.trainer import STEPS_AN_EPOCH, After, config, start
 from training.__main__ import main, options
 from training.engine import runs
 from training.engine.runs import UNSETTLED, is_finished
 from training.errors import CheckpointRefused, ConfigError, Interrupted
+from training.options.config import TrainConfig
 from training.promotion.outcome import leave_pending, settle
 from training.signals import Interruption
 from training.train import train
@@ -187,6 +189,19 @@ def test_a_run_that_has_moved_continues_with_its_own_copies_of_files(photos: Pat
     moved = (tmp_path / "runs" / "x").rename(tmp_path / "runs" / "y")
     assert train(options("train", ["--resume", os.path.relpath(moved)])).resolve() == moved
     assert is_finished(moved)
+
+
+def test_a_url_may_be_given_again_with_its_password(tmp_path: Path) -> None:
+    """Where a run keeps it, it has none."""
+    url = "https://me:secret@host.example/photos.npz?download=1"
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.yaml").write_text(TrainConfig(data=Url(url), model="cnn").to_yaml())
+    given = ["--out", str(tmp_path), "--name", "x", "--model", "cnn", "--resume", "auto"]
+    resumed = options("train", [*given, "--data", url])
+    assert isinstance(resumed.data, Url)
+    assert resumed.data.text == url
+    with pytest.raises(CheckpointRefused, match="--data was https://host.example/photos.npz, now it is https://host.e"):
+        options("train", [*given, "--data", "https://host.example/other.npz"])
 
 
 @pytest.mark.parametrize("spelling", [".", "../x", "../link", "../x/checkpoints/.."])

@@ -90,6 +90,13 @@ def test_the_name_of_another_run_and_folds_without_a_run_are_refused_at_once(out
     assert done.returncode == 2
     assert f"{out / 'y-final'}: the final model has this name, and it is that of the folds in" in done.stderr
     assert not (out / "folds" / "y").exists()
+    shutil.rmtree(out / "y-final")
+    (out / "y-final").mkdir()
+    (out / "y-final" / "notes.txt").touch()
+    refused = command(*made)
+    assert refused.returncode == 2
+    assert "notes.txt is there and would be written over" in refused.stderr
+    assert (out / "y-final" / "notes.txt").exists()
     copy = shutil.copytree(out / "folds" / "x", out / "folds" / "z")
     shutil.rmtree(copy / "runs" / "2-of-3")
     less = command("--data", photos, "--out", out, *OPTIONS, "--from-folds", copy)

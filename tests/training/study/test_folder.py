@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from training.errors import ConfigError
 from training.study.folder import prepare
 from training.study.spec import document
 from training.study.spec.grid import Study
@@ -61,3 +62,12 @@ def test_a_study_that_has_not_changed_is_not_written_again(tmp_path: Path) -> No
     assert (folder / "study.yaml").stat().st_mtime_ns == written
     prepare(declared(tmp_path, seeds=3), folder)
     assert document.read(folder / "study.yaml").seeds == 3
+
+
+def test_other_ranges_of_a_search_are_refused(tmp_path: Path) -> None:
+    spec = tmp_path / "own.yaml"
+    spec.write_text("axes: {lr: {low: 0.001, high: 0.1, log: true}}")
+    prepare(document.read(spec), tmp_path / "search")
+    spec.write_text("axes: {lr: {low: 0.1, high: 0.9, log: true}}")
+    with pytest.raises(ConfigError, match=r"holds runs of another axes: lr was .*0\.001.*, now it is .*0\.9"):
+        prepare(document.read(spec), tmp_path / "search")
