@@ -67,7 +67,7 @@ class Trials:
     """The trials of a search, between their record, which draws and judges, and the runs, which are made by jobs."""
 
     def __init__(self, space: Study, folder: Path, config: StudyConfig) -> None:
-        self.record = Record(folder, config.storage, space.cells()[0].best_by)
+        self.record = Record(folder, config.storage, space.some_cells(1)[0].best_by)
         self._space = space
         self._folder = folder
         self._config = config

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -52,7 +53,7 @@ class Record:
         direction = StudyDirection.MINIMIZE if best_by == "log_loss" else StudyDirection.MAXIMIZE
         with locked(self._lock):  # one process makes the tables
             self.study = optuna.create_study(
-                study_name=folder.name,
+                study_name=folder.name if url is None else _name_in_database(folder),
                 storage=_storage(folder, url),
                 load_if_exists=True,
                 direction=direction,
@@ -147,11 +148,18 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def _name_in_database(folder: Path) -> str:
+    """The folder's, with what tells it from folders of the same name, which may share the database."""
+    journal = folder / JOURNAL  # by which a search is known to be one
+    if not journal.exists():
+        journal.write_text(uuid4().hex[:8], encoding="utf-8")
+    mark = journal.read_text(encoding="utf-8")
+    return f"{folder.name}-{mark}" if mark else folder.name  # without one: of an older version
+
+
 def _storage(folder: Path, url: str | None) -> BaseStorage:
-    journal = folder / JOURNAL
     if url is None:
-        return JournalStorage(JournalFileBackend(str(journal)))
-    journal.touch()  # by which a search is known to be one
+        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     try:
         # A connection that the server or a proxy has closed meanwhile is opened again.
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})

@@ -130,6 +130,16 @@ def test_what_is_interrupted_is_queued_at_once(tmp_path: Path) -> None:
     assert drawn(there, most=1).params == first.params
 
 
+def test_searches_of_one_name_share_a_database_and_no_trials(tmp_path: Path) -> None:
+    folders, url = [tmp_path / place / "search" for place in "ab"], f"sqlite:///{tmp_path / 'trials.db'}"
+    for folder in folders:
+        folder.mkdir(parents=True)
+    first, other, again = (Record(folder, url) for folder in (*folders, folders[0]))
+    first.finish(drawn(first, most=1), 0.5, TrialState.COMPLETE)
+    assert first.draw(LR, 1) is again.draw(LR, 1) is None
+    assert other.draw(LR, 1) is not None
+
+
 def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--storage: .*expected a URL of SQLAlchemy"):
         Record(tmp_path, "nonsense")

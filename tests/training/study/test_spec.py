@@ -118,6 +118,30 @@ def test_a_question_that_the_grid_cannot_answer_is_refused_by_line(
         document.read(path)
 
 
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ("{}", "line 1: axes: expected one or more"),
+        ("{network: {'lr / 3': {lr: 0.1}, 'lr * 3': {lr: 0.9}}}", "two levels give their runs one name, network=lr-3"),
+    ],
+)
+def test_axes_that_make_no_runs_of_their_own_are_refused(tmp_path: Path, axes: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        document.read(write(tmp_path, f"axes: {axes}\n"))
+
+
+def test_values_that_differ_in_the_seventh_digit_are_two_levels(tmp_path: Path) -> None:
+    study = document.read(write(tmp_path, "axes: {lr: [0.00012345671, 0.00012345672, 0.1]}\n"))
+    assert [*study.axes["lr"]] == ["0.00012345671", "0.00012345672", "0.1"]
+
+
+def test_of_many_combinations_each_level_is_checked_once(tmp_path: Path) -> None:
+    axes = {name: [round(0.1 + 0.01 * n, 2) for n in range(8)] for name in ("lr", "dropout", "mixup", "cutmix", "ema")}
+    assert len(document.read(write(tmp_path, f"axes: {axes}\n")).some_cells(1)) == 1 + 5 * 7
+    with pytest.raises(ConfigError, match=r"ema=1\.5.*--ema: expected at least 0 and below 1, got 1\.5"):
+        document.read(write(tmp_path, f"axes: {axes | {'ema': [*axes['ema'], 1.5]}}\n"))
+
+
 def test_questions_that_are_no_list_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, f"{TEXT}questions:\n  ask: a\n")
     with pytest.raises(ConfigError, match=rf"^{path}, line 10: questions: expected a list"):

@@ -16,6 +16,7 @@ questions:                                # optional; by default, which level of
     where: {activation: relu}             # optional; by default, means over the other axes are compared
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ from training.study.spec.grid import Options, Question, Range, Study, plain
 
 OWN = {"out", "name", "resume", "cache", "seed", "promote", "floor", "margin"}
 """Options that a study sets itself."""
+MOST_CHECKED = 2_000
 KEYS = ("title", "base", "axes", "seeds", "questions")
 QUESTION_KEYS = ("ask", "measure", "axis", "compare", "against", "where")
 
@@ -48,6 +50,8 @@ def read(path: Path) -> Study:
     if "axes" not in parts:
         raise ConfigError(f"{path}: expected axes, along which the runs differ")
     declared = _entries(path, parts["axes"])
+    if not declared:
+        raise ConfigError(f"{_at(path, parts['axes'])}: axes: expected one or more, along which the runs differ")
     ranges = {name: _range(path, name, key, node) for name, key, node in declared if _is_range(node)}
     axes = {name: _levels(path, name, key, node) for name, key, node in declared if name not in ranges}
     seeds = _value(parts["seeds"]) if "seeds" in parts else 3
@@ -67,8 +71,13 @@ def read(path: Path) -> Study:
 
 
 def check(study: Study, where: str) -> None:
-    """Raise ConfigError that names the cell where options do not fit together, or what cannot be compared."""
-    cells = study.cells()
+    """Raise ConfigError that names the cell where options do not fit together, or what cannot be compared.
+
+    Of more than MOST_CHECKED combinations, as those of a search, each level is tried beside the first of the others.
+    """
+    cells = study.some_cells(MOST_CHECKED)
+    if twice := [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]:
+        raise ConfigError(f"{where}: two levels give their runs one name, {twice[0]}: name them by other characters")
     if len(scores := sorted({cell.best_by for cell in cells})) > 1:
         raise ConfigError(
             f"{where}: best_by: expected the same for all runs, whose scores are compared, got {', '.join(scores)}"
@@ -212,7 +221,8 @@ def _name(value: object) -> str:
         return " ".join(map(_name, value))
     if value is None or isinstance(value, bool):
         return "none" if value is None else "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value) if isinstance(value, float) and float(short) != value else short
 
 
 def _at(path: Path, node: yaml.Node) -> str:

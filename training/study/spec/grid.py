@@ -1,6 +1,8 @@
 """A study: options that all runs share, axes on which they differ, and questions about what they show."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -75,20 +77,20 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """Every combination of levels with every seed, seed by seed, so that the first finished runs are comparable."""
-        return [
-            Cell(
-                levels=dict(zip(self.axes, levels, strict=True)),
-                seed=seed,
-                options=self.base
-                | {
-                    name: value
-                    for axis, level in zip(self.axes, levels, strict=True)
-                    for name, value in self.axes[axis][level].items()
-                },
-            )
-            for seed in range(self.seeds)
-            for levels in product(*self.axes.values())
-        ]
+        return [self._cell(levels, seed) for seed in range(self.seeds) for levels in product(*self.axes.values())]
+
+    def some_cells(self, most: int) -> list[Cell]:
+        """Every combination of levels with the first seed; where they are more than `most`, each level once."""
+        if math.prod(map(len, self.axes.values())) <= most:
+            return [self._cell(levels, 0) for levels in product(*self.axes.values())]
+        first = {axis: next(iter(levels)) for axis, levels in self.axes.items()}
+        chosen = [first, *(first | {axis: level} for axis, levels in self.axes.items() for level in [*levels][1:])]
+        return [self._cell(tuple(levels.values()), 0) for levels in chosen]
+
+    def _cell(self, levels: Sequence[str], seed: int) -> Cell:
+        of_axis = dict(zip(self.axes, levels, strict=True))
+        options = {name: value for axis, level in of_axis.items() for name, value in self.axes[axis][level].items()}
+        return Cell(levels=of_axis, seed=seed, options=self.base | options)
 
     def with_base(self, options: Options) -> "Study":
         """The same study with these options for all runs; the options of an axis take precedence."""
