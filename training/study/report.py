@@ -18,7 +18,7 @@ from training.study.measures import MEASURES
 from training.study.outlook import image_outlook, seed_outlook
 from training.study.results import RunResult, write_csv
 from training.study.spec.grid import Question, Study, plain
-from training.study.statistics import Conclusion, conclude
+from training.study.statistics import Conclusion, conclude, why_none
 
 COLUMNS = (
     "val_score",
@@ -71,7 +71,10 @@ def _facts(folder: Path, study: Study, results: Sequence[RunResult]) -> dict[str
         "base": plain(study.base),
         "axes": {axis: {level: plain(options) for level, options in of.items()} for axis, of in study.axes.items()},
         "seeds": study.seeds,
-        "answers": list(map(_answer, study.questions, conclusions)),
+        "answers": [
+            _answer(question, conclusion, results)
+            for question, conclusion in zip(study.questions, conclusions, strict=True)
+        ],
         "more_images": image_outlook(study, results),
         "more_seeds": seed_outlook(conclusions),
         "runs": _runs(results),
@@ -82,9 +85,9 @@ def _facts(folder: Path, study: Study, results: Sequence[RunResult]) -> dict[str
     }
 
 
-def _answer(question: Question, conclusion: Conclusion | None) -> dict[str, Any]:
+def _answer(question: Question, conclusion: Conclusion | None, results: Sequence[RunResult]) -> dict[str, Any]:
     if conclusion is None:
-        nothing = "No run that the question concerns has a value."
+        nothing = why_none(question, results)
         return asdict(question) | {"sentence": nothing, "decided": False, "reference": None, "differences": []}
     return asdict(question) | {
         "sentence": conclusion.sentence,

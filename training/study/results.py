@@ -57,20 +57,18 @@ def collect(study: Study, folders: Sequence[Path]) -> list[RunResult]:
         candidates = [folder / "runs" / cell.name for folder in folders]
         runs[cell.name] = next((run for run in candidates if run.exists()), candidates[0])
     histories = {name: history.read(run) for name, run in runs.items()}
-    references = reference_values(study, histories)
+    done = {name: record if outcome(runs[name]) == "done" else None for name, record in histories.items()}
+    references = reference_values(study, done)
     return [_result(cell, runs[cell.name], histories[cell.name], references) for cell in study.cells()]
 
 
 def reference_values(study: Study, histories: Mapping[str, History | None]) -> dict[int, ReferenceValues]:
-    """By seed, what the runs of that seed are measured against; `histories` by the name of the cell.
-
-    Runs that diverged, or have no epoch, do not count.
-    """
+    """By seed, what its runs are measured against; `histories` of finished ones by the name of the cell."""
     times: dict[int, list[float]] = defaultdict(list)
     scores: dict[int, list[float]] = defaultdict(list)
     for cell in study.cells():
         record = histories[cell.name]
-        if record is None or record.diverged is not None or not record.epochs:
+        if record is None:
             continue
         if (final := rising(record.epochs, cell.best_by)[-1].val_score) is not None:
             scores[cell.seed].append(final)

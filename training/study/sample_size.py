@@ -47,9 +47,9 @@ class MoreImages:
 def more_images(curve: Curve) -> MoreImages:
     """Fit the law to scores between 0 and 1, of every seed at each size."""
     most = max((size for of_seed in curve.values() for size in of_seed), default=0)
-    sizes = {size for of_seed in curve.values() for size in of_seed}
-    if len(sizes) < FEWEST_SIZES or len(curve) < 2:
-        given = f"{len(sizes)} and {len(curve)}"
+    sizes = max(map(len, curve.values()), default=0)  # of one seed: of all images, seeds have a few more or less
+    if sizes < FEWEST_SIZES or len(curve) < 2:
+        given = f"{sizes} and {len(curve)}"
         return _unknown(most, f"a law needs {FEWEST_SIZES} numbers of images and 2 seeds, the runs have {given}")
     law = _fit(list(curve.values()))
     if law is None or (found := _needed(law, most)) is None:

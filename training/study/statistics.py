@@ -90,16 +90,32 @@ class Comparisons:
 
 
 def conclude(questions: Sequence[Question], results: Sequence[RunResult]) -> list[Conclusion | None]:
-    """The answer of these results to each question; None when no run that a question concerns has a value."""
+    """The answer of these results to each question; None when no run, or none of its reference, has a value."""
     asked = [_compare(question, results) for question in questions]
     corrected = iter(holm([p for of in asked if of is not None for p in of.p_values]))
     return [None if of is None else _conclusion(of, corrected) for of in asked]
 
 
-def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | None:
-    selected = [
+def why_none(question: Question, results: Sequence[RunResult]) -> str:
+    """Sentences for a question that has no answer."""
+    selected = _selected(question, results)
+    levels = list(dict.fromkeys(result.cell.levels[question.axis] for result in selected))
+    reference = question.compare[1] if question.compare else question.against
+    concerned = (
+        "that the question concerns" if reference is None else f"of {reference}, with which others are compared,"
+    )
+    return " ".join([f"No run {concerned} has a value.", *_losses(question, selected, levels)])
+
+
+def _selected(question: Question, results: Sequence[RunResult]) -> list[RunResult]:
+    """The runs that a question concerns."""
+    return [
         result for result in results if all(result.cell.levels[axis] == level for axis, level in question.where.items())
     ]
+
+
+def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | None:
+    selected = _selected(question, results)
     levels = list(dict.fromkeys(result.cell.levels[question.axis] for result in selected))
     values = {level: _values(question, selected, level) for level in levels}
     measured = [level for level in levels if values[level]]

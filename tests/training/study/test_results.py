@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_equal_time_is_that_of_the_quicker_one_of_those_that_are_compared(tmp_pa
 def test_where_no_question_says_who_is_compared_equal_time_is_that_of_the_quickest(tmp_path: Path) -> None:
     values = made(QUESTION, tmp_path)
     assert values["slow"]["val_score_in_equal_time"] is None
+
+
+def test_a_run_that_was_stopped_is_no_reference_for_others(tmp_path: Path) -> None:
+    made(QUESTION + IN_TIME, tmp_path)
+    [quick] = (tmp_path / "runs").glob("network=quick*")
+    shutil.rmtree(quick / "report")
+    study = document.read(tmp_path / "grid.yaml")
+    values = {result.cell.levels["network"]: result.values for result in collect(study, [tmp_path])}
+    assert values["slow"]["val_score_in_equal_time"] == 0.9, "the time of all its own epochs"
+    assert values["quick"]["val_score_in_equal_time"] is None
 
 
 def test_a_run_that_learns_nothing_does_not_learn_soonest(tmp_path: Path) -> None:

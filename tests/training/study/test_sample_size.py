@@ -38,6 +38,10 @@ def test_a_planted_law_is_found() -> None:
             {s: {10: 0.5, 40: 0.7} for s in range(3)},
             "a law needs 3 numbers of images and 2 seeds, the runs have 2 and 3",
         ),
+        (
+            {s: {10: 0.5, 213 + s: 0.7} for s in range(3)},
+            "a law needs 3 numbers of images and 2 seeds, the runs have 2 and 3",
+        ),
         ({0: {10: 0.5, 40: 0.6, 160: 0.7}}, "the runs have 3 and 1"),
         ({}, "the runs have 0 and 0"),
     ],

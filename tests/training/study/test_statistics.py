@@ -11,7 +11,7 @@ from training.metrics.correction import holm
 from training.study.measures import MEASURES
 from training.study.results import RunResult
 from training.study.spec.grid import Cell, Question
-from training.study.statistics import Conclusion, conclude, student
+from training.study.statistics import Conclusion, conclude, student, why_none
 
 
 def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> RunResult:
@@ -32,6 +32,17 @@ def asked(results: list[RunResult], **question: Any) -> Conclusion:
     )
     assert conclusion is not None
     return conclusion
+
+
+def test_a_reference_without_a_value_is_named_with_what_was_lost() -> None:
+    results = [result(level, seed, value) for level, value in (("a", 0.5), ("b", None)) for seed in range(2)]
+    question = Question(ask="?", measure="val_score", axis="axis", compare=("a", "b"), where={})
+    assert conclude([question], results) == [None]
+    assert why_none(question, results) == (
+        "No run of b, with which others are compared, has a value. Runs that diverged: 2 of b."
+    )
+    alone = Question(ask="?", measure="val_score", axis="axis", where={})
+    assert why_none(alone, results[2:]).startswith("No run that the question concerns has a value.")
 
 
 def test_students_interval_is_that_of_the_table() -> None:
