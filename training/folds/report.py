@@ -76,7 +76,7 @@ def folds_summary(folder: Path) -> str:
 
 
 def _rows_of_folds(facts: dict[str, Any]) -> list[str]:
-    rows = [f"{'':18}{'mean':>10}   95 % interval of another training"]
+    rows = [f"{'':18}{'mean':>10}   95 % interval of such trainings"]
     for name, title in TITLES.items():
         found = facts["means"][name]
         rows.append(

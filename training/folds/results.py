@@ -36,7 +36,7 @@ class OutOfFold:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldMean:
-    """A score's mean over the folds, and what another training on other data of this kind and size may reach."""
+    """A score's mean over the folds, and the mean that trainings on other data of this kind and size may have."""
 
     mean: float
     interval: Interval

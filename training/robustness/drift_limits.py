@@ -72,8 +72,8 @@ def drift_limits(steps: Sequence[Step]) -> dict[str, float]:
     for name, limit in limits.items():
         if not any(harm.indices[name] > limit for harm in harms):
             limits[name] = max(LIMIT, limit)
-    # Rounded up: what was harmless does not exceed its limit.
-    return {name: math.ceil(100 * limit) / 100 for name, limit in limits.items()}
+    # Rounded up: what was harmless does not exceed its limit. First to more places, as 10,000 * 2.341 is above 23,410.
+    return {name: math.ceil(round(10_000 * limit, 6)) / 10_000 for name, limit in limits.items()}
 
 
 def unnoticed(steps: Sequence[Step], limits: Mapping[str, float]) -> list[str]:

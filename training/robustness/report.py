@@ -156,13 +156,13 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
             for drop in drops
             if drop.change in {*(probe.name for probe in PROBES), DECISIVE, OTHERS}
         ],
-        "decisive": _decisive(decisive, others),
+        "decisive": _decisive(decisive, others, report.margin),
         "drift": _drift(report.card.version, steps),
         "warnings": [*report.warnings, *shortcut(border, scores.balanced_accuracy, chance)],
     }
 
 
-def _decisive(decisive: Drop, others: Drop) -> str:
+def _decisive(decisive: Drop, others: Drop, margin: float) -> str:
     """What an image without its decisive quarter is worth, as a sentence."""
     sentence = (
         "Without the quarter of each image on which its answer depends the most, balanced accuracy is "
@@ -170,6 +170,8 @@ def _decisive(decisive: Drop, others: Drop) -> str:
     )
     if decisive.interval[1] < 0:
         return sentence
+    if decisive.effect(margin) == "undecided":
+        return f"{sentence} The images are too few to say whether a quarter decides."
     return f"{sentence} No quarter decides: the answers stand on what is all over the image, such as colour or light."
 
 

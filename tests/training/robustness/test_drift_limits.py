@@ -40,7 +40,7 @@ def test_harm_is_noticed_at_the_price_of_false_alarms() -> None:
         step("brighter", True, brightness=0.5, label=0.05),
     ]
     limits = drift_limits(steps)
-    assert limits == {"brightness": 0.32, "label": LIMIT}
+    assert limits == {"brightness": 0.314, "label": LIMIT}
     assert unnoticed(steps, limits) == []
     assert false_alarms(steps, limits) == ["darker"]
 
@@ -65,7 +65,10 @@ def test_a_feature_that_no_harm_moves_has_the_usual_limit_or_what_was_harmless()
     harmless = [step("darker", False, brightness=0.2), step("blur", True, brightness=0.01)]
     assert drift_limits(harmless) == {"brightness": LIMIT}
     assert unnoticed(harmless, {"brightness": LIMIT}) == ["blur"], "no feature would notice it"
-    assert drift_limits([step("darker", False, brightness=2.341)]) == {"brightness": 2.35}, "rounded up"
+    assert drift_limits([step("darker", False, brightness=2.341)]) == {"brightness": 2.341}
+    assert drift_limits([step("darker", False, brightness=2.34101)]) == {"brightness": 2.3411}, "rounded up"
+    near = [step("darker", False, brightness=0.301), step("darker", True, brightness=0.305)]
+    assert unnoticed(near, drift_limits(near)) == []
 
 
 def test_without_indices_there_are_no_limits() -> None:
