@@ -72,7 +72,7 @@ def collect(run: Path, sbom: Path) -> Contents:
     optional = {
         "signature": signature_of(run / MODEL),
         "sbom": sbom,
-        "parity": max((run / "parity").glob("*/parity.json"), default=run / "parity" / "parity.json"),
+        "parity": _parity(run, classifier.card.version),
     }
     missing = [MISSING[name] for name, path in optional.items() if not path.is_file()]
     parts = [
@@ -133,6 +133,14 @@ def _development(run: Path, report: dict[str, Any], sbom: Path) -> Iterator[Part
     yield Part(heading=2, name="data-sheet.md", what="the data on a page", content=sheet.encode())
     if sbom.is_file():
         yield replace(_file(2, sbom, "all installed packages, CycloneDX"), name="sbom.json")
+
+
+def _parity(run: Path, version: str) -> Path:
+    """The newest comparison of what answers for this version; of model.int8.onnx there may be others beside it."""
+    found = (
+        path for path in (run / "parity").glob("*/parity.json") if json.loads(path.read_bytes())["version"] == version
+    )
+    return max(found, default=run / "parity" / "parity.json")
 
 
 def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[Part]:

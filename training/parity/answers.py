@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -103,7 +104,7 @@ class Service:
             with error:
                 shown = error.read(500).decode(errors="replace")
             raise ConfigError(f"--url {self.url}{route}: status {error.code}, {shown}") from error
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
             raise ConfigError(f"--url {self.url}: {getattr(error, 'reason', error)}") from error
 
 

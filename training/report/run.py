@@ -107,7 +107,7 @@ def run_summary(run: Path) -> str:
     ties = max(comparison.get("ties", 0) for comparison in parity["comparisons"])  # absent in runs of older versions
     model = Path(facts["model"])
     latest = run.parent / LATEST
-    served = model.parent.parent.name == "runs" and not model.is_absolute() and latest.resolve() == run.resolve()
+    served = run.parent.resolve() == Path("runs").resolve() and latest.resolve() == run.resolve()
     return "\n".join(
         (
             "",

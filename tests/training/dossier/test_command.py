@@ -26,8 +26,13 @@ def home(two: Path, tmp_path: Path) -> Path:
     private, _ = keys(tmp_path)
     sign(runs / "good", private)
     (runs / "good" / "parity" / "20260101-000000").mkdir(parents=True)
-    (runs / "good" / "parity" / "20260101-000000" / "parity.json").write_text("{}")
+    version = open_model(runs / "good" / "model.onnx").card.version
+    (runs / "good" / "parity" / "20260101-000000" / "parity.json").write_text(json.dumps({"version": version}))
     (runs / "good" / "parity" / "20260101-000000" / "parity.html").write_text("<p>")
+    (runs / "good" / "parity" / "20260102-000000").mkdir()
+    (runs / "good" / "parity" / "20260102-000000" / "parity.json").write_text(
+        json.dumps({"version": f"{version}-int8"})
+    )
     packages = open_model(runs / "good" / "model.onnx").card.provenance.packages
     (tmp_path / "build").mkdir()
     components = [{"name": name, "version": version} for name, version in packages.items()]

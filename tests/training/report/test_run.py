@@ -127,6 +127,19 @@ def test_the_summary_says_results_places_and_the_next_command(run: Path) -> None
     assert f"TWINLENS_MODEL={run}/model.onnx bentoml serve" in text
 
 
+def test_bentoml_alone_serves_what_latest_of_this_folder_leads_to(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("runs"), Path("experiments/runs")):
+        out.mkdir(parents=True)
+        shutil.copytree(run, out / "x")
+        (out / "latest").symlink_to("x")
+    assert run_summary(Path("runs/x")).endswith("serve   bentoml serve")
+    assert "TWINLENS_MODEL=" in run_summary(Path("experiments/runs/x"))
+    assert run_summary(tmp_path / "runs" / "x").endswith("serve   bentoml serve")
+
+
 @pytest.mark.parametrize("fixture", ["run", "doubtful"])
 def test_the_model_card_is_markdown_with_front_matter(fixture: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(fixture)
