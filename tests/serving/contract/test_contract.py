@@ -169,7 +169,9 @@ def test_opacity_of_a_bmp_counts_where_its_header_has_a_mask_for_it(header: int)
     pixels = noise((12, 9), 0, 4)  # blue, green, red, opacity
     height, width = pixels.shape[:2]
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    info = struct.pack("<IiiHHIIiiII", header, width, -height, 1, 32, 3 if header > 40 else 0, pixels.nbytes, 0, 0, 0, 0)
+    info = struct.pack(
+        "<IiiHHIIiiII", header, width, -height, 1, 32, 3 if header > 40 else 0, pixels.nbytes, 0, 0, 0, 0
+    )
     info += (masks if header > 40 else b"") + bytes(max(0, header - 56))
     data = struct.pack("<2sIHHI", b"BM", 14 + header + pixels.nbytes, 0, 0, 14 + header) + info + pixels.tobytes()
     colour, opacity = pixels[..., 2::-1].astype(int), pixels[..., 3:].astype(int)

@@ -2,6 +2,7 @@ import csv
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
