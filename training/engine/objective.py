@@ -31,6 +31,11 @@ class Objective:
     log_frequencies: Tensor
     """Float32 `[classes]`, added to the logits that are trained; zeros where they are not adjusted."""
     label_smoothing: float
+    smoothed_to: Tensor
+    """Float32 `[classes]`: what a label is smoothed towards, the shares of the classes that the loss sees.
+
+    With equal shares (Szegedy et al. 2016) a tenth would give each of seven classes 1.4 % of every label, also one that
+    has 1 % of the images: the network learned that, and told rare classes less well from one another."""
     dtype: torch.dtype
 
     @classmethod
@@ -41,7 +46,9 @@ class Objective:
         """
         device = next(model.parameters()).device
         weights = class_balance.weights(labels, classes) if config.balance == "loss" else np.ones(classes)
-        frequencies = class_balance.frequencies(labels, classes) if config.balance == "logits" else np.ones(classes)
+        frequencies = class_balance.frequencies(labels, classes)
+        adjusted = frequencies if config.balance == "logits" else np.ones(classes)
+        shares = np.full(classes, 1 / classes) if config.balance in ("sampler", "loss") else frequencies
         return cls(
             augment=BatchAugmentation(policy=batches.policy, rows=batches.rows, accumulate=config.accumulate),
             mix=Mixing(
@@ -52,8 +59,9 @@ class Objective:
                 borrowed=batches.borrowed,
             ),
             class_weights=torch.tensor(weights, dtype=torch.float32, device=device),
-            log_frequencies=torch.tensor(np.log(frequencies), dtype=torch.float32, device=device),
+            log_frequencies=torch.tensor(np.log(adjusted), dtype=torch.float32, device=device),
             label_smoothing=config.label_smoothing,
+            smoothed_to=torch.tensor(shares, dtype=torch.float32, device=device),
             dtype=training_dtype(config, model),
         )
 
@@ -70,9 +78,8 @@ class Objective:
             logits: Tensor = model(images)
         loss = cross_entropy(
             logits.float() + self.log_frequencies,
-            targets,
+            torch.lerp(targets, self.smoothed_to, self.label_smoothing),
             self.class_weights,
-            label_smoothing=self.label_smoothing,
             reduction="sum",
         )
         return loss, (logits.argmax(1) == targets.argmax(1)).sum()

@@ -133,8 +133,8 @@ class TrainConfig:
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as
     resnet18 or convnext_atto.d2_in1k. auto: tf_efficientnet_lite0 with pretrained weights for photographs (median
-    shorter side of 96 px or more), cnn for smaller images or beside an option of its layers; with --init-from the
-    model of that run."""
+    shorter side of 96 px or more), mlp beside --hidden, cnn for smaller images or beside another option of the own
+    networks' layers; with --init-from the model of that run."""
     weights: Literal["default", "none"] | Path | None = None
     """Pretrained weights of a timm architecture. default: its own, from an installed package or the Hugging Face hub;
     none; or a file that ends in .safetensors, .pth, .pt or .bin. None: default, unless --init-from is given."""
@@ -194,7 +194,8 @@ class TrainConfig:
     """Decay of weights of more than one dimension: AdamW's, or with adam and sgd an L2 penalty. None: 0.05 with adamw,
     0 with adam, 5e-4 with sgd."""
     label_smoothing: Annotated[float, Share] | None = None
-    """Share of each label spread over all classes. None: 0.1 where all of a pretrained backbone learns, else 0."""
+    """Share of each label spread over the classes, by how often each is in the training split; equally where
+    --balance makes classes count alike (sampler, loss). None: 0.1 where all of a pretrained backbone learns, else 0."""
     clip_norm: Annotated[float, Positive] | None = None
     """Scale gradients down to this norm where theirs is larger. None: never."""
     ema: Annotated[float, Share] = 0.0
