@@ -116,7 +116,7 @@ def begun(run: Path) -> TrainConfig:
 
     Raises ConfigError.
     """
-    own = from_yaml(run / CONFIG)
+    own = from_yaml(run / CONFIG, of_run=True)
     return replace(
         own,
         out=run.parent,

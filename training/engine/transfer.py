@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from serving.contract.decode import Preprocessing
 from training.engine import checkpoint
@@ -28,7 +28,9 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
     taken = 0
     for number, part in enumerate(parts, 1):  # by order: names depend on --dropout
         tensors = [tensor for name, tensor in theirs if name.startswith(f"{number}.")]
-        part.load_state_dict(dict(zip(part.state_dict(), tensors, strict=True)))
+        state = dict(zip(part.state_dict(), tensors, strict=True))
+        _refuse_shapes(state, part.state_dict(), path)
+        part.load_state_dict(state)
         taken += len(tensors)
     total = sum(not name.startswith("0.") for name, _ in theirs)
     sentence = f"start  {path}: {taken} of {total} tensors taken"
@@ -37,6 +39,17 @@ def transfer(model: nn.Sequential, settings: dict[str, Any], origin: Path) -> st
         if there == here
         else f"{sentence}, the last layer is new ({len(there)} classes there, {len(here)} here)"
     )
+
+
+def _refuse_shapes(theirs: dict[str, Tensor], ours: dict[str, Tensor], path: Path) -> None:
+    """Raise CheckpointRefused for weights that depend on the size of the images, as positions of a transformer do."""
+    differing = [
+        f"{name} is {tuple(theirs[name].shape)} there and {tuple(tensor.shape)} here"
+        for name, tensor in ours.items()
+        if theirs[name].shape != tensor.shape
+    ]
+    if differing:
+        raise CheckpointRefused(f"{path} does not fit images of this size: {', '.join(differing)}")
 
 
 def inherit(config: TrainConfig) -> TrainConfig:
@@ -83,8 +96,8 @@ def _refuse_what_does_not_fit(theirs: dict[str, Any], ours: dict[str, Any], path
 def _shape(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings for which weights were made: not dropout, classes, or the numbers of the normalisation.
 
-    Nor the size of images for timm's architectures: their weights have one shape for all sizes they take, and a larger
-    size after the training is a usual gain (Touvron et al. 2019).
+    Nor the size of images for timm's architectures, most of whose weights do not depend on it: a larger size after the
+    training is a usual gain (Touvron et al. 2019).
     """
     model = {name: value for name, value in settings["model"].items() if name not in ("dropout", "drop_path")}
     stored = {name: value for name, value in settings["preprocessing"].items() if name != "depth"}

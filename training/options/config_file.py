@@ -10,15 +10,25 @@ from pydantic import TypeAdapter, ValidationError
 from training.errors import ConfigError
 from training.options.config import TrainConfig
 
+IGNORED = {"cnn": "hidden", "mlp": "width"}
+"""By model, the option of the other network, which versions up to 0.3.0 accepted and did not use."""
 
-def from_yaml(path: Path) -> TrainConfig:
-    """Options from a YAML file, such as a run's `config.yaml`. Raises ConfigError naming file and key."""
+
+def without_ignored(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run that may be of an older version, without that which it did not use."""
+    ignored = IGNORED.get(values.get("model", ""))
+    return {name: value for name, value in values.items() if name != ignored}
+
+
+def from_yaml(path: Path, *, of_run: bool = False) -> TrainConfig:
+    """Options from a YAML file, or from a run's `config.yaml`. Raises ConfigError naming file and key."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: not a YAML file that can be read ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected options, `name: value` a line, got {values!r}")
+    values = without_ignored(values) if of_run else values
     given = {key: option(key, value, f"--config {path}") for key, value in values.items()}
     try:
         return TrainConfig(**given)

@@ -24,7 +24,7 @@ from training.evaluate import check_labels, gather, model_file
 from training.metrics import costs
 from training.options.choices import Data
 from training.options.config import TrainConfig
-from training.options.config_file import option
+from training.options.config_file import option, without_ignored
 from training.reproduction.comparison import differing_conditions, differing_results
 from training.signals import Interruption
 from training.storage import write_atomically
@@ -118,7 +118,8 @@ def _check_data(config: ReproduceConfig, card: ModelCard) -> None:
 def _options(config: ReproduceConfig, card: ModelCard, folder: Path) -> TrainConfig:
     """The options of the card, elsewhere; a pipeline of --augment is written into `folder`. Raises ConfigError."""
     where = f"{config.model}: the card"
-    values: dict[str, Any] = {key: value for key, value in card.provenance.config.items() if key not in ELSEWHERE}
+    kept = without_ignored(card.provenance.config)
+    values: dict[str, Any] = {key: value for key, value in kept.items() if key not in ELSEWHERE}
     if isinstance(values.get("augment"), dict):
         pipeline = folder / "augment.json"
         pipeline.write_text(json.dumps(values["augment"]), encoding="utf-8")

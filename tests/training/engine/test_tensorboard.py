@@ -146,6 +146,7 @@ def test_precision_and_recall_of_each_class_are_a_curve(events: EventAccumulator
         assert precision[0] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_a_score_that_is_undefined_is_not_written(one_class_run: Path) -> None:
     assert facts_of(one_class_run)["scores"]["val"]["roc_auc"] is None
     events = events_of(one_class_run)

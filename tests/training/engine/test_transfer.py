@@ -107,6 +107,11 @@ def test_a_timm_architecture_may_get_images_of_another_size(tmp_path: Path) -> N
     larger, settings = fresh(model="resnet18", weights="none", image_size=48)
     transfer(larger, settings, tmp_path / "resnet.pt")
     assert all(map(torch.equal, larger[1:].state_dict().values(), origin[1:].state_dict().values()))
+    positions, theirs = fresh(model="vit_tiny_patch16_224", weights="none", image_size=64)
+    checkpoint.save({"model": positions.state_dict(), "settings": theirs}, tmp_path / "vit.pt")
+    model, settings = fresh(model="vit_tiny_patch16_224", weights="none", image_size=96)
+    with pytest.raises(CheckpointRefused, match=r"this size: pos_embed is \(1, 17, 192\) there and \(1, 37, 192"):
+        transfer(model, settings, tmp_path / "vit.pt")
     other, settings = fresh(model="resnet18", weights="none", image_size=48, interpolation="linear")
     with pytest.raises(CheckpointRefused, match=r"image interpolation is area there and linear here$"):
         transfer(other, settings, tmp_path / "resnet.pt")
