@@ -7,8 +7,10 @@ from PIL import Image, ImageOps
 
 from training.conversion.picture import Picture, check_size, percentiles, stretched
 
-BITS_PER_SAMPLE = 258
-"""Tag of a TIFF."""
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
+"""Tags of a TIFF."""
+SIGNED = 2
+"""The format of values that have a sign."""
 
 
 def by_pillow(path: Path) -> Picture:
@@ -17,12 +19,12 @@ def by_pillow(path: Path) -> Picture:
         check_size(opened.width, opened.height)
         frames = getattr(opened, "n_frames", 1)
         opened.seek(0)
-        bits = _bits(opened)
+        bits, signed = _bits(opened), _tag(opened, SAMPLE_FORMAT) == SIGNED
         upright = ImageOps.exif_transpose(opened)
     frame = f"1 of {frames}" if frames > 1 else ""
     if upright.mode[0] in "IF":
         values = np.asarray(upright)
-        low, high = (0.0, 2.0**bits - 1) if bits <= 16 and values.min() >= 0 else percentiles(values)
+        low, high = (0.0, 2.0**bits - 1) if bits <= 16 and not signed else percentiles(values)
         window = f"{low:g} to {high:g}"
         return Picture(image=Image.fromarray(stretched(values, low, high)), frame=frame, depth=str(bits), window=window)
     return Picture(image=_on_white(upright), frame=frame, depth=str(bits))
@@ -37,9 +39,15 @@ def by_pillow_heif(path: Path) -> Picture:
 
 
 def _bits(image: Image.Image) -> int:
-    if image.format == "TIFF" and (bits := image.getexif().get(BITS_PER_SAMPLE)):
-        return int(bits[0] if isinstance(bits, tuple) else bits)
+    if bits := _tag(image, BITS_PER_SAMPLE):
+        return bits
     return {"I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}.get(image.mode, 8)
+
+
+def _tag(image: Image.Image, tag: int) -> int:
+    """A number, of several the first, that a TIFF has in its directory; else 0."""
+    found = image.getexif().get(tag, 0) if image.format == "TIFF" else 0
+    return int(found[0] if isinstance(found, tuple) else found)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -74,7 +74,9 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
     All hooks are removed before this returns.
     """
     parts: dict[str, list[_Part]] = {}
-    hooks = [
+    passes: list[None] = []
+    hooks = [model.register_forward_pre_hook(lambda *_: passes.append(None))]
+    hooks += [
         layer.register_forward_hook(partial(_note, parts.setdefault(name, []), len(images)))
         for name, layer in model.named_modules()
         if type(layer) in networks.ACTIVATIONS.values()
@@ -84,7 +86,9 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
     finally:
         for hook in hooks:
             hook.remove()
-    return [_together(name, seen) for name, seen in parts.items() if seen]  # else the network does not use the layer
+    # Some networks call one activation several times in a pass, others have one that they do not use.
+    calls = {name: len(seen) // len(passes) for name, seen in parts.items()}
+    return [_together(name, parts[name][call :: calls[name]]) for name in parts for call in range(calls[name])]
 
 
 class _Part(NamedTuple):

@@ -54,8 +54,9 @@ def test_what_may_not_be_read_costs_its_own_row_alone(tmp_path: Path) -> None:
     assert done == {"cat/a.png": "copied", "cat/gone.png": "refused: No such file or directory"}
 
 
-def test_values_with_a_sign_are_spread_by_what_they_are(tmp_path: Path) -> None:
-    values = np.linspace(-1024, 3071, SMOOTH[:, :, 0].size).reshape(SMOOTH.shape[:2]).astype(np.int16)
+@pytest.mark.parametrize("low", [-1024, 0])
+def test_values_with_a_sign_are_spread_by_what_they_are(tmp_path: Path, low: int) -> None:
+    values = np.linspace(low, 3071, SMOOTH[:, :, 0].size).reshape(SMOOTH.shape[:2]).astype(np.int16)
     data = tiff(values.view(np.uint16)[:, :, None], Layout(tags={339: (3, [2])}))
     out, rows = imported(tmp_path, {"ct/a.tif": data})
     assert rows["ct/a.tif"]["done"] == "converted"

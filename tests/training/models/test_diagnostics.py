@@ -49,6 +49,13 @@ def test_large_images_are_observed_together_though_they_are_predicted_in_parts()
     assert VALUES_AT_MOST / 2 < len(seen.values) <= 1.1 * VALUES_AT_MOST
 
 
+def test_an_activation_that_is_called_twice_in_a_pass_is_seen_twice() -> None:
+    relu = nn.ReLU()
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.Conv2d(4, 6, 1), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    seen = observe(nn.Sequential(Normalize(SPEC), body), np.zeros((130, 100, 100, 3), np.uint8))
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("mlp", 2), ("cnn", 7)])
 def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(
     kind: Literal["mlp", "cnn"], expected: int
