@@ -95,10 +95,10 @@ def settle(run: Path, promote: Promote) -> None:
     """
     if not (run / UNSETTLED).exists():
         return
-    pending = _as_asked(_read(run / UNSETTLED), promote)
+    pending = _read(run / UNSETTLED)
     try:
         with locked(run.parent / log.LOCK):
-            promotion = _settle(run, pending)
+            promotion = _settle(run, pending, promote)
         write_promotion(run, promotion)
         (run / UNSETTLED).unlink()
     except OSError as error:
@@ -123,17 +123,18 @@ def not_settled(run: Path, promote: Promote, judgement: Judgement | None) -> Pro
 
 def _as_asked(pending: Pending | None, promote: Promote) -> Pending | None:
     """By --promote as it is now. `better` is also the value of a run that is resumed without it."""
-    if pending is None or promote in (pending.promote, "better"):
+    if promote == "better" or (pending and promote == pending.promote):
         return pending
-    return Pending(promote=promote, judgement=None if promote == "always" else pending.judgement)
+    return Pending(promote=promote, judgement=pending.judgement if pending and promote == "never" else None)
 
 
-def _settle(run: Path, pending: Pending | None) -> Promotion:
+def _settle(run: Path, pending: Pending | None, asked: Promote) -> Promotion:
     out, served, own = run.parent, find_served(run.parent), digest(run / MODEL)
     now = served.digest if served else None
-    judgement, promote = (pending.judgement, pending.promote) if pending else (None, "better")
     if now == own:  # a process was killed after the move
-        return _as_settled(run, promote, judgement, None)
+        return _as_settled(run, pending.promote if pending else "better", pending.judgement if pending else None, None)
+    pending = _as_asked(pending, asked)
+    judgement, promote = (pending.judgement, pending.promote) if pending else (None, "better")
     if promote == "never":
         return not_settled(run, promote, judgement)
     faults = judgement.faults if judgement else () if pending else (BY_OLDER_VERSION,)

@@ -27,6 +27,8 @@ BEAT_S, GRACE_S = 10.0, 60.0
 """Seconds between two signs of life of a running trial, and without one until the trial counts as lost."""
 OWNER, BEAT, AGAIN = "owner", "beat", "again"
 """Attributes of a trial: the process that makes it, its signs of life, the number of the lost trial that it repeats."""
+MARK = ".database"
+"""File with what is behind the folder's name in a database."""
 ASKING = ".asking"
 """A lock: of several processes one at a time looks for lost trials and draws another."""
 
@@ -150,11 +152,11 @@ def _is_alive(process: int) -> bool:
 
 def _name_in_database(folder: Path) -> str:
     """The folder's, with what tells it from folders of the same name, which may share the database."""
-    journal = folder / JOURNAL  # by which a search is known to be one
+    journal, mark = folder / JOURNAL, folder / MARK
     if not journal.exists():
-        journal.write_text(uuid4().hex[:8], encoding="utf-8")
-    mark = journal.read_text(encoding="utf-8")
-    return f"{folder.name}-{mark}" if mark else folder.name  # without one: of an older version
+        mark.write_text(uuid4().hex[:8], encoding="utf-8")
+    journal.touch()  # by which a search is known to be one
+    return f"{folder.name}-{mark.read_text(encoding='utf-8')}" if mark.exists() else folder.name  # of an older version
 
 
 def _storage(folder: Path, url: str | None) -> BaseStorage:

@@ -208,6 +208,12 @@ def test_another_promote_than_that_of_the_start_holds_for_what_is_not_settled(tw
     (out / "poor" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged | {"faults": ["bad"]}}))
     assert main([*resume, "--promote", "always"]) == 0
     assert (latest(out), log(out)[-1]["reason"]) == ("poor", "--promote always")
+    (out / "poor" / UNSETTLED).write_text('{"promote": "always", "judgement": null}')  # killed after the move
+    assert main([*resume, "--promote", "never"]) == 0
+    assert "by the rule `--promote always`" in reported(out / "poor")["sentence"]
+    (out / "good" / UNSETTLED).touch()  # as older versions left it
+    assert main(["--resume", str(out / "good"), "--promote", "always"]) == 0
+    assert latest(out) == "good"
 
 
 def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Path) -> None:
@@ -251,6 +257,7 @@ def test_a_report_says_that_nothing_is_settled_until_it_is(
     assert "`--promote never`" in run_summary(run)
 
 
+@pytest.mark.slow
 def test_it_costs_less_than_two_seconds(
     photos: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,8 @@ def test_searches_of_one_name_share_a_database_and_no_trials(tmp_path: Path) -> 
     first, other, again = (Record(folder, url) for folder in (*folders, folders[0]))
     first.finish(drawn(first, most=1), 0.5, TrialState.COMPLETE)
     assert first.draw(LR, 1) is again.draw(LR, 1) is None
+    Record(folders[0])
+    assert Record(folders[0], url).draw(LR, 1) is None, "the same, though a journal has been there meanwhile"
     assert other.draw(LR, 1) is not None
 
 
