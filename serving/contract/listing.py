@@ -39,14 +39,15 @@ def on_disk(root: Path, path: str) -> str:
     """
     stripped = path.strip()
     forms = (path, stripped, *(unicodedata.normalize(form, stripped) for form in ("NFC", "NFD")))
-    return next((form for form in dict.fromkeys(forms) if _is_file(root / form)), stripped)
+    return next((form for form in dict.fromkeys(forms) if is_file(root / form)), stripped)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not for a text that is longer than a name may be."""
     try:
         return path.is_file()
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # a text that is no path
+        if error.errno != errno.ENAMETOOLONG:
             raise
         return False
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from serving.contract.listing import ManifestError, clean, on_disk, read_manifest
+from serving.contract.listing import ManifestError, clean, is_file, on_disk, read_manifest
 from training.data.sources.source import SPLIT_NAMES, SPLITS, Row, Source, of_files, refuse
 from training.errors import DataError
 
@@ -32,7 +32,7 @@ def manifest(path: Path) -> Source:
         for line, row in lines
     ]
     refuse(path, "rows without a label", (row.path for row in rows if not row.label))
-    refuse(path, "images that do not exist", (row.path for row in rows if not (root / row.path).is_file()))
+    refuse(path, "images that do not exist", (row.path for row in rows if not is_file(root / row.path)))
     refuse(path, "paths that appear more than once", (p for p, n in Counter(row.path for row in rows).items() if n > 1))
     unknown = sorted(set(splits.values()) - SPLIT_NAMES.keys() - {""})
     refuse(path, f"splits other than {', '.join(SPLITS)}", unknown)

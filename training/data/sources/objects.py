@@ -113,7 +113,8 @@ class Copy:
         except ManifestError as error:
             raise DataError(str(error)) from error
         listed = {_plain(spelling) for path in rows for spelling in (path, path.strip())} | {_plain(self.url.name)}
-        return {path: version for path, version in self.folder.versions().items() if _plain(path) in listed}
+        found = self.folder.versions().items()
+        return {path: version for path, version in found if path == posixpath.normpath(path) and _plain(path) in listed}
 
     def _fetch(self, paths: Sequence[str]) -> tuple[list[str], list[OSError]]:
         """Copy these objects; which are there now, and what went wrong with others."""
