@@ -18,7 +18,8 @@ TIMEOUT_S = 240
 
 
 def arguments_for(photos: Path, out: Path, *more: str) -> list[str]:
-    return ["--data", str(photos), "--out", str(out), "--name", "x", "--epochs", "400", *SMALL, *more]
+    small = SMALL[2:] if "mlp" in more else SMALL
+    return ["--data", str(photos), "--out", str(out), "--name", "x", "--epochs", "400", *small, *more]
 
 
 def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.CompletedProcess[str]":
@@ -50,7 +51,7 @@ class After(Interruption):
 def config(photos: Path, out: Path, **given: object) -> TrainConfig:
     """Two epochs of eight steps, with everything on that draws at random."""
     common: dict[str, Any] = {
-        "width": 8,
+        **({} if given.get("model") == "mlp" else {"width": 8}),
         "image_size": 16,
         "epochs": 2,
         "batch_size": 8,

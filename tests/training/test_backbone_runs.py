@@ -156,6 +156,7 @@ def test_fine_tuning_takes_all_weights_or_a_new_head(
     assert "the last layer is new (3 classes there, 2 here)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_frozen_run_moves_the_head_alone_and_continues_without_its_origin(
     finished: Finished, photos: Path, tmp_path: Path
 ) -> None:

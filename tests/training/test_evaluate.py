@@ -168,6 +168,7 @@ def test_images_that_the_model_was_trained_on_are_counted(
     assert f"trained, chosen or calibrated on {seen} of these {images} images" in warning
 
 
+@pytest.mark.slow
 def test_the_same_image_twice_is_one_draw_and_the_unreadable_is_named(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

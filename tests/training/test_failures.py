@@ -228,6 +228,7 @@ KINDS: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
+@pytest.mark.slow
 def test_images_of_every_kind_are_learned_from_as_the_service_sees_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(150):
@@ -463,8 +464,8 @@ def _copy_as(number: int) -> Callable[[str, str], object]:
 def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_continues(
     many: Path, tmp_path: Path, moment: str
 ) -> None:
-    arguments = arguments_for(many, tmp_path, "--workers", "0", "--val-fraction", "0.6")
-    arguments += {"save": ["--model", "mlp", "--hidden", "3000"], "validation": ["--width", "64"]}.get(moment, [])
+    larger = {"save": ["--model", "mlp", "--hidden", "3000"], "validation": ["--width", "64"]}.get(moment, [])
+    arguments = arguments_for(many, tmp_path, "--workers", "0", "--val-fraction", "0.6", *larger)
     run = tmp_path / "x"
     sign = {"reading": ".lock", "validation": "validates", "save": "checkpoints/.best.pt.partial"}[moment]
     # There shall be no checkpoint within the epoch, and a file when validation begins.

@@ -23,6 +23,7 @@ def opt_ml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_job_trains_by_its_hyperparameters_and_leaves_the_model(opt_ml: Path, photos: Path) -> None:
     (opt_ml / "input" / "data").mkdir()
     (opt_ml / "input" / "data" / "training").symlink_to(photos)
@@ -41,6 +42,7 @@ def test_a_job_trains_by_its_hyperparameters_and_leaves_the_model(opt_ml: Path, 
     assert "--lr was 0.001, now it is 0.01" in (opt_ml / "output" / "failure").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_promoted_is_kept_where_nothing_serves_it(opt_ml: Path, photos: Path) -> None:
     (opt_ml / "input" / "data").mkdir()
     (opt_ml / "input" / "data" / "training").symlink_to(photos)

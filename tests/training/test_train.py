@@ -304,6 +304,7 @@ def test_adjusted_logits_learn_what_speaks_for_a_class_beside_its_frequency() ->
     assert found == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_path: Path) -> None:
     run = train.train(
         TrainConfig(
@@ -327,7 +328,9 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
     assert np.abs(softmax(logits, axis=1) - served).max() < 1e-5
 
 
-@pytest.mark.parametrize("best_by", ["balanced_accuracy", "log_loss", "roc_auc"])
+@pytest.mark.parametrize(
+    "best_by", ["balanced_accuracy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("log_loss", "roc_auc"))]
+)
 def test_it_stops_early_by_the_chosen_score_and_exports_the_best_epoch(
     photos: Path, tmp_path: Path, best_by: ScoreName
 ) -> None:

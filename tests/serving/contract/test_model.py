@@ -152,6 +152,7 @@ def test_a_golden_within_tolerance_is_accepted(run: Path, tmp_path: Path) -> Non
     assert open_model(path).card.goldens[0].probabilities == tuple(nudged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["serving.contract.model", "training.export.parity"])
 def test_the_runtime_leaves_no_identifier_of_the_machine_and_reports_to_nobody(tmp_path: Path, side: str) -> None:
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # where it knows of CI it does neither anyway

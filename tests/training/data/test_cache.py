@@ -106,6 +106,7 @@ def test_labels_and_seeds_need_no_reading(tmp_path: Path) -> None:
     assert_same(other, load(source, tmp_path / "fresh", seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["written", "added", "removed"])
 def test_a_file_that_changes_is_noticed_also_when_size_and_time_stay(change: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "data")
@@ -339,6 +340,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Cache(tmp_path / "file" / "x").value("x", 0, INT, lambda: 1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     mount = f"mount -t tmpfs -o size=200k none {tmp_path}/full"

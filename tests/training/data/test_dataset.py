@@ -14,6 +14,7 @@ from training.data.sources.source import SPLITS
 from training.errors import DataError
 
 
+@pytest.mark.slow
 def test_without_data_the_digits_are_there_at_their_own_size() -> None:
     dataset = of(None)
     assert dataset.images.shape == (1797, 16, 16, 3)

@@ -67,6 +67,7 @@ def test_npz_gray_or_rgb_of_any_size(tmp_path: Path, shape: tuple[int, ...]) -> 
     assert gray.images.shape == (62, 20, 20, 1)
 
 
+@pytest.mark.slow
 def test_numbers_sort_as_numbers_and_a_hundred_classes_work(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(100), 4)

@@ -34,8 +34,8 @@ from training.train import load, start, train
 
 def proved(data: Path, folder: Path, **options: Any) -> tuple[Parity, Preprocessing]:
     """The proof of a network of random weights, with the statistics of one batch: no training, no report."""
-    small: dict[str, Any] = {"hidden": (16,), "width": 8, "image_size": 20}
-    config = TrainConfig(data=data, out=folder, name="x", **(small | options))
+    small: dict[str, Any] = {"hidden": (16,)} if options["model"] == "mlp" else {"width": 8}
+    config = TrainConfig(data=data, out=folder, name="x", **({"image_size": 20} | small | options))
     context = load(config, torch.device("cpu"), ALONE, Interruption())
     dataset, model = context.dataset, start(context)
     with torch.inference_mode():
@@ -89,7 +89,7 @@ def test_every_activation_passes_the_proof(
     assert all(way.largest_difference <= 1e-5 for way in parity.ways)
 
 
-@pytest.mark.parametrize("side", [28, 128, 224])
+@pytest.mark.parametrize("side", [28, 50, 128, 224])
 def test_every_size_passes_the_proof(photos: Path, tmp_path: Path, side: int) -> None:
     parity, preprocessing = proved(photos, tmp_path, model="cnn", image_size=side)
     assert all(way.largest_difference <= 1e-5 for way in parity.ways)

@@ -38,6 +38,7 @@ def test_the_difference_of_balanced_accuracy_alone_is_that_of_all_scores() -> No
     assert expected[0] < expected[1]
 
 
+@pytest.mark.slow
 def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() -> None:
     labels, probabilities = split(123, 200_000)
     truth = (probabilities.argmax(1) == labels).mean()

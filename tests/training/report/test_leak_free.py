@@ -30,6 +30,7 @@ def report(run: Path) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.slow
 def test_both_scores_are_reported_where_leaks_stay(leaking: Path, tmp_path: Path) -> None:
     run = make(leaking, tmp_path / "runs", name="warned", leaks="warn", lr=1e-4, epochs=1)
     facts = report(run)
@@ -48,6 +49,7 @@ def test_both_scores_are_reported_where_leaks_stay(leaking: Path, tmp_path: Path
         assert f"{free['scores']['balanced_accuracy']:.3f}" in page
 
 
+@pytest.mark.slow
 def test_there_is_one_score_where_leaks_are_dropped(leaking: Path, tmp_path: Path) -> None:
     run = make(leaking, tmp_path / "runs", name="dropped")
     assert report(run)["leak_free"] is None
