@@ -89,8 +89,9 @@ class TrainConfig:
     """Train on at most this many images of each class, drawn by --seed, to see what fewer images cost; validation and
     test stay as they are. None: all."""
     leaks: Leaks = "drop"
-    """What to do when one picture or group is in two splits or under two labels. drop: take it out of training,
-    what is in the test split out of validation, too, and what has two labels out altogether; error: stop; warn: leave it and say so."""
+    """What to do when one picture or group is in two splits or under two labels. drop: take it out of training, and out
+    of validation what is in the test split, and what has two labels out of all; error: stop; warn: leave it and say
+    so."""
 
     normalization: NormalizationMode = "standard"
     """Mode of A.Normalize, computed by the model's first layer."""
