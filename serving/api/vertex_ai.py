@@ -7,10 +7,13 @@ import base64
 import binascii
 from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from serving.api.errors import RequestError
 from serving.settings import Settings
+
+MOST = 10_000
+"""Instances that are read, before they are counted: 14 MB may hold a million empty ones."""
 
 
 class _Instance(BaseModel, strict=True):
@@ -22,7 +25,7 @@ class _Parameters(BaseModel, strict=True):
 
 
 class _Body(BaseModel, strict=True):
-    instances: list[_Instance]
+    instances: Annotated[list[_Instance], FailFast(), Field(max_length=MOST)]
     parameters: _Parameters | None = None
 
 
@@ -36,9 +39,21 @@ def parse(body: bytes, max_images: int) -> tuple[list[bytes], int | None]:
     try:
         value = _Body.model_validate_json(body)
         images = [base64.b64decode(instance.b64, validate=True) for instance in value.instances]
-    except (ValidationError, binascii.Error, ValueError) as error:
-        expected = 'the body is not {"instances": [{"b64": "..."}]}, with images in base64'
-        raise RequestError(400, "malformed_instances", expected) from error
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "too_long":
+            raise _too_many(max_images, f"more than {MOST}") from error
+        raise _malformed() from error
+    except (binascii.Error, ValueError) as error:
+        raise _malformed() from error
     if not 1 <= len(images) <= max_images:
-        raise RequestError(400, "too_many_files", f"expected 1 to {max_images} instances, got {len(images)}")
+        raise _too_many(max_images, str(len(images)))
     return images, value.parameters.top_k if value.parameters else None
+
+
+def _malformed() -> RequestError:
+    expected = 'the body is not {"instances": [{"b64": "..."}]}, with images in base64'
+    return RequestError(400, "malformed_instances", expected)
+
+
+def _too_many(expected: int, got: str) -> RequestError:
+    return RequestError(400, "too_many_files", f"expected 1 to {expected} instances, got {got}")

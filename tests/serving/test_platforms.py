@@ -101,6 +101,8 @@ def test_the_routes_of_vertex_ai_are_counted_by_the_names_of_ours(vertex: str) -
     [
         ({"instances": []}, 400, "too_many_files"),
         ({"instances": [{"b64": ""}] * 33}, 400, "too_many_files"),
+        ({"instances": [{"b64": ""}] * 11_000}, 400, "too_many_files"),
+        ({"instances": [0] * 20_000}, 400, "malformed_instances"),
         ({"instances": [{"b64": "no base64!"}]}, 400, "malformed_instances"),
         ({"instances": [{"b64": 1}]}, 400, "malformed_instances"),
         ({"instances": ["aGVsbG8="]}, 400, "malformed_instances"),

@@ -130,9 +130,10 @@ def _pixels(data: Any, shape: tuple[int, ...], preprocessing: Preprocessing) -> 
     if shape[1:] != expected:
         raise _malformed(f"expected images of {list(expected)} (height, width, channels), got {list(shape[1:])}")
     try:
-        values = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.array(data)
-        whole = values.dtype == np.uint8 or (values.dtype.kind == "i" and values.min() >= 0 and values.max() <= 255)
-        if not whole:
+        if isinstance(data, bytes):
+            return np.frombuffer(data, np.uint8).reshape(shape)
+        values = np.array(data, dtype=object)  # one that fits all would have the longest text's size for each element
+        if not all(type(value) is int and 0 <= value <= 255 for value in values.flat):
             raise ValueError("not whole numbers from 0 to 255")
         return values.astype(np.uint8).reshape(shape)
     except (ValueError, TypeError) as error:
@@ -148,11 +149,11 @@ def _files(data: Any, count: int) -> list[bytes]:
             raise _malformed("in JSON, files are strings in base64") from error
     else:
         files, start = [], 0
-        while start + 4 <= len(data):
+        while start + 4 <= len(data) and len(files) <= count:
             end = start + 4 + int.from_bytes(data[start : start + 4], "little")
             files.append(data[start + 4 : end])
             start = end
-        if start != len(data):
+        if start != len(data) and len(files) <= count:
             raise _malformed("the files are cut off")
     if len(files) != count:
         raise _malformed(f"expected {count} files, got {len(files)}")

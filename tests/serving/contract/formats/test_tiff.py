@@ -239,10 +239,27 @@ def bombs() -> dict[str, bytes]:
         "one bit": encoded(Image.new("1", (6300, 6300)), "TIFF", compression="packbits"),
         "as many strips as are allowed": tiff(np.zeros((MAX_SEGMENTS, 4000), np.uint8), Layout(rows=1, compress=True)),
         "JPEG": encoded(Image.new("RGB", (6300, 6300)), "TIFF", compression="jpeg"),
+        "JPEG, long tables before each strip": strips_of_jpeg(10_000, 9_900),
     }
 
 
-UNSUPPORTED = {"odd size, LZW in one strip", "RGBA of 16 bits"}
+def strips_of_jpeg(count: int, segments: int) -> bytes:
+    """Gray strips of one row, and tables of empty comments."""
+    strip = encoded(Image.new("L", (8, 1)), "JPEG")
+    tables = strip[:2] + b"\xff\xfe\0\2" * segments + strip[-2:]
+    ends = np.cumsum([8, *[len(strip)] * count]).tolist()
+    tags: Tags = {256: (3, [8]), 257: (3, [count]), 258: (3, [8]), 259: (3, [7]), 262: (3, [1]), 277: (3, [1])}
+    tags |= {273: (4, ends[:-1]), 278: (3, [1]), 279: (4, [len(strip)] * count), 347: (7, list(tables))}
+    return with_directory(strip * count, tags)
+
+
+def test_strips_of_jpeg_may_repeat_short_tables() -> None:
+    assert decode(strips_of_jpeg(16, 4)).shape == (16, 8, 3)
+    with pytest.raises(ImageError, match="with so long JPEG tables"):
+        decode(strips_of_jpeg(1000, 2000))
+
+
+UNSUPPORTED = {"odd size, LZW in one strip", "RGBA of 16 bits", "JPEG, long tables before each strip"}
 
 
 @pytest.mark.slow
