@@ -141,6 +141,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             faults = dict.fromkeys(_message(fault) for fault in error.errors())
             raise ValueError("; ".join(faults)) from error
+        if settings.protect_metrics and settings.token_file is None:
+            raise ValueError(f"{PREFIX}PROTECT_METRICS=1: expected the accepted tokens in {PREFIX}TOKEN_FILE")
         if settings.show_training and (settings.training_data is None or not settings.training_data.is_dir()):
             given = f", not {str(settings.training_data)!r}" if settings.training_data else ""
             raise ValueError(

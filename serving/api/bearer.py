@@ -45,9 +45,13 @@ class BearerTokens:
 
 def _read(path: Path) -> list[bytes]:
     try:
-        tokens = path.read_text().split()
+        lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"TWINLENS_TOKEN_FILE={str(path)!r}: cannot be read ({error})") from error
+    tokens = [line.strip() for line in lines if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) > 1:  # a comment would be tokens
+            raise ValueError(f"TWINLENS_TOKEN_FILE={str(path)!r}: line {number} has a blank; write one token a line")
     if not tokens:
         raise ValueError(f"TWINLENS_TOKEN_FILE={str(path)!r}: the file holds no token; write one a line")
     return [hashlib.sha256(token.encode()).digest() for token in tokens]

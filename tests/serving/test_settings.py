@@ -161,6 +161,12 @@ def test_every_setting_that_can_be_wrong_has_an_expectation() -> None:
     assert silent == {"cache", "token_file", "training_data"}, "any text is a path"
 
 
+def test_metrics_are_not_protected_without_tokens(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TWINLENS_PROTECT_METRICS", "1")
+    with pytest.raises(ValueError, match="PROTECT_METRICS=1: expected the accepted tokens in TWINLENS_TOKEN_FILE"):
+        Settings.from_env()
+
+
 def test_pictures_of_the_training_need_their_folder(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment.setenv("TWINLENS_SHOW_TRAINING", "1")
     expected = "expected the folder of the training images in TWINLENS_TRAINING_DATA"

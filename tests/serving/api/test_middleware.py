@@ -106,6 +106,9 @@ def test_a_changed_token_file_is_read_at_the_next_request(guarded: Guarded, imag
     assert guarded.post(image, "Bearer second").status_code == guarded.post(image, "bearer first").status_code == 200
     guarded.tokens.write_text("")
     assert guarded.post(image, "Bearer second").status_code == 200, "with an empty file the previous tokens stay valid"
+    guarded.tokens.write_text("# of ward 3\nthird\n")
+    assert guarded.post(image, "Bearer second").status_code == 200, "nor is a file with a comment taken"
+    assert guarded.post(image, "Bearer ward").status_code == 401
     guarded.tokens.write_text("third\n")
     assert guarded.post(image, "Bearer second").status_code == 401
     assert guarded.post(image, "Bearer third").status_code == 200
