@@ -94,7 +94,9 @@ async def similar(request: Request, state: ServiceState) -> Response:
 async def model_card(request: Request, state: ServiceState) -> Response:
     predictor = state.readiness.current_predictor()
     neighbours = predictor.card.neighbours if state.settings.similar else None  # the page offers what the card has
-    card: ModelCard = dataclasses.replace(predictor.card, goldens=(), neighbours=neighbours)
+    # Where the trainer ran, and on what, is for who has the file: options may be paths with names.
+    provenance = dataclasses.replace(predictor.card.provenance, config={}, environment={})
+    card: ModelCard = dataclasses.replace(predictor.card, goldens=(), neighbours=neighbours, provenance=provenance)
     return Response(card.to_json(), 200, {"ETag": f'"{predictor.classifier.digest}"'}, "application/json")
 
 

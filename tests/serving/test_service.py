@@ -118,7 +118,9 @@ def test_docs_name_the_routes_that_exist(server: str) -> None:
 def test_model_is_the_card_without_its_images(server: str, run: Path) -> None:
     card = httpx.get(f"{server}/model").json()
     report = json.loads((run / "report" / "report.json").read_text())
-    assert card == report["card"]
+    own = report["card"]["provenance"]
+    assert own["config"]["data"]
+    assert card == report["card"] | {"provenance": own | {"config": {}, "environment": {}}}, "paths may have names"
     assert card["goldens"] == []
 
 
@@ -186,14 +188,12 @@ def test_answers_below_the_setting_abstain_and_are_counted(run: Path, photos: Pa
         alone = [httpx.post(f"{address}/predict?top_k=1", files={"image": data}).json() for data in images]
         others = [index for index, confidence in enumerate(confidences) if confidence != least]
         batch = httpx.post(f"{address}/predict_batch", files=[("images", images[index]) for index in others])
-        card = httpx.get(f"{address}/model").json()
         text = httpx.get(f"{address}/metrics").text
     assert [answer["abstained"] for answer in alone] == expected
     assert alone[confidences.index(least)]["confidence"] < least
     assert [answer["abstained"] for answer in batch.json()["results"]] == [expected[index] for index in others]
     assert metric(text, "twinlens_abstentions_total") == 2 * sum(expected)
     assert metric(text, "twinlens_predictions_total") == len(images) + len(others)
-    assert card == json.loads((run / "report" / "report.json").read_text())["card"]
 
 
 def test_a_threshold_of_the_report_hands_over_what_the_report_says(run: Path, photos: Path, tmp_path: Path) -> None:
