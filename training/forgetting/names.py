@@ -9,12 +9,17 @@ REMOVED = "[forgotten]"
 """What takes the place of a name in a sentence."""
 
 
+def _forms(name: str) -> tuple[str, ...]:
+    """As a text has it, a page, and a CSV table."""
+    return name, str(escape(name)), name.replace('"', '""')
+
+
 class Names:
     """Names of images and of a group, as they stand in texts and pages."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.exact = frozenset(names)
-        self._forms = sorted({form for name in self.exact for form in (name, str(escape(name)))}, key=len, reverse=True)
+        self._forms = sorted({form for name in self.exact for form in _forms(name)}, key=len, reverse=True)
 
     def __contains__(self, text: object) -> bool:
         """Whether a text has one of the names; `a/1.png` is not in `b/a/1.png`, nor in `a/1.pngs`."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -70,7 +70,8 @@ class Person:
     @property
     def names(self) -> Names:
         """The names as texts may have them."""
-        whole = [str(folder / key) for key in self.keys for folder in (self.root, self._resolved) if folder]
+        places = {part for folder in (self.root, self._resolved) if folder for part in _endings(folder)}
+        whole = [str(place / key) for key in self.keys for place in places]
         group = [] if self.wanted.group is None else [f"group {self.wanted.group}"]
         return Names([*self.keys, *whole, *group])
 
@@ -89,6 +90,11 @@ class Person:
             made = Preprocessing(height=height, width=width, channels=3, interpolation="area", fit=way)
             shown += [duplicates.fingerprint(made.fitted(picture)) for picture in self.pictures]
         return _stacked(shown)
+
+
+def _endings(folder: Path) -> Iterator[Path]:
+    """The folder as another, above it, has it: of /a/b itself, a/b and b."""
+    return (Path(*folder.parts[start:]) for start in range(len(folder.parts)))
 
 
 def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Path) -> Person:

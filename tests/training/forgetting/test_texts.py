@@ -36,6 +36,11 @@ def test_rows_of_a_table_go_whole_and_the_others_keep_their_bytes() -> None:
     assert what == {"rows": 1, "names": 1}
 
 
+def test_a_row_whose_name_is_quoted_goes_whole() -> None:
+    left, what = without_names(".csv", 'path,true\n"a""b.png",x\na/2.png,x\n', Names(['a"b.png']))
+    assert (left, what) == ("path,true\na/2.png,x\n", {"rows": 1})
+
+
 def test_records_of_json_go_whole() -> None:
     facts = {
         "fault": "a/1.png  a/2.png  (near)",
