@@ -1,7 +1,7 @@
 """The device of a run and the precision of its arithmetic."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import joblib
@@ -74,6 +74,22 @@ def training_dtype(config: SettledConfig, model: nn.Module) -> torch.dtype:
     depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in model.modules())
     fast = not depthwise and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextmanager
+def sound_kernels(model: nn.Module) -> Iterator[None]:
+    """Without oneDNN where it writes beyond its memory, which ends the process or changes numbers.
+
+    That is the weights' gradient of a 1 x 1 convolution with a stride and fewer than 8 input channels, in channels-last
+    memory on x86 CPUs without AVX-512 (torch 2.13.0; found on AVX2). RepVGG has one, of the colours of its image.
+    """
+    hit = any(
+        isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels < 8
+        for layer in model.modules()
+    )
+    faulty = hit and not torch.cpu.get_capabilities().get("avx512_f")
+    with torch.backends.mkldnn.flags(enabled=False) if faulty else nullcontext():  # type: ignore[no-untyped-call]
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from serving.contract.card.model_card import ModelCard
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
-from training.device import find_device, full_float32, training_dtype
+from training.device import find_device, full_float32, sound_kernels, training_dtype
 from training.distributed import ALONE, Group
 from training.engine import checkpoint, history, parallel, runs
 from training.engine.checkpoint import CheckpointFolder
@@ -81,7 +81,8 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
                 tensorboard.write_augmented(writer, context.config, context.dataset)
             try:
                 dataset = with_frozen_features(model, context) if config.freeze else context.dataset
-                epochs = fit(model, dataset, context, writer)
+                with sound_kernels(model):
+                    epochs = fit(model, dataset, context, writer)
                 if writer is not None:
                     conclude(model, dataset, context, epochs, writer)
             except NonFiniteLoss as error:

@@ -16,7 +16,7 @@ from tests.support.configs import settled
 from tests.support.cuda import CLOSED, machine
 from tests.support.paths import ROOT
 from tests.support.trainer import config
-from training.device import find_device, full_float32, unusable_gpu
+from training.device import find_device, full_float32, sound_kernels, unusable_gpu
 from training.errors import DeviceMissing
 from training.models.prediction import logits
 from training.options.config import TrainConfig
@@ -137,6 +137,18 @@ def test_evaluation_computes_with_cudnn_and_without_tf32() -> None:
     assert [(seen["enabled"], seen["convolutions in tf32"], seen["products in tf32"]) for seen in layer.seen] == [
         (True, False, False)
     ]
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+def test_a_convolution_whose_gradient_overruns_memory_is_not_left_to_onednn(
+    avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": avx512})
+    ordinary = [nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 1, stride=2)]
+    for layers, expected in ((ordinary, True), ([*ordinary, nn.Conv2d(3, 8, 1, stride=2)], avx512)):
+        with sound_kernels(nn.Sequential(*layers)):
+            assert torch.backends.mkldnn.enabled == expected
+        assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.usefixtures("_flags")
