@@ -1,7 +1,7 @@
 """The device of a run and the precision of its arithmetic."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
@@ -88,8 +88,12 @@ def sound_kernels(model: nn.Module) -> Iterator[None]:
         for layer in model.modules()
     )
     faulty = hit and not torch.cpu.get_capabilities().get("avx512_f")
-    with torch.backends.mkldnn.flags(enabled=False) if faulty else nullcontext():  # type: ignore[no-untyped-call]
+    set_flags = torch.backends.mkldnn.set_flags  # `flags` would set TF32, too, and warn of it
+    enabled, *_ = set_flags(False if faulty else None, _fp32_precision=None)
+    try:
         yield
+    finally:
+        set_flags(enabled, _fp32_precision=None)
 
 
 @contextmanager
