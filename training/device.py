@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from pathlib import Path
 
 import joblib
@@ -88,7 +89,7 @@ def sound_kernels(model: nn.Module) -> Iterator[None]:
         for layer in model.modules()
     )
     faulty = hit and not torch.cpu.get_capabilities().get("avx512_f")
-    set_flags = torch.backends.mkldnn.set_flags  # `flags` would set TF32, too, and warn of it
+    set_flags: Any = torch.backends.mkldnn.set_flags  # `flags` would set TF32, too, and warn of it
     enabled, *_ = set_flags(False if faulty else None, _fp32_precision=None)
     try:
         yield
