@@ -47,6 +47,7 @@ def test_a_model_without_a_certificate_is_refused_where_one_is_required(run: Pat
         assert httpx.get(f"{address}/model").json()["version"] == card["version"], "the one before answers"
 
 
+@pytest.mark.slow
 def test_without_the_setting_it_is_served(run: Path, tmp_path: Path) -> None:
     model = rewritten(run / "model.onnx", tmp_path / "without.onnx", without)
     with serving(model, BENTOML_HOME=str(tmp_path)) as address:

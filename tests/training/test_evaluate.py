@@ -197,6 +197,7 @@ def test_a_model_against_itself(run: Path, photos: Path, tmp_path: Path) -> None
     assert found["verdict"] == f"Both files hold the same weights, version {found['model']['version']}."
 
 
+@pytest.mark.slow
 def test_two_models_on_the_same_images_each_with_its_own_pixels(
     run: Path, gray: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def sliced(sites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(TrainConfig(data=sites, out=tmp_path_factory.mktemp("runs"), name="x", test_fraction=0.4, **options))
 
 
+@pytest.mark.slow
 def test_a_planted_site_is_a_warning_and_a_clean_column_is_not(sliced: Path) -> None:
     report = json.loads((sliced / "report" / "report.json").read_text())
     by_name = {column["name"]: column for column in report["subgroups"]["columns"]}

@@ -82,6 +82,7 @@ def test_providers_are_chosen_and_refused_before_images_are_read(run: Path, phot
         assert reason in done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_alone_has_nothing_to_be_compared_with(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "model.onnx", tmp_path / "model.onnx")
     done = command(tmp_path / "model.onnx", "--data", tmp_path / "never-read")
@@ -119,6 +120,7 @@ def test_a_folder_that_cannot_be_made_is_known_before_images_are_read(run: Path,
         assert "images  " not in done.stdout, "nothing was read"
 
 
+@pytest.mark.slow
 def test_a_service_of_another_version_is_refused(run: Path, url: str, tmp_path: Path) -> None:
     path = rewritten(run / "model.onnx", tmp_path / "m.onnx", lambda graph, card: card | {"version": "another"})
     (tmp_path / "token").write_text(TOKEN)
