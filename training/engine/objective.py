@@ -35,7 +35,7 @@ class Objective:
     """Float32 `[classes]`: what a label is smoothed towards, the shares of the classes that the loss sees.
 
     With equal shares (Szegedy et al. 2016) a tenth would give each of seven classes 1.4 % of every label, also one that
-    has 1 % of the images: the network learned that, and told rare classes less well from one another."""
+    has 1 % of the images: the network learned that, and ranked images less well."""
     dtype: torch.dtype
 
     @classmethod
