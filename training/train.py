@@ -1,7 +1,7 @@
 """The main job: data, model, loop; then evaluation, export with its proof, report. Read it from top to bottom."""
 
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
@@ -63,7 +63,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     device = find_device(config.device, group)
     folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
     arithmetic = full_float32() if config.precision == "float32" else nullcontext()
-    with failures.explain_errors(run, device), folder, arithmetic:
+    with failures.explain_errors(run, device), folder, arithmetic, ExitStack() as until_the_end:
         if group.share(lambda: ready(run, config)):
             print(f"{run} is finished: there is nothing to resume")
             return run
@@ -76,13 +76,13 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
                 shutil.rmtree(run, ignore_errors=True)  # the run has no result yet, and its name is free again
             raise
         announce(context, model)
+        until_the_end.enter_context(sound_kernels(model))
         with SummaryWriter(run / "tensorboard") if group.first else nullcontext() as writer:
             if writer is not None and is_new:
                 tensorboard.write_augmented(writer, context.config, context.dataset)
             try:
                 dataset = with_frozen_features(model, context) if config.freeze else context.dataset
-                with sound_kernels(model):
-                    epochs = fit(model, dataset, context, writer)
+                epochs = fit(model, dataset, context, writer)
                 if writer is not None:
                     conclude(model, dataset, context, epochs, writer)
             except NonFiniteLoss as error:
