@@ -139,8 +139,8 @@ def _row(config: ImportConfig, path: Path, output: Path, kind: Kind, reason: str
     name = str(path.relative_to(config.source))
     try:
         sha256 = digest(path)
-    except (FileNotFoundError, PermissionError):
-        return Row(source=name, sha256="", output="", done=f"refused: {reason}")
+    except (FileNotFoundError, PermissionError) as error:
+        return Row(source=name, sha256="", output="", done=f"refused: {error.strerror}")
     if kind == "other":
         return Row(source=name, sha256=sha256, output="", done="left out, no image")
     picture = None

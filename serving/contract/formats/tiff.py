@@ -8,10 +8,11 @@ from serving.contract.formats.header import MAX_SEGMENTS, UPRIGHT, Header, Image
 
 MAX_TAGS = 500
 MAX_VALUES = 4 * MAX_SEGMENTS
-MAX_TABLES = 2**22
-"""Bytes of the JPEG tables of a page, times its strips or tiles, before each of which they are read: a minute of time
-where both are as many as each may be. Scanners write a thousand at most."""
 """The most values of a tag that is read: the offsets of strips or tiles, by plane."""
+MAX_TABLES = 2**22
+"""Bytes of the JPEG tables of a page times the number of its strips or tiles: the tables are read again for each. At
+the largest numbers that are allowed for both, this would take a minute. Scanners write tables of 1,000 bytes at most.
+"""
 SPARE_PIXELS = 2**22
 """What tiles may hold beyond four times the image: one tile of 2,048 x 2,048 around a small image."""
 MAX_BLOCK = 2**27
@@ -208,7 +209,7 @@ def check_blocks(page: Page, size: int) -> None:
     if count * page.planes > MAX_SEGMENTS:
         raise too_many_segments()
     if count * page.planes * len(page.tags.get(JPEG_TABLES, ())) > MAX_TABLES:
-        raise unsupported("of so many strips or tiles with so long JPEG tables, which each of them repeats")
+        raise unsupported(f"whose JPEG tables and strips or tiles, multiplied, are more than {MAX_TABLES // 2**20} MiB")
     if count * rows * columns > 4 * page.height * page.width + SPARE_PIXELS:
         raise unsupported("of tiles that are far larger than the image")
     if rows * page.row_bytes * page.planes > MAX_BLOCK:
