@@ -24,7 +24,6 @@ from tests.support.paths import ROOT
 
 IMPORTED = (
     "training.__main__",
-    "torch._dynamo",
     "torch.onnx",
     "onnxruntime",
     "matplotlib.backends.backend_agg",

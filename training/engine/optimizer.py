@@ -1,17 +1,25 @@
 """The optimizer, gradient clipping, and the learning rate schedule."""
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.options.choices import ScheduleName
+from training.options.choices import OptimizerName, ScheduleName
 from training.options.settled import SettledConfig
 
-MOMENTUM = 0.9
+KINDS: dict[OptimizerName, tuple[type[Optimizer], dict[str, Any]]] = {
+    "adamw": (AdamW, {}),
+    "adam": (Adam, {}),
+    "sgd": (SGD, {"momentum": 0.9, "nesterov": True}),
+}
+"""The class of each --optimizer, and its own arguments."""
 
 SHAPES: dict[ScheduleName, Callable[[int, int, int], float]] = {
     "cosine": lambda step, warmup, total: 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))),
@@ -20,6 +28,17 @@ SHAPES: dict[ScheduleName, Callable[[int, int, int], float]] = {
 }
 """Share of --lr at a step after the warm-up, of `total` steps: half a cosine to zero (Loshchilov and Hutter 2017),
 all of it, or a tenth and a hundredth in the last two quarters (as He et al. 2016)."""
+
+
+def without_compiler(kind: type[Optimizer]) -> type[Any]:
+    """The same optimizer, whose methods do not import `torch._dynamo`, one or two seconds at each start.
+
+    They do so to keep the compiler away from themselves, and no optimizer is compiled here. The function inside such
+    a wrapper is its `__wrapped__`; what the wrapper of `step` does besides is done here, too: it records no gradients.
+    """
+    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})
 
 
 def make(model: nn.Module, config: SettledConfig) -> Optimizer:
@@ -39,9 +58,9 @@ def make(model: nn.Module, config: SettledConfig) -> Optimizer:
         for of_head in (False, True)
         for decayed in (True, False)
     ]
-    if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True, fused=True)
-    return (AdamW if config.optimizer == "adamw" else Adam)(groups, lr=config.lr, fused=True)
+    kind, own = KINDS[config.optimizer]
+    stepper: Optimizer = without_compiler(kind)(groups, lr=config.lr, fused=True, **own)
+    return stepper
 
 
 def clip(model: nn.Module, most: float | None) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 
 COMMAND_LINE = "training.__main__"
 POLL_S = 1.0
-PRELOADED = [COMMAND_LINE, "training.train", "torch._dynamo"]
+PRELOADED = [COMMAND_LINE, "training.train"]
 """Imported once, by the server process that all others are forked from: importing takes longer than training on small
 data."""
 

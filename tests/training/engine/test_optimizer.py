@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -109,3 +112,45 @@ def test_the_body_stands_still_while_the_head_begins() -> None:
         assert body == (0 if step < 10 else head)
         stepper.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_without_the_compiler_each_step_and_state_is_torchs_own(name: str) -> None:
+    kind, own = optimizer.KINDS[name]  # type: ignore[index]
+    ours, theirs = (nn.Linear(4, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    own = {**own, "lr": 0.1, "weight_decay": 0.2, "fused": True}
+    mine = optimizer.without_compiler(kind)(ours.parameters(), **own)
+    peer: torch.optim.Optimizer = kind(theirs.parameters(), **own)
+    for _ in range(2):
+        for model, stepper in ((ours, mine), (theirs, peer)):
+            stepper.zero_grad()
+            model(torch.ones(2, 4)).square().sum().backward()
+            stepper.step()
+        assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+        mine.load_state_dict(deepcopy(peer.state_dict()))
+        peer.load_state_dict(deepcopy(mine.state_dict()))
+    assert repr(mine) == repr(peer)
+
+
+def test_a_step_does_not_import_the_compiler() -> None:
+    """In a process of its own, as another test may have imported it; it takes longer than all of sklearn."""
+    script = """
+import sys
+import torch
+from torch import nn
+from tests.training.engine.test_optimizer import config
+from training.engine import optimizer
+model, options = nn.Linear(3, 2), config()
+stepper = optimizer.make(model, options)
+schedule = optimizer.schedule(stepper, options, 2)
+for _ in range(2):
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.clip(model, 1.0)
+    stepper.step()
+    schedule.step()
+    stepper.zero_grad()
+stepper.load_state_dict(stepper.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
