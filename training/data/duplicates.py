@@ -8,8 +8,8 @@ differs between two pictures of similar things; it does not differ between two c
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import Literal
 
 import cv2
@@ -17,11 +17,13 @@ import joblib
 import numpy as np
 from jaxtyping import Float32, Int8, Int64
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from serving.contract.decode import Decoded, as_channels, fit
+from training.data import overlay
+from training.data.overlay import SIDE
 
-SIDE = 64
-COARSE_SIDE = 32
+SPECTRUM_SIDE = 32
 TEXTURE_PX = 3.0
 """Texture is detail finer than this standard deviation, in pixels of a 64 px image."""
 NOISE_LEVEL = 2.0
@@ -30,20 +32,18 @@ TEXTURE_STEPS = 32
 """Steps of a stored texture for each unit. The values of a texture have a standard deviation of about 1."""
 FREQUENCIES = 10
 NEIGHBOURS = 5
-CROPS = ((0.975, 0.975), (0.95, 0.95), (0.925, 0.925), (0.9, 0.9), (1, 0.95), (0.95, 1))
-"""Shares of height and width of one picture that the other may show."""
-CROPS_REACH = 0.95
-"""The highest similarity of a resampled crop. Where a higher one is required, crops are not compared."""
 LOOK_ALIKE_RANK = 20
 LOOK_ALIKES = 500
 LEAST_SIMILARITY = 0.75
 LOOK_ALIKE_SHARE = 1 / 3
 TURNS = ("", "mirrored", "flipped", "turned by 180", "transposed", "turned by 90", "turned by 270", "transversed")
-CHUNK = 10_000
+CHUNK = 512
+"""Pairs that a thread compares at once: 40 MB. Of fewer, threads wait longer for the interpreter's lock."""
 FINGERPRINT = np.dtype([("texture", np.int8, (SIDE, SIDE)), ("spectrum", np.float32, (FREQUENCIES, FREQUENCIES))])
 """Texture of an image, and the low frequencies of its cosine transform, scaled to length 1."""
 
 Texture = Int8[np.ndarray, "64 64"]
+Images = Int64[np.ndarray, "..."]
 Pairs = Int64[np.ndarray, "pairs 2"]
 
 
@@ -80,7 +80,7 @@ def fingerprint(pixels: Decoded) -> np.ndarray:
     gray = as_channels(fit(pixels, SIDE, SIDE, "area"), 1)[:, :, 0].astype(np.float32)
     detail = gray - _blurred(gray, TEXTURE_PX)
     texture = detail / (np.sqrt(_blurred(detail * detail, 2 * TEXTURE_PX)) + NOISE_LEVEL)
-    small = cv2.resize(gray, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(gray, (SPECTRUM_SIDE, SPECTRUM_SIDE), interpolation=cv2.INTER_AREA)
     spectrum = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES] * _WEIGHTS
     steps = np.clip(np.round(texture * TEXTURE_STEPS), -127, 127)
     return np.array((steps, spectrum / max(float(np.linalg.norm(spectrum)), 1e-6)), FINGERPRINT)
@@ -104,19 +104,13 @@ def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
     distinct = [indices[0] for indices in by_digest.values()]
     if len(distinct) < 2:
         return Duplicates(pairs=tuple(exact), least_similarity=LEAST_SIMILARITY)
-    spectra = fingerprints["spectrum"][distinct]
-    textures = [fingerprints["texture"][index] for index in distinct]
-    neighbours = _neighbours(spectra)
-    least = _least_similarity(textures, spectra, neighbours)
-    each = np.repeat(np.arange(len(distinct)), min(NEIGHBOURS, neighbours.shape[1]))
+    images = np.array(distinct)
+    neighbours = images[_neighbours(fingerprints["spectrum"][images])]
+    least = _least_similarity(fingerprints, images, neighbours)
+    each = np.repeat(images, min(NEIGHBOURS, neighbours.shape[1]))
     candidates = np.stack([each, neighbours[:, :NEIGHBOURS].ravel()], axis=1)
     candidates = np.unique(np.sort(candidates, axis=1), axis=0)
-    compared = _compare(textures, spectra, candidates, CROPS if least <= CROPS_REACH else ())
-    near = [
-        Pair(first=distinct[first], second=distinct[second], kind="near", change=change, similarity=similarity)
-        for (first, second), (change, similarity) in zip(candidates, compared, strict=True)
-        if similarity >= least
-    ]
+    near = _near(fingerprints, candidates, least)
     return Duplicates(pairs=(*exact, *near), least_similarity=least)
 
 
@@ -124,8 +118,8 @@ def required_similarity(fingerprints: np.ndarray) -> float:
     """The similarity that `find` requires of a near-duplicate among these, an array of FINGERPRINT."""
     if len(fingerprints) < 2:
         return LEAST_SIMILARITY
-    spectra = fingerprints["spectrum"]
-    return _least_similarity(list(fingerprints["texture"]), spectra, _neighbours(spectra))
+    neighbours = _neighbours(fingerprints["spectrum"])
+    return _least_similarity(fingerprints, np.arange(len(fingerprints)), neighbours)
 
 
 def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> list[Pair]:
@@ -141,13 +135,7 @@ def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> 
     nearest = search.kneighbors(_features(pictures["spectrum"]), return_distance=False) + len(pictures)
     both = np.concatenate([pictures, among])
     candidates = np.stack([np.repeat(np.arange(len(pictures)), count), nearest.ravel()], axis=1)
-    crops = CROPS if least_similarity <= CROPS_REACH else ()
-    compared = _compare(list(both["texture"]), both["spectrum"], candidates, crops)
-    return [
-        Pair(first=int(first), second=int(second) - len(pictures), kind="near", change=change, similarity=similarity)
-        for (first, second), (change, similarity) in zip(candidates, compared, strict=True)
-        if similarity >= least_similarity
-    ]
+    return [replace(pair, second=pair.second - len(pictures)) for pair in _near(both, candidates, least_similarity)]
 
 
 def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarray, "images neighbours"]:
@@ -172,65 +160,45 @@ def _features(spectra: Float32[np.ndarray, "images 10 10"]) -> np.ndarray:
     return np.concatenate([diagonal, (upper + lower) / np.sqrt(2), np.abs(upper - lower) / np.sqrt(2)], axis=1)
 
 
-def _least_similarity(textures: Sequence[Texture], spectra: np.ndarray, neighbours: np.ndarray) -> float:
+def _least_similarity(fingerprints: np.ndarray, images: Images, neighbours: Images) -> float:
     """The similarity required of a near-duplicate, from the similarity of different pictures in this data."""
     if neighbours.shape[1] < LOOK_ALIKE_RANK:
         return LEAST_SIMILARITY
-    sample = np.random.default_rng(0).permutation(len(textures))[:LOOK_ALIKES]
-    look_alikes = np.stack([sample, neighbours[sample, -1]], axis=1)
-    similar = [similarity for _, similarity in _compare(textures, spectra, look_alikes, CROPS)]
+    sample = np.random.default_rng(0).permutation(len(images))[:LOOK_ALIKES]
+    look_alikes = np.stack([images[sample], neighbours[sample, -1]], axis=1)
+    similar = [similarity for _, similarity in _compare(fingerprints, look_alikes, 0)]
     return max(LEAST_SIMILARITY, 1 - (1 - float(np.quantile(similar, 0.99))) * LOOK_ALIKE_SHARE)
 
 
-def _compare(
-    textures: Sequence[Texture], spectra: np.ndarray, pairs: Pairs, crops: Sequence[tuple[float, float]]
-) -> list[tuple[str, float]]:
-    """For each pair, the change that makes the second picture most similar to the first, and that similarity."""
-
-    def compare(pair: tuple[np.ndarray, int]) -> tuple[str, float]:
-        (first, second), turn = pair
-        similarity, cropped = _similarity(textures[first], _turned(textures[second], turn), crops)
-        return " and ".join(filter(None, (TURNS[turn], "cropped" if cropped else ""))), similarity
-
-    compared: list[tuple[str, float]] = []
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # OpenCV releases the interpreter's lock
-        for part in (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)):
-            turns = _best_turns(spectra[part[:, 0]], spectra[part[:, 1]])
-            compared += pool.map(compare, zip(part, turns.tolist(), strict=True))
-    return compared
+def _near(fingerprints: np.ndarray, candidates: Pairs, least: float) -> list[Pair]:
+    """Those of the candidates that are at least so similar."""
+    return [
+        Pair(first=int(first), second=int(second), kind="near", change=change, similarity=similarity)
+        for (first, second), (change, similarity) in zip(
+            candidates, _compare(fingerprints, candidates, least), strict=True
+        )
+        if similarity >= least
+    ]
 
 
-def _similarity(first: Texture, second: Texture, crops: Sequence[tuple[float, float]]) -> tuple[float, bool]:
-    """The largest correlation of the two, whole or with one as a crop of the other, and whether it is that of a crop.
+def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> list[tuple[str, float]]:
+    """For each pair, the change that makes the second picture most similar to the first, and that similarity.
 
-    Only the two best crops at 32 px are compared at 64 px. This takes a third of the time of comparing all at 64 px.
+    A similarity below `least` may be too small.
     """
-    fine = (first.astype(np.float32), second.astype(np.float32))
-    whole = _overlay(*fine, (1, 1))
-    if not crops or whole > CROPS_REACH:
-        return whole, False
-    ways = [(crop, first_is_part) for crop in crops for first_is_part in (False, True)]
 
-    def similarity(pair: tuple[np.ndarray, np.ndarray], way: tuple[tuple[float, float], bool]) -> float:
-        crop, first_is_part = way
-        return _overlay(pair[first_is_part], pair[not first_is_part], crop)
+    def compare(part: Pairs) -> list[tuple[str, float]]:
+        first, second = fingerprints[part[:, 0]], fingerprints[part[:, 1]]
+        turns = _best_turns(first["spectrum"], second["spectrum"]).tolist()
+        turned = np.stack([_turned(texture, turn) for texture, turn in zip(second["texture"], turns, strict=True)])
+        similarity, cropped = overlay.compare(first["texture"], turned, least)
+        changes = [(TURNS[turn], "cropped" if crop else "") for turn, crop in zip(turns, cropped, strict=True)]
+        return list(zip((" and ".join(filter(None, change)) for change in changes), similarity.tolist(), strict=True))
 
-    small, other = (cv2.resize(texture, (COARSE_SIDE, COARSE_SIDE), interpolation=cv2.INTER_AREA) for texture in fine)
-    ways.sort(key=lambda way: similarity((small, other), way), reverse=True)
-    part = max(similarity(fine, way) for way in ways[:2])
-    return max(whole, part), part > whole
-
-
-def _overlay(whole: np.ndarray, part: np.ndarray, crop: tuple[float, float]) -> float:
-    """The largest correlation of `part`, shrunk to the share `crop` of `whole`, with any region of `whole`.
-
-    It is 0 where one of them has no texture.
-    """
-    if not whole.any() or not part.any():
-        return 0.0
-    height, width = (round(share * side) for share, side in zip(crop, whole.shape, strict=True))
-    shrunk = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
-    return float(cv2.matchTemplate(whole, shrunk, cv2.TM_CCOEFF_NORMED).max())
+    # NumPy and OpenCV release the interpreter's lock; threads of BLAS besides would wait for one another.
+    with threadpool_limits(1), ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        parts = pool.map(compare, (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)))
+        return list(chain.from_iterable(parts))
 
 
 def _turned(texture: Texture, turn: int) -> Texture:
