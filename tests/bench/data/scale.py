@@ -1,8 +1,8 @@
 """How training grows with the number of images: python -m tests.bench.data.scale --folder FOLDER.
 
 JPEG files of one size are made, in two classes. Training is started twice on them: the first run reads and audits them,
-the second uses the cache. Both are stopped after some epochs. This is done with one process and with several, each time
-from an empty cache.
+the second uses the cache. The first is stopped after an epoch, the second after some. This is done with one process and
+with several, each time from an empty cache. What was measured before in the same folder stays in the table.
 """
 
 import re
@@ -25,6 +25,7 @@ import psutil
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from pydantic import TypeAdapter
 
 PER_FOLDER = 10_000
 POLL_S = 0.2
@@ -38,8 +39,8 @@ class Options:
     """Time the trainer on data of several sizes."""
 
     folder: Path
-    """For images, cache, `scale.png` and `log.txt`, what the runs print as errors; images that are there are not made
-    again."""
+    """For images, cache, `rows.json`, `scale.png` and `log.txt`, what the runs print as errors; images that are there
+    are not made again."""
     images: tuple[int, ...] = (1_000, 10_000, 100_000)
     processes: tuple[int, ...] = (1, 2)
     """Of a run; more than one are started by torchrun."""
@@ -47,7 +48,7 @@ class Options:
     """Of each image, in pixels."""
     model: str = "mlp"
     epochs: int = 3
-    """Of each run; the first is left out of the time of an epoch."""
+    """Of the second run; the first of them is left out of the time of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,9 @@ class Row(NamedTuple):
     """Of the run that finds them in the cache."""
 
 
+ROWS = TypeAdapter(list[Row])
+
+
 def make(folder: Path, count: int, side: int) -> Path:
     """Files of coarse noise under a grain of their own, brighter in the second class."""
     data = folder / f"{count}-{side}"
@@ -92,10 +96,10 @@ def make(folder: Path, count: int, side: int) -> Path:
     return data
 
 
-def run(options: Options, data: Path, name: str, processes: int) -> Costs:
-    """Start a training, and stop it after its epochs."""
+def run(options: Options, data: Path, processes: int, epochs: int) -> Costs:
+    """Start a training, and stop it after so many epochs."""
     together = ["-m", "torch.distributed.run", "--nproc-per-node", processes] if processes > 1 else []
-    command = [sys.executable, *together, "-m", "training", "--data", data, "--model", options.model, "--name", name]
+    command = [sys.executable, *together, "-m", "training", "--data", data, "--model", options.model]
     command += ["--image-size", options.side, "--out", options.folder / "runs", "--cache", options.folder / "cache"]
     command += ["--promote", "never", "--epochs", 1000]
     started = time.perf_counter()
@@ -122,14 +126,14 @@ def run(options: Options, data: Path, name: str, processes: int) -> Costs:
                 start_s = now
             if re.match(r"epoch +\d+/", line):
                 ends.append(now)
-                if len(ends) == options.epochs:
+                if len(ends) == epochs:
                     process.terminate()
     process.wait()
     watcher.join()
-    if len(ends) < options.epochs:
-        raise RuntimeError(f"the run {name} ended before its epochs: see {options.folder / 'log.txt'}")
-    epochs = [end - start for start, end in pairwise(ends)]
-    return Costs(start_s=start_s, epoch_s=median(epochs), resident_mib=peaks[0], private_mib=peaks[1])
+    if len(ends) < epochs:
+        raise RuntimeError(f"a run ended before its epochs: see {options.folder / 'log.txt'}")
+    each = [end - start for start, end in pairwise(ends)] or [ends[0] - start_s]
+    return Costs(start_s=start_s, epoch_s=median(each), resident_mib=peaks[0], private_mib=peaks[1])
 
 
 def measure(options: Options, images: int, processes: int) -> Row:
@@ -137,7 +141,7 @@ def measure(options: Options, images: int, processes: int) -> Row:
     data = make(options.folder, images, options.side)
     for old in ("cache", "runs"):
         shutil.rmtree(options.folder / old, ignore_errors=True)
-    first, second = (run(options, data, name, processes) for name in ("first", "second"))
+    first, second = (run(options, data, processes, epochs) for epochs in (1, options.epochs))
     return Row(images, processes, first, second)
 
 
@@ -183,10 +187,14 @@ def draw(rows: list[Row]) -> Figure:
 
 def main() -> None:
     options = tyro.cli(Options)
-    rows: list[Row] = []
+    kept, rows = options.folder / "rows.json", []
+    if kept.exists():
+        rows = ROWS.validate_json(kept.read_bytes())
     for images in options.images:
         for processes in options.processes:
-            rows.append(measure(options, images, processes))
+            others = [row for row in rows if (row.images, row.processes) != (images, processes)]
+            rows = sorted([*others, measure(options, images, processes)], key=lambda row: (row.images, row.processes))
+            kept.write_bytes(ROWS.dump_json(rows))
             print("\n".join(table(rows)), flush=True)
             draw(rows).savefig(options.folder / "scale.png", dpi=120)
 

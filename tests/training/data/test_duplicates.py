@@ -8,7 +8,16 @@ import pytest
 
 from serving.contract.decode import as_channels, decode, pixel_digest
 from tests.support.paths import SHARED
-from training.data.duplicates import FINGERPRINT, LEAST_SIMILARITY, TURNS, Duplicates, find, fingerprint
+from training.data import duplicates
+from training.data.duplicates import (
+    FINGERPRINT,
+    LEAST_SIMILARITY,
+    LOOK_ALIKE_RANK,
+    TURNS,
+    Duplicates,
+    find,
+    fingerprint,
+)
 
 HAM7 = SHARED / "data" / "ham7"
 PLANTED = 200
@@ -135,3 +144,30 @@ def test_planted_pairs_among_real_images_are_found_and_no_others() -> None:
     assert min(shares["flipped"], shares["turned"]) >= 0.95
     assert shares["cropped"] >= 0.8
     assert len(false) <= 2 * (len(originals) + len(planted)) / 1000
+
+
+def test_in_clusters_the_neighbours_are_nearly_always_those_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For more images than every two of can be compared; here 3,000, which both ways can."""
+    pictures = np.random.default_rng(0).normal(size=(300, 10, 10))
+    noise = np.random.default_rng(1).normal(size=(3_000, 10, 10))
+    spectra = (np.repeat(pictures, 10, axis=0) + 0.2 * noise).astype(np.float32)
+    spectra[1] = spectra[0]
+    exact = duplicates._neighbours(spectra)
+    for name, value in {"EXACT_AT_MOST": 2_999, "CELLS": 50, "CELLS_SEARCHED": 10}.items():
+        monkeypatch.setattr(duplicates, name, value)
+    near = duplicates._neighbours(spectra)
+    assert near.shape == exact.shape == (3_000, LOOK_ALIKE_RANK)
+    assert not (near == np.arange(3_000)[:, None]).any()
+    assert near[0, 0] == 1
+    assert near[1, 0] == 0
+    assert (near[:, :5] == exact[:, :5]).mean() > 0.98
+
+
+def test_more_equal_pictures_than_neighbours_are_neighbours_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"EXACT_AT_MOST": 99, "CELLS": 2, "CELLS_SEARCHED": 2}.items():
+        monkeypatch.setattr(duplicates, name, value)
+    spectra = np.concatenate([np.ones((60, 10, 10)), -np.eye(10)[None].repeat(60, 0)]).astype(np.float32)
+    near = duplicates._neighbours(spectra)
+    assert near.shape == (120, LOOK_ALIKE_RANK)
+    assert not (near == np.arange(120)[:, None]).any()
+    assert np.array_equal(near < 60, np.repeat(np.arange(120) < 60, LOOK_ALIKE_RANK).reshape(120, -1))
