@@ -10,13 +10,13 @@ things; it does not differ between two copies of one picture.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import cv2
 import joblib
 import numpy as np
-from jaxtyping import Float32, Int8, Int64
+from jaxtyping import Bool, Float32, Int8, Int64
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
@@ -34,23 +34,25 @@ TEXTURE_STEPS = 32
 FREQUENCIES = 10
 NEIGHBOURS = 5
 EXACT_AT_MOST = 100_000
-"""Images up to which every two are compared in the search for neighbours; of a million that takes an hour and more."""
+"""With more images, neighbours are searched in cells, not among all: that would take more than an hour for a million."""
 CELLS = 1_000
+"""Clusters of all images (k-means)."""
 CELLS_SEARCHED = 64
-"""Of 3,554 cropped, turned and re-encoded copies that every comparison finds among 50,000 parts of photographs, 17 are
-lost; none is of the 188 pairs of 58,000 pictures of clothes."""
+"""The nearest ones to an image. On 53,548 parts of photographs, few enough to compare both ways, this loses 17 of 3,554
+copies that were cropped, turned or encoded again."""
 LOOK_ALIKE_RANK = 20
 LOOK_ALIKES = 500
 LEAST_SIMILARITY = 0.75
 LOOK_ALIKE_SHARE = 1 / 3
 TURNS = ("", "mirrored", "flipped", "turned by 180", "transposed", "turned by 90", "turned by 270", "transversed")
 CHUNK = 512
-"""Pairs that a thread compares at once: 40 MB. Of fewer, threads wait longer for the interpreter's lock."""
+"""Pairs that a thread compares at once, in 40 MB. With fewer, the threads wait longer for the interpreter's lock."""
 FINGERPRINT = np.dtype([("texture", np.int8, (SIDE, SIDE)), ("spectrum", np.float32, (FREQUENCIES, FREQUENCIES))])
 """Texture of an image, and the low frequencies of its cosine transform, scaled to length 1."""
 
 Texture = Int8[np.ndarray, "64 64"]
-Images = Int64[np.ndarray, "..."]
+Features = Float32[np.ndarray, "images 100"]
+Indices = Int64[np.ndarray, " images"]
 Pairs = Int64[np.ndarray, "pairs 2"]
 
 
@@ -112,12 +114,9 @@ def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
     if len(distinct) < 2:
         return Duplicates(pairs=tuple(exact), least_similarity=LEAST_SIMILARITY)
     images = np.array(distinct)
-    neighbours = images[_neighbours(fingerprints["spectrum"][images])]
-    least = _least_similarity(fingerprints, images, neighbours)
-    each = np.repeat(images, min(NEIGHBOURS, neighbours.shape[1]))
-    candidates = np.stack([each, neighbours[:, :NEIGHBOURS].ravel()], axis=1)
-    candidates = np.unique(np.sort(candidates, axis=1), axis=0)
-    near = _near(fingerprints, candidates, least)
+    features = _features(fingerprints["spectrum"][images])
+    least = _least_similarity(fingerprints, images, features)
+    near = _near(fingerprints, images[_candidates(features)], least)
     return Duplicates(pairs=(*exact, *near), least_similarity=least)
 
 
@@ -125,8 +124,7 @@ def required_similarity(fingerprints: np.ndarray) -> float:
     """The similarity that `find` requires of a near-duplicate among these, an array of FINGERPRINT."""
     if len(fingerprints) < 2:
         return LEAST_SIMILARITY
-    neighbours = _neighbours(fingerprints["spectrum"])
-    return _least_similarity(fingerprints, np.arange(len(fingerprints)), neighbours)
+    return _least_similarity(fingerprints, np.arange(len(fingerprints)), _features(fingerprints["spectrum"]))
 
 
 def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> list[Pair]:
@@ -145,34 +143,35 @@ def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> 
     return [replace(pair, second=pair.second - len(pictures)) for pair in _near(both, candidates, least_similarity)]
 
 
-def _neighbours(spectra: Float32[np.ndarray, "images 10 10"]) -> Int64[np.ndarray, "images neighbours"]:
-    """The nearest images of each, nearest first, in any orientation; of many images, nearly always the nearest."""
-    features = _features(spectra)
-    count = min(LOOK_ALIKE_RANK, len(features) - 1)
+def _candidates(features: Features) -> Pairs:
+    """Each image with its nearest. Of more than 100,000 images a few of the nearest may be missing."""
+    count = min(NEIGHBOURS, len(features) - 1)
     if len(features) > EXACT_AT_MOST:
-        return _neighbours_in_cells(features, count)
-    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
-    nearest: np.ndarray = search.kneighbors(return_distance=False)  # without the image itself
+        nearest = _nearest_in_cells(features, count)
+    else:
+        search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
+        nearest = search.kneighbors(return_distance=False)
+    pairs = np.stack([np.repeat(np.arange(len(features)), nearest.shape[1]), nearest.ravel()], axis=1)
+    pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 0] != pairs[:, 1])]
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def _nearest_in_cells(features: Features, count: int) -> Int64[np.ndarray, "images nearest"]:
+    """The nearest images, of which one may be the image itself; -1 where its cells hold fewer."""
+    import faiss  # noqa: PLC0415  a native library, which is needed for many images only
+
+    values = features.shape[1]
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(values), values, CELLS)
+    index.nprobe = CELLS_SEARCHED
+    # Its threads are those of PyTorch, of which a run has its own number.
+    with threadpool_limits(joblib.cpu_count(), user_api="openmp"):
+        index.train(features)
+        index.add(features)
+        _, nearest = index.search(features, count + 1)
     return nearest
 
 
-def _neighbours_in_cells(features: Float32[np.ndarray, "images 100"], count: int) -> Int64[np.ndarray, "images count"]:
-    """The nearest of those in the cells around each image, where a cell is one of the clusters of all (k-means)."""
-    import faiss  # noqa: PLC0415  a native library, which only many images need
-
-    faiss.omp_set_num_threads(joblib.cpu_count())
-    values = features.shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(values), values, CELLS)
-    index.train(features)
-    index.add(features)
-    index.nprobe = CELLS_SEARCHED
-    _, nearest = index.search(features, count + 1)
-    others = nearest != np.arange(len(nearest))[:, None]
-    others[others.all(axis=1), -1] = False  # where more images are equal to it than are listed
-    return np.asarray(nearest[others].reshape(-1, count), np.int64)
-
-
-def _features(spectra: Float32[np.ndarray, "images 10 10"]) -> Float32[np.ndarray, "images 100"]:
+def _features(spectra: Float32[np.ndarray, "images 10 10"]) -> Features:
     """Values `[images, 100]` that are the same in any orientation.
 
     A mirror changes signs of the cosine transform, and a quarter turn transposes it. Neither changes the sum of the
@@ -186,45 +185,60 @@ def _features(spectra: Float32[np.ndarray, "images 10 10"]) -> Float32[np.ndarra
     return np.concatenate([diagonal, together], axis=1)
 
 
-def _least_similarity(fingerprints: np.ndarray, images: Images, neighbours: Images) -> float:
+def _least_similarity(fingerprints: np.ndarray, images: Indices, features: Features) -> float:
     """The similarity required of a near-duplicate, from the similarity of different pictures in this data."""
-    if neighbours.shape[1] < LOOK_ALIKE_RANK:
+    if len(images) <= LOOK_ALIKE_RANK:
         return LEAST_SIMILARITY
     sample = np.random.default_rng(0).permutation(len(images))[:LOOK_ALIKES]
-    look_alikes = np.stack([images[sample], neighbours[sample, -1]], axis=1)
-    similar = [similarity for _, similarity in _compare(fingerprints, look_alikes, 0)]
-    return max(LEAST_SIMILARITY, 1 - (1 - float(np.quantile(similar, 0.99))) * LOOK_ALIKE_SHARE)
+    search = NearestNeighbors(n_neighbors=LOOK_ALIKE_RANK + 1, algorithm="brute").fit(features)
+    nearest = search.kneighbors(features[sample], return_distance=False)  # an image itself is nearest, or as near
+    look_alikes = np.where(nearest[:, -1] == sample, nearest[:, 0], nearest[:, -1])
+    compared = _compare(fingerprints, np.stack([images[sample], images[look_alikes]], axis=1), 0)
+    return max(LEAST_SIMILARITY, 1 - (1 - float(np.quantile(compared.similarity, 0.99))) * LOOK_ALIKE_SHARE)
 
 
 def _near(fingerprints: np.ndarray, candidates: Pairs, least: float) -> list[Pair]:
     """Those of the candidates that are at least so similar."""
-    return [
-        Pair(first=int(first), second=int(second), kind="near", change=change, similarity=similarity)
-        for (first, second), (change, similarity) in zip(
-            candidates, _compare(fingerprints, candidates, least), strict=True
+    compared = _compare(fingerprints, candidates, least)
+    near = []
+    for row in np.flatnonzero(compared.similarity >= least):
+        change = (TURNS[compared.turns[row]], "cropped" if compared.cropped[row] else "")
+        first, second = candidates[row].tolist()
+        near.append(
+            Pair(
+                first=first,
+                second=second,
+                kind="near",
+                change=" and ".join(filter(None, change)),
+                similarity=float(compared.similarity[row]),
+            )
         )
-        if similarity >= least
-    ]
+    return near
 
 
-def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> list[tuple[str, float]]:
-    """For each pair, the change that makes the second picture most similar to the first, and that similarity.
+class Compared(NamedTuple):
+    """What makes the second picture of each pair most similar to the first, and that similarity."""
 
-    A similarity below `least` may be too small.
-    """
+    turns: Int64[np.ndarray, " pairs"]
+    """As in TURNS."""
+    similarity: Float32[np.ndarray, " pairs"]
+    cropped: Bool[np.ndarray, " pairs"]
 
-    def compare(part: Pairs) -> list[tuple[str, float]]:
+
+def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> Compared:
+    """Compare each pair. A similarity below `least` may be too small."""
+
+    def compare(part: Pairs) -> Compared:
         first, second = fingerprints[part[:, 0]], fingerprints[part[:, 1]]
-        turns = _best_turns(first["spectrum"], second["spectrum"]).tolist()
-        turned = np.stack([_turned(texture, turn) for texture, turn in zip(second["texture"], turns, strict=True)])
-        similarity, cropped = overlay.compare(first["texture"], turned, least)
-        changes = [(TURNS[turn], "cropped" if crop else "") for turn, crop in zip(turns, cropped, strict=True)]
-        return list(zip((" and ".join(filter(None, change)) for change in changes), similarity.tolist(), strict=True))
+        turns = _best_turns(first["spectrum"], second["spectrum"])
+        views = zip(second["texture"], turns.tolist(), strict=True)
+        turned = np.stack([_turned(texture, turn) for texture, turn in views])
+        return Compared(turns, *overlay.compare(first["texture"], turned, least))
 
-    # NumPy and OpenCV release the interpreter's lock; threads of BLAS besides would wait for one another.
-    with threadpool_limits(1), ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        parts = pool.map(compare, (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)))
-        return list(chain.from_iterable(parts))
+    parts = [pairs[start : start + CHUNK] for start in range(0, max(1, len(pairs)), CHUNK)]
+    # NumPy and OpenCV release the interpreter's lock. BLAS must not start threads of its own in each thread.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        return Compared(*map(np.concatenate, zip(*pool.map(compare, parts), strict=True)))
 
 
 def _turned(texture: Texture, turn: int) -> Texture:

@@ -1,6 +1,6 @@
 """How alike the textures of two pictures are: one laid over the other, whole and as a crop of it.
 
-Many pairs are compared at once, as arrays whose last axis is the pair: each by itself takes ten times as long.
+Many pairs are compared at once, as arrays whose last axis is the pair. One pair at a time takes several times as long.
 """
 
 from functools import cache
@@ -17,8 +17,8 @@ CROPS_REACH = 0.95
 """The highest similarity of a resampled crop. Where a higher one is required, crops are not compared."""
 WAYS = [(shares, first_is_part) for shares in CROPS for first_is_part in (False, True)]
 COARSE_ERROR = 0.25
-"""More than the similarity at 32 px was below that at 64 px for crops of photographs of skin and of hands, of
-clothes and of noise: at most by 0.19."""
+"""At 32 px a crop may look less alike than at 64 px: by at most 0.19 in photographs of skin and of hands, pictures of
+clothes, and noise."""
 
 Textures = Int8[np.ndarray, "pairs 64 64"]
 Similarities = Float32[np.ndarray, " pairs"]
@@ -29,8 +29,8 @@ Stack = Float32[np.ndarray, "_ _ pairs"]
 def compare(first: Textures, second: Textures, least: float) -> tuple[Similarities, Bool[np.ndarray, " pairs"]]:
     """The largest correlation of each two, and whether it is that of a crop.
 
-    A crop whose similarity is below `least` may be left out. Every way to crop is compared at 32 px, and the two best
-    again at 64 px, if one of them may reach `least`.
+    Every way to crop is compared at 32 px, and the two best again at 64 px. That is left out where the whole pictures
+    are more similar than a crop can be, and where no way may reach `least` (COARSE_ERROR).
     """
     stacks = [np.ascontiguousarray(textures.transpose(1, 2, 0)).astype(np.float32) for textures in (first, second)]
     similarity, cropped = _whole(*stacks), np.zeros(len(first), bool)
@@ -119,7 +119,8 @@ def _share(product: Similarities, energy: Similarities) -> Similarities:
     """The correlation, 0 where one of two pictures has no texture."""
     share: Similarities = np.zeros_like(product)
     np.divide(product, np.sqrt(np.maximum(energy, 0)), out=share, where=energy > 1)
-    return share
+    clipped: Similarities = np.clip(share, -1, 1)  # rounding may lead beyond
+    return clipped
 
 
 def _crop(first: np.ndarray, second: np.ndarray, shares: tuple[float, float], first_is_part: bool) -> float:

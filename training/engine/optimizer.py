@@ -31,10 +31,10 @@ all of it, or a tenth and a hundredth in the last two quarters (as He et al. 201
 
 
 def without_compiler(kind: type[Optimizer]) -> type[Any]:
-    """The same optimizer, whose methods do not import `torch._dynamo`, one or two seconds at each start.
+    """The same optimizer without the import of `torch._dynamo`, which takes a second or two at each start.
 
-    They do so to keep the compiler away from themselves, and no optimizer is compiled here. The function inside such
-    a wrapper is its `__wrapped__`; what the wrapper of `step` does besides is done here, too: it records no gradients.
+    PyTorch wraps these methods to exclude them from compilation, and imports its compiler for that. No optimizer is
+    compiled here. The wrapper of `step` also switches gradients off, so that is done here.
     """
     wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
     methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}

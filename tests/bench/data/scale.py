@@ -1,8 +1,9 @@
 """How training grows with the number of images: python -m tests.bench.data.scale --folder FOLDER.
 
-JPEG files of one size are made, in two classes. Training is started twice on them: the first run reads and audits them,
-the second uses the cache. The first is stopped after an epoch, the second after some. This is done with one process and
-with several, each time from an empty cache. What was measured before in the same folder stays in the table.
+JPEG files of one size are made, in two classes. Training is started twice on them: the first run reads and audits
+them, the second uses the cache. The first is stopped after one epoch, the second after --epochs. This is done with one
+process and with several, each time from an empty cache. What was measured before in the same folder, of the same model
+and size, stays in the table.
 """
 
 import re
@@ -39,7 +40,7 @@ class Options:
     """Time the trainer on data of several sizes."""
 
     folder: Path
-    """For images, cache, `rows.json`, `scale.png` and `log.txt`, what the runs print as errors; images that are there
+    """For images, cache, results, `scale.png` and `log.txt`, what the runs print as errors; images that are there
     are not made again."""
     images: tuple[int, ...] = (1_000, 10_000, 100_000)
     processes: tuple[int, ...] = (1, 2)
@@ -48,7 +49,7 @@ class Options:
     """Of each image, in pixels."""
     model: str = "mlp"
     epochs: int = 3
-    """Of the second run; the first of them is left out of the time of an epoch."""
+    """Of the second run, two or more; the first of them is left out of the time of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def run(options: Options, data: Path, processes: int, epochs: int) -> Costs:
     process.wait()
     watcher.join()
     if len(ends) < epochs:
-        raise RuntimeError(f"a run ended before its epochs: see {options.folder / 'log.txt'}")
+        raise RuntimeError(f"the run on {data} ended before its epochs: see {options.folder / 'log.txt'}")
     each = [end - start for start, end in pairwise(ends)] or [ends[0] - start_s]
     return Costs(start_s=start_s, epoch_s=median(each), resident_mib=peaks[0], private_mib=peaks[1])
 
@@ -187,7 +188,7 @@ def draw(rows: list[Row]) -> Figure:
 
 def main() -> None:
     options = tyro.cli(Options)
-    kept, rows = options.folder / "rows.json", []
+    kept, rows = options.folder / f"{options.model}-{options.side}.json", []
     if kept.exists():
         rows = ROWS.validate_json(kept.read_bytes())
     for images in options.images:

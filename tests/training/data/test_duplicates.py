@@ -5,6 +5,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from serving.contract.decode import as_channels, decode, pixel_digest
 from tests.support.paths import SHARED
@@ -12,7 +13,6 @@ from training.data import duplicates
 from training.data.duplicates import (
     FINGERPRINT,
     LEAST_SIMILARITY,
-    LOOK_ALIKE_RANK,
     TURNS,
     Duplicates,
     find,
@@ -146,28 +146,28 @@ def test_planted_pairs_among_real_images_are_found_and_no_others() -> None:
     assert len(false) <= 2 * (len(originals) + len(planted)) / 1000
 
 
-def test_in_clusters_the_neighbours_are_nearly_always_those_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For more images than every two of can be compared; here 3,000, which both ways can."""
-    pictures = np.random.default_rng(0).normal(size=(300, 10, 10))
-    noise = np.random.default_rng(1).normal(size=(3_000, 10, 10))
-    spectra = (np.repeat(pictures, 10, axis=0) + 0.2 * noise).astype(np.float32)
-    spectra[1] = spectra[0]
-    exact = duplicates._neighbours(spectra)
-    for name, value in {"EXACT_AT_MOST": 2_999, "CELLS": 50, "CELLS_SEARCHED": 10}.items():
-        monkeypatch.setattr(duplicates, name, value)
-    near = duplicates._neighbours(spectra)
-    assert near.shape == exact.shape == (3_000, LOOK_ALIKE_RANK)
-    assert not (near == np.arange(3_000)[:, None]).any()
-    assert near[0, 0] == 1
-    assert near[1, 0] == 0
-    assert (near[:, :5] == exact[:, :5]).mean() > 0.98
+def test_candidates_in_cells_are_nearly_always_those_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For more images than can be compared each with each; here 3,000, which both ways can."""
+    pictures = np.random.default_rng(0).normal(size=(300, 100))
+    noise = np.random.default_rng(1).normal(size=(3_000, 100))
+    features = (np.repeat(pictures, 10, axis=0) + 0.2 * noise).astype(np.float32)
+    every = {tuple(pair) for pair in duplicates._candidates(features).tolist()}
+    lost = {}
+    for searched in (1, 10, 50):
+        for name, value in {"EXACT_AT_MOST": 2_999, "CELLS": 50, "CELLS_SEARCHED": searched}.items():
+            monkeypatch.setattr(duplicates, name, value)
+        threads = torch.get_num_threads()
+        lost[searched] = len(every - {tuple(pair) for pair in duplicates._candidates(features).tolist()}) / len(every)
+        assert torch.get_num_threads() == threads
+    assert 0.02 > lost[1] > lost[10] >= lost[50] == 0
 
 
-def test_more_equal_pictures_than_neighbours_are_neighbours_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"EXACT_AT_MOST": 99, "CELLS": 2, "CELLS_SEARCHED": 2}.items():
+def test_a_cell_with_fewer_images_than_neighbours_makes_no_false_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"EXACT_AT_MOST": 99, "CELLS": 3, "CELLS_SEARCHED": 1}.items():
         monkeypatch.setattr(duplicates, name, value)
-    spectra = np.concatenate([np.ones((60, 10, 10)), -np.eye(10)[None].repeat(60, 0)]).astype(np.float32)
-    near = duplicates._neighbours(spectra)
-    assert near.shape == (120, LOOK_ALIKE_RANK)
-    assert not (near == np.arange(120)[:, None]).any()
-    assert np.array_equal(near < 60, np.repeat(np.arange(120) < 60, LOOK_ALIKE_RANK).reshape(120, -1))
+    features = np.zeros((120, 100), np.float32)
+    features[:60, 0], features[60:118, 1], features[118:, 2] = 1, 1, 1
+    near = duplicates._candidates(features)
+    assert np.array_equal(np.digitize(near[:, 0], (60, 118)), np.digitize(near[:, 1], (60, 118)))
+    assert near[:, 0].tolist().count(118) == 1
+    assert (near[:, 0] < near[:, 1]).all()

@@ -60,7 +60,7 @@ def test_only_pairs_that_may_be_similar_enough_are_compared_in_detail(monkeypatc
     assert np.array_equal(similarity[12:], overlay.compare(first, second, 0)[0][12:])
 
 
-def test_no_crop_reaches_a_limit_above_its_reach() -> None:
+def test_crops_are_not_compared_where_more_is_required_than_they_reach() -> None:
     first, second = textures(*PICTURES), textures(*CUT)
     _, cropped = overlay.compare(first, second, overlay.CROPS_REACH + 0.01)
     assert not cropped.any()

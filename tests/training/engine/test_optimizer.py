@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.support.configs import settled
+from tests.support.paths import ROOT
 from training.engine import optimizer
 from training.options.config import TrainConfig
 from training.options.settled import SettledConfig
@@ -128,13 +129,14 @@ def test_without_the_compiler_each_step_and_state_is_torchs_own(name: str) -> No
             model(torch.ones(2, 4)).square().sum().backward()
             stepper.step()
         assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+        torch.testing.assert_close(mine.state_dict(), peer.state_dict(), rtol=0, atol=0)
         mine.load_state_dict(deepcopy(peer.state_dict()))
         peer.load_state_dict(deepcopy(mine.state_dict()))
     assert repr(mine) == repr(peer)
 
 
 def test_a_step_does_not_import_the_compiler() -> None:
-    """In a process of its own, as another test may have imported it; it takes longer than all of sklearn."""
+    """In a process of its own, as another test may have imported it."""
     script = """
 import sys
 import torch
@@ -153,4 +155,4 @@ for _ in range(2):
 stepper.load_state_dict(stepper.state_dict())
 assert "torch._dynamo" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
