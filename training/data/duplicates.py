@@ -34,7 +34,7 @@ TEXTURE_STEPS = 32
 FREQUENCIES = 10
 NEIGHBOURS = 5
 EXACT_AT_MOST = 100_000
-"""With more images, neighbours are searched in cells, not among all: that would take more than an hour for a million."""
+"""With more images, neighbours are searched in cells: among all of a million that would take more than an hour."""
 CELLS = 1_000
 """Clusters of all images (k-means)."""
 CELLS_SEARCHED = 64
