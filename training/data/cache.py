@@ -32,7 +32,7 @@ CONTRACT = DATA.parent.parent / "serving" / "contract"
 PACKAGES = (CONTRACT, CONTRACT / "formats", DATA, DATA / "input", DATA / "inspection", DATA / "sources")
 """Folders of the code that makes entries."""
 ENTRIES_OF_A_KIND = 5
-"""Making an entry deletes all others of its kind but those that were used last."""
+"""Before an entry is made, all others of its kind are deleted but those that were used last."""
 SEAL = "seal.json"
 """File in an entry with the size and the checksum of each other file; it is written last."""
 VALUE = "value.json"
@@ -170,16 +170,17 @@ def _hint_when_full(folder: Path) -> Iterator[None]:
 
 def _with_hint(error: OSError, folder: Path) -> OSError:
     assert error.errno is not None
-    return OSError(error.errno, f"{os.strerror(error.errno)}; --cache names another place", str(folder))
+    return OSError(error.errno, f"{error.strerror}; --cache names another place", str(folder))
 
 
 def _store(entry: Path, kind: str, make: Callable[[Path], None]) -> None:
-    with _hint_when_full(entry.parent):
-        _make(entry, make)
+    shutil.rmtree(entry, ignore_errors=True)  # damaged; the new one may need its space, and that of the unused ones
     with suppress(FileNotFoundError):  # another process may delete the same entries
         entries = sorted(entry.parent.glob(f"{kind}-*"), key=lambda entry: entry.stat().st_mtime_ns)
-        for unused in entries[:-ENTRIES_OF_A_KIND]:
+        for unused in entries[: 1 - ENTRIES_OF_A_KIND]:
             shutil.rmtree(unused)
+    with _hint_when_full(entry.parent):
+        _make(entry, make)
 
 
 def _make(entry: Path, make: Callable[[Path], None]) -> None:
@@ -193,7 +194,6 @@ def _make(entry: Path, make: Callable[[Path], None]) -> None:
         (partial / SEAL).write_bytes(_PARTS.dump_json(parts))
         for path in (*partial.iterdir(), partial):
             sync(path)
-        shutil.rmtree(entry, ignore_errors=True)
         partial.rename(entry)
         sync(entry.parent)
     except BaseException:

@@ -1,5 +1,7 @@
 """The pixels of all images, resized for training, and the size that is chosen for them."""
 
+import errno
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,10 +64,12 @@ def inspect(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
 def resized_pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -> np.ndarray:
     """The resized pixels of the readable images, mapped from the cache.
 
-    Where the contents are not in the cache yet, one reading of the files makes both entries.
+    Where the contents are not in the cache yet, one reading of the files makes both entries. Raises OSError before it
+    where the disk has no room for the pixels.
     """
 
     def make(folder: Path) -> None:
+        _check_room(folder, len(source.keys), preprocessing)
         with (folder / f"{_IMAGES}.npy").open("w+b") as file:
             pixel_file = PixelFile(file, len(source.keys), preprocessing)
             with cache.slot(CONTENTS, source.identity, TypeAdapter(Contents)) as slot:
@@ -76,6 +80,14 @@ def resized_pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -
             pixel_file.keep(contents.positions)
 
     return cache.arrays(_IMAGES, (source.identity, preprocessing), make)[_IMAGES]
+
+
+def _check_room(folder: Path, images: int, made: Preprocessing) -> None:
+    """Raise OSError where the disk is too small for the rows, which would fill it only after hours of reading."""
+    needed, disk = images * made.height * made.width * made.channels, shutil.disk_usage(folder)
+    if disk.total and needed > disk.free:  # of some network file systems all sizes are 0
+        size = f"{images:,} images of {made.height} x {made.width} x {made.channels} need {needed / 1e6:,.0f} MB"
+        raise OSError(errno.ENOSPC, f"{size}, of which {disk.free / 1e6:,.0f} MB are free")
 
 
 def _decode_all(source: Source, positions: Sequence[int], pixel_file: PixelFile) -> None:

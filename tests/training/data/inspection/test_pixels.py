@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,3 +22,19 @@ def test_one_image_of_another_size_means_64_px_wherever_it_is(odd_one: int, tmp_
     assert inspected.sizing.side == inspected.preprocessing.height == 64
     expected = [inspected.preprocessing.fitted(to_rgb(source.read(i))) for i in range(12)]
     assert np.array_equal(inspected.pixels, expected)
+
+
+def test_a_disk_without_room_for_the_pixels_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    for number in range(12):
+        write(tmp_path / "data" / "ab"[number % 2] / f"{number:02}.png", number)
+    found, positions = formats.find(tmp_path / "data", Cache()), list[int]()
+
+    def read(position: int) -> bytes | np.ndarray:
+        positions.append(position)
+        return found.read(position)
+
+    expected = r"12 images of 2000000 x 2000000 x 3 need 144,000,000 MB, of which [\d,]+ MB are free; --cache names an"
+    with pytest.raises(OSError, match=expected):
+        inspect(replace(found, read=read), TrainConfig(image_size=2_000_000), Cache(tmp_path / "cache"))
+    assert positions == [0], "whose size decides the model"
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
