@@ -44,7 +44,7 @@ class Gap:
     highest: str
     difference: float
     p: float
-    """Of a permutation test: how often values that are shuffled among groups of the same class differ as much."""
+    """Of a permutation test: how often values that are shuffled among groups of the same classes differ as much."""
     corrected_p: float
     """By Holm's method, for all columns."""
 
@@ -157,40 +157,44 @@ def permutation_p(
     """How often shuffled values have an accuracy gap as large as the values `codes`; at least 1 in 2,001.
 
     Values are shuffled among images of the same classes, so that a site is no worse for having more of a hard class.
-    Images of one component are not independent. Where they share one value, values are shuffled among the components.
-    Otherwise the values of a whole component are, among those of equal size, and within it.
+    Images of one component are not independent. Where they share one value, values are shuffled among the components
+    that hold the classes in the same shares. Otherwise the values of a whole component are, among those with as many
+    images of each class, and within it among its images of one class. Where nothing can be exchanged, p is 1.
     """
     rng = np.random.default_rng(0)
     _, values = np.unique(codes, return_inverse=True)
-    order = np.argsort(components, kind="stable")
-    values, right, labels = values[order], right[order], labels[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(components[order]) > 0])
+    order = np.lexsort((labels, components))
+    values, right, labels, components = values[order], right[order], labels[order], components[order]
+    starts = np.flatnonzero(np.r_[True, np.diff(components) > 0])
     sizes = np.diff(np.r_[starts, len(order)])
-    held = np.stack([np.maximum.reduceat(labels == label, starts) for label in np.unique(labels)], axis=1)
-    _, strata = np.unique(held, axis=0, return_inverse=True)
+    held = np.stack([np.add.reduceat((labels == label).astype(int), starts) for label in np.unique(labels)], axis=1)
     observed = _largest_gap(values, right, np.ones(len(right)))
     if (np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)).all():
-        hits, alike = np.add.reduceat(right.astype(float), starts), np.zeros_like(sizes)
+        hits, alike = np.add.reduceat(right.astype(float), starts), held // np.gcd.reduce(held, axis=1, keepdims=True)
         weights, outcomes, values, starts = sizes, hits, values[starts], np.arange(len(starts))
+        within = None
     else:
-        weights, outcomes, alike = np.ones(len(right)), right, sizes
-    kinds = np.stack([strata.ravel(), alike], axis=1)
+        weights, outcomes, alike = np.ones(len(right)), right, held
+        within = np.cumsum(np.r_[True, (np.diff(components) > 0) | (np.diff(labels) != 0)])
     lengths = np.diff(np.r_[starts, len(values)])
-    places = [
-        starts[chosen][:, np.newaxis] + np.arange(lengths[chosen][0])
-        for kind in np.unique(kinds, axis=0)
-        if (chosen := (kinds == kind).all(1)).any()
-    ]
-    gaps = [_largest_gap(_shuffled(values, places, rng), outcomes, weights) for _ in range(PERMUTATIONS)]
+    kinds, kind = np.unique(alike, axis=0, return_inverse=True)
+    members = [np.flatnonzero(kind.ravel() == number) for number in range(len(kinds))]
+    places = [starts[chosen][:, np.newaxis] + np.arange(lengths[chosen][0]) for chosen in members if len(chosen) > 1]
+    gaps = [_largest_gap(_shuffled(values, places, within, rng), outcomes, weights) for _ in range(PERMUTATIONS)]
     return float((1 + (np.array(gaps) >= observed - 1e-12).sum()) / (1 + PERMUTATIONS))
 
 
-def _shuffled(values: np.ndarray, places: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """`places`: of the components that may be exchanged with one another, a row a component."""
-    shuffled = np.empty_like(values)
+def _shuffled(
+    values: np.ndarray, places: Sequence[np.ndarray], within: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
+    """`places`: of the components that may be exchanged with one another, a row a component.
+
+    `within` numbers the images of one class and component, in order; None where a component has one value.
+    """
+    shuffled = values.copy()
     for rows in places:
-        shuffled[rows] = rng.permuted(rng.permutation(values[rows]), axis=1)
-    return shuffled
+        shuffled[rows] = rng.permutation(values[rows])
+    return shuffled if within is None else shuffled[np.argsort(within + rng.random(len(values)))]
 
 
 def _largest_gap(values: np.ndarray, hits: np.ndarray, sizes: np.ndarray) -> float:

@@ -113,6 +113,26 @@ def test_a_site_is_no_worse_for_having_more_of_a_hard_class() -> None:
     assert permutation_p(worse, codes, components, labels) < 0.01, "a site that is worse in each class is found"
 
 
+def test_patients_with_images_of_several_classes_are_compared_within_a_class() -> None:
+    """Every benign image is right and every melanoma wrong, wherever it was taken."""
+    mostly_benign, mostly_melanoma = np.arange(10) == 9, np.arange(10) != 9
+    melanoma = np.concatenate([np.tile(mostly_benign, 10), np.tile(mostly_melanoma, 10)])
+    labels, site = melanoma.astype(np.int64), np.repeat([0, 1], 100)
+    assert permutation_p(~melanoma, site, np.repeat(np.arange(20), 10), labels) == 1.0
+    classes = np.tile([0, 1], 30)
+    assert permutation_p(classes == 0, classes, np.repeat(np.arange(30), 2), classes) == 1.0, "class and camera are one"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_worse_site_is_found_among_patients_with_images_of_several_classes(shared: bool) -> None:
+    rng = np.random.default_rng(2)
+    components, labels = np.repeat(np.arange(60), 6), np.tile([0, 0, 0, 0, 1, 1], 60)
+    site = np.repeat(rng.integers(0, 2, 60), 6) if shared else rng.integers(0, 2, 360)
+    right = rng.random(360) < np.where(labels == 0, 0.95, 0.55)
+    assert permutation_p(right, site, components, labels) > 0.05
+    assert permutation_p(right & ((site == 0) | (rng.random(360) < 0.7)), site, components, labels) < 0.01
+
+
 def test_p_of_single_images_is_near_that_of_chi_square() -> None:
     rng = np.random.default_rng(3)
     for share in (0.8, 0.7, 0.65):
