@@ -25,7 +25,7 @@ from training.data.formats import find
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import ImageSet, image_set
 from training.data.sources.forgotten import Forgotten
-from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split
+from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split, shortened
 from training.engine import runs
 from training.errors import ConfigError, DataError
 from training.metrics import costs
@@ -216,10 +216,9 @@ def check_labels(source: Source, classes: Sequence[str]) -> None:
     names, counts = np.unique(source.labels, return_counts=True)
     unknown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True) if name not in classes]
     if unknown:
-        more = f" and {len(unknown) - NAMES_SHOWN:,} more" if len(unknown) > NAMES_SHOWN else ""
         raise DataError(
             f"{source.name}: classes that the model does not know, with their images: "
-            f"{', '.join(unknown[:NAMES_SHOWN])}{more}; it knows {', '.join(classes)}"
+            f"{shortened(unknown)}; it knows {shortened(classes)}"
         )
 
 
@@ -249,7 +248,7 @@ def _missing_classes(images: LabelledImages, indices: np.ndarray) -> list[str]:
     present = images.labels[indices]
     absent = [name for label, name in enumerate(images.classes) if label not in present]
     return (
-        [f"no image of {', '.join(absent)}: no scores of these classes, and averages are over the others"]
+        [f"no image of {shortened(absent)}: no scores of these classes, and averages are over the others"]
         if absent
         else []
     )

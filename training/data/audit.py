@@ -4,21 +4,22 @@ Every run begins with an audit; `python -m training audit --data DIR` makes one 
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from serving.contract.formats.image_header import FILE_EXTENSIONS
 from training.data import metadata_baseline
 from training.data.cache import Cache
 from training.data.duplicates import Pair
-from training.data.inspection.image_file import ARRAY
-from training.data.inspection.image_set import ImageSet
+from training.data.inspection.image_file import ARRAY, UNREADABLE, read
+from training.data.inspection.image_set import ImageSet, ordered
 from training.data.metadata_baseline import MetadataBaseline
-from training.data.sources.source import NAMES_SHOWN, SPLITS, Split
-from training.data.splits import Division
+from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split, shortened
+from training.data.splits import NOT_LEARNED, Division
 from training.errors import DataError
 
 UNREADABLE_SHARE_AT_MOST = 0.01
@@ -114,10 +115,35 @@ def check_readable(images: ImageSet) -> None:
 
 def check_classes(images: ImageSet) -> None:
     """Raise DataError unless there are two classes, each of two images or more."""
-    classes = images.classes
-    if len(classes) < 2:
-        raise DataError(f"only one class ({classes[0] if classes else 'none'}); a classifier needs at least two")
-    counts = np.bincount(images.labels, minlength=len(classes))
-    single = [name for name, count in zip(classes, counts, strict=True) if count < 2]
+    _check_counts(Counter(images.classes[label] for label in images.labels))
+
+
+def check_source(source: Source, *, keep_splits: bool) -> None:
+    """Raise DataError where the labels, and the splits if they are kept, already show what is refused later.
+
+    A class of which no image can be read is left out later and no fault, so one image of the classes at fault is read.
+    """
+    counts = Counter(source.labels)
+    if not _any_readable(source, [i for i, label in enumerate(source.labels) if counts[label] < 2]):
+        counts = Counter({label: count for label, count in counts.items() if count > 1})
+    _check_counts(counts)
+    learned = {label for label, split in zip(source.labels, source.splits, strict=True) if split in (None, "train")}
+    others = [i for i, label in enumerate(source.labels) if label not in learned]
+    if keep_splits and _any_readable(source, others):
+        raise DataError(f"{NOT_LEARNED}: {shortened(ordered(source.labels[i] for i in others))}")
+
+
+def _check_counts(counts: Counter[str]) -> None:
+    if len(counts) < 2:
+        raise DataError(f"only one class ({''.join(counts) or 'none'}); a classifier needs at least two")
+    single = ordered(label for label, count in counts.items() if count < 2)
     if single:
-        raise DataError(f"classes with one image only, which cannot be both learned and tested: {', '.join(single)}")
+        raise DataError(f"classes with one image only, which cannot be both learned and tested: {shortened(single)}")
+
+
+def _any_readable(source: Source, positions: Iterable[int]) -> bool:
+    for position in positions:
+        with suppress(*UNREADABLE):
+            read(source.read(position))
+            return True
+    return False

@@ -12,7 +12,7 @@ from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
 from training.data import formats, splits
-from training.data.audit import Audit, audit, check_classes, check_readable
+from training.data.audit import Audit, audit, check_classes, check_readable, check_source
 from training.data.cache import Cache
 from training.data.input import depth
 from training.data.input.sizing import Sizing
@@ -20,7 +20,7 @@ from training.data.inspection.image_set import ImageSet, image_set
 from training.data.inspection.pixels import inspect, resized_pixels
 from training.data.inspection.threads import in_threads
 from training.data.sources.forgotten import Forgotten
-from training.data.sources.source import Split
+from training.data.sources.source import Source, Split
 from training.data.splits import Division, SplitPolicy
 from training.errors import DataError
 from training.options.choices import DepthRule
@@ -102,7 +102,8 @@ class Dataset(LabelledImages):
 def load_images(config: TrainConfig) -> ImageSet:
     """Read the data of a run without dividing it; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
-    source = formats.find(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
+    source = _find(config, cache)
+    check_source(source, keep_splits=False)
     images = image_set(source, inspect(source, config, cache).contents)
     source.release()
     return images
@@ -111,7 +112,8 @@ def load_images(config: TrainConfig) -> ImageSet:
 def load_dataset(config: TrainConfig) -> Dataset:
     """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
     cache = Cache(config.cache or config.out / ".cache")
-    source = formats.find(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
+    source = _find(config, cache)
+    check_source(source, keep_splits=config.fold is None and config.from_folds is None)
     inspected = inspect(source, config, cache)
     images = image_set(source, inspected.contents)
     audited = divide_and_audit(images, SplitPolicy.of(config), cache, config.depth)
@@ -133,6 +135,10 @@ def load_dataset(config: TrainConfig) -> Dataset:
         sizing=inspected.sizing,
         audit=audited,
     )
+
+
+def _find(config: TrainConfig, cache: Cache) -> Source:
+    return formats.find(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
 
 
 def divide_and_audit(images: ImageSet, policy: SplitPolicy, cache: Cache, rule: DepthRule = "auto") -> Audit:

@@ -14,13 +14,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from training.data.inspection.image_set import ImageSet
 from training.data.left_out import LeftOut, left_out
-from training.data.sources.source import SPLITS, Split
+from training.data.sources.source import SPLITS, Split, shortened
 from training.errors import DataError
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
 from training.options.limits import share_of
 
 CONTRADICTION = "one picture under two labels"
+NOT_LEARNED = "classes without a training image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
     lost = [name for label, name in enumerate(images.classes) if label not in images.labels[usable]]
     if lost:
         raise DataError(
-            f"{images.name}: every image of {', '.join(lost)} shows a picture that is also under another label"
+            f"{images.name}: every image of {shortened(lost)} shows a picture that is also under another label"
         )
     component = components(images.groups, images.duplicates.links)
     if policy.from_folds is not None:
@@ -232,7 +233,7 @@ def _check(splits: dict[Split, np.ndarray], labels: np.ndarray, classes: Sequenc
     learned = set(labels[splits["train"]])
     absent = [name for label, name in enumerate(classes) if label not in learned]
     if absent:
-        raise DataError(f"classes without a training image: {', '.join(absent)}")
+        raise DataError(f"{NOT_LEARNED}: {shortened(absent)}")
     empty = [split for split in SPLITS if not len(splits[split])]
     if empty:
         raise DataError(f"no images in the {' and '.join(empty)} split")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from serving.contract.card.decisions import Costs
+from training.data.sources.source import shortened
 from training.errors import ConfigError
 from training.metrics.bootstrap import Interval, percentiles, resamples
 from training.metrics.classification import ScoredImages
@@ -118,13 +119,13 @@ def _mean(values: Float64[np.ndarray, " images"], scored: ScoredImages) -> MeanC
 
 def _check_names(path: Path, what: str, names: Sequence[str], classes: Sequence[str], *, others: bool) -> None:
     if missing := [name for name in classes if name not in names]:
-        raise ConfigError(f"--costs {path}: no {what} of class {', '.join(missing)}; there are {', '.join(names)}")
+        raise ConfigError(f"--costs {path}: no {what} of class {shortened(missing)}; there are {shortened(names)}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--costs {path}: {what} {', '.join(twice)} several times")
     if "" in names:
         raise ConfigError(f"--costs {path}: a {what} without a name")
     if unknown := [name for name in names if name not in classes and not others]:
-        raise ConfigError(f"--costs {path}: {what} {', '.join(unknown)} is no class; there are {', '.join(classes)}")
+        raise ConfigError(f"--costs {path}: {what} {shortened(unknown)} is no class; there are {shortened(classes)}")
 
 
 def _numbers(path: Path, row: Sequence[str], actions: Sequence[str]) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from serving.contract.card.decisions import DecisionScore, OperatingPoint
+from training.data.sources.source import shortened
 from training.errors import ConfigError
 from training.metrics.bootstrap import Rate, rate
 from training.metrics.classification import Labels, Probabilities, ScoredImages, between
@@ -109,7 +110,7 @@ def check_classes(texts: Sequence[str], classes: Sequence[str], validation: Labe
     """
     for text, demand in zip(texts, parse_all(texts), strict=True):
         if demand.label not in classes:
-            raise ConfigError(f"--operate {text}: there is no class {demand.label!r}; there are {', '.join(classes)}")
+            raise ConfigError(f"--operate {text}: there is no class {demand.label!r}; there are {shortened(classes)}")
         count = int((validation == classes.index(demand.label)).sum())
         if count in (0, len(validation)):
             raise ConfigError(

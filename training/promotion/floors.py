@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from training.data.sources.source import shortened
 from training.errors import ConfigError
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc")
@@ -41,4 +42,4 @@ def check_classes(floors: Sequence[str], classes: Sequence[str]) -> None:
     for text in floors:
         name = parse(text).of_class
         if name is not None and name not in classes:
-            raise ConfigError(f"--floor {text}: there is no class {name!r}; there are {', '.join(classes)}")
+            raise ConfigError(f"--floor {text}: there is no class {name!r}; there are {shortened(classes)}")

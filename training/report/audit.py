@@ -22,7 +22,7 @@ from training.data.duplicates import Pair
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import image_set
 from training.data.sources.forgotten import Forgotten
-from training.data.sources.source import NAMES_SHOWN
+from training.data.sources.source import NAMES_SHOWN, shortened
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
 from training.options.choices import Data, Leaks
@@ -143,7 +143,7 @@ def audit_warnings(audited: Audit) -> Iterator[str]:
     counts = audited.counts
     for split in ("val", "test"):
         if absent := [name for name, by_split in counts.items() if not by_split[split]]:
-            yield f"The {split} split has no image of {', '.join(absent)}: no score covers them."
+            yield f"The {split} split has no image of {shortened(absent)}: no score covers them."
     small = [(tested, name) for name, by_split in counts.items() if (tested := by_split["test"]) and _is_wide(tested)]
     if small:
         fewest, name = min(small)

@@ -10,8 +10,10 @@ from serving.contract.decode import MAX_BYTES
 from tests.support import forged
 from tests.support.datasets import counts, manifest, of, write
 from tests.support.paths import SHARED
+from training.data.dataset import load_dataset
 from training.data.sources.source import SPLITS
 from training.errors import DataError
+from training.options.config import TrainConfig
 
 
 @pytest.mark.slow
@@ -56,6 +58,41 @@ def test_splits_follow_the_seed_and_nothing_else(photos: Path) -> None:
     assert all(np.array_equal(first.splits[split], again.splits[split]) for split in SPLITS)
     assert not np.array_equal(first.splits["test"], other.splits["test"])
     assert first.digest == again.digest != other.digest
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({"a": 6}, r"only one class \(a\)"),
+        ({"a": 6, "b": 1}, "one image only.*: b$"),
+        ({str(number): 1 for number in range(25)}, "one image only.*: 0, 1, 2, .*, 18, 19 and 5 more$"),
+        ({"train/a": 4, "train/b": 4, "test/b": 2, "test/unknown": 2}, "classes without a training image: unknown$"),
+    ],
+)
+def test_labels_that_no_model_learns_are_refused_before_the_images_are_read(
+    counts: dict[str, int], reason: str, tmp_path: Path
+) -> None:
+    for name, count in counts.items():
+        for number in range(count):
+            write(tmp_path / "data" / name / f"{number}.png", number)
+    config = TrainConfig(data=tmp_path / "data", out=tmp_path, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match=reason):
+        load_dataset(config)
+    assert not list(tmp_path.glob("cache/contents-*"))
+
+
+def test_a_class_is_no_fault_where_none_of_its_images_can_be_read_or_a_fold_ignores_the_splits(tmp_path: Path) -> None:
+    for number in range(120):
+        write(tmp_path / "data" / "train" / "ab"[number % 2] / f"{number}.png", number)
+    stray = tmp_path / "data" / "test" / "c" / "stray.png"
+    stray.parent.mkdir(parents=True)
+    stray.touch()
+    write(tmp_path / "data" / "test" / "a" / "1.png", 1)
+    assert of(tmp_path / "data").classes == ("a", "b")
+    stray.unlink()
+    for number in range(4):
+        write(stray.with_name(f"{number}.png"), number)
+    assert of(tmp_path / "data", fold="1/2").classes == ("a", "b", "c")
 
 
 def test_a_few_unreadable_images_are_named_and_skipped_and_many_are_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The readable images of a source, with their labels, groups and splits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,14 +66,14 @@ def image_set(source: Source, contents: Contents, classes: Sequence[str] | None 
     """
     positions = contents.positions
     names = [source.labels[i] for i in positions]
-    ordered = tuple(sorted(set(names), key=_natural) if classes is None else classes)
-    index = {name: label for label, name in enumerate(ordered)}
+    known = ordered(names) if classes is None else tuple(classes)
+    index = {name: label for label, name in enumerate(known)}
     return ImageSet(
         name=source.name,
         identity=source.identity,
         keys=[source.keys[i] for i in positions],
         labels=np.array([index[name] for name in names], np.int64),
-        classes=ordered,
+        classes=known,
         groups=[source.groups[i] for i in positions],
         source_splits=[source.splits[i] for i in positions],
         files=contents.files,
@@ -87,8 +87,13 @@ def image_set(source: Source, contents: Contents, classes: Sequence[str] | None 
 
 
 def _lost_classes(source: Source, remaining: Sequence[str]) -> list[str]:
-    lost = sorted(set(source.labels) - set(remaining), key=_natural)
+    lost = ordered(set(source.labels) - set(remaining))
     return [f"classes of which no image can be read are left out: {shortened(lost)}."] if lost else []
+
+
+def ordered(labels: Iterable[str]) -> tuple[str, ...]:
+    """The different labels: numbers first, as numbers, then words."""
+    return tuple(sorted(set(labels), key=_natural))
 
 
 def _natural(label: str) -> tuple[bool, int, str]:
