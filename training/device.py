@@ -37,6 +37,11 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
             )
         device = torch.device("cuda", group.local_rank)
         torch.cuda.set_device(device)
+        if reason := _without_kernels(device):
+            if name == "cuda":
+                raise DeviceMissing(f"--device cuda: {reason}; --device cpu trains without one")
+            print(f"warning: {reason}; training runs on the CPU, --device cpu does so without this warning")
+            device = torch.device("cpu")
         torch.backends.cudnn.benchmark = True  # a run's batches have few shapes; each is timed once
     [with_gpu] = group.sum(device.type == "cuda")
     if 0 < with_gpu < group.size:
@@ -44,6 +49,21 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
             f"--device {name}: {with_gpu:.0f} of {group.size} processes have a GPU; --device cpu trains without"
         )
     return device
+
+
+def _without_kernels(device: torch.device) -> str | None:
+    """Why the card cannot compute although torch shows it: torch has kernels for some generations of cards only."""
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        if "no kernel image" not in str(error):
+            raise
+        major, minor = torch.cuda.get_device_capability(device)
+        return (
+            f"this torch has no kernels for {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}; "
+            f"it has {' '.join(torch.cuda.get_arch_list())})"
+        )
+    return None
 
 
 def unusable_gpu(root: Path = Path("/")) -> str | None:

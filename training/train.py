@@ -1,5 +1,6 @@
 """The main job: data, model, loop; then evaluation, export with its proof, report. Read it from top to bottom."""
 
+import gc
 import shutil
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -201,6 +202,9 @@ def conclude(
     Raises ExportRefused, OSError.
     """
     run = context.config.run
+    if context.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # ONNX Runtime allocates beside PyTorch, which keeps what training needed
     model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt", context.device)["model"])
     plain = evaluate_plain(model, dataset, context.config) if has_gain(context.config) else None
     dataset = with_views(model, dataset, context)

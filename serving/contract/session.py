@@ -1,6 +1,7 @@
 """A session of ONNX Runtime: on a GPU that runs the graph, else on the CPU, and never on the CPU unnoticed."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,9 @@ CUDA_OPTIONS = {
     # five shapes (onnxruntime issue 23006).
     "cudnn_conv_algo_search": "HEURISTIC",
 }
+NOT_ON_CUDA = ("Pad_Fusion",)
+"""It moves padding into convolutions. Where that is more on one side than on the other, as in EfficientNet-Lite0, cuDNN
+has no kernel for some cards (onnxruntime issue 26274)."""
 EIGHT_BITS = b"DequantizeLinear"
 """The operator of an eight-bit graph. CUDA computes such a graph in float, with other results than its card holds."""
 SHAPES = {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range"}
@@ -68,13 +72,18 @@ def open_session(graph: bytes, placement: Placement, threads: int) -> onnxruntim
             return session
         except RAISED as error:
             reason = _explain(error, device)
-            if placement.on == "cuda" and _lacks_memory(error):
+            if placement.on == "cuda" and lacks_memory(error):
                 raise MemoryError(f"a GPU is required, but {reason}") from error
     if placement.on == "cuda":
         raise SessionError(f"a GPU is required, but {reason}")
     if placement.on == "auto" and EIGHT_BITS not in graph and gpu.visible():
         log.warning("the graph runs on the CPU, not on GPU %d: %s", placement.device_id, reason)
     return _open(graph, [CPU], _options(threads))
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error of ONNX Runtime says nothing about the graph: later it may run."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def _device(graph: bytes, placement: Placement) -> tuple[Gpu | None, str]:
@@ -104,13 +113,13 @@ def _open_on_cuda(graph: bytes, placement: Placement, threads: int) -> onnxrunti
     if placement.on == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            return _open(graph, [cuda], options)
+            return _open(graph, [cuda], options, NOT_ON_CUDA)
         except SessionError as error:
             if "assigned to the default CPU EP" not in str(error):
                 raise
         options = _options(threads)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = _open(graph, [cuda, CPU], options)
+    session = _open(graph, [cuda, CPU], options, NOT_ON_CUDA)
     if session.get_providers()[0] != CUDA:
         raise SessionError("onnxruntime could not load CUDA; its log says which library is missing")
     if placement.on == "cuda" and (left := _on_cpu(session)):
@@ -135,11 +144,6 @@ def _run_once(session: onnxruntime.InferenceSession) -> None:
         session.run(None, {name: np.zeros(shape, np.uint8) for name, shape in shapes.items()})
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether it says nothing about the graph: later it may open."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
-
-
 def _explain(error: Exception, device: Gpu) -> str:
     if isinstance(error, SessionError | MemoryError):
         return str(error)
@@ -160,10 +164,15 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _open(graph: bytes, providers: list[object], options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _open(
+    graph: bytes, providers: list[object], options: onnxruntime.SessionOptions, without: Collection[str] = ()
+) -> onnxruntime.InferenceSession:
+    """`without` names optimizations of the graph that are left out."""
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(
+            graph, options, providers=providers, enable_fallback=0, disabled_optimizers=set(without)
+        )
     except Exception as error:  # ValueError and RuntimeError beside the classes of its own
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise MemoryError(f"too little memory to open the graph ({error})") from error
         raise SessionError(f"not a graph that onnxruntime can run ({error})") from error

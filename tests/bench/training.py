@@ -128,7 +128,7 @@ def ours(config: SettledConfig, dataset: Dataset) -> Iterator[int]:
         while True:
             for step, parts in enumerate(batches.epoch(epoch)):
                 batch = StepBatch(epoch=epoch, step=step, parts=parts, images=len(parts) * batches.size)
-                progress.add_steps([train_step(state, batch)], 0.0)
+                progress.add_steps([train_step(state, batch)])
                 yield batch.images
             epoch += 1
 

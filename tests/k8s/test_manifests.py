@@ -396,5 +396,7 @@ def test_images_find_the_driver_that_a_cluster_mounts(kind: str) -> None:
     assert re.search(r"^ARG NVIDIA_VISIBLE_DEVICES=all$", final, re.MULTILINE)
     settings = {name: value for name, value in variables.items() if name.startswith(PREFIX) and kind == "serve"}
     assert settings == ({"TWINLENS_REQUIRE_GPU": "auto"} if kind == "serve" else {})
+    # ONNX Runtime may take up TF32 by itself. Training may use it; its proof shows what it changed.
+    assert variables.get("NVIDIA_TF32_OVERRIDE") == ("0" if kind == "serve" else None)
     for page in (ROOT / "README.md", K8S / "README.md"):
         assert "--build-arg NVIDIA_VISIBLE_DEVICES=void" in page.read_text()

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,25 @@ def test_threads_asked_for_by_the_environment_stay() -> None:
 def test_a_gpu_that_is_not_there_is_no_reason_to_train_without_one() -> None:
     with pytest.raises(DeviceMissing, match="torch sees no GPU; --device cpu trains without one"):
         find_device("cuda")
+
+
+def test_a_gpu_for_which_torch_has_no_kernels_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a V100, which torch shows; the first kernel fails."""
+
+    def first_kernel(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+
+    card = {"is_available": True, "device_count": 1, "get_device_name": "Tesla V100", "get_device_capability": (7, 0)}
+    for name, value in {**card, "get_arch_list": ["sm_75", "sm_80"], "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch, "ones", first_kernel)
+    reason = "this torch has no kernels for Tesla V100 (compute capability 7.0; it has sm_75 sm_80)"
+    with pytest.raises(DeviceMissing, match=f"--device cuda: {re.escape(reason)}; --device cpu trains without one"):
+        find_device("cuda")
+    assert find_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().out.startswith(f"warning: {reason}; training runs on the CPU")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -235,6 +235,9 @@ def test_float16_leaves_out_a_step_that_overflows_and_scales_less() -> None:
     again, _ = one_epoch(precision="float16", optimizer="sgd", lr=1e-3)
     again.load_state_dict(state.state_dict())
     assert again.scaler.get_scale() == scale / 2
+    on_a_device_without_scaling, _ = one_epoch(optimizer="sgd")
+    again.load_state_dict(on_a_device_without_scaling.state_dict())
+    assert again.scaler.get_scale() == scale / 2
 
 
 def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has() -> None:

@@ -6,9 +6,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from training.options.settled import SettledConfig
+from training.storage import copied
 
 MEMORY_SHARE = 0.25
 """Of the device's free memory, that the images may take; weights and activations need the rest."""
+CHUNK = 1024
+"""Images that are copied at once: a copy of all would take as much memory of the host as of the GPU."""
 
 
 class ResidentImages:
@@ -21,7 +24,11 @@ class ResidentImages:
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, indices: Int64[np.ndarray, " _"], device: torch.device
     ) -> None:
-        self._images = torch.from_numpy(images[indices]).to(device)
+        part = torch.from_numpy(images[:0])
+        self._images = torch.empty((len(indices), *part.shape[1:]), dtype=part.dtype, device=device)
+        for start in range(0, len(indices), CHUNK):
+            chosen = indices[start : start + CHUNK]
+            self._images[start : start + CHUNK] = torch.from_numpy(copied(images, chosen))
         self._labels = torch.from_numpy(labels[indices]).to(device)
         self._row = np.zeros(len(images), np.int64)
         self._row[indices] = np.arange(len(indices))

@@ -117,13 +117,15 @@ def run_epoch(
             if len(results) < steps_between_reads and step + 1 < len(batches):
                 continue
             try:
-                progress.add_steps(results, time.perf_counter() - started, state.group)
+                progress.add_steps(results, state.group)  # waits for the device
             except NonFiniteLoss as error:
                 error.images = batches.images(epoch, error.step)
                 raise
+            now = time.perf_counter()
+            progress.seconds += now - started
             bar.set_postfix_str(str(progress), refresh=False)
             bar.update(len(results))
-            started, results = time.perf_counter(), []
+            started, results = now, []
             if interval is not None:
                 interval.save_if_due()
             if state.group.any(interruption.number is not None):

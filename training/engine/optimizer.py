@@ -60,6 +60,10 @@ def make(model: nn.Module, config: SettledConfig) -> Optimizer:
     ]
     kind, own = KINDS[config.optimizer]
     stepper: Optimizer = without_compiler(kind)(groups, lr=config.lr, fused=True, **own)
+    if kind is SGD:
+        # The fused kernel allocates the averages in its first step, and does not fill them where float16 skips it.
+        for parameter in learning:
+            stepper.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return stepper
 
 

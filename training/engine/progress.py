@@ -112,12 +112,11 @@ class RunProgress:
         patient = config.patience is None or self.epoch - self.best_epoch < config.patience
         return self.epoch >= (config.best_epoch or config.epochs) or not patient
 
-    def add_steps(self, results: Sequence[StepResult], seconds: float, group: Group = ALONE) -> None:
-        """Add the next steps of the epoch, which took `seconds` with the wait for their images.
+    def add_steps(self, results: Sequence[StepResult], group: Group = ALONE) -> None:
+        """Add the next steps of the epoch, but for the time that they took.
 
         Waits for the device. Every process of a group must call it. Raises NonFiniteLoss naming the first such step.
         """
-        self.seconds += seconds
         if not results:
             return
         measured = torch.stack([result.measured for result in results]).tolist()

@@ -89,7 +89,8 @@ class TrainState:
         self.average.load(state["model"], state["averaged_steps"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run began on a device that needs none
+            self.scaler.load_state_dict(state["scaler"])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: `model` are the weights that are scored and exported, `weights` those that learn.

@@ -9,7 +9,7 @@ from torch import nn
 from serving.contract.card.model_card import ModelCard
 from serving.contract.model import ModelRefused
 from serving.contract.neighbours.file import neighbours_of, to_bytes
-from serving.contract.session import RUNTIME_ERRORS
+from serving.contract.session import RUNTIME_ERRORS, lacks_memory
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import serialize
@@ -48,12 +48,14 @@ def candidate(path: Path, content: bytes) -> Iterator[Path]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turns ModelRefused and what ONNX Runtime raises into ExportRefused."""
+    """Turns ModelRefused and what ONNX Runtime raises into ExportRefused, but too little memory into MemoryError."""
     try:
         yield
     except ModelRefused as error:
         raise ExportRefused(f"the service would refuse the file: {error}") from error
     except RUNTIME_ERRORS as error:
+        if lacks_memory(error):  # of which the file is not the reason
+            raise MemoryError(f"too little memory to run the file ({error})") from error
         raise ExportRefused(f"ONNX Runtime cannot run the file: {error}") from error
 
 

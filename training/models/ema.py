@@ -36,5 +36,6 @@ class ExponentialMovingAverage:
             self._averaged.update_parameters(model)
 
     def _lerp(self, averaged: Any, current: Any, steps: Tensor | int) -> None:
-        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
+        """`steps` may be on a GPU, which would have to be waited for; `self.steps` is not."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(averaged, current, steps)  # type: ignore[no-untyped-call]

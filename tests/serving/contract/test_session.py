@@ -2,13 +2,15 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.contract import session
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.session import CPU, CUDA, Placement, SessionError, open_session
 from tests.support import cuda
@@ -158,6 +160,28 @@ def test_eight_bits_have_the_sums_of_the_graph_on_every_cpu() -> None:
     session = open_session(file, Placement(on="cpu"), threads=1)
     [sums] = session.run(None, {"images": np.full((1, 8, 4, 4), 255, np.uint8)})
     assert (sums == round(8 * 255 * 127 / 2048)).all()
+
+
+@pytest.mark.parametrize("on", ["cpu", "cuda"])
+@pytest.mark.usefixtures("provider")
+def test_padding_of_one_side_stays_out_of_convolutions_on_a_gpu(
+    on: Literal["cpu", "cuda"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"padding": np.array([0, 0, 0, 0, 0, 0, 1, 1]), "weights": np.ones((1, 1, 3, 3), np.float32)}
+    nodes = [
+        helper.make_node("Pad", ["images", "padding"], ["padded"]),
+        helper.make_node("Conv", ["padded", "weights"], ["sums"], strides=[2, 2]),
+    ]
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 1, 6, 6]) for name in ("images", "sums")]
+    constants = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "padding", kinds[:1], kinds[1:], constants)
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    options = session._options(1)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    monkeypatch.setattr(session, "_options", lambda threads: options)
+    open_session(file, Placement(on=on), threads=1)
+    operators = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert operators & {"Pad", "Conv"} == ({"Pad", "Conv"} if on == "cuda" else {"Conv"})
 
 
 @pytest.mark.parametrize(

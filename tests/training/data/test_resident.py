@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.support.configs import settled
+from training.data import resident as resident_images
 from training.data.loader import Batches, TrainingSet
 from training.data.resident import ResidentImages, fits
 from training.options.config import TrainConfig
@@ -15,7 +16,8 @@ TRAIN = np.arange(1, 50, 2)
 CPU = torch.device("cpu")
 
 
-def test_batches_are_those_that_are_copied_from_the_host() -> None:
+def test_batches_are_those_that_are_copied_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident_images, "CHUNK", 7)  # of 25 images
     config = settled(TrainConfig(batch_size=8, augment="none"), image_size=16, training_images=len(TRAIN))
     batches = Batches(TrainingSet(images=IMAGES, labels=LABELS, indices=TRAIN), config, CPU)
     copied = [batch for step in batches.epoch(2) for batch in step]

@@ -80,6 +80,23 @@ def test_sgd_is_nesterov_with_an_l2_penalty() -> None:
     assert torch.allclose(ours, weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_first_step_that_float16_leaves_out_leaves_nothing_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, torch.nan))  # as memory may be
+    layer = nn.Linear(3, 4)
+    stepper, scaler = optimizer.make(layer, config(optimizer=name)), torch.amp.GradScaler("cpu")
+    for gradient in (torch.inf, 1.0):
+        before = layer.weight.detach().clone()
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        scaler.scale(torch.ones(1))
+        scaler.unscale_(stepper)
+        scaler.step(stepper)
+        scaler.update()
+        assert torch.equal(layer.weight, before) == (gradient == torch.inf)
+    assert layer.weight.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_adam_and_adamw_differ_in_where_the_decay_goes(name: str) -> None:
     """First step, by hand: the moments' ratio is the gradient's sign; AdamW shrinks the weight apart from it."""

@@ -105,6 +105,6 @@ def _colored(pixels: Pixels, hue_shift: Tensor, saturation_shift: Tensor) -> Pix
     hue = (HUES / 6 * sector.nan_to_num() + hue_shift) % HUES
     saturation = 255 * (spread / value).nan_to_num()
     saturation = torch.where(spread > 0, saturation + saturation_shift, 0).clamp(0, 255)
-    offset = torch.tensor([5.0, 3.0, 1.0], device=pixels.device)[None, :, None, None]
+    offset = torch.arange(5.0, 0.0, -2.0, device=pixels.device)[None, :, None, None]  # made there, without a wait
     sixth = (offset + hue / (HUES / 6)) % 6
     return value * (1 - saturation / 255 * torch.minimum(sixth, 4 - sixth).clamp(0, 1))
