@@ -5,10 +5,10 @@ import binascii
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, FailFast, Field
 
 from serving.api.errors import RequestError
 from serving.api.open_inference.outputs import outputs_of
@@ -19,16 +19,20 @@ FILES = "files"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 2**20
 """Bytes: JSON is parsed in one step, which blocks the event loop. Large tensors are sent as bytes."""
+MOST_SIDES, MOST_OUTPUTS = 8, 16
+"""Of a shape, and of a request: of 1 MiB of faults in a list, the parser would make an error each, for seconds."""
+
+_Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class _InputParameters(BaseModel, strict=True):
-    binary_data_size: int | None = None
+    binary_data_size: _Int64 | None = None
 
 
 class _Input(BaseModel, strict=True):
     name: str
     datatype: str
-    shape: list[int]
+    shape: Annotated[list[_Int64], FailFast(), Field(max_length=MOST_SIDES)]
     parameters: _InputParameters = _InputParameters()
     data: Any = None
 
@@ -49,8 +53,8 @@ class _RequestParameters(BaseModel, strict=True):
 class _Body(BaseModel, strict=True):
     """The JSON of an infer request; other members of the protocol are allowed and ignored."""
 
-    inputs: list[_Input]
-    outputs: list[_Output] = []
+    inputs: Annotated[list[_Input], FailFast(), Field(max_length=1)]
+    outputs: Annotated[list[_Output], FailFast(), Field(max_length=MOST_OUTPUTS)] = []
     parameters: _RequestParameters = _RequestParameters()
     id: str | None = None
 
@@ -115,9 +119,9 @@ def _images(tensor: _Input, binary: bytes, preprocessing: Preprocessing) -> Sequ
     data = tensor.data if size is None else binary
     if (tensor.name, tensor.datatype) == (INPUT_NAME, "UINT8"):
         return list(_pixels(data, shape, preprocessing))
-    if (tensor.name, tensor.datatype) == (FILES, "BYTES") and math.prod(shape) == shape[0]:
+    if (tensor.name, tensor.datatype) == (FILES, "BYTES") and all(side == 1 for side in shape[1:]):
         return _files(data, shape[0])
-    received = f"{tensor.name!r} ({tensor.datatype}, {tensor.shape})"
+    received = f"{tensor.name[:40]!r} ({tensor.datatype[:40]}, {tensor.shape})"
     raise _malformed(f"expected {INPUT_NAME!r} (UINT8) or {FILES!r} (BYTES, [n]), got {received}")
 
 

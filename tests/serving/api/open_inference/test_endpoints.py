@@ -1,5 +1,6 @@
 import base64
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
+from serving.api.errors import RequestError
+from serving.api.open_inference.request import MAX_JSON, parse
 from serving.contract.model import open_model
 from tests.support.pictures import COLOURS, picture
 from tests.support.server import serving
@@ -98,6 +101,7 @@ BAD: dict[str, tuple[object, int, str]] = {
     "too many images": ({"inputs": [GOOD | {"shape": [9, 24, 24, 3]}]}, 400, "expected 1 to 8 images"),
     "a negative shape": ({"inputs": [GOOD | {"shape": [-1, 24, 24, 3]}]}, 400, "expected 1 to 8 images"),
     "an id that is no text": ({"inputs": [GOOD], "id": 5}, 400, "not an inference request"),
+    "files in a square": ({"inputs": [FILES | {"shape": [1, 2]}]}, 400, "got 'files' (BYTES, [1, 2])"),
     "a shape in words": ({"inputs": [GOOD | {"shape": "1"}]}, 400, "not an inference request"),
     "no base64": ({"inputs": [FILES | {"data": ["?"]}]}, 400, "base64"),
     "no image file": ({"inputs": [FILES]}, 415, "not an image of an accepted format"),
@@ -118,6 +122,32 @@ def test_bad_requests_are_refused_in_the_protocols_shape(server: str, body: obje
     assert (reply.status_code, set(reply.json())) == (status, {"error"}), reply.text
     assert reason in reply.json()["error"]
     assert httpx.get(f"{server}/v2/health/ready").status_code == 200
+
+
+LONG = {
+    "a shape of huge sides": b'{"inputs":[{"name":"files","datatype":"BYTES","shape":[1,%s]}]}'
+    % b",".join([b"9" * 4000] * 250),
+    "a shape of many sides": b'{"inputs":[{"name":"files","datatype":"BYTES","shape":[1,%s]}]}'
+    % b",".join([b"9" * 18] * 50_000),
+    "a shape of faults": b'{"inputs":[{"name":"files","datatype":"BYTES","shape":[%s]}]}'
+    % b",".join([b"{}"] * 300_000),
+    "inputs without members": b'{"inputs":[%s]}' % b",".join([b"{}"] * 300_000),
+    "outputs without members": b'{"inputs":[],"outputs":[%s]}' % b",".join([b"{}"] * 300_000),
+    "one output many times": b'{"inputs":[],"outputs":[%s]}' % b",".join([b'{"name":"labels"}'] * 50_000),
+    "a long name": b'{"inputs":[{"name":"%s","datatype":"BYTES","shape":[1]}]}' % (b"a" * 1_000_000),
+    "a long datatype": b'{"inputs":[{"name":"files","datatype":"%s","shape":[1]}]}' % (b"a" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("body", LONG.values(), ids=LONG)
+def test_no_json_blocks_the_event_loop_or_comes_back(run: Path, body: bytes) -> None:
+    assert len(body) <= MAX_JSON
+    card = open_model(run / "model.onnx").card
+    before = time.thread_time()
+    with pytest.raises(RequestError) as refusal:
+        parse(body, None, card, 8)
+    assert time.thread_time() - before < 0.3
+    assert len(str(refusal.value)) < 300
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9999999", "²"])
