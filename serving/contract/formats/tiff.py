@@ -208,7 +208,10 @@ def check_blocks(page: Page, size: int) -> None:
     count = down * across
     if count * page.planes > MAX_SEGMENTS:
         raise too_many_segments()
-    if count * page.planes * len(page.tags.get(JPEG_TABLES, ())) > MAX_TABLES:
+    tables = page.tags.get(JPEG_TABLES, ())
+    if max(tables, default=0) > 255:
+        raise damaged("its JPEG tables are not bytes")
+    if count * page.planes * len(tables) > MAX_TABLES:
         raise unsupported(f"whose JPEG tables and strips or tiles, multiplied, are more than {MAX_TABLES // 2**20} MiB")
     if count * rows * columns > 4 * page.height * page.width + SPARE_PIXELS:
         raise unsupported("of tiles that are far larger than the image")

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,17 @@ def test_strips_of_jpeg_may_repeat_short_tables() -> None:
     assert decode(strips_of_jpeg(16, 4)).shape == (16, 8, 3)
     with pytest.raises(ImageError, match="whose JPEG tables and strips or tiles, multiplied, are more than 4 MiB"):
         decode(strips_of_jpeg(1000, 2000))
+
+
+@pytest.mark.parametrize(("kind", "count"), [(3, 10), (4, 5)])
+def test_tables_of_jpeg_are_bytes(kind: int, count: int) -> None:
+    """The entry of the tag says that its 20 bytes are larger numbers."""
+    entry, other = struct.pack("<HHI", 347, 7, 20), struct.pack("<HHI", 347, kind, count)
+    data = strips_of_jpeg(8, 4)
+    assert data.count(entry) == 1
+    with pytest.raises(ImageError, match="its JPEG tables are not bytes") as refused:
+        decode(data.replace(entry, other))
+    assert refused.value.code == "undecodable_image"
 
 
 UNSUPPORTED = {"odd size, LZW in one strip", "RGBA of 16 bits", "JPEG, long tables before each strip"}
