@@ -72,18 +72,27 @@ class Preprocessing:
 
     def __call__(self, data: bytes, *, max_bytes: int = LOCAL_BYTES, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Decode and resize an encoded image to uint8 `[height, width, channels]`. Raises what `decode` raises."""
-        return self.fitted(self.decoded(data, max_bytes=max_bytes, max_pixels=max_pixels))
+        return self.fitted(self.decoded(data, max_bytes=max_bytes, max_pixels=max_pixels), max_pixels=max_pixels)
 
     def decoded(self, data: bytes, *, max_bytes: int = LOCAL_BYTES, max_pixels: int = MAX_PIXELS) -> Decoded:
         """Decode an image as `decode` does, to the channels and by the depth of the model."""
         return decode(data, self.channels, max_bytes=max_bytes, max_pixels=max_pixels, depth=self.depth)
 
-    def fitted(self, pixels: Decoded) -> Pixels:
+    def fitted(self, pixels: Decoded, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Bring decoded pixels to uint8 `[height, width, channels]`, exactly as Albumentations does.
 
-        That is `A.Resize`; `A.LongestMaxSize` and `A.PadIfNeeded`; `A.SmallestMaxSize` and `A.CenterCrop`.
+        That is `A.Resize`; `A.LongestMaxSize` and `A.PadIfNeeded`; `A.SmallestMaxSize` and `A.CenterCrop`. Raises
+        ImageError (image_too_large) if cropping would cut off more than `max_pixels`: a line of 8 x 65,500 px, resized
+        to cover the input, would take a gigabyte.
         """
         height, width = self.resized(*pixels.shape[:2])
+        if height * width - self.height * self.width > max_pixels:
+            size = (
+                f"the image is {pixels.shape[1]} x {pixels.shape[0]} px, resized for the model {width:,} x {height:,}"
+            )
+            raise ImageError(
+                "image_too_large", f"{size}; at most {max_pixels / 1e6:g} megapixels may be cropped from it"
+            )
         resized = fit(pixels, height, width, self.interpolation)
         if (height, width) == (self.height, self.width):
             return resized

@@ -79,9 +79,9 @@ class Explainer:
             self._running -= 1
 
     def _decode(self, predictor: Predictor, data: bytes) -> tuple[Decoded, Pixels]:
-        limits = {"max_bytes": self._settings.max_bytes, "max_pixels": self._settings.max_pixels}
-        pixels = predictor.card.preprocessing.decoded(data, **limits)
-        return _shrunk(pixels), predictor.card.preprocessing.fitted(pixels)
+        preprocessing, max_pixels = predictor.card.preprocessing, self._settings.max_pixels
+        pixels = preprocessing.decoded(data, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
+        return _shrunk(pixels), preprocessing.fitted(pixels, max_pixels=max_pixels)
 
 
 async def _explain(predictor: Predictor, original: Decoded, fitted: Pixels, label: str | None) -> Explanation:

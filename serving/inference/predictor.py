@@ -192,7 +192,7 @@ class Predictor:
         start = perf_counter()
         preprocessing = self.card.preprocessing
         decoded = preprocessing.decoded(data, max_bytes=self._settings.max_bytes, max_pixels=max_pixels)
-        pixels = preprocessing.fitted(decoded)
+        pixels = preprocessing.fitted(decoded, max_pixels=max_pixels)
         features = drift.image_features(decoded, pixels)
         self._metrics.inference.decoded(perf_counter() - start)
         return pixels, features

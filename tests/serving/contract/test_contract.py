@@ -336,6 +336,19 @@ def test_padded_and_cropped_images_are_what_albumentations_makes(
     assert left + right == pytest.approx(1)
 
 
+def test_a_line_is_not_resized_to_gigabytes() -> None:
+    """224 x 1,834,000 px, to take 224 x 224 of them."""
+    cover = Preprocessing(height=224, width=224, channels=3, interpolation="linear", fit="crop")
+    line = np.zeros((65_500, 8, 3), np.uint8)
+    with pytest.raises(ImageError, match="224 x 1,834,000; at most 40 megapixels may be cropped") as refused:
+        cover.fitted(line)
+    assert refused.value.code == "image_too_large"
+    assert cover.fitted(line[:4000]).shape == (224, 224, 3)
+    with pytest.raises(ImageError, match="at most 2 megapixels"):
+        cover(encoded(Image.fromarray(line[:4000]), "PNG"), max_pixels=2_000_000)
+    assert dataclasses.replace(cover, fit="stretch").fitted(line).shape == (224, 224, 3)
+
+
 @pytest.mark.parametrize("shape", [(10, 5000, 3), (5000, 10, 3)])
 def test_a_very_long_image_has_at_least_a_line(shape: tuple[int, int, int]) -> None:
     made = Preprocessing(height=64, width=64, channels=3, interpolation="area", fit="pad", fill=7)

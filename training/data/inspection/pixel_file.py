@@ -8,6 +8,8 @@ import numpy as np
 
 from serving.contract.decode import Decoded, Preprocessing, as_channels
 from serving.contract.formats.depth import Depth
+from serving.contract.formats.image_header import ImageError
+from training.errors import DataError
 
 
 class PixelFile:
@@ -17,12 +19,12 @@ class PixelFile:
     mapped page would end the process with SIGBUS.
     """
 
-    def __init__(self, file: BinaryIO, images: int, preprocessing: Preprocessing) -> None:
-        self._file, self._preprocessing = file, preprocessing
+    def __init__(self, file: BinaryIO, names: Sequence[str], preprocessing: Preprocessing) -> None:
+        self._file, self._names, self._preprocessing = file, names, preprocessing
         self._shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
         self._row_bytes = int(np.prod(self._shape))
         self._lock = Lock()
-        self._write_header(images)
+        self._write_header(len(names))
         self._start = file.tell()
 
     @property
@@ -31,8 +33,11 @@ class PixelFile:
         return self._preprocessing.depth
 
     def write(self, row: int, pixels: Decoded) -> None:
-        """Resize one decoded RGB image and write it as a row."""
-        fitted = self._preprocessing.fitted(as_channels(pixels, self._preprocessing.channels)).tobytes()
+        """Resize one decoded RGB image and write it as a row. Raises DataError if it is too long to be cropped."""
+        try:
+            fitted = self._preprocessing.fitted(as_channels(pixels, self._preprocessing.channels)).tobytes()
+        except ImageError as error:
+            raise DataError(f"{self._names[row]}: {error}; --fit pad takes it whole") from error
         with self._lock:
             self._file.seek(self._start + row * self._row_bytes)
             self._file.write(fitted)

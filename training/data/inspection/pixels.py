@@ -71,7 +71,7 @@ def resized_pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -
     def make(folder: Path) -> None:
         _check_room(folder, len(source.keys), preprocessing)
         with (folder / f"{_IMAGES}.npy").open("w+b") as file:
-            pixel_file = PixelFile(file, len(source.keys), preprocessing)
+            pixel_file = PixelFile(file, source.keys, preprocessing)
             with cache.slot(CONTENTS, source.identity, TypeAdapter(Contents)) as slot:
                 known, contents = slot.value, slot.value or read_all(source, pixel_file)
                 slot.value = contents

@@ -9,6 +9,7 @@ from training.data import formats
 from training.data.cache import Cache
 from training.data.inspection.image_file import to_rgb
 from training.data.inspection.pixels import inspect
+from training.errors import DataError
 from training.options.config import TrainConfig
 
 
@@ -22,6 +23,18 @@ def test_one_image_of_another_size_means_64_px_wherever_it_is(odd_one: int, tmp_
     assert inspected.sizing.side == inspected.preprocessing.height == 64
     expected = [inspected.preprocessing.fitted(to_rgb(source.read(i))) for i in range(12)]
     assert np.array_equal(inspected.pixels, expected)
+
+
+def test_an_image_too_long_to_be_cropped_is_named(tmp_path: Path) -> None:
+    for number in range(12):
+        write(
+            tmp_path / "data" / "ab"[number % 2] / f"{number:02}.png", number, (8, 65_000) if number == 7 else (20, 20)
+        )
+    source = formats.find(tmp_path / "data", Cache())
+    with pytest.raises(
+        DataError, match=r"b/07\.png: the image is .* at most 40 megapixels .* --fit pad takes it whole"
+    ):
+        inspect(source, TrainConfig(fit="crop", image_size=96), Cache(tmp_path / "cache"))
 
 
 def test_a_disk_without_room_for_the_pixels_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
