@@ -60,6 +60,8 @@ def promote(config: PromoteConfig) -> Path:
             return out
         judgement = _judge(run, classifier.card)
         faults = judgement.faults if judgement else (_unjudged(classifier.card),)
+        for warning in judgement.warnings if judgement else ():
+            print(f"warning: {warning}")
         if (run / runs.FORGOTTEN).exists():
             faults = (*faults, HAS_LEARNED)
         refused = bool(faults) and not config.force
@@ -138,6 +140,7 @@ def _judge(run: Path, card: ModelCard) -> Judgement | None:
         keys=recorded.keys,
         labels=recorded.labels,
         components=recorded.components,
+        leaks=recorded.leaks,
         probabilities=recorded.probabilities,
     )
     intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)

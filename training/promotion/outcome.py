@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from training.data.dataset import LabelledImages, digest_of_test
@@ -53,15 +54,16 @@ def run_judge(context: RunContext, evaluation: Evaluation) -> RunJudge | None:
     config, images = context.config, context.dataset
     if config.promote != "better":
         return None
-    test = images.splits["test"]
+    test, of_folds = images.splits["test"], evaluation.own is not None
     answers = TestAnswers(
         digest=digest_of_test(images),
         classes=images.classes,
         keys=[images.keys[index] for index in test],
         labels=images.labels[test],
         components=images.components[test],
+        leaks=~(np.isin(test, images.division.leak_free_test) | of_folds),  # the folds have held out every image
         probabilities=evaluation.probabilities["test"],
-        of_folds=evaluation.own is not None,
+        of_folds=of_folds,
     )
     # What `latest` serves takes colour where this run may be of gray images.
     in_colour = LabelledImages(image_set=images.image_set, division=images.division, digest=images.digest)
@@ -117,6 +119,7 @@ def not_settled(run: Path, promote: Promote, judgement: Judgement | None) -> Pro
         sentence="It was not to be promoted (`--promote never`)." if promote == "never" else sentence,
         measured=judgement.measured if judgement else None,
         faults=faults,
+        warnings=judgement.warnings if judgement else (),
         time=None,
     )
 
@@ -169,6 +172,7 @@ def _as_settled(run: Path, promote: Promote, judgement: Judgement | None, entry:
         sentence=refusal(run, faults) if faults else moved,
         measured=judgement.measured if judgement else None,
         faults=faults,
+        warnings=judgement.warnings if judgement else (),
         time=entry.time if entry else None,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from jaxtyping import Int64
 
 from serving.contract.card.model_card import METADATA_KEY, CardError, ModelCard
 from serving.contract.decode import Digest
@@ -71,7 +72,7 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
                 raise Incomparable("it was scored on other test images, and no images are read here")
             test = images.splits["test"]
             probabilities = predict_images(open_model(folder / MODEL, threads=0), images, test)
-            learned_from = _learned_from(images, card)
+            learned_from = _learned_from(images, test[~answers.leaks], card)
     except (Incomparable, ModelRefused) as error:
         return Rival(digest=served.digest, version=version, probabilities=None, incomparable=str(error))
     return Rival(digest=served.digest, version=version, probabilities=probabilities, learned_from=learned_from)
@@ -106,9 +107,9 @@ def _recorded(folder: Path, card: ModelCard, answers: TestAnswers) -> Probabilit
     return recorded.of(answers.keys) if recorded else None
 
 
-def _learned_from(images: LabelledImages, card: ModelCard) -> int:
-    """The number of test images that a model was trained or chosen on; 0 also where its data was another."""
+def _learned_from(images: LabelledImages, tested: Int64[np.ndarray, " _"], card: ModelCard) -> int:
+    """The number of the images `tested` that a model was trained or chosen on; 0 also where its data was another."""
     division = training_division(images.image_set, card)
     if division is None:
         return 0
-    return int(np.isin(images.splits["test"], np.r_[division.splits["train"], division.splits["val"]]).sum())
+    return int(np.isin(tested, np.r_[division.splits["train"], division.splits["val"]]).sum())

@@ -1,15 +1,15 @@
 """The rule of promotion: whether a model may take the place of the one that `latest` serves."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from serving.contract.card.certificate import Certificate, Champion, Floor
 from serving.contract.decode import Digest
-from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference
+from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference, bootstrap
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy
 from training.metrics.comparison import mcnemar
 from training.options.config import TrainConfig
@@ -32,6 +32,8 @@ class TestAnswers:
     labels: Labels
     components: Int64[np.ndarray, " images"]
     """Images of one number are one draw."""
+    leaks: Bool[np.ndarray, " images"]
+    """Whether picture or group of an image is in training or validation, too."""
     probabilities: Probabilities
     of_folds: bool = False
     """Whether they are the answers of the folds' models, not of the model that is judged."""
@@ -47,7 +49,8 @@ class Rival:
     probabilities: Probabilities | None
     """Columns in the order of the new model's classes; None where it cannot be compared."""
     learned_from: int = 0
-    """Number of these images on which it was trained or chosen, so that its score on them is too high."""
+    """Number of these images on which it was trained or chosen, so that its score is too high; without those that
+    leak."""
     incomparable: str = ""
     """Why it cannot be compared, as a part of a sentence."""
 
@@ -61,6 +64,8 @@ class Judgement:
     """Why the rule does not hold, each a part of a sentence; empty if it holds."""
     rival: Digest | None
     """The file that `latest` served, with which the model was to be compared; None if it served none."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on what the rule leaves out, whether it holds or not."""
 
     @property
     def certificate(self) -> Certificate | None:
@@ -69,7 +74,20 @@ class Judgement:
 
 
 def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival: Rival | None) -> Judgement:
-    """Apply the rule that a run has declared in its options; `intervals` are those of its answers."""
+    """Apply the rule that a run has declared in its options; `intervals` are those of its answers.
+
+    Images that leak are not judged. Where all do, all are, and that is a fault.
+    """
+    warnings = []
+    if answers.leaks.any() and not answers.leaks.all():
+        warnings.append(
+            f"The rule leaves out {answers.leaks.sum():,} of the {len(answers.leaks):,} test images: their picture or "
+            "group is in training or validation, too."
+        )
+        answers, rival = _without_leaks(answers, rival)
+        intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)
+    if absent := [name for label, name in enumerate(answers.classes) if label not in answers.labels]:
+        warnings.append(f"The rule says nothing of {', '.join(absent)}: no image that it judges is of such a class.")
     own = balanced_accuracy(answers.labels, answers.probabilities)
     measured = Certificate(
         rule="better",
@@ -82,7 +100,22 @@ def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival
         champion=_compared(answers, own, rival),
     )
     faults = [*_never(answers, measured), *_missed(config, measured), *_lost(measured, rival)]
-    return Judgement(measured=measured, faults=tuple(faults), rival=rival.digest if rival else None)
+    served = rival.digest if rival else None
+    return Judgement(measured=measured, faults=tuple(faults), rival=served, warnings=tuple(warnings))
+
+
+def _without_leaks(answers: TestAnswers, rival: Rival | None) -> tuple[TestAnswers, Rival | None]:
+    kept = ~answers.leaks
+    if rival and rival.probabilities is not None:
+        rival = replace(rival, probabilities=rival.probabilities[kept])
+    return replace(
+        answers,
+        keys=[key for key, is_kept in zip(answers.keys, kept, strict=True) if is_kept],
+        labels=answers.labels[kept],
+        components=answers.components[kept],
+        leaks=answers.leaks[kept],
+        probabilities=answers.probabilities[kept],
+    ), rival
 
 
 def refusal(run: Path, faults: tuple[str, ...]) -> str:
@@ -119,8 +152,11 @@ def _compared(answers: TestAnswers, own_score: float, rival: Rival | None) -> Ch
 
 
 def _never(answers: TestAnswers, measured: Certificate) -> Iterator[str]:
-    """What no model that is promoted does, where the test split holds several classes."""
+    """What no model that is promoted does, and what no test split can show."""
+    if answers.leaks.all():
+        yield "each test image has its picture or group in training or validation, too, so none can be judged"
     if measured.chance == 1:
+        yield f"each test image is {answers.classes[answers.labels[0]]}, so none shows that it knows another class"
         return
     predicted = np.unique(answers.probabilities.argmax(1))
     if len(predicted) == 1:

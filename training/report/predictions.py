@@ -21,6 +21,8 @@ MISTAKES = 24
 """Mistakes that a page shows."""
 COLUMNS = ("path", "true", "predicted", "component")
 """Of predictions.csv, before decisions and classes. Images of one component share a group or show one picture."""
+LEAKS = "leaks"
+"""The next column, where images leak: whether an image's picture or group is in training or validation, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Recorded:
     labels: Labels
     components: Int64[np.ndarray, " images"] | None
     """None in files of older versions."""
+    leaks: Bool[np.ndarray, " images"]
+    """Whether picture or group of an image is in training or validation, too."""
     probabilities: Probabilities
     """Of six decimals."""
 
@@ -68,10 +72,10 @@ def write_predictions(
 ) -> None:
     """Write a line of CSV for each of the images `indices`.
 
-    Key, true and predicted class, component, what the card decides by the answers, as the service does, and the
-    probabilities, whose columns are in the order of the dataset's classes.
+    Key, true and predicted class, component, where images of the test split leak which ones, what the card decides by
+    the answers, as the service does, and the probabilities, whose columns are in the order of the dataset's classes.
     """
-    columns = {} if card is None else _decided(answers, card, dataset.classes)
+    columns = {} if card is None else _leaks(dataset, indices, card) | _decided(answers, card, dataset.classes)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, *columns, *dataset.classes])
@@ -79,6 +83,13 @@ def write_predictions(
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
             decided = [cells[place] for cells in columns.values()]
             writer.writerow([*names, dataset.components[index], *decided, *(f"{value:.6f}" for value in row)])
+
+
+def _leaks(dataset: LabelledImages, indices: np.ndarray, card: ModelCard) -> dict[str, list[str]]:
+    """The column `LEAKS`; none where the scores are those of folds, which hold out other images."""
+    leaks = ~np.isin(indices, dataset.division.leak_free_test)
+    of_test = np.array_equal(indices, dataset.splits["test"])
+    return {LEAKS: _booleans(leaks)} if leaks.any() and of_test and card.statement is None else {}
 
 
 def _decided(answers: Answers, card: ModelCard, classes: Sequence[str]) -> dict[str, list[str]]:
@@ -118,6 +129,7 @@ def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
         keys=[row[0] for row in rows],
         labels=np.array([classes.index(row[1]) for row in rows], np.int64),
         components=np.array([int(row[3]) for row in rows], np.int64) if first >= len(COLUMNS) else None,
+        leaks=np.array([LEAKS in header[:first] and row[header.index(LEAKS)] == "true" for row in rows]),
         probabilities=np.array([[float(row[column]) for column in order] for row in rows], np.float32),
     )
 

@@ -27,6 +27,8 @@ class Promotion:
     """None: nothing was measured, as the rule says."""
     faults: tuple[str, ...]
     """Why it was refused, each a part of a sentence."""
+    warnings: tuple[str, ...]
+    """Sentences on what the rule leaves out."""
     time: str | None
     """When `latest` moved or did not, UTC; None before that."""
 

@@ -138,7 +138,10 @@ def run_summary(run: Path) -> str:
 def _promotion(promotion: dict[str, Any] | None) -> list[str]:
     if promotion is None:
         return []
-    return [f"{'warning: ' if promotion['outcome'] == 'refused' else ''}{promotion['sentence']}"]
+    return [
+        *(f"warning: {each}" for each in promotion.get("warnings", [])),  # absent in older versions' runs
+        f"{'warning: ' if promotion['outcome'] == 'refused' else ''}{promotion['sentence']}",
+    ]
 
 
 def _int8(quantized: dict[str, Any] | None) -> list[str]:

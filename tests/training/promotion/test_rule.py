@@ -25,7 +25,12 @@ def wrong_on(rows: range) -> np.ndarray:
 
 
 def judged(
-    probabilities: np.ndarray, rival: Rival | None = None, *, labels: np.ndarray = LABELS, **options: object
+    probabilities: np.ndarray,
+    rival: Rival | None = None,
+    *,
+    labels: np.ndarray = LABELS,
+    leaks: np.ndarray | None = None,
+    **options: object,
 ) -> Judgement:
     answers = TestAnswers(
         digest=Digest("a" * 64),
@@ -33,6 +38,7 @@ def judged(
         keys=[str(row) for row in range(len(labels))],
         labels=labels,
         components=np.arange(len(labels)),
+        leaks=np.zeros(len(labels), bool) if leaks is None else leaks,
         probabilities=probabilities,
     )
     intervals = bootstrap(labels, probabilities, answers.components, CLASSES)
@@ -54,8 +60,41 @@ def test_a_first_model_needs_no_rival_to_be_certified() -> None:
 def test_one_class_for_all_is_never_promoted_even_as_the_first() -> None:
     [fault] = judged(saying(np.full(300, 1))).faults
     assert fault == "it gives every test image the class dog"
+
+
+def test_a_test_split_of_one_class_shows_nothing() -> None:
     labels = np.zeros(50, np.int64)
-    assert judged(saying(labels), labels=labels).faults == (), "the test split holds no other"
+    assert judged(saying(labels), labels=labels).faults == (
+        "each test image is cat, so none shows that it knows another class",
+    )
+
+
+def test_classes_without_a_test_image_are_named() -> None:
+    assert judged(wrong_on(range(30))).warnings == ()
+    labels = np.arange(300) % 2
+    found = judged(saying(labels), labels=labels)
+    assert found.faults == ()
+    assert found.warnings == ("The rule says nothing of eel: no image that it judges is of such a class.",)
+
+
+def test_images_that_leak_are_not_judged() -> None:
+    """On the images that leak the model is always right; on the others it is no better than chance."""
+    leaks = np.arange(300) < 240
+    answers = wrong_on(range(240, 300))
+    assert judged(answers).faults == ()
+    found = judged(answers, rival(wrong_on(range(30))), leaks=leaks, floor=("accuracy=0.5",))
+    assert found.measured.images == 60
+    assert found.measured.balanced_accuracy == 0
+    assert found.measured.champion is not None
+    assert found.measured.champion.score == 1, "the one that is served is judged on the same images"
+    assert [fault.split(":")[0] for fault in found.faults[:2]] == [
+        "its balanced accuracy, 0.000, is not above chance, 0.333",
+        "--floor accuracy=0.5",
+    ]
+    [warning] = found.warnings
+    assert warning.startswith("The rule leaves out 240 of the 300 test images: ")
+    [fault] = judged(wrong_on(range(30)), leaks=np.ones(300, bool)).faults
+    assert fault.startswith("each test image has its picture or group in training or validation, too")
 
 
 def test_chance_is_not_enough() -> None:
@@ -116,5 +155,5 @@ def test_floors_are_on_the_lower_limit_of_the_interval() -> None:
     [fault] = judged(answers, floor=("accuracy=0.9",)).faults
     assert fault.startswith("--floor accuracy=0.9: the 95 % interval begins at 0.8")
     labels = np.zeros(50, np.int64)
-    [fault] = judged(saying(labels), labels=labels, floor=("sensitivity:eel=0.1",)).faults
+    *_, fault = judged(saying(labels), labels=labels, floor=("sensitivity:eel=0.1",)).faults
     assert fault == "--floor sensitivity:eel=0.1: undefined on these test images"

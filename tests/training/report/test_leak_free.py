@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.promotions import make
+from tests.support.promotions import latest, log, make
+from training.__main__ import main
 
 
 @pytest.fixture
@@ -47,6 +48,26 @@ def test_both_scores_are_reported_where_leaks_stay(leaking: Path, tmp_path: Path
         page = (run / "report" / name).read_text()
         assert "leak-free" in page
         assert f"{free['scores']['balanced_accuracy']:.3f}" in page
+
+
+@pytest.mark.slow
+def test_the_rule_of_promotion_judges_what_does_not_leak(
+    leaking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    run = make(leaking, runs, name="warned", leaks="warn")
+    [judged] = log(runs)
+    assert judged["numbers"]["images"] == 18
+    assert judged["numbers"]["balanced_accuracy"] == report(run)["leak_free"]["scores"]["balanced_accuracy"]
+    said = "The rule leaves out 6 of the 24 test images"
+    assert report(run)["promotion"]["warnings"][0].startswith(said)
+    assert said in (run / "report" / "report.html").read_text().partition("<!-- promotion section -->")[2]
+    assert said in (run / "report" / "report.md").read_text()
+    assert latest(runs) == "warned"
+    (runs / "latest").unlink()
+    assert main(["promote", str(run)]) == 0
+    assert log(runs)[-1]["numbers"] == judged["numbers"], "by the record, too"
+    assert f"warning: {said}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
