@@ -117,6 +117,8 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
     }
     assert ports == (GOES_OUT if "object-storage" in choice else set())
     modes = {one["spec"]["accessModes"][0] for (kind, _), one in found.items() if kind == "PersistentVolumeClaim"}
+    budget = found["PodDisruptionBudget", "serve"]["spec"]["maxUnavailable"]
+    assert budget == (1 if "several-nodes" in choice else "100%"), "all pods of one node are drained together"
     assert modes == {"ReadWriteMany" if "several-nodes" in choice else "ReadWriteOnce"}
 
 
