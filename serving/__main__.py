@@ -12,6 +12,9 @@ import sys
 from collections.abc import Mapping
 
 SERVICE = "serving.service:Twinlens"
+KEEP_ALIVE_S = 75
+"""Seconds that an idle connection stays open. Proxies close theirs after 60, and must be the first: one that sends a
+request while the service closes the connection answers 502. BentoML's default is 5."""
 CONTAINER = {"BENTOML_HOST": "0.0.0.0"}  # noqa: S104 (the network decides which clients reach it)
 CLOUD_RUN = {"PORT": "BENTOML_PORT"}
 VERTEX_AI = {
@@ -33,7 +36,9 @@ def main(arguments: list[str]) -> None:
         defaults["TWINLENS_MODEL"] = f"{folder.rstrip('/')}/model.onnx"
     if arguments[:1] == ["serve"]:
         defaults, arguments = defaults | SAGEMAKER, arguments[1:]
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, *arguments]
+    # Of an option that is there twice, the last one counts.
+    keep_alive = f"--timeout-keep-alive={KEEP_ALIVE_S}"
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, keep_alive, *arguments]
     os.execve(sys.executable, command, defaults | os.environ)  # noqa: S606
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving import __main__ as command
 from tests.support.paths import ROOT
 from tests.support.pictures import COLOURS, picture
 from tests.support.replies import error, metric
@@ -51,6 +52,17 @@ def vertex(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 def as_instance(image: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(image).decode()}
+
+
+def test_proxies_are_the_first_to_close_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda file, words, environment: started.append(words))
+    command.main([])
+    command.main(["serve", "--timeout-keep-alive", "20"])
+    assert [words[3:] for words in started] == [
+        ["serve", command.SERVICE, "--timeout-keep-alive=75"],
+        ["serve", command.SERVICE, "--timeout-keep-alive=75", "--timeout-keep-alive", "20"],
+    ]
 
 
 def test_cloud_run_names_the_port(run: Path, tmp_path: Path, png: Callable[..., bytes]) -> None:
