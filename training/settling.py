@@ -14,21 +14,17 @@ from training.models.weights import Weights
 from training.options.choices import Symmetry
 from training.options.config import TrainConfig
 from training.options.settled import Processes, SettledConfig, one_sided, settle
-from training.promotion import floors, log
+from training.promotion import demands, floors
 
 
 def check_demands(config: TrainConfig) -> None:
-    """Refuse, before data is read, what cannot be understood, and a promotion that cannot be logged.
+    """Refuse, before data is read, what `demands.check` does and a --from-folds without finished folds.
 
     Raises ConfigError, OSError.
     """
-    for text in config.floor:
-        floors.parse(text)
-    operating_points.parse_all(config.operate)
-    if config.costs is not None:
-        costs.table(config.costs)
-    if config.promote != "never":
-        log.check(config.out)
+    demands.check(config)
+    if config.from_folds is not None:
+        final.runs_of(config.from_folds)
 
 
 def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: Group) -> SettledConfig:

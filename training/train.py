@@ -4,6 +4,7 @@ import gc
 import shutil
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 
@@ -38,7 +39,7 @@ from training.models.normalization import normalization
 from training.models.weights import Weights
 from training.options.config import TrainConfig, default_name
 from training.options.settled import SettledConfig
-from training.promotion import outcome
+from training.promotion import demands, outcome
 from training.promotion.eight_bits import with_eight_bits
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
@@ -116,7 +117,7 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
         config = inherit(config)
     config = backbones.check(config)
     found = find_weights(config, group)  # before the data, which takes longer to read
-    dataset = load_dataset(config)
+    dataset = load_dataset(config, partial(demands.check_source, config))
     if dataset.sizing.reason:
         print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)

@@ -1,7 +1,7 @@
 """All images of a run: labels, classes, splits, and pixels that were decoded and resized once, as the service does."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,21 +99,30 @@ class Dataset(LabelledImages):
         return as_channels(self.image_set.read(index), self.preprocessing.channels)
 
 
-def load_images(config: TrainConfig) -> ImageSet:
-    """Read the data of a run without dividing it; use what the cache holds. Raises DataError, OSError."""
+def load_images(config: TrainConfig, check: Callable[[Source], None]) -> ImageSet:
+    """Read the data of a run without dividing it; use what the cache holds. Raises DataError, OSError.
+
+    `check` may refuse the list of images before they are read.
+    """
     cache = Cache(config.cache or config.out / ".cache")
     source = _find(config, cache)
     check_source(source, keep_splits=False)
+    check(source)
     images = image_set(source, inspect(source, config, cache).contents)
     source.release()
     return images
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
-    """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError."""
+def load_dataset(config: TrainConfig, check: Callable[[Source], None] | None = None) -> Dataset:
+    """Read, divide and audit the data of a run; use what the cache holds. Raises DataError, OSError.
+
+    `check` may refuse the list of images before they are read.
+    """
     cache = Cache(config.cache or config.out / ".cache")
     source = _find(config, cache)
     check_source(source, keep_splits=config.fold is None and config.from_folds is None)
+    if check is not None:
+        check(source)
     inspected = inspect(source, config, cache)
     images = image_set(source, inspected.contents)
     audited = divide_and_audit(images, SplitPolicy.of(config), cache, config.depth)

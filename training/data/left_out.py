@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 
 from serving.contract.listing import clean
 from training.data.inspection.image_set import ImageSet
-from training.data.sources.source import refuse, shortened
+from training.data.sources.source import Source, refuse, shortened
 from training.errors import ConfigError
 
 
@@ -39,12 +39,7 @@ def values(images: ImageSet, column: str) -> list[str]:
 
     Raises DataError where an image has no value: it would be left out of no training, and tested by none.
     """
-    name = name_of(column)
-    if name not in images.columns:
-        near = get_close_matches(name, images.columns, cutoff=0)
-        there = f"there are {shortened(near)}" if near else "it has none beside path, label, split and group"
-        raise ConfigError(f"column {column}: {images.name} has no such column; {there}")
-    found = images.columns[name]
+    name, found = name_of(column), column_of(images, column)
     without = (key for key, value in zip(images.keys, found, strict=True) if not value)
     refuse(images.name, f"images without a value of {name}", without)
     if len(set(found)) < 2:
@@ -52,12 +47,28 @@ def values(images: ImageSet, column: str) -> list[str]:
     return found
 
 
+def column_of(images: ImageSet | Source, column: str) -> list[str]:
+    """What the column says of each image. Raises ConfigError where the data does not have it."""
+    name = name_of(column)
+    if name not in images.columns:
+        near = get_close_matches(name, images.columns, cutoff=0)
+        there = f"there are {shortened(near)}" if near else "it has none beside path, label, split and group"
+        raise ConfigError(f"column {column}: {images.name} has no such column; {there}")
+    return images.columns[name]
+
+
+def check_value(images: ImageSet | Source, which: LeftOut) -> None:
+    """Raise ConfigError where the data does not have the column, or no image has the value."""
+    found = set(column_of(images, which.column))
+    if which.value not in found:
+        near = shortened(get_close_matches(which.value, found, cutoff=0))
+        raise ConfigError(f"--fold {which}: no image has this value; there are {near}")
+
+
 def left_out(images: ImageSet, which: LeftOut) -> Bool[np.ndarray, " images"]:
     """Which images have the value. Raises ConfigError, DataError."""
     found: np.ndarray = np.array(values(images, which.column)) == which.value
-    if not found.any():
-        near = shortened(get_close_matches(which.value, set(images.columns[which.column]), cutoff=0))
-        raise ConfigError(f"--fold {which}: no image has this value; there are {near}")
+    check_value(images, which)
     return found
 
 

@@ -51,7 +51,7 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
     is not empty is refused. This comes first in a run, so that a folder that cannot be written costs no time. Raises
     ConfigError, OSError.
     """
-    _refuse_latest(run)
+    refuse_latest(run)
     is_new = not (resume and (run / CONFIG).is_file())
     if is_new:
         refuse_taken(run)
@@ -209,7 +209,7 @@ def point_latest(out: Path, target: str) -> None:
     sync(out)
 
 
-def _refuse_latest(run: Path) -> None:
+def refuse_latest(run: Path) -> None:
     """Raise ConfigError where `latest` could not point to the run at its end."""
     latest = run.parent / LATEST
     if run.name == LATEST:

@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -15,7 +16,7 @@ from serving.contract.objects import Url
 from training.data import left_out, splits
 from training.data.dataset import load_dataset, load_images
 from training.data.inspection.image_set import ImageSet
-from training.data.sources.source import refuse
+from training.data.sources.source import Source, refuse
 from training.engine import runs
 from training.engine.runs import CONFIG, FORGOTTEN
 from training.errors import EXIT_CODES, ConfigError, ProcessLost
@@ -27,6 +28,7 @@ from training.folds.results import OutOfFold, collect
 from training.models import backbones
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
+from training.promotion import demands
 from training.storage import write_atomically
 from training.study.process_pool import Job, ProcessPool, visible_gpus
 from training.study.results import log, outcome
@@ -44,14 +46,16 @@ def folds(config: FoldsConfig) -> Path:
     config = replace(config, cache=config.cache or config.out / ".cache")
     # Read before any training: what is wrong with the data, or makes no folds of it, costs no time.
     checked = backbones.check(config.training)
-    images = load_images(checked)
+    final = final_run(folder, config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.final:
+        check_final(final, folder)
+    demands.check(checked if config.final else replace(checked, promote="never"))
+    images = load_images(checked, partial(check_source, config))
     made = parts(config, images)
     if several := parted(config, images):
         print(f"warning: {several}")
     dataset = load_dataset(replace(checked, fold=made[0].fold))
-    final = final_run(folder, config)
-    if config.final:
-        check_final(final, folder)
     prepare(folder, config)
     by_run = {folder / "runs" / part.name: part for part in made}
     check_unmarked(folder, list(by_run))
@@ -74,6 +78,13 @@ def folds(config: FoldsConfig) -> Path:
     return folder
 
 
+def check_source(config: FoldsConfig, source: Source) -> None:
+    """Refuse classes and columns that the data does not have, before its images are read. Raises ConfigError."""
+    demands.check_source(config, source)
+    if config.leave_out is not None:
+        left_out.column_of(source, config.leave_out)
+
+
 def final_run(folder: Path, config: FoldsConfig) -> Path:
     """The run of the final model, beside all others that may be served."""
     return config.out / f"{folder.name}-final"
@@ -94,7 +105,11 @@ def check_unmarked(folder: Path, made: Sequence[Path]) -> None:
 
 
 def check_final(run: Path, folder: Path) -> None:
-    """Raise ConfigError where the name of the final model is that of another run, or of a folder with other files."""
+    """Raise ConfigError where the name of the final model is that of another run, or of a folder with other files.
+
+    Also where `latest` could not point to it.
+    """
+    runs.refuse_latest(run)
     if not (run / CONFIG).exists():
         runs.refuse_taken(run)
         return

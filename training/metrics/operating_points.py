@@ -103,14 +103,20 @@ def parse_all(texts: Sequence[str]) -> list[Demand]:
     return demands
 
 
+def check_names(texts: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise ConfigError for a class that the data does not have."""
+    for text, demand in zip(texts, parse_all(texts), strict=True):
+        if demand.label not in classes:
+            raise ConfigError(f"--operate {text}: there is no class {demand.label!r}; there are {shortened(classes)}")
+
+
 def check_classes(texts: Sequence[str], classes: Sequence[str], validation: Labels, images_of: str) -> None:
     """Raise ConfigError for a class that the data does not have, or of which all or no validation image is.
 
     `validation` are the labels of the validation split of the data `images_of`.
     """
+    check_names(texts, classes)
     for text, demand in zip(texts, parse_all(texts), strict=True):
-        if demand.label not in classes:
-            raise ConfigError(f"--operate {text}: there is no class {demand.label!r}; there are {shortened(classes)}")
         count = int((validation == classes.index(demand.label)).sum())
         if count in (0, len(validation)):
             raise ConfigError(

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from serving.contract.listing import clean
 from training.data.dataset import LabelledImages
-from training.data.sources.source import shortened
+from training.data.sources.source import Source, shortened
 from training.errors import ConfigError
 
 MOST_VALUES = 20
@@ -58,16 +58,24 @@ def slices(images: LabelledImages, asked: str | None, indices: Int64[np.ndarray,
             columns=[each for each in found.values() if isinstance(each, Slicing)],
             left_out={name: each for name, each in found.items() if isinstance(each, str)},
         )
-    names = [] if asked == NONE else list(dict.fromkeys(clean(name).lower() for name in asked.split(",")))
-    return Slices(columns=[_named(name, found, images.name) for name in names])
+    check_columns(asked, images)
+    return Slices(columns=[_named(name, found[name]) for name in _names(asked)])
 
 
-def _named(name: str, found: dict[str, Slicing | str], data: str) -> Slicing:
-    if name not in found:
-        near = get_close_matches(name, found, cutoff=0)
-        there = f"there are {shortened(near)}" if near else "it has none beside path, label, split and group"
-        raise ConfigError(f"--slices {name}: {data} has no such column; {there}")
-    slicing = found[name]
+def check_columns(asked: str | None, images: LabelledImages | Source) -> None:
+    """Raise ConfigError for a column that --slices names and that the data does not have."""
+    for name in _names(asked):
+        if name not in images.columns:
+            near = get_close_matches(name, images.columns, cutoff=0)
+            there = f"there are {shortened(near)}" if near else "it has none beside path, label, split and group"
+            raise ConfigError(f"--slices {name}: {images.name} has no such column; {there}")
+
+
+def _names(asked: str | None) -> list[str]:
+    return [] if asked in (None, NONE) else list(dict.fromkeys(clean(name).lower() for name in asked.split(",")))
+
+
+def _named(name: str, slicing: Slicing | str) -> Slicing:
     if isinstance(slicing, str):
         raise ConfigError(f"--slices {name}: {slicing}; expected 2 to {MOST_VALUES} values, or numbers")
     return slicing

@@ -39,6 +39,8 @@ def check(config: TrainConfig) -> TrainConfig:
     if not facts.fixed_input_size:
         # Frozen features are good at the size that they were trained at.
         at_own_side = config.freeze and config.pretrained and config.image_size is None
+        if config.image_size is not None:
+            create(config, config.image_size, config.channels)
         return replace(config, image_size=own_side) if at_own_side else config
     if config.image_size not in (None, own_side):
         try:

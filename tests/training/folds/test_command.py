@@ -18,6 +18,7 @@ from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS as KEPT
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
+from training.promotion.log import LOG
 
 OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "1", "--workers", "0"]
 
@@ -105,6 +106,26 @@ def test_what_makes_no_folds_costs_no_training(
     assert main([*arguments(photos, tmp_path), "--folds", "40"]) == 3
     assert "groups cannot be in 40 folds, at most in 30" in capsys.readouterr().err
     assert not list(tmp_path.rglob("model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "expected"),
+    [
+        (["--floor", "accurcy=0.9"], 2, "--floor accurcy=0.9: expected NAME=VALUE"),
+        (["--floor", "sensitivity:bleu=0.9"], 2, "there is no class 'bleu'; there are Red rash, blue, green leaf"),
+        ([], 2, "latest is no link"),
+        ([], 6, "promotions.jsonl"),
+    ],
+)
+def test_what_the_final_model_cannot_keep_is_refused_before_the_images_are_read(
+    option: list[str], code: int, expected: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not option:
+        (tmp_path / ("latest" if code == 2 else LOG)).mkdir()
+    assert main([*arguments(photos, tmp_path), "--final", *option]) == code
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.glob(".cache/contents-*"))
+    assert not (tmp_path / "folds").exists()
 
 
 @pytest.mark.long

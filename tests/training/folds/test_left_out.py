@@ -118,6 +118,7 @@ def test_what_makes_no_parts_costs_no_training(
     assert main(arguments(sites, tmp_path, *options)) == code
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.rglob("model.onnx"))
+    assert bool(list(tmp_path.glob(".cache/contents-*"))) == (options[1] != "sit"), "that a list shows needs no images"
 
 
 @pytest.mark.long

@@ -86,3 +86,9 @@ def test_stochastic_depth_and_dropout_are_random_in_training_alone() -> None:
     shown = torch.from_numpy(images(2))
     assert not torch.equal(model.train()(shown), model(shown))
     assert torch.equal(model.eval()(shown), model(shown))
+
+
+def test_a_size_that_the_architecture_cannot_take_is_refused_before_the_data_is_read() -> None:
+    with pytest.raises(ConfigError, match="--model densenet121: takes no images of 16 px"):
+        backbones.check(TrainConfig(model="densenet121", image_size=16))
+    assert backbones.check(TrainConfig(model="resnet18", image_size=64)).image_size == 64
