@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from serving.contract.formats.image_header import IMAGE_EXTENSIONS
@@ -23,6 +23,7 @@ class Folder:
     classes: dict[str, list[Path]] = field(default_factory=dict)
     """The files below each folder in it, by the name of that folder."""
     files: list[Path] = field(default_factory=list)
+    """Of a folder within itself, also those beside the inner one."""
 
     @property
     def with_images(self) -> set[str]:
@@ -84,7 +85,8 @@ def folders(root: Path, outputs: Sequence[Path]) -> Source:
 def _read(tree: Tree, path: Path) -> Folder:
     subfolders = tree.folders(path)
     if len(subfolders) == 1 and subfolders[0].name == path.name:  # as archives are unpacked: seg_train/seg_train/
-        return _read(tree, subfolders[0])
+        inner = _read(tree, subfolders[0])
+        return replace(inner, files=[*tree.files(path, deep=False), *inner.files])
     classes: dict[str, list[Path]] = {}
     for folder in subfolders:
         classes.setdefault(folder.name, []).extend(tree.files(folder, deep=True))
@@ -111,9 +113,9 @@ def _by_split(tree: Tree, tops: Sequence[Folder], splits: dict[Path, Split]) -> 
 
 
 def _note_loose(tree: Tree, listing: Listing, places: Sequence[Folder]) -> None:
-    loose = {tree.name(place.path): _count(place.files) for place in places}
-    if any(loose.values()):
-        shown = shortened([f"{name} ({count:,})" for name, count in loose.items() if count])
+    loose = Counter(tree.name(path.parent) for place in places for path in place.files if is_image(path))
+    if loose:
+        shown = shortened([f"{name} ({count:,})" for name, count in loose.items()])
         listing.notes.append(f"images in no class folder are left out: {shown}.")
 
 

@@ -54,6 +54,17 @@ def test_a_split_folder_within_itself(tmp_path: Path) -> None:
     assert any("beside the splits" in note and "seg_pred (1)" in note for note in source.notes)
 
 
+def test_a_folder_within_itself_hides_no_file_beside_it(tmp_path: Path) -> None:
+    files(tmp_path / "a", "cat/1.png", "cat/2.heic", "cat/cat/3.png", "dog/1.png", "dog/dog/none.txt")
+    source = listed(tmp_path / "a")
+    assert sorted(source.keys) == ["cat/1.png", "cat/cat/3.png", "dog/1.png"]
+    assert source.ignored == ["cat/2.heic", "dog/dog/none.txt"]
+    files(tmp_path / "b", *(f"{split}/{split}/{label}/1.png" for split in ("train", "test") for label in "ab"))
+    source = listed(files(tmp_path / "b", "train/2.png", "train/train/3.png"))
+    assert images(source) == {(split, label): 1 for split in ("train", "test") for label in "ab"}
+    assert source.notes == ["images in no class folder are left out: train (1), train/train (1)."]
+
+
 @pytest.mark.parametrize(
     "names",
     [
