@@ -21,11 +21,10 @@ from training.conversion.picture import Picture
 from training.conversion.pillow import by_pillow, by_pillow_heif
 from training.data.inspection.threads import in_threads
 from training.data.sources.source import NAMES_SHOWN
-from training.data.sources.tree import Tree, is_image
+from training.data.sources.tree import IMPORT_RECORD, Tree, is_image
 from training.errors import ConfigError, DataError
 from training.storage import digest, write_atomically
 
-RECORD = "import.csv"
 COLUMNS = ("source", "sha256", "output", "done", "frame", "depth", "window")
 CONVERTERS: dict[Kind, Callable[[Path], Picture]] = {
     "pillow": by_pillow,
@@ -91,7 +90,9 @@ def import_images(config: ImportConfig) -> Path:
         rows = list(in_threads(convert, range(len(paths)), "convert"))
     if not any(row.output for row in rows):
         raise DataError(f"{config.source}: no file is an image that can be read{_shown(rows)}")
-    write_atomically(config.out / RECORD, lambda file: file.write(_table(rows).encode("utf-8", "surrogateescape")))
+    write_atomically(
+        config.out / IMPORT_RECORD, lambda file: file.write(_table(rows).encode("utf-8", "surrogateescape"))
+    )
     for note in tree.notes():
         print(f"note: {note}")
     return config.out
@@ -99,13 +100,15 @@ def import_images(config: ImportConfig) -> Path:
 
 def import_summary(folder: Path) -> str:
     """What the command prints at its end."""
-    with (folder / RECORD).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (folder / IMPORT_RECORD).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     counts = Counter(row["done"].partition(":")[0] for row in rows)
     lines = [f"{counts[done]:,} {done}" for done in sorted(counts)]
     reasons = {row["source"]: row["done"].partition(": ")[2] for row in rows}
     refused = [f"  {source}: {reason}" for source, reason in reasons.items() if reason]
-    return "\n".join([", ".join(lines), *refused[:NAMES_SHOWN], f"images  {folder}", f"record  {folder / RECORD}"])
+    return "\n".join(
+        [", ".join(lines), *refused[:NAMES_SHOWN], f"images  {folder}", f"record  {folder / IMPORT_RECORD}"]
+    )
 
 
 def _kind(path: Path) -> tuple[Kind, str]:

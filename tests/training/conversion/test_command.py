@@ -14,8 +14,9 @@ from tests.support.pictures import RGB, RGBA, SMOOTH
 from tests.support.tiff import Layout, tiff
 from tests.support.trainer import command
 from training.conversion import kinds
-from training.conversion.command import RECORD, ImportConfig, import_images, import_summary
+from training.conversion.command import ImportConfig, import_images, import_summary
 from training.data.sources.folders import folders
+from training.data.sources.tree import IMPORT_RECORD
 from training.errors import ConfigError, DataError
 
 DEEP = SMOOTH[:, :, 0].astype(np.uint16) * 16
@@ -31,7 +32,7 @@ def source(root: Path, files: dict[str, bytes]) -> Path:
 def imported(root: Path, files: dict[str, bytes]) -> tuple[Path, dict[str, dict[str, str]]]:
     """The new folder, and the rows of import.csv by source."""
     out = import_images(ImportConfig(source=source(root / "in", files), out=root / "out"))
-    with (out / RECORD).open(newline="") as file:
+    with (out / IMPORT_RECORD).open(newline="") as file:
         return out, {row["source"]: row for row in csv.DictReader(file)}
 
 
@@ -49,7 +50,7 @@ def test_what_may_not_be_read_costs_its_own_row_alone(tmp_path: Path) -> None:
     root = source(tmp_path / "in", {"cat/a.png": encoded(RGB, "PNG")})
     (root / "cat" / "gone.png").symlink_to("nowhere.png")
     out = import_images(ImportConfig(source=root, out=tmp_path / "out"))
-    with (out / RECORD).open(newline="") as file:
+    with (out / IMPORT_RECORD).open(newline="") as file:
         done = {row["source"]: row["done"] for row in csv.DictReader(file)}
     assert done == {"cat/a.png": "copied", "cat/gone.png": "refused: No such file or directory"}
 

@@ -1,15 +1,15 @@
 """Images in class folders, or in class folders within the folders of splits, such as train/ and test/."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from serving.contract.formats.image_header import IMAGE_EXTENSIONS
 from serving.contract.listing import clean
-from training.data.sources.source import SPLIT_NAMES, Row, Source, Split, of_files, shortened
-from training.data.sources.tree import Tree, import_hint, is_image
+from training.data.sources.source import SPLIT_NAMES, Row, Source, Split, of_files, shortened, splits_of
+from training.data.sources.tree import IMPORT_RECORD, Tree, import_hint, is_image
 from training.errors import DataError
 
 _SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(.*)", re.DOTALL)
@@ -69,6 +69,7 @@ def folders(root: Path, outputs: Sequence[Path]) -> Source:
     splits = _splits(root, [top for top in tops if top.holds_images])
     listing = _by_split(tree, tops, splits) if splits else _by_class(tree, tops)
     loose = Folder(root, files=list(tree.files(root, deep=False)))
+    listing.notes += _tables(root, loose.files)
     _note_loose(tree, listing, [loose, *(top for top in tops if top.path in splits)])
     images = [Row(tree.name(path), label, "", split) for path, label, split in listing.labelled if is_image(path)]
     if not images:
@@ -78,7 +79,13 @@ def folders(root: Path, outputs: Sequence[Path]) -> Source:
             + "".join(f"\n  {note}" for note in [*tree.notes(), *listing.notes, *_empty(tree, listing)])
         )
     ignored = [path for path, _, _ in listing.labelled if not is_image(path)]
-    notes = [*tree.notes(), *listing.notes, *_empty(tree, listing), *_ignored(root, ignored)]
+    notes = [
+        *tree.notes(),
+        *listing.notes,
+        *_below_classes(root, images),
+        *_empty(tree, listing),
+        *_ignored(root, ignored),
+    ]
     return of_files(root, images, name=str(root), ignored=[tree.name(path) for path in ignored], notes=notes)
 
 
@@ -117,6 +124,51 @@ def _note_loose(tree: Tree, listing: Listing, places: Sequence[Folder]) -> None:
     if loose:
         shown = shortened([f"{name} ({count:,})" for name, count in loose.items()])
         listing.notes.append(f"images in no class folder are left out: {shown}.")
+
+
+def _tables(root: Path, files: Sequence[Path]) -> list[str]:
+    names = [path.name for path in files if path.suffix.lower() == ".csv" and path.name != IMPORT_RECORD]
+    read = f"`--data {root / names[0]}` takes that as a manifest (path, label)" if names else ""
+    return [f"CSV files beside the folders are not read: {shortened(names)}; {read}."] if names else []
+
+
+def _below_classes(root: Path, images: Sequence[Row]) -> list[str]:
+    """A sentence where folders in class folders may be more than a part of the class.
+
+    Raises DataError where they are the same splits in every class.
+    """
+    counts: Counter[str] = Counter()
+    inner: dict[str, set[str]] = defaultdict(set)
+    for (folder, label), count in Counter((row.path.rpartition("/")[0], row.label) for row in images).items():
+        name = _below_class(folder, label)
+        counts[name] += count
+        inner[label].add(name)
+    splits = splits_of(name.lower() for name in counts)
+    everywhere = all(names == counts.keys() for names in inner.values())
+    if everywhere and len(splits) == len(counts) and len(set(splits.values())) > 1:
+        raise DataError(
+            f"{root}: splits are in every class folder ({', '.join(sorted(counts))}); expected "
+            f"{root.name}/<split>/<class>/<image>, or a CSV manifest (path, label, split)"
+        )
+    classes = Counter(name for names in inner.values() for name in names)
+    doubtful = [name for name in sorted(counts) if classes[name] > 1 or name.lower() in splits or _is_mask(name)]
+    shown = shortened([f"{name} ({counts[name]:,})" for name in doubtful if name])
+    if not shown or len(counts) == 1:  # one folder in each class divides nothing
+        return []
+    return [
+        f"all images below a class folder are of its class, also those in folders called {shown}; "
+        "a CSV manifest (path, label, split) says what else is meant."
+    ]
+
+
+def _below_class(folder: str, label: str) -> str:
+    """Name of the folder in the class folder, which may be within itself, that an image is in or below; else empty."""
+    parts = [clean(part) for part in folder.split("/")]
+    return next((part for part in parts[parts.index(label) + 1 :] if part != label), "")
+
+
+def _is_mask(name: str) -> bool:
+    return name.lower().endswith(("mask", "masks"))
 
 
 def _count(files: Sequence[Path]) -> int:
@@ -188,7 +240,5 @@ def _named_as_splits(paths: Sequence[Path]) -> dict[Path, Split]:
     exact = by_affix.pop(("", ""), {})
     several = [of for of in by_affix.values() if len({SPLIT_NAMES[word] for word in of.values()}) > 1]
     words = exact or max(several, key=len, default={})
-    splits: dict[Path, Split] = {path: SPLIT_NAMES[word] for path, word in words.items()}
-    if any(word.startswith("test") for word in words.values()):  # beside a test split, eval is for validation
-        splits |= {path: "val" for path, word in words.items() if word.startswith("eval")}
-    return splits
+    splits = splits_of(words.values())
+    return {path: splits[word] for path, word in words.items()}

@@ -18,7 +18,7 @@ SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-"""Names of splits, in lower case, in folders and manifests."""
+"""Names of splits, in lower case, in folders, manifests and .npz files."""
 NAMES_SHOWN = 20
 
 
@@ -83,6 +83,14 @@ def of_files(root: Path, rows: Sequence[Row], *, name: str, ignored: Sequence[st
         ignored=list(ignored),
         notes=[*notes, *alike],
     )
+
+
+def splits_of(words: Iterable[str]) -> dict[str, Split]:
+    """What those of the words that are SPLIT_NAMES mean: beside a test split, eval is for validation."""
+    splits = {word: SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    if any(word.startswith("test") for word in splits):
+        splits |= {word: "val" for word in splits if word.startswith("eval")}
+    return splits
 
 
 def alike_but_for_case(what: str, names: Iterable[str]) -> list[str]:

@@ -21,6 +21,9 @@ OWN_FILES = (
 IMPORTED_EXTENSIONS = (".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".dcm", ".dicom")
 """Of files that `python -m training import` makes readable, in lower case."""
 
+IMPORT_RECORD = "import.csv"
+"""In a folder that `python -m training import` has made: what it did with each file."""
+
 Real = tuple[int, int]
 
 

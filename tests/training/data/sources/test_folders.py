@@ -96,6 +96,38 @@ def test_doubt_names_both_readings(tmp_path: Path, names: tuple[str, ...]) -> No
         listed(files(tmp_path, *names))
 
 
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_folders_in_class_folders_that_may_be_more_are_named(tmp_path: Path, above: str) -> None:
+    names = [
+        f"{above}{label}/{kind}/{i}.png" for label in ("covid", "normal") for kind in ("images", "masks") for i in "12"
+    ]
+    [note] = listed(files(tmp_path / "masks", *names)).notes
+    assert (
+        "all images below a class folder are of its class, also those in folders called images (4), masks (4)" in note
+    )
+    [note] = listed(files(tmp_path / "one", f"{above}a/1.png", f"{above}b/1.png", f"{above}b/lung masks/1.png")).notes
+    assert "called lung masks (1);" in note
+    [note] = listed(files(tmp_path / "split", f"{above}a/1.png", f"{above}a/test/1.png", f"{above}b/1.png")).notes
+    assert "called test (1);" in note
+    harmless = ("a/images", "b/images"), ("a/x", "b/y")
+    for number, folders in enumerate(harmless):
+        assert not listed(files(tmp_path / str(number), *(f"{above}{folder}/1.png" for folder in folders))).notes
+
+
+def test_splits_in_class_folders_are_refused(tmp_path: Path) -> None:
+    files(tmp_path, *(f"{label}/{split}/1.png" for label in ("cat", "dog") for split in ("Train", "test")))
+    with pytest.raises(
+        DataError, match=r"splits are in every class folder \(Train, test\); expected .*/<split>/<class>/"
+    ):
+        listed(tmp_path)
+
+
+def test_tables_beside_the_folders_are_named_with_what_reads_them(tmp_path: Path) -> None:
+    root = files(tmp_path, "part_1/1.png", "part_2/2.png", "labels.csv", "import.csv")
+    [note] = listed(root).notes
+    assert note.startswith(f"CSV files beside the folders are not read: labels.csv; `--data {root}/labels.csv` takes")
+
+
 def test_unlabelled_test_images_are_left_out_and_named(tmp_path: Path) -> None:
     source = listed(files(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png", "test/2.png", "3.png"))
     assert images(source) == {("train", "cat"): 1, ("train", "dog"): 1}
