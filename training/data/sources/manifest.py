@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.contract.listing import ManifestError, clean, is_file, on_disk, read_manifest
-from training.data.sources.source import SPLIT_NAMES, SPLITS, Row, Source, of_files, refuse
+from training.data.sources.source import SPLITS, Row, Source, of_files, refuse, splits_of
 from training.errors import DataError
 
 COLUMNS = ("path", "label", "split", "group")
@@ -21,20 +21,21 @@ def manifest(path: Path) -> Source:
         raise DataError(str(error)) from error
     if not lines:
         raise DataError(f"{path}: the manifest has no rows")
-    splits = {line: clean(row.get("split", "")).lower() for line, row in lines}
+    words = {line: clean(row.get("split", "")).lower() for line, row in lines}
+    splits = splits_of(words.values())
     rows = [
         Row(
             path=on_disk(root, row["path"]),
             label=clean(row["label"]),
             group=clean(row.get("group", "")),
-            split=SPLIT_NAMES.get(splits[line]),
+            split=splits.get(words[line]),
         )
         for line, row in lines
     ]
     refuse(path, "rows without a label", (row.path for row in rows if not row.label))
     refuse(path, "images that do not exist", (row.path for row in rows if not is_file(root / row.path)))
     refuse(path, "paths that appear more than once", (p for p, n in Counter(row.path for row in rows).items() if n > 1))
-    unknown = sorted(set(splits.values()) - SPLIT_NAMES.keys() - {""})
+    unknown = sorted(set(words.values()) - splits.keys() - {""})
     refuse(path, f"splits other than {', '.join(SPLITS)}", unknown)
     extra = [name for name in lines[0][1] if name not in COLUMNS]
     columns = {name: [clean(row[name]) for _, row in lines] for name in extra if name}

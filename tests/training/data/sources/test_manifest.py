@@ -18,8 +18,22 @@ def test_values_are_clean_so_that_no_group_is_parted_by_a_blank(tmp_path: Path) 
     assert source.keys == ["0.png", "1.png", "2.png", "3.png"]
     assert source.labels == ["cat", "cat", accents[0], accents[0]]
     assert source.groups == ["P0", "P0", "p0", ""]
-    assert source.splits == ["train", "test", "test", None]
+    assert source.splits == ["train", "test", "val", None]
     assert source.notes == ["groups that differ only by case count as different: P0 and p0."]
+
+
+@pytest.mark.parametrize(
+    ("words", "splits"),
+    [
+        (("train", "eval", "test"), ["train", "val", "test"]),
+        (("Training", "dev", "Evaluation"), ["train", "val", "test"]),
+    ],
+)
+def test_splits_are_named_as_folders_are(tmp_path: Path, words: tuple[str, ...], splits: list[str]) -> None:
+    for word in words:
+        (tmp_path / f"{word}.png").touch()
+    (tmp_path / "m.csv").write_text("path,label,split\n" + "".join(f"{word}.png,cat,{word}\n" for word in words))
+    assert find(tmp_path / "m.csv", Cache()).splits == splits
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,3 +44,20 @@ def test_labels_that_name_no_class_are_refused(tmp_path: Path, labels: np.ndarra
     np.savez(tmp_path / "x.npz", train_images=IMAGES, train_labels=labels)
     with pytest.raises(DataError, match="train_labels"):
         find(tmp_path / "x.npz", Cache())
+
+
+def test_splits_are_named_as_folders_are_and_what_is_not_read_is_noted(tmp_path: Path) -> None:
+    words = ("training", "validation", "test", "eval")
+    arrays: dict[str, Any] = {f"{word}_labels": np.arange(3) for word in words}
+    arrays |= {f"{word}_images": np.full_like(IMAGES, number) for number, word in enumerate(words)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    source = find(tmp_path / "x.npz", Cache())
+    assert source.splits == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
+    assert [int(np.asarray(source.read(i)).max()) for i in (0, 3, 6)] == [0, 1, 2]
+    [note] = source.notes
+    assert note.endswith("split: eval_images, eval_labels.")
+    np.savez(tmp_path / "y.npz", train_images=IMAGES, train_labels=np.arange(3), test_images=IMAGES)
+    [note] = find(tmp_path / "y.npz", Cache()).notes
+    assert note.endswith("split: test_images.")
+    np.savez(tmp_path / "z.npz", train_images=IMAGES, train_labels=np.arange(3))
+    assert not find(tmp_path / "z.npz", Cache()).notes
