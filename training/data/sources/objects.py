@@ -3,7 +3,6 @@
 import hashlib
 import json
 import posixpath
-import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from filelock import FileLock
 
 from serving.contract.listing import ManifestError, read_manifest
 from serving.contract.objects import Store, StoreUnusable, Url, Version
-from training.data.sources.source import refuse
+from training.data.sources.source import plain, refuse
 from training.errors import ConfigError, DataError
 from training.storage import write_atomically
 
@@ -112,9 +111,9 @@ class Copy:
             rows = [row["path"] for _, row in read_manifest(self.path, ("path",))]
         except ManifestError as error:
             raise DataError(str(error)) from error
-        listed = {_plain(spelling) for path in rows for spelling in (path, path.strip())} | {_plain(self.url.name)}
+        listed = {plain(spelling) for path in rows for spelling in (path, path.strip())} | {plain(self.url.name)}
         found = self.folder.versions().items()
-        return {path: version for path, version in found if path == posixpath.normpath(path) and _plain(path) in listed}
+        return {path: version for path, version in found if path == posixpath.normpath(path) and plain(path) in listed}
 
     def _fetch(self, paths: Sequence[str]) -> tuple[list[str], list[OSError]]:
         """Copy these objects; which are there now, and what went wrong with others."""
@@ -145,11 +144,6 @@ class Copy:
 
 def _is_file(url: Url) -> bool:
     return url.name.lower().endswith((".csv", ".npz"))
-
-
-def _plain(path: str) -> str:
-    """A path without `./` and `//`, in Unicode's form NFC: on a disk other spellings lead to the same file."""
-    return unicodedata.normalize("NFC", posixpath.normpath(path))
 
 
 def _unusable(paths: Iterable[str]) -> set[str]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import posixpath
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +117,11 @@ def refuse(path: Path | str, what: str, offenders: Iterable[str]) -> None:
         shown = "".join(f"\n  {name}" for name in names[:NAMES_SHOWN])
         more = f"\n  and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
         raise DataError(f"{path}: {what}: {len(names):,}{shown}{more}")
+
+
+def plain(path: str) -> str:
+    """A path without `./` and `//`, in Unicode's form NFC: on a disk other spellings lead to the same file."""
+    return unicodedata.normalize("NFC", posixpath.normpath(path))
 
 
 def is_utf8(name: str) -> bool:

@@ -34,6 +34,10 @@ def test_labels_are_replaced_and_counted(photos: Path, tmp_path: Path) -> None:
     [
         ("path,label\nnowhere.png,blue\n", r"images that .* does not have: 1\n  line 2: nowhere.png"),
         ("path,label\nKEY,bleu\n", r"labels that are no class of .*: 1\n  line 2: 'bleu'; near it is blue"),
+        (
+            "path,label\nKEY,blue\nKEY,blue\n./KEY,green leaf\n",
+            r"images with two labels: 1\n  line 4: \./.*: 'green leaf', but 'blue' in line 2",
+        ),
         ("path\nKEY\n", "no column label"),
         ("path,label\nKEY,blue,0.3\n", "line 2: expected 2 values"),
         ("", "the manifest has no rows"),
@@ -43,6 +47,19 @@ def test_a_file_that_corrects_nothing_is_refused(photos: Path, tmp_path: Path, t
     key = find(photos, Cache(None)).keys[0]
     with pytest.raises(DataError, match=message):
         find(photos, Cache(None), corrections=corrections(tmp_path / "c.csv", text.replace("KEY", key)))
+
+
+def test_paths_may_be_spelt_as_in_a_manifest(tmp_path: Path) -> None:
+    for name in ("caf\u00e9/1.png", "dog/2.png", "dog/3.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    path = corrections(tmp_path / "c.csv", "path,label\n./cafe\u0301//1.png,dog\n dog/2.png ,caf\u00e9\n")
+    found = find(tmp_path / "data", Cache(None), corrections=path)
+    assert dict(zip(found.keys, found.labels, strict=True)) == {
+        "caf\u00e9/1.png": "dog",
+        "dog/2.png": "caf\u00e9",
+        "dog/3.png": "dog",
+    }
 
 
 def test_a_file_that_is_missing_is_a_sentence(photos: Path, tmp_path: Path) -> None:
