@@ -23,7 +23,8 @@ class Intervals:
     """Percentile intervals (Efron and Tibshirani 1993, chapter 13); None where a score is undefined.
 
     Accuracy, recall and precision are shares, and a share of 0 or 1 has no spread to resample: their intervals are
-    widened to Wilson's (1927), counted in components.
+    widened to Wilson's (1927), counted in components. That of balanced accuracy, a mean of shares, is widened to what
+    Wilson's limits of these leave of it (Zou and Donner 2008).
     """
 
     accuracy: Interval
@@ -98,7 +99,7 @@ def bootstrap(
             precision[classes[label]] = widened(replicates.precision[:, label], predicted == label)
     return Intervals(
         accuracy=widened(replicates.accuracy, np.ones(len(labels), bool)),
-        balanced_accuracy=percentiles(replicates.balanced_accuracy),
+        balanced_accuracy=_widened_mean(replicates.balanced_accuracy, labels, right, components),
         macro_f1=percentiles(replicates.macro_f1),
         roc_auc=_defined(replicates.roc_auc),
         recall=recall,
@@ -138,7 +139,7 @@ def balanced_accuracy_interval(
         _balanced_accuracy(_confusions(labels, probabilities, weights))
         for weights in resamples(components, np.random.default_rng(seed))
     ]
-    return percentiles(np.concatenate(values))
+    return _widened_mean(np.concatenate(values), labels, probabilities.argmax(1) == labels, components)
 
 
 def wilson(shares: Float64[np.ndarray, " n"], draws: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "2 n"]:
@@ -156,6 +157,21 @@ def _widened(shares: np.ndarray, right: np.ndarray, components: np.ndarray) -> I
     wilson = binomtest(round(right.mean() * draws), draws).proportion_ci(LEVEL, "wilson")
     low, high = percentiles(shares)
     return min(low, float(wilson.low)), max(high, float(wilson.high))
+
+
+def _widened_mean(means: np.ndarray, labels: Labels, right: np.ndarray, components: np.ndarray) -> Interval:
+    """The limits of the resamples of a mean of recalls, at least as wide as Wilson's intervals of these make it.
+
+    Zou and Donner, Construction of confidence limits about effect measures: a general approach, 2008.
+    """
+    of_class = [labels == label for label in np.unique(labels)]
+    recalls = np.array([right[mine].mean() for mine in of_class])
+    below, above = wilson(recalls, np.array([float(len(np.unique(components[mine]))) for mine in of_class]))
+    mean, count = recalls.mean(), len(of_class)
+    low, high = percentiles(means)
+    least = float(mean - np.sqrt(((recalls - below) ** 2).sum()) / count)
+    most = float(mean + np.sqrt(((above - recalls) ** 2).sum()) / count)
+    return min(low, least), max(high, most)
 
 
 def _confusions(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:

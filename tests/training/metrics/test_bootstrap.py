@@ -38,6 +38,15 @@ def test_the_difference_of_balanced_accuracy_alone_is_that_of_all_scores() -> No
     assert expected[0] < expected[1]
 
 
+def test_of_many_images_the_interval_of_balanced_accuracy_is_that_of_its_resamples() -> None:
+    labels, probabilities = split(0, 3000)
+    found = bootstrap.balanced_accuracy_interval(labels, probabilities, np.arange(3000))
+    resampled = bootstrap.percentiles(
+        bootstrap._replicates(labels, probabilities, np.arange(3000), 0).balanced_accuracy
+    )
+    assert found == pytest.approx(resampled, abs=0.002)
+
+
 @pytest.mark.slow
 def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() -> None:
     labels, probabilities = split(123, 200_000)
@@ -63,9 +72,13 @@ def test_no_mistake_among_few_images_is_not_certainty() -> None:
     found = bootstrap.bootstrap(labels, probabilities, np.arange(266), CLASSES)
     assert found.accuracy == (pytest.approx(0.986, abs=0.001), 1.0)
     assert found.recall["c"] == (pytest.approx(0.510, abs=0.001), 1.0)
+    of_classes = [1 - low for low, _ in filter(None, found.recall.values())]
+    assert found.balanced_accuracy == (pytest.approx(1 - np.linalg.norm(of_classes) / 3), 1.0)
+    assert bootstrap.balanced_accuracy_interval(labels, probabilities, np.arange(266)) == found.balanced_accuracy
     copies = np.repeat(np.arange(266), 10)
     grouped = bootstrap.bootstrap(labels[copies], probabilities[copies], copies, CLASSES)
     assert grouped.accuracy == pytest.approx(found.accuracy)
+    assert grouped.balanced_accuracy == pytest.approx(found.balanced_accuracy)
 
 
 def test_images_of_one_group_count_as_one_draw() -> None:

@@ -154,6 +154,9 @@ def test_floors_are_on_the_lower_limit_of_the_interval() -> None:
     assert 0.8 < reached.certificate.floors[0].lower < 0.9
     [fault] = judged(answers, floor=("accuracy=0.9",)).faults
     assert fault.startswith("--floor accuracy=0.9: the 95 % interval begins at 0.8")
+    ten = np.arange(10) % 3
+    [fault] = judged(saying(ten), labels=ten, floor=("balanced_accuracy=0.9",)).faults
+    assert fault == "--floor balanced_accuracy=0.9: the 95 % interval begins at 0.689"
     labels = np.zeros(50, np.int64)
     *_, fault = judged(saying(labels), labels=labels, floor=("sensitivity:eel=0.1",)).faults
     assert fault == "--floor sensitivity:eel=0.1: undefined on these test images"
