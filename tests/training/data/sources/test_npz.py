@@ -55,7 +55,7 @@ def test_splits_are_named_as_folders_are_and_what_is_not_read_is_noted(tmp_path:
     assert source.splits == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
     assert [int(np.asarray(source.read(i)).max()) for i in (0, 3, 6)] == [0, 1, 2]
     [note] = source.notes
-    assert note.endswith("split: eval_images, eval_labels.")
+    assert note.endswith("split: eval_labels, eval_images.")
     np.savez(tmp_path / "y.npz", train_images=IMAGES, train_labels=np.arange(3), test_images=IMAGES)
     [note] = find(tmp_path / "y.npz", Cache()).notes
     assert note.endswith("split: test_images.")
