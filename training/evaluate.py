@@ -6,7 +6,7 @@ training/report/evaluation.py computes the scores and writes the results.
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from training.models.prediction import fitted_batches
 from training.options.choices import Data
 from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
 from training.report.looks import EarlierLooks, Look, record, runs_folder
+from training.storage import kept_unless_empty
 
 Wanted = Literal["train", "val", "test", "all"]
 Splits = dict[Split, np.ndarray]
@@ -236,12 +237,8 @@ def results_folder(out: Path | None, default: Path) -> Iterator[Path]:
         raise ConfigError(f"--out {folder}: expected a folder that does not exist yet") from error
     except OSError as error:
         raise OSError(f"{folder}: cannot be made ({error.strerror}); --out names another place") from error
-    try:
+    with kept_unless_empty(folder):
         yield folder
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
 
 
 def _missing_classes(images: LabelledImages, indices: np.ndarray) -> list[str]:

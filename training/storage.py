@@ -4,7 +4,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,6 +72,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def kept_unless_empty(folder: Path) -> Iterator[None]:
+    """Remove the folder where an error came before any file, so that the next attempt can use its name."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def digest(path: Path) -> Digest:

@@ -23,8 +23,7 @@ def check_rules(config: "TrainConfig") -> None:
 
 def _data_rules(config: "TrainConfig") -> Iterator[Rule]:
     """The rules of the splits, --fold and --from-folds."""
-    held_out = config.val_fraction + config.test_fraction
-    yield held_out < 1, "val_fraction and test_fraction", "together below 1", held_out
+    yield held_out(config.val_fraction, config.test_fraction)
     if config.fold is not None and "=" in config.fold:
         column, _, value = config.fold.partition("=")
         yield bool(column.strip() and value.strip()), "fold", "COLUMN=VALUE, such as site=Graz", config.fold
@@ -40,6 +39,12 @@ def _data_rules(config: "TrainConfig") -> Iterator[Rule]:
         )
         yield config.patience is None, "patience", "none beside --from-folds, which holds no image out", config.patience
         yield config.quantize == "none", "quantize", "none beside --from-folds: no image is left to score it", "int8"
+
+
+def held_out(val_fraction: float, test_fraction: float) -> Rule:
+    """The rule of the shares that are held out: some images remain for training."""
+    both = val_fraction + test_fraction
+    return both < 1, "val_fraction and test_fraction", "together below 1", both
 
 
 def _augmentation_rules(config: "TrainConfig") -> Iterator[Rule]:

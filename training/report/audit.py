@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -26,7 +27,10 @@ from training.data.sources.source import NAMES_SHOWN, shortened
 from training.data.splits import CONTRADICTION, SplitPolicy
 from training.errors import DataError
 from training.options.choices import Data, Leaks
+from training.options.limits import Positive, Seed, check_limits, require
+from training.options.rules import held_out
 from training.report import html
+from training.storage import kept_unless_empty
 
 WIDE = 0.3
 TYPICAL_RECALL = 0.8
@@ -45,17 +49,22 @@ class AuditConfig:
     """As for training."""
     leaks: Leaks = "drop"
     """As for training; error ends with exit code 3 if there is any leak."""
-    val_fraction: float = 0.15
+    val_fraction: Annotated[float, Positive] = 0.15
     """Share of the images held out for validation when the data brings no such split."""
-    test_fraction: float = 0.15
+    test_fraction: Annotated[float, Positive] = 0.15
     """Share of the images held out for the test when the data brings no such split."""
-    seed: int = 0
+    seed: Annotated[int, Seed] = 0
     """Fixes the splits that are made."""
     cache: Path | None = None
     """Folder that keeps what is read from the images for the next time, such as runs/.cache, the one of training.
     None: nothing is kept."""
     out: Path | None = None
     """Folder for audit.json and audit.html. None: runs/audits/<date and time>."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the option, the expected and the actual value."""
+        check_limits(self, AuditConfig)
+        require(*held_out(self.val_fraction, self.test_fraction))
 
     @property
     def split_policy(self) -> SplitPolicy:
@@ -68,13 +77,11 @@ class AuditConfig:
 def run_audit(config: AuditConfig) -> Path:
     """Audit without training and return the folder with audit.json and audit.html. Raises DataError, OSError."""
     out = config.out or Path("runs") / "audits" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    cache = Cache(config.cache)
-    source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections, Forgotten.of(out))
-    images = image_set(source, inspect_files(source, cache))
-    audited = divide_and_audit(images, config.split_policy, cache)
-    facts = audit_facts(audited)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "audit.json").write_text(audit_json(facts), encoding="utf-8")
+    _make_writable(out)
+    with kept_unless_empty(out):
+        audited = _audited(config, out)
+        facts = audit_facts(audited)
+        (out / "audit.json").write_text(audit_json(facts), encoding="utf-8")
     values = {
         "audit": facts,
         "pairs": duplicate_examples(audited, audited.images.read),
@@ -85,6 +92,23 @@ def run_audit(config: AuditConfig) -> Path:
         print(audit_summary(out))
         raise DataError(audited.fault)
     return out
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder before any image is read: one that cannot be written to then costs no time. Raises OSError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written to ({error.strerror}); --out names another place") from error
+
+
+def _audited(config: AuditConfig, out: Path) -> Audit:
+    cache = Cache(config.cache)
+    source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections, Forgotten.of(out))
+    images = image_set(source, inspect_files(source, cache))
+    return divide_and_audit(images, config.split_policy, cache)
 
 
 def audit_summary(folder: Path) -> str:

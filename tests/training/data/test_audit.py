@@ -1,10 +1,13 @@
+import re
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from tests.support.datasets import manifest, write
+from training.__main__ import main
 from training.data import formats
 from training.data.audit import Audit
 from training.data.cache import Cache
@@ -12,8 +15,9 @@ from training.data.dataset import divide_and_audit
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import image_set
 from training.data.splits import SplitPolicy
+from training.errors import ConfigError
 from training.options.choices import Leaks
-from training.report.audit import audit_facts, audit_lines, audit_warnings, recall_interval
+from training.report.audit import AuditConfig, audit_facts, audit_lines, audit_warnings, recall_interval
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
@@ -142,3 +146,32 @@ def test_a_class_without_test_images_and_one_with_few_are_warned_of(tmp_path: Pa
     low, high = recall_interval(5)
     assert (low, high) == pytest.approx((0.376, 0.964), abs=1e-3), "Wilson's interval of 4 in 5"
     assert any("with 5 images of b, the 95 % interval of a recall of 80% is 38% to 96%" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"seed": -1}, "--seed: expected 0 to 4294967295, got -1"),
+        ({"val_fraction": 15.0}, "--val-fraction and test-fraction: expected together below 1, got 15.15"),
+        ({"test_fraction": 0.0}, "--test-fraction: expected above 0, got 0.0"),
+    ],
+)
+def test_options_have_the_limits_of_a_training(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        AuditConfig(**options)
+
+
+def test_a_folder_that_cannot_be_written_to_costs_no_reading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "data" / "a" / "0.png", 0)
+    (tmp_path / "file").touch()
+    places = ["--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache")]
+    assert main(["audit", *places, "--out", str(tmp_path / "file" / "out")]) == 6
+    assert "file/out: cannot be written to (Not a directory); --out names another place" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_fault_of_the_list_leaves_no_empty_folder(tmp_path: Path) -> None:
+    assert main(["audit", "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "out")]) == 3
+    assert not (tmp_path / "out").exists()
