@@ -174,6 +174,8 @@ def options(verb: str, arguments: list[str]) -> Any:
     parser.add_argument("--config", type=Path)
     known, others = parser.parse_known_args(arguments)
     default = TrainConfig() if known.config is None else from_yaml(known.config)
+    if any(argument.partition("=")[0] in ("--init-from", "--init_from") for argument in others):
+        default = replace(default, weights=None)  # those that a run of the file has begun with
     if kind is not TrainConfig:
         return tyro.cli(kind, prog=program, args=others, default=kind(**vars(default)))
     config = tyro.cli(TrainConfig, prog=program, args=others, default=default)

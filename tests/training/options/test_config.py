@@ -142,6 +142,16 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert options("train", ["--augment", "a/b.json"]).augment == Path("a/b.json")
 
 
+@pytest.mark.parametrize("given", [["--init-from", "runs/x"], ["--init-from=runs/x"]])
+def test_weights_of_another_run_replace_those_of_a_file(given: list[str], tmp_path: Path) -> None:
+    (path := tmp_path / "config.yaml").write_text("model: resnet18\nweights: default\nfreeze: true\n")
+    config = options("train", ["--config", str(path), *given])
+    assert (config.init_from, config.weights, config.pretrained) == (Path("runs/x"), None, False)
+    assert options("folds", ["--config", str(path), *given]).weights is None
+    with pytest.raises(SystemExit):
+        options("train", ["--config", str(path), *given, "--weights", "default"])
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
