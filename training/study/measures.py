@@ -50,6 +50,10 @@ class Measure:
     sentence: str
     of: Callable[[RunMeasurements], float | None]
     places: int = 3
+    exact: bool = False
+    """Whether no seed changes it, so that a difference without spread is no chance."""
+    reached: bool = False
+    """Whether a run has no value where it got nowhere, so that those with one are the better ones."""
 
     def is_loss(self, best_by: ScoreName) -> bool:
         """Whether it is the validation score of runs that are judged by their log loss."""
@@ -156,6 +160,7 @@ MEASURES: dict[str, Measure] = {
         better="as the score",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
         of=lambda run: in_time(run.history.epochs, run.reference.time_s),
+        reached=True,
     ),
     "test_balanced_accuracy": Measure(
         title="balanced accuracy on test images",
@@ -185,6 +190,7 @@ MEASURES: dict[str, Measure] = {
             else epochs_to(SHARE * run.reference.common_score, rising(run.history.epochs, run.best_by))
         ),
         places=1,
+        reached=True,
     ),
     "epochs_to_95": Measure(
         title="epochs to 95 % of the final validation score",
@@ -194,6 +200,7 @@ MEASURES: dict[str, Measure] = {
             rising(run.history.epochs, run.best_by), chance(run.best_by, run.history.classes)
         ),
         places=1,
+        reached=True,
     ),
     "loss_variance": Measure(
         title="variance of the training loss between steps",
@@ -215,6 +222,7 @@ MEASURES: dict[str, Measure] = {
         sentence="an epoch of {a} had {x} steps against {y} of {b}",
         of=lambda run: float(run.history.steps_an_epoch),
         places=0,
+        exact=True,
     ),
     "parameters": Measure(
         title="parameters",
@@ -222,6 +230,7 @@ MEASURES: dict[str, Measure] = {
         sentence="{a} has {x} parameters against {y} of {b}",
         of=lambda run: float(run.history.parameters),
         places=0,
+        exact=True,
     ),
     "gradient_ratio": Measure(
         title="gradient variance before the first step, first layer over last, log10",

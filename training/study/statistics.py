@@ -22,7 +22,9 @@ from training.study.measures import MEASURES, Measure
 from training.study.results import RunResult
 from training.study.spec.grid import Question
 
-Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no runs"]
+Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no spread", "not reached", "no runs"]
+ROUNDING = 1e-9
+"""Of the differences of equal scores, relative to them."""
 Values = Mapping[tuple[int, tuple[str, ...]], float]
 """By seed and by the levels on the other axes."""
 
@@ -39,19 +41,23 @@ class LevelDifference:
     """Student's, over the seeds; None with one seed."""
     seeds: int
     p: float | None
-    """Of Student's paired test, two-sided; None with one seed, or when no seed has a difference."""
+    """Of Student's paired test, two-sided; None with one seed, or when each seed has the same difference."""
     corrected_p: float | None = None
     """By Holm's method, for all comparisons of the study."""
+    not_reached: int = 0
+    """Runs of either level that got nowhere and have no value, so that the others are a choice of the better ones."""
 
     @property
     def verdict(self) -> Verdict:
         """What the evidence says of the level against the reference level."""
         if self.value is None:
             return "no runs"
+        if self.not_reached:
+            return "not reached"
         if self.interval is None:
             return "no interval"
         if self.p is None:
-            return "equal"
+            return "no spread" if self.value else "equal"
         if self.corrected_p is None or self.corrected_p >= 1 - LEVEL:
             return "undecided"
         return "higher" if self.value > 0 else "lower"
@@ -129,21 +135,39 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
     if reference not in measured:
         return None
     asked = question.compare[:1] if question.compare else [level for level in levels if level != reference]
+    lost = _not_reached(question, selected)
+    differences = [
+        replace(
+            paired_difference(level, values[level], values[reference], exact=measure.exact),
+            not_reached=lost[level] + lost[reference],
+        )
+        for level in asked
+    ]
     return Comparisons(
         question=question,
         selected=selected,
         reference=reference,
         reference_values=values[reference],
-        differences=[paired_difference(level, values[level], values[reference]) for level in asked],
-        other_p=[] if given else _p_of_pairs({level: values[level] for level in measured if level != reference}),
+        differences=differences,
+        other_p=[]
+        if given
+        else _p_of_pairs({level: values[level] for level in measured if level != reference}, exact=measure.exact),
     )
 
 
-def _p_of_pairs(values: Mapping[str, Values]) -> list[float | None]:
+def _not_reached(question: Question, results: Sequence[RunResult]) -> Counter[str]:
+    """By level, how many runs ended without a value that only a run has that got somewhere."""
+    if not MEASURES[question.measure].reached:
+        return Counter()
+    ended = (one for one in results if one.outcome in ("done", "diverged") and one.values[question.measure] is None)
+    return Counter(one.cell.levels[question.axis] for one in ended)
+
+
+def _p_of_pairs(values: Mapping[str, Values], *, exact: bool) -> list[float | None]:
     """P values of all pairs of levels."""
     if len({seed for of_level in values.values() for seed, _ in of_level}) < 2:
         return []  # there are none, and a search may have a hundred thousand pairs of trials
-    return [paired_difference(a, values[a], values[b]).p for a, b in combinations(values, 2)]
+    return [paired_difference(a, values[a], values[b], exact=exact).p for a, b in combinations(values, 2)]
 
 
 def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclusion:
@@ -169,8 +193,11 @@ def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclu
     )
 
 
-def paired_difference(level: str, values: Values, reference: Values) -> LevelDifference:
-    """Pair the values of the same seed and other levels; the mean for each seed, and its interval over the seeds."""
+def paired_difference(level: str, values: Values, reference: Values, *, exact: bool = False) -> LevelDifference:
+    """Pair the values of the same seed and other levels; the mean for each seed, and its interval over the seeds.
+
+    Differences without spread have a p value, of 0, where the measure is `exact` alone: scores of a hundred images tie.
+    """
     pairs = sorted(values.keys() & reference.keys())
     if not pairs:
         return LevelDifference(level=level, mean=None, reference_mean=None, value=None, interval=None, seeds=0, p=None)
@@ -183,8 +210,13 @@ def paired_difference(level: str, values: Values, reference: Values) -> LevelDif
         value=fmean(by_seed),
         interval=student(by_seed) if len(seeds) > 1 else None,
         seeds=len(seeds),
-        p=student_p(by_seed) if len(seeds) > 1 and any(by_seed) else None,
+        p=student_p(by_seed) if len(seeds) > 1 and any(by_seed) and (exact or _spread(by_seed)) else None,
     )
+
+
+def _spread(values: Sequence[float]) -> bool:
+    """Whether they differ by more than rounding."""
+    return max(values) - min(values) > ROUNDING * max(map(abs, values))
 
 
 def student(values: Sequence[float]) -> Interval:
@@ -221,6 +253,8 @@ def _pair(measure: Measure, difference: LevelDifference, reference: str) -> str:
         "equal": " Equal with every seed.",
         "undecided": " Undecided.",
         "no interval": " One seed has no interval: undecided.",
+        "no spread": " Each seed has this same difference, so their spread is unknown: undecided.",
+        "not reached": " Runs without a value are left out: undecided.",
     }.get(difference.verdict, "")
 
 
@@ -241,6 +275,8 @@ def _all(question: Question, differences: Sequence[LevelDifference], reference: 
     for verdict, why in {
         "undecided": "could be chance",
         "no interval": "one seed has no interval",
+        "no spread": "each seed has the same difference, so their spread is unknown",
+        "not reached": "runs without a value are left out",
         "no runs": "no run has a value to compare",
     }.items():
         listed = [difference.level for difference in differences if difference.verdict == verdict]
@@ -272,4 +308,7 @@ def _losses(question: Question, results: Sequence[RunResult], levels: Sequence[s
         named = [f"{counts[level]} of {level}" for level in levels if counts[level]]
         if named:
             sentences.append(f"Runs that {ended}: {', '.join(named)}.")
+    lost = _not_reached(question, [result for result in results if result.outcome == "done"])
+    if named := [f"{lost[level]} of {level}" for level in levels if lost[level]]:
+        sentences.append(f"Runs that ended without getting there: {', '.join(named)}.")
     return sentences

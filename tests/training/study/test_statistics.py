@@ -14,11 +14,13 @@ from training.study.spec.grid import Cell, Question
 from training.study.statistics import Conclusion, conclude, student, why_none
 
 
-def result(level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x") -> RunResult:
+def result(
+    level: str, seed: int, value: float | None, measure: str = "val_score", other: str = "x", *, ended: bool = False
+) -> RunResult:
     return RunResult(
         cell=Cell(levels={"axis": level, "other": other}, seed=seed, options={}),
         folder=Path(level),
-        outcome="diverged" if value is None else "done",
+        outcome="diverged" if value is None and not ended else "done",
         reason="",
         values=dict.fromkeys(MEASURES) | {measure: value},
         epochs=[],
@@ -140,6 +142,35 @@ def test_what_is_the_same_with_every_seed_is_called_equal() -> None:
     assert asked(results, against="b").sentence.endswith("Equal: a.")
 
 
+def test_the_same_difference_with_each_of_two_seeds_may_be_chance_but_for_what_no_seed_changes() -> None:
+    """Scores of 100 images tie: +0.01 twice is one image more, twice."""
+    scores = {"a": (0.62, 0.52), "b": (0.61, 0.51)}
+    results = [result(level, seed, value) for level, of in scores.items() for seed, value in enumerate(of)]
+    found = asked(results, compare=("a", "b"))
+    assert (found.differences[0].verdict, found.differences[0].p, found.decided) == ("no spread", None, False)
+    assert found.sentence.endswith("so their spread is unknown: undecided.")
+    assert "Undecided (each seed has the same difference, so their spread is unknown): b." in asked(results).sentence
+    sizes = [result(level, seed, value, "parameters") for level, value in (("a", 9), ("b", 7)) for seed in range(2)]
+    assert asked(sizes, measure="parameters", compare=("a", "b")).differences[0].verdict == "higher"
+
+
+@pytest.mark.parametrize("measure", ["epochs_to_common", "epochs_to_95", "val_score_in_equal_time"])
+def test_runs_that_never_get_there_are_named_and_leave_it_undecided(measure: str) -> None:
+    results = [result("slow", seed, 9.0 + seed / 10, measure) for seed in range(5)]
+    results += [
+        result("fast", seed, value, measure, ended=True) for seed, value in enumerate((3, 3.1, 3.3, None, None))
+    ]
+    found = asked(results, measure=measure, compare=("fast", "slow"))
+    assert found.differences[0].verdict == "not reached"
+    assert not found.decided
+    assert found.sentence.endswith(
+        "Runs without a value are left out: undecided. Runs that ended without getting there: 2 of fast."
+    )
+    assert asked([one for one in results if one.cell.seed < 3], measure=measure, compare=("fast", "slow")).decided
+    against = asked(results, measure=measure, against="slow")
+    assert "Undecided (runs without a value are left out): fast." in against.sentence
+
+
 def test_one_seed_has_no_interval_and_says_so() -> None:
     found = asked([result("a", 0, 0.9), result("b", 0, 0.1)], compare=("a", "b"))
     assert found.differences[0].interval is None
@@ -149,7 +180,7 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
 
 
 def test_all_levels_are_compared_with_the_best_and_the_best_of_a_loss_is_the_lowest() -> None:
-    results = [result(level, seed, value + seed / 1000, "train_loss") for seed in range(3) for level, value in
+    results = [result(level, seed, value + value * seed / 100, "train_loss") for seed in range(3) for level, value in
                {"a": 0.3, "b": 0.1, "c": 0.2}.items()]  # fmt: skip
     found = asked(results, measure="train_loss")
     assert found.reference == "b"
@@ -159,7 +190,7 @@ def test_all_levels_are_compared_with_the_best_and_the_best_of_a_loss_is_the_low
 
 
 def test_the_best_of_validation_log_losses_is_the_lowest_and_the_answer_says_so() -> None:
-    results = [result(level, seed, value + seed / 1000) for seed in range(3) for level, value in
+    results = [result(level, seed, value + value * seed / 100) for seed in range(3) for level, value in
                {"a": 0.3, "b": 0.1}.items()]  # fmt: skip
     assert asked(results).reference == "a"
     judged = [replace(one, cell=replace(one.cell, options={"best_by": "log_loss"})) for one in results]
