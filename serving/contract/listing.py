@@ -14,6 +14,8 @@ HIDDEN_FOLDERS = {
 """Folders of archives, network storage and systems, in lower case; names that begin with a dot are hidden, too."""
 _ZERO_WIDTH = "\u200b\u2060\ufeff"
 _CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]*[\n\r\x00-\x1f\x7f-\x9f\u2028\u2029][\s\x00-\x1f\x7f-\x9f]*")
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+"""What Excel writes instead of commas in languages whose decimals have them."""
 _UNDECODED = re.compile("[\udc80-\udcff]")
 """What Python makes of bytes that are not UTF-8 where errors are `surrogateescape`."""
 
@@ -57,7 +59,7 @@ def read_manifest(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV file in UTF-8, one at a time: the number of the line, and the values by column.
 
-    Names of columns are in lower case and `clean`; values are as written. Empty lines are left out. Raises
+    Names of columns are in lower case and `clean`; values are as written. Lines without a value are left out. Raises
     ManifestError: a row of more or fewer values than the header, a value with a line end (mostly a quote that is not
     closed), a column twice, a column of `required` that is missing, other bytes than UTF-8 (with `errors` of strict).
     """
@@ -66,7 +68,7 @@ def read_manifest(
         columns: list[str] = []
         try:
             for row in reader:
-                if not row:
+                if not any(value.strip() for value in row):  # Excel ends a table with lines of commas
                     continue
                 if errors == "strict" and (broken := [value for value in row if _UNDECODED.search(value)]):
                     raise ManifestError(f"{path}: line {reader.line_num}: not in UTF-8\n  {broken[0][:200]!r}")
@@ -84,6 +86,8 @@ def read_manifest(
 def _columns(path: Path, row: list[str], required: tuple[str, ...]) -> list[str]:
     columns = [clean(name).lower() for name in row]
     if missing := [name for name in required if name not in columns]:
+        if others := [plural for mark, plural in _SEPARATORS.items() if any(mark in name for name in row)]:
+            raise ManifestError(f"{path}: expected commas between the values, got {others[0]} in {','.join(row)!r}")
         raise ManifestError(f"{path}: no column {' and '.join(missing)}; there are {', '.join(columns)}")
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise ManifestError(f"{path}: more than one column {', '.join(twice)}; there are {', '.join(map(repr, row))}")

@@ -22,6 +22,10 @@ def test_headers_are_clean_and_every_row_has_its_line(tmp_path: Path) -> None:
     ]
 
 
+def test_lines_without_a_value_are_left_out(tmp_path: Path) -> None:
+    assert rows(tmp_path / "m.csv", ",\npath,label\na.png,cat\n,,\n , \n") == [(3, {"path": "a.png", "label": "cat"})]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -32,6 +36,8 @@ def test_headers_are_clean_and_every_row_has_its_line(tmp_path: Path) -> None:
         ('path,label\na.png,"cat"x\nb.png,dog\n', r"line 2: not a CSV file"),
         ("path,label, label\na.png,cat,dog\n", "more than one column label"),
         ("path,class\na.png,cat\n", "no column label; there are path, class"),
+        ("path;label\na.png;cat\n", "expected commas between the values, got semicolons in 'path;label'"),
+        ("path\tlabel\na.png\tcat\n", r"expected commas between the values, got tabs in 'path\\tlabel'"),
         ("", "no rows"),
     ],
 )

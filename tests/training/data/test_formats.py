@@ -105,7 +105,9 @@ def test_data_that_cannot_be_trained_on_gets_a_sentence(tmp_path: Path) -> None:
         "only one class": present,
         "one image only.*: b": folder("single", a=9, b=1),
         "no column label": manifest(tmp_path / "a.csv", [{"path": "x"}]),
-        "do not exist: 25\n  gone 0.png(.|\n)*gone 19.png\n  and 5 more": manifest(tmp_path / "b.csv", rows),
+        "do not exist in .*: 25\n  line 2: gone 0.png(.|\n)*gone 19.png\n  and 5 more": manifest(
+            tmp_path / "b.csv", rows
+        ),
         "without a label": manifest(tmp_path / "c.csv", empty_label),
         "splits other than": manifest(tmp_path / "d.csv", odd_split),
         "more than once": manifest(tmp_path / "e.csv", twice),

@@ -32,8 +32,11 @@ def manifest(path: Path) -> Source:
         )
         for line, row in lines
     ]
-    refuse(path, "rows without a label", (row.path for row in rows if not row.label))
-    refuse(path, "images that do not exist", (row.path for row in rows if not is_file(root / row.path)))
+    places = [(row, f"line {line}: {row.path}") for (line, _), row in zip(lines, rows, strict=True)]
+    refuse(path, "rows without a label", (place for row, place in places if not row.label))
+    absent = [place for row, place in places if not is_file(root / row.path)]
+    hint = "; folders are parted by /, not by \\" if any("\\" in place for place in absent) else ""
+    refuse(path, f"images that do not exist in {root.resolve()}{hint}", absent)
     refuse(path, "paths that appear more than once", (p for p, n in Counter(row.path for row in rows).items() if n > 1))
     unknown = sorted(set(words.values()) - splits.keys() - {""})
     refuse(path, f"splits other than {', '.join(SPLITS)}", unknown)

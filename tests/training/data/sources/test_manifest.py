@@ -41,7 +41,9 @@ def test_splits_are_named_as_folders_are(tmp_path: Path, words: tuple[str, ...],
     [
         ("path,label\n0.png,cat, black\n", "line 2: expected 2 values"),
         ("path,label,group\n0.png,cat\n", "line 2: expected 3 values"),
-        ("path,label\n0.png,  \n", "rows without a label: 1\n  0.png"),
+        ("path,label\n0.png,  \n", "rows without a label: 1\n  line 2: 0.png$"),
+        ("path,label\n0.png,cat\n ,\n,,\n,dog\n", "do not exist in FOLDER: 1\n  line 5: $"),
+        ("path,label\nb\\0.png,dog\n", r"do not exist in FOLDER; folders are parted by /, .*: 1\n  line 2: b"),
         ("path,label\n0.png,cat\n0.png ,dog\n", "more than once: 1\n  0.png"),
         ("path,label\n", "no rows"),
     ],
@@ -49,5 +51,5 @@ def test_splits_are_named_as_folders_are(tmp_path: Path, words: tuple[str, ...],
 def test_what_is_ragged_or_lacks_a_label_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "0.png").touch()
     (tmp_path / "m.csv").write_text(text)
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(DataError, match=reason.replace("FOLDER", str(tmp_path))):
         find(tmp_path / "m.csv", Cache())
