@@ -16,9 +16,10 @@ from PIL import Image
 from serving.contract.decode import checked_header
 from serving.contract.formats.image_header import FILE_EXTENSIONS
 from training.conversion.dicom import by_pydicom
-from training.conversion.kinds import KINDS, Kind, kind_of, missing
+from training.conversion.extras import missing
 from training.conversion.picture import Picture
 from training.conversion.pillow import by_pillow, by_pillow_heif
+from training.data.inspection.kinds import KINDS, Kind, kind_of
 from training.data.inspection.threads import in_threads
 from training.data.sources.source import NAMES_SHOWN
 from training.data.sources.tree import IMPORT_RECORD, Tree, is_image

@@ -13,7 +13,7 @@ from tests.support.forged import animated, encoded, exif
 from tests.support.pictures import RGB, RGBA, SMOOTH
 from tests.support.tiff import Layout, tiff
 from tests.support.trainer import command
-from training.conversion import kinds
+from training.conversion import extras
 from training.conversion.command import ImportConfig, import_images, import_summary
 from training.data.sources.folders import folders
 from training.data.sources.tree import IMPORT_RECORD
@@ -165,7 +165,7 @@ def test_nothing_is_overwritten_and_nothing_made_of_nothing(tmp_path: Path) -> N
 
 
 def test_a_missing_extra_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds, "PACKAGES", {"heic": "absent_heif", "dicom": "absent_dicom"})
+    monkeypatch.setattr(extras, "PACKAGES", {"heic": "absent_heif", "dicom": "absent_dicom"})
     files = {
         "a/1.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200),
         "a/2": bytes(128) + b"DICM" + bytes(200),

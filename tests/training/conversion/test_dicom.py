@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.pictures import SMOOTH
 from training.conversion.dicom import by_pydicom
-from training.conversion.kinds import kind_of
+from training.data.inspection.kinds import kind_of
 
 pydicom = pytest.importorskip("pydicom")
 VALUES = SMOOTH[:, :, 0].astype(np.uint16) * 16

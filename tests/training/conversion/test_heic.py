@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import RGB, SMOOTH
-from training.conversion.kinds import kind_of
 from training.conversion.pillow import by_pillow_heif
+from training.data.inspection.kinds import kind_of
 
 pillow_heif = pytest.importorskip("pillow_heif")
 

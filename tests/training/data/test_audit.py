@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from tests.support.datasets import manifest, write
+from tests.support.forged import animated, encoded
+from tests.support.pictures import RGB
 from training.__main__ import main
 from training.data import formats
 from training.data.audit import Audit
@@ -120,6 +122,23 @@ def test_a_fault_leaves_the_audit_to_read(tmp_path: Path) -> None:
     assert found.images.unreadable["a/empty.png"] == "the file is empty"
     assert "left out a/link.png" in audit_lines(audit_facts(found))
     assert audit_facts(found)["fault"] == found.fault
+
+
+def test_images_that_the_import_makes_readable_are_named_with_it(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "whole.png", 1)
+    importable = {
+        "avif.jpg": encoded(RGB, "AVIF"),
+        "cmyk.tif": encoded(RGB.convert("CMYK"), "TIFF"),
+        "film.gif": animated("GIF", 3),
+        "phone.jpg": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200),
+    }
+    others = {"cut.png": encoded(RGB, "PNG")[:50], "cut.tif": encoded(RGB, "TIFF")[:50], "page.jpg": b"<html>"}
+    for name, data in {**importable, **others}.items():
+        (tmp_path / "a" / name).write_bytes(data)
+    fault = audited(tmp_path).fault or ""
+    named = {line.strip().partition(":")[0] for line in fault.splitlines() if "`python -m training import`" in line}
+    assert fault.startswith(f"{tmp_path}: 7 of 8 images cannot be read")
+    assert named == {f"a/{name}" for name in importable}
 
 
 def test_facts_hold_counts_sizes_and_pairs_by_name(brought: Path) -> None:

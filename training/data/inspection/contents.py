@@ -7,18 +7,22 @@ from pydantic import TypeAdapter
 
 from serving.contract.decode import decode
 from serving.contract.formats.depth import SHIFTED
+from serving.contract.formats.image_header import ImageError
 from training.data import duplicates
 from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT, Duplicates
 from training.data.input import depth as depths
 from training.data.input.sizing import Size
-from training.data.inspection.image_file import UNREADABLE, ImageFile, read
+from training.data.inspection.image_file import UNREADABLE, ImageFile, Raw, read
+from training.data.inspection.kinds import can_be_imported
 from training.data.inspection.pixel_file import PixelFile
 from training.data.inspection.threads import in_threads
 from training.data.sources.source import Source
 
 CONTENTS = "contents"
 """Kind of their entry in the cache."""
+IMPORT = "; `python -m training import` converts it"
+"""End of the reason why an image cannot be read, where the import makes it readable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +57,13 @@ def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:
     """Read every image once. The row of image i in `pixel_file`, where there is one, is its position in the source."""
 
     def inspect_image(position: int) -> tuple[ImageFile, np.ndarray] | str:
+        raw: Raw = b""
         try:
             raw = source.read(position)
             file, pixels = read(raw, pixel_file.depth if pixel_file else SHIFTED)
         except UNREADABLE as error:
-            return str(error)
+            importable = isinstance(error, ImageError) and isinstance(raw, bytes) and can_be_imported(raw, error)
+            return f"{error}{IMPORT if importable else ''}"
         if pixel_file is not None:
             pixel_file.write(position, pixels)
         if isinstance(raw, bytes) and file.bits > 8:  # copies are found whatever depth is chosen later

@@ -1,0 +1,17 @@
+"""The extras that the import needs for some kinds of files."""
+
+from importlib.util import find_spec
+
+from training.data.inspection.kinds import Kind
+
+PACKAGES: dict[Kind, str] = {"heic": "pillow_heif", "dicom": "pydicom"}
+"""What the extra of this name installs."""
+
+
+def missing(kinds: set[Kind]) -> list[str]:
+    """A sentence for each extra that is not installed and that these kinds need."""
+    return [
+        f"files of {kind.upper()} need {package}; pip install 'twinlens[{kind}]'"
+        for kind, package in PACKAGES.items()
+        if kind in kinds and find_spec(package) is None
+    ]
