@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from serving.contract.decode import Decoded, as_channels, fit
 from training.data import overlay
 from training.data.overlay import SIDE
+from training.storage import release
 
 SPECTRUM_SIDE = 32
 TEXTURE_PX = 3.0
@@ -47,6 +48,8 @@ LOOK_ALIKE_SHARE = 1 / 3
 TURNS = ("", "mirrored", "flipped", "turned by 180", "transposed", "turned by 90", "turned by 270", "transversed")
 CHUNK = 512
 """Pairs that a thread compares at once, in 40 MB. With fewer, the threads wait longer for the interpreter's lock."""
+PART = 10_000
+"""Images whose spectra are read at once: 44 MiB of a mapped file."""
 FINGERPRINT = np.dtype([("texture", np.int8, (SIDE, SIDE)), ("spectrum", np.float32, (FREQUENCIES, FREQUENCIES))])
 """Texture of an image, and the low frequencies of its cosine transform, scaled to length 1."""
 
@@ -98,9 +101,10 @@ def fingerprint(pixels: Decoded) -> np.ndarray:
 def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
     """Return exact duplicates (equal digests), each paired with the next, and near-duplicates among the others.
 
-    `fingerprints` is an array of FINGERPRINT. A near-duplicate differs at most a third as much as the most similar 1 %
-    of look-alikes do (an image and its 20th neighbour). So small pictures of simple things are not taken for copies.
-    Where most images have more than twenty similar ones, as in a film, the limit is too strict: they need a group.
+    `fingerprints` is an array of FINGERPRINT, which may be mapped from a file. A near-duplicate differs at most a third
+    as much as the most similar 1 % of look-alikes do (an image and its 20th neighbour). So small pictures of simple
+    things are not taken for copies. Where most images have more than twenty similar ones, as in a film, the limit is
+    too strict: they need a group.
     """
     by_digest: dict[str, list[int]] = {}
     for index, digest in enumerate(digests):
@@ -114,7 +118,7 @@ def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
     if len(distinct) < 2:
         return Duplicates(pairs=tuple(exact), least_similarity=LEAST_SIMILARITY)
     images = np.array(distinct)
-    features = _features(fingerprints["spectrum"][images])
+    features = _features(fingerprints, images)
     least = _least_similarity(fingerprints, images, features)
     near = _near(fingerprints, images[_candidates(features)], least)
     return Duplicates(pairs=(*exact, *near), least_similarity=least)
@@ -124,7 +128,8 @@ def required_similarity(fingerprints: np.ndarray) -> float:
     """The similarity that `find` requires of a near-duplicate among these, an array of FINGERPRINT."""
     if len(fingerprints) < 2:
         return LEAST_SIMILARITY
-    return _least_similarity(fingerprints, np.arange(len(fingerprints)), _features(fingerprints["spectrum"]))
+    images = np.arange(len(fingerprints))
+    return _least_similarity(fingerprints, images, _features(fingerprints, images))
 
 
 def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> list[Pair]:
@@ -136,8 +141,8 @@ def copies(pictures: np.ndarray, among: np.ndarray, least_similarity: float) -> 
     if not len(pictures) or not len(among):
         return []
     count = min(LOOK_ALIKE_RANK, len(among))
-    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(_features(among["spectrum"]))
-    nearest = search.kneighbors(_features(pictures["spectrum"]), return_distance=False) + len(pictures)
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(_invariants(among["spectrum"]))
+    nearest = search.kneighbors(_invariants(pictures["spectrum"]), return_distance=False) + len(pictures)
     both = np.concatenate([pictures, among])
     candidates = np.stack([np.repeat(np.arange(len(pictures)), count), nearest.ravel()], axis=1)
     return [replace(pair, second=pair.second - len(pictures)) for pair in _near(both, candidates, least_similarity)]
@@ -171,7 +176,16 @@ def _nearest_in_cells(features: Features, count: int) -> Int64[np.ndarray, "imag
     return nearest
 
 
-def _features(spectra: Float32[np.ndarray, "images 10 10"]) -> Features:
+def _features(fingerprints: np.ndarray, images: Indices) -> Features:
+    """The invariants of these images."""
+    parts = []
+    for start in range(0, len(images), PART):
+        parts.append(_invariants(fingerprints["spectrum"][images[start : start + PART]]))
+        release(fingerprints)
+    return np.concatenate(parts)
+
+
+def _invariants(spectra: Float32[np.ndarray, "images 10 10"]) -> Features:
     """Values `[images, 100]` that are the same in any orientation.
 
     A mirror changes signs of the cosine transform, and a quarter turn transposes it. Neither changes the sum of the
@@ -230,6 +244,7 @@ def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> Compared:
 
     def compare(part: Pairs) -> Compared:
         first, second = fingerprints[part[:, 0]], fingerprints[part[:, 1]]
+        release(fingerprints)
         turns = _best_turns(first["spectrum"], second["spectrum"])
         views = zip(second["texture"], turns.tolist(), strict=True)
         turned = np.stack([_turned(texture, turn) for texture, turn in views])

@@ -1,6 +1,7 @@
 """What the files hold: every one is read once, for its facts, its fingerprint and its pixels."""
 
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -71,13 +72,17 @@ def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:
         return file, duplicates.fingerprint(pixels)
 
     files: list[ImageFile] = []
-    fingerprints = np.empty(len(source.keys), FINGERPRINT)
     unreadable: dict[int, str] = {}
-    for position, result in enumerate(in_threads(inspect_image, range(len(source.keys)), "read")):
-        if isinstance(result, str):
-            unreadable[position] = result
-        else:
-            file, fingerprints[len(files)] = result
-            files.append(file)
-    pairs = duplicates.find(fingerprints[: len(files)], [file.digest for file in files])
+    # The fingerprints of a million images would take 4 GiB of memory.
+    with TemporaryFile(dir=pixel_file.folder if pixel_file else None) as scratch:
+        for position, result in enumerate(in_threads(inspect_image, range(len(source.keys)), "read")):
+            if isinstance(result, str):
+                unreadable[position] = result
+            else:
+                file, fingerprint = result
+                files.append(file)
+                scratch.write(fingerprint.tobytes())
+        scratch.flush()
+        fingerprints = np.memmap(scratch, FINGERPRINT, "r") if files else np.empty(0, FINGERPRINT)
+        pairs = duplicates.find(fingerprints, [file.digest for file in files])
     return Contents(files=files, unreadable=unreadable, duplicates=pairs)
