@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from serving.contract.card.decisions import OperatingPoint
-from training.metrics.bootstrap import Interval, percentiles, resamples, wilson
+from training.metrics.bootstrap import Interval, Right, resamples, widened_difference
 from training.metrics.classification import Labels, Probabilities
 from training.metrics.comparison import Letter, mcnemar
-
-Right = Bool[np.ndarray, " images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +75,14 @@ def compare_decisions(
 def rate_difference(a: Right, b: Right, components: Int64[np.ndarray, " images"]) -> RateDifference | None:
     """Compare which images each model decides rightly; all images of one component are one draw. None without images.
 
-    The interval is the bootstrap's, at least as wide as Newcombe's for paired shares (1998, method 10): where both
-    decide alike on few images, resampling them knows no doubt.
+    The interval is that of `widened_difference`.
     """
     if not len(a):
         return None
     change = b.astype(float) - a
     drawn = resamples(components, np.random.default_rng(0))
-    low, high = percentiles(np.concatenate([weights @ change / weights.sum(1) for weights in drawn]))
-    least, most = newcombe(a, b, len(np.unique(components)))
-    interval = min(low, least), max(high, most)
+    differences = np.concatenate([weights @ change / weights.sum(1) for weights in drawn])
+    interval = widened_difference(differences, a, b, components)
     better: Letter | None = None if interval[0] <= 0 <= interval[1] else "B" if interval[0] > 0 else "A"
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return RateDifference(
@@ -101,28 +96,3 @@ def rate_difference(a: Right, b: Right, components: Int64[np.ndarray, " images"]
         only_b_right=only_b,
         p_value=mcnemar(only_a, only_b),
     )
-
-
-def newcombe(a: Right, b: Right, draws: int) -> Interval:
-    """Interval of the share of b less that of a, from Wilson's of both and their correlation.
-
-    Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data, 1998,
-    method 10. `draws` is the number of independent draws, at most that of images.
-    """
-    shares = np.array([a.mean(), b.mean()])
-    (low_a, low_b), (high_a, high_b) = wilson(shares, np.full(2, float(draws)))
-    below_a, above_a, below_b, above_b = shares[0] - low_a, high_a - shares[0], shares[1] - low_b, high_b - shares[1]
-    phi = _correlation(a, b, draws)
-    down = sqrt(below_b**2 - 2 * phi * below_b * above_a + above_a**2)
-    up = sqrt(above_b**2 - 2 * phi * above_b * below_a + below_a**2)
-    difference = float(shares[1] - shares[0])
-    return difference - down, difference + up
-
-
-def _correlation(a: Right, b: Right, draws: int) -> float:
-    """Phi with Newcombe's correction for continuity."""
-    both, only_a, only_b, neither = (float(draws * each.mean()) for each in (a & b, a & ~b, b & ~a, ~a & ~b))
-    scale = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    product = both * neither - only_a * only_b
-    corrected = max(product - draws / 2, 0.0) if product > 0 else product
-    return corrected / sqrt(scale) if scale else 0.0

@@ -37,8 +37,10 @@ def test_who_is_right_where_the_labels_differ() -> None:
 def test_a_model_against_itself_is_undecided() -> None:
     labels, a, _ = rivals(0, 100)
     found = compared(labels, a, a.copy())
-    for difference in found.differences.values():
-        assert (difference.value, difference.interval, difference.better) == (0.0, (0.0, 0.0), None)
+    for name, difference in found.differences.items():
+        assert (difference.value, difference.better) == (0.0, None)
+        assert difference.interval is not None
+        assert (difference.interval == (0.0, 0.0)) == (name != "accuracy")
     assert (found.labels_differ, len(found.disagreements), found.p_value) == (0, 0, 1.0)
     assert found.verdict.startswith("The evidence does not decide which is better")
     assert found.tally == "Both give every image the same label."
@@ -55,6 +57,18 @@ def test_the_better_one_is_named_whichever_letter_it_has_and_less_log_loss_is_be
         )
         assert found.verdict == f"{letter} is better in accuracy, balanced accuracy, macro F1, ROC AUC and log loss."
         assert found.p_value < 1e-6
+
+
+@pytest.mark.parametrize(("more", "better"), [(4, None), (6, "B")])
+def test_accuracy_is_decided_where_mcnemar_decides(more: int, better: str | None) -> None:
+    """Of 316 images 80 are wrong by A, and B is right on a few of these, too: p is 0.12 for 4 and 0.03 for 6."""
+    labels, wrong = np.zeros(316, np.int64), np.arange(316) < 80
+    a, b = (
+        np.where(each[:, None], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]) for each in (wrong, wrong & (np.arange(316) >= more))
+    )
+    found = compared(labels, a.astype(np.float32), b.astype(np.float32))
+    assert (found.p_value < 0.05) == (better is not None)
+    assert found.differences["accuracy"].better == better
 
 
 def test_what_is_not_decided_is_said_and_what_is_undefined_is_not() -> None:

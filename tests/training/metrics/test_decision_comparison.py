@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from serving.contract.card.decisions import OperatingPoint
-from training.metrics.decision_comparison import compare_decisions, newcombe, rate_difference
+from training.metrics.bootstrap import newcombe
+from training.metrics.decision_comparison import compare_decisions, rate_difference
 
 
 def point(label: str, threshold: float) -> OperatingPoint:
