@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from serving.contract.listing import ManifestError, read_manifest
 from serving.contract.objects import Store, StoreUnusable, Url, Version
+from training.data.sources.manifest import listed, refuse_absent
 from training.data.sources.source import plain, refuse
 from training.errors import ConfigError, DataError
 from training.storage import write_atomically
@@ -105,15 +105,15 @@ class Copy:
         return wanted
 
     def _of_manifest(self) -> dict[str, Version]:
-        """The manifest, fetched to know the others, and the images that it lists, as far as they exist."""
+        """The manifest, fetched to know the others, and the images that it lists. Raises DataError, OSError."""
         Store(self.url).copy(self.path)
-        try:
-            rows = [row["path"] for _, row in read_manifest(self.path, ("path",))]
-        except ManifestError as error:
-            raise DataError(str(error)) from error
-        listed = {plain(spelling) for path in rows for spelling in (path, path.strip())} | {plain(self.url.name)}
-        found = self.folder.versions().items()
-        return {path: version for path, version in found if path == posixpath.normpath(path) and plain(path) in listed}
+        forms = [(line, {plain(line.row.path), plain(line.row.path.strip())}) for line in listed(self.path)]
+        versions = self.folder.versions()
+        found = {path: plain(path) for path in versions if path == posixpath.normpath(path)}
+        there = set(found.values())
+        refuse_absent(str(self.url), str(self.url.folder), [line for line, names in forms if there.isdisjoint(names)])
+        wanted = {plain(self.url.name)} | {name for _, names in forms for name in names}
+        return {path: versions[path] for path, name in found.items() if name in wanted}
 
     def _fetch(self, paths: Sequence[str]) -> tuple[list[str], list[OSError]]:
         """Copy these objects; which are there now, and what went wrong with others."""

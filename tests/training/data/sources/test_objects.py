@@ -92,8 +92,30 @@ def test_of_a_manifest_the_listed_images_are_fetched(store: S3, photos: Path, tm
     )
     assert len(loaded(url("listed/labels.csv"), tmp_path).keys) == 30, "as on a disk, where these are the same files"
     store.put("listed/labels.csv", "\n".join(["path,label", *rows, "images/absent.png,blue"]).encode())
-    with pytest.raises(DataError, match=r"images that do not exist: 1\n  images/absent\.png"):
+    expected = (
+        r"s3://bucket/listed/labels\.csv: images that do not exist in s3://bucket/listed: 1\n  line 32: images/absent"
+    )
+    with pytest.raises(DataError, match=expected):
         loaded(url("listed/labels.csv"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,class\na.png,x\n", "no column label"),
+        ("path,label\na.png,x\nb.png,\n", r"rows without a label: 1\n  line 3: b\.png"),
+        ("path,label,split\na.png,x,train\nb.png,y,holdout\n", r"splits other than .*: 1\n  holdout"),
+        ("path,label\na.png,x\na.png,y\n", r"paths that appear more than once: 1\n  a\.png"),
+        ("path,label\na.png,x\nc.png,y\n", r"images that do not exist in .*/refused: 1\n  line 3: c\.png"),
+    ],
+)
+def test_a_manifest_that_is_refused_costs_no_image(text: str, reason: str, store: S3, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        store.put(f"refused/{name}", b"1")
+    store.put("refused/labels.csv", text.encode())
+    with pytest.raises(DataError, match=reason):
+        copied(url("refused/labels.csv"), tmp_path)
+    assert {Path(path).name for path in files(tmp_path)} == {".lock", "labels.csv"}
 
 
 def test_an_npz_is_fetched(store: S3, tmp_path: Path) -> None:
