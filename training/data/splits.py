@@ -220,13 +220,31 @@ def complete(
         available = (splits[mine] == "train").sum()
         for split, fraction in missing.items():
             there = (splits[mine] == split).sum()
-            within = np.searchsorted(np.cumsum(sizes[drawn]), fraction * available - there, side="right")
-            taken, drawn = np.split(drawn, [min(max(within, int(there == 0)), max(len(drawn) - reserved, 0))])
+            chosen = _up_to(fraction * available - there, sizes[drawn], least=int(there == 0))
+            chosen = chosen[: max(len(drawn) - reserved, 0)]
+            taken, drawn = drawn[chosen], np.delete(drawn, chosen)
             splits[np.isin(components, members[taken])] = split
         settled[members] = True
     made = {split: np.flatnonzero(splits == split) for split in SPLITS}
     _check(made, labels, classes)
     return made
+
+
+def _up_to(wanted: float, sizes: np.ndarray, least: int) -> list[int]:
+    """Positions of the first components of together at most `wanted` images; where none fits, of the `least` smallest.
+
+    The first that does not fit ends the search, unless it is more than half of `wanted`: it is then passed over, for
+    less than half may have been found.
+    """
+    chosen: list[int] = []
+    total = 0
+    for position, size in enumerate(sizes.tolist()):
+        if total + size <= wanted:
+            chosen.append(position)
+            total += size
+        elif size <= wanted / 2:
+            break
+    return chosen or np.argsort(sizes, kind="stable")[:least].tolist()
 
 
 def _check(splits: dict[Split, np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> None:

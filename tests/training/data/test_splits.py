@@ -89,6 +89,32 @@ def test_what_the_data_brings_is_kept_and_its_copies_are_left_alone() -> None:
     assert 20 in made["train"]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_component_larger_than_its_share_takes_no_split(seed: int) -> None:
+    sizes = [60, 14, *[1] * 46]
+    component = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.zeros(len(component), np.int64)
+    made = complete([None] * len(labels), labels, component, "a", replace(POLICY, seed=seed))
+    assert len(made["test"]) == len(made["val"]) == 18
+    large = np.repeat([0, 1, 2], [60, 30, 40])
+    made = complete([None] * 130, np.zeros(130, np.int64), large, "a", replace(POLICY, seed=seed))
+    assert {split: len(indices) for split, indices in made.items()} == {"train": 60, "test": 30, "val": 40}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_components_of_at_most_half_a_share_are_drawn_in_order_until_one_does_not_fit(seed: int) -> None:
+    """The splits of published figures were drawn so."""
+    component = np.sort(np.random.default_rng(seed).integers(0, 70, 200))
+    _, sizes = np.unique(component, return_counts=True)
+    assert 2 <= sizes.max() <= 0.15 * 200 / 2
+    drawn = np.random.default_rng(seed).permutation(len(sizes))
+    for split in ("test", "val"):
+        taken, drawn = np.split(drawn, [np.searchsorted(np.cumsum(sizes[drawn]), 0.15 * 200, side="right")])
+        members = np.unique(component)[taken]
+        made = complete([None] * 200, np.zeros(200, np.int64), component, "a", replace(POLICY, seed=seed))
+        assert made[split].tolist() == np.flatnonzero(np.isin(component, members)).tolist()
+
+
 def test_two_images_of_a_class_train_and_test() -> None:
     labels = np.array([0] * 20 + [1] * 2)
     component = np.arange(22)
