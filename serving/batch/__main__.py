@@ -23,7 +23,7 @@ DONE, SOME_FAILED, STOPPED = 0, 3, 130
 EXIT_CODES: dict[type[Exception], int] = {
     ModelRefused: 7,  # before ValueError, its base class
     InvalidOutput: 4,
-    Busy: 2,
+    Busy: 5,  # not usage: in a Job it ends by itself, when the other pod ends or the lock of a lost node is given up
     ValueError: 2,
     BrokenProcessPool: 6,
     OSError: 6,
@@ -37,8 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Predict every image of a folder or of a manifest as the service does, and write one table.",
         epilog="After a stop or a kill, the same command resumes. The limits and the default model are the settings of "
         "the service (TWINLENS_...). Exit codes: 0 done; 2 usage; 3 done, but some images could not be predicted, and "
-        "column `error` gives the reason; 4 the model gave a value that is not a finite number; 6 storage, memory, "
-        "a Ray cluster, or a process was killed; 7 the model was refused; 130 stopped.",
+        "column `error` gives the reason; 4 the model gave a value that is not a finite number; 5 another process "
+        "writes the same table; 6 storage, memory, a Ray cluster, or a process was killed; 7 the model was refused; "
+        "130 stopped.",
     )
     parser.add_argument("source", type=Path, help="a folder, a CSV with a column path, or a text with a path a line")
     parser.add_argument("--out", type=Path, required=True, help="the table to write, .csv or .parquet")

@@ -16,8 +16,10 @@ import tyro
 import yaml
 
 from serving.batch import __main__ as batch
+from serving.batch.parts import Busy
+from serving.inference.predictor import DECODERS
 from serving.settings import PREFIX, Settings
-from tests.support.markdown import table
+from tests.support.markdown import blocks, table
 from tests.support.paths import ROOT
 from training.__main__ import VERBS
 from training.errors import EXIT_CODES
@@ -117,14 +119,15 @@ def template_of(kind: str, name: str) -> dict[str, Any]:
 
 
 def test_a_replica_may_take_the_memory_that_was_measured() -> None:
-    """One worker under load, and two decoders with an image of 40 megapixels and 16 bits at its peak."""
+    """One worker under load, and at its peak three images of 40 megapixels and 16 bits: two decoded, one explained."""
     measured = [[int(cell.replace(",", "")) for cell in row[1:]] for row in table(K8S / "README.md", "model")]
     of_one = [row for row in measured if row[0] == 1]
     [container] = pods()["Deployment-serve"]["containers"]
     assert container["resources"]["requests"]["memory"] == "512Mi"
     assert max(loaded for _, _, loaded, _, _ in of_one) <= 512
-    assert container["resources"]["limits"]["memory"] == "2Gi"
-    assert max(peak for _, _, _, peak, _ in of_one) + 2 * 606 <= 2048
+    assert container["resources"]["limits"]["memory"] == "2560Mi"
+    decoders = DECODERS + 1  # and the thread of explanations
+    assert max(peak for _, _, _, peak, _ in of_one) + decoders * 606 <= 2560
 
 
 @pytest.mark.parametrize("pod", pods().values(), ids=pods())
@@ -282,8 +285,9 @@ def test_pods_that_share_images_run_the_command_and_try_again_what_may_turn_out_
     [container] = job["template"]["spec"]["containers"]
     final = next(rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")["onExitCodes"]
     assert final["containerName"] == container["name"]
-    storage_or_a_killed_process = 6
-    assert {*final["values"]} == {*batch.EXIT_CODES.values()} - {storage_or_a_killed_process}
+    busy, storage_or_a_killed_process = 5, 6
+    assert batch.EXIT_CODES[Busy] == busy
+    assert {*final["values"]} == {*batch.EXIT_CODES.values()} - {busy, storage_or_a_killed_process}
     [script] = container["args"]
     assert f"-eq {batch.SOME_FAILED} ]" in script
     words = script.replace("/data", str(tmp_path / "data")).replace("/runs", str(tmp_path))
@@ -349,6 +353,26 @@ def test_nothing_goes_out_and_only_requests_come_in() -> None:
     assert allowed["podSelector"] == named("Deployment", "serve")["spec"]["selector"]
     assert allowed["ingress"][0]["ports"] == [{"port": "http"}]
     assert all("namespaceSelector" in peer for rule in allowed["ingress"] for peer in rule["from"])
+
+
+def test_the_rule_of_the_page_lets_spans_out(tmp_path: Path) -> None:
+    [rule] = [block.text for block in blocks(K8S / "README.md") if block.text.startswith("apiVersion: networking")]
+    (tmp_path / "rule.yaml").write_text(rule)
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("kubernetes-validate"),
+        "--strict",
+        tmp_path / "rule.yaml",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    policy = yaml.safe_load(rule)["spec"]
+    assert policy["podSelector"] == named("Deployment", "serve")["spec"]["selector"]
+    [endpoint] = re.findall(r"endpoint: \"http://\S+:(\d+)/", (ROOT / "serving" / "README.md").read_text())
+    assert policy["egress"][0]["ports"] == [{"port": int(endpoint)}]
+    _, name_server = named("NetworkPolicy", "train-together")["spec"]["egress"]
+    assert {(port["port"], port.get("protocol", "TCP")) for port in policy["egress"][1]["ports"]} == {
+        (port["port"], port["protocol"]) for port in name_server["ports"]
+    }
 
 
 def test_a_drain_is_never_blocked() -> None:
