@@ -29,10 +29,13 @@ def forget_dead_workers() -> None:
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def remove_files() -> None:
-    """Delete this process's files, and with them its counts: call it only when the service ends."""
-    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"*_{os.getpid()}.db"):
-        path.unlink()
+def forget_this_worker() -> None:
+    """Remove the gauges of this process, which ends.
+
+    Its counts stay: without them the sum would be smaller, while another worker still answers, and Prometheus would
+    take that for a restart. BentoML empties the folder at the next start.
+    """
+    mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
 class _Workers(Collector):

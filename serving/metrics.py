@@ -42,7 +42,7 @@ class RequestMetrics:
         )
         self._seconds = Histogram(
             "twinlens_request_seconds",
-            "Seconds from a request's headers to the end of its answer, by route, unless refused before any work.",
+            "Seconds from the end of a request's body to that of its answer, by route, unless refused before any work.",
             ["route"],
             buckets=SECONDS_BUCKETS,
             registry=registry,
@@ -192,6 +192,7 @@ class ModelMetrics:
             registry=registry,
         )
         self._current: Gauge | None = None
+        self._classifier: Classifier | None = None
         self._loaded = Gauge(
             "twinlens_model_loaded_timestamp_seconds",
             "When the model that answers was loaded, in seconds since 1970; of the worker that was the first.",
@@ -220,6 +221,12 @@ class ModelMetrics:
             registry=registry,
         )
         self._reloads = {outcome: reloads.labels(outcome) for outcome in get_args(ReloadOutcome)}
+        self._refused = Gauge(
+            "twinlens_model_refused",
+            "1 while the file of the model was refused or could not be loaded, so that another model answers, or none.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         fetches = Counter(
             "twinlens_fetches",
             "Looks at the object of a model that is in an object store, by how they ended.",
@@ -232,15 +239,20 @@ class ModelMetrics:
         """Export this model as the one that answers, in place of the one before it."""
         if self._current is not None:
             self._current.set(0)
-        card = classifier.card
+        card, self._classifier = classifier.card, classifier
         self._current = self._info.labels(card.name, card.version, classifier.digest, classifier.provider)
         self._current.set(1)
         self._loaded.set_to_current_time()
         for gauge in self._drift_by_feature.values():
             gauge.set(NOT_MEASURED)  # the value was of another model's images, and a series cannot be removed
 
-    def drifted(self, stability: Mapping[str, float]) -> None:
-        """Set the distance of each of these features from the reference."""
+    def drifted(self, classifier: Classifier, stability: Mapping[str, float]) -> None:
+        """Set the distance of each of these features from the reference, if this model is the one that answers.
+
+        Requests that were under way at a reload are answered, and counted in a window, by the model before.
+        """
+        if classifier is not self._classifier:
+            return
         for feature, value in stability.items():
             # A child is made with its first value: until then the feature is absent.
             self._drift_by_feature.setdefault(feature, self._drift.labels(feature)).set(value)
@@ -251,8 +263,9 @@ class ModelMetrics:
             self._drift_limit.labels(feature).set(limit)
 
     def reloaded(self, outcome: ReloadOutcome) -> None:
-        """Count an attempt to load a changed model file."""
+        """Count an attempt to load a changed model file, which is refused until an attempt succeeds."""
         self._reloads[outcome].inc()
+        self._refused.set(outcome in ("refused", "failed"))
 
     def looked(self, outcome: FetchOutcome) -> None:
         """Count a look at the object of the model."""

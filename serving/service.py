@@ -27,7 +27,7 @@ from serving.contract import gpu
 from serving.contract.drift import LIMIT
 from serving.contract.model import Classifier, ModelRefused, open_model
 from serving.contract.session import RAISED
-from serving.exposition import forget_dead_workers, remove_files
+from serving.exposition import forget_dead_workers, forget_this_worker
 from serving.inference.mirror import mirror_of
 from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
@@ -173,15 +173,16 @@ class Twinlens:
         readiness = self._state.readiness
         while readiness.alive or readiness.draining:  # a shutdown ends it anyway
             await asyncio.sleep(LOOK_S)
-        log.error("the model has failed several times in a row; this worker ends, and another one takes its place")
+        log.error("the model has failed in a row, or hangs; this worker ends, and another one takes its place")
         await self._middleware.drain(LAST_ANSWERS_S)
-        os._exit(1)  # a regular end would delete the worker's metrics
+        forget_this_worker()
+        os._exit(1)  # a regular end would wait for a run of the model that hangs
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
-    def leave_nothing(self) -> None:
+    def end(self) -> None:
         """Runs last in a worker."""
         bento_config.send_last_spans()
-        remove_files()
+        forget_this_worker()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod

@@ -6,6 +6,7 @@ web servers read and drop for a while (nginx: lingering_close), and so does this
 
 import asyncio
 from collections.abc import MutableMapping
+from time import perf_counter
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -67,13 +68,15 @@ class Exchange:
         self._begun = headers.get(b"expect", b"").lower() != b"100-continue"
         self._receive, self._send = receive, send
         self._withheld = False
+        self.read_at = 0.0
+        """When the end of the body was read, in seconds of `perf_counter`; 0 before that, and without a body."""
 
     async def receive(self) -> Message:
         """The next part of the body."""
         self._begun = True
         message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self._unread = False
+        if self._unread and (message["type"] == "http.disconnect" or not message.get("more_body", False)):
+            self._unread, self.read_at = False, perf_counter()
         return message
 
     async def send(self, message: Message) -> None:

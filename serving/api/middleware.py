@@ -27,6 +27,8 @@ log = logging.getLogger("bentoml.twinlens.requests")
 
 ABOUT_THE_INPUT = frozenset({400, 408, 413, 415, 422})
 """Statuses that speak of what the client sent, and not of its token, its address or the state of the service."""
+LAST_REFUSALS_S = 1.0
+"""Seconds in which requests that a shutdown cuts off are answered with 503."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -84,7 +86,9 @@ class Middleware:
             self._running.discard(task)
             if readiness.draining and not self._running:
                 self._all_answered.set()
-            self._record(scope, route, status, perf_counter() - start)
+            end = perf_counter()
+            self._state.metrics.requests.answered(_name(route), status, end - max(start, exchange.read_at))
+            self._record(scope, route, status, end - start)
         await exchange.finish(self._lingering)
 
     def _reason_to_refuse(self, scope: Scope, route: Route | None) -> Exception | None:
@@ -101,10 +105,7 @@ class Middleware:
         return None
 
     def _record(self, scope: Scope, route: Route | None, status: int, seconds: float) -> None:
-        # A name from the table, never a path from a caller, who could otherwise add any number of series.
-        name = route.name if route else "other"
         metrics, settings = self._state.metrics.requests, self._state.settings
-        metrics.answered(name, status, seconds)
         if route and route.kind is Kind.PROBE:
             return  # probes come every few seconds; the metrics count them
         code = scope["state"].get("code")
@@ -112,10 +113,14 @@ class Middleware:
             metrics.rejected(code)
         if settings.log_requests or status >= 500 or seconds >= settings.slow_s:
             level = logging.ERROR if status >= 500 else logging.INFO
-            log.log(level, "%s %s", scope["method"], status, extra={FIELDS: _fields(scope, name, status, seconds)})
+            fields = _fields(scope, route, status, seconds)
+            log.log(level, "%s %s", scope["method"], status, extra={FIELDS: fields})
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new requests; return when all running ones are answered, or cancelled after `grace_s` seconds."""
+        """Refuse new requests; return when all running ones are answered, or cancelled after `grace_s` seconds.
+
+        Those that are cancelled are answered with 503.
+        """
         self._state.readiness.draining = True
         if not self._running:
             return
@@ -124,8 +129,10 @@ class Middleware:
                 await self._all_answered.wait()
         except TimeoutError:
             log.error("%d requests were not answered within %g s", len(self._running), grace_s)
-            for task in self._running:
+            for task in (running := set(self._running)):
                 task.cancel()
+            if running:
+                await asyncio.wait(running, timeout=LAST_REFUSALS_S)
 
     def drain_on_signals(self, grace_s: float) -> None:
         """Drain at SIGTERM or SIGINT, before the server handles the signal; a second signal does not wait."""
@@ -154,12 +161,17 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
-def _fields(scope: Scope, route: str, status: int, seconds: float) -> dict[str, object]:
+def _name(route: Route | None) -> str:
+    """A name from the table, never a path from a caller, who could otherwise add any number of series."""
+    return route.name if route else "other"
+
+
+def _fields(scope: Scope, route: Route | None, status: int, seconds: float) -> dict[str, object]:
     """The fields of a request's log line; never its path or file names, which the caller chooses."""
     state = scope["state"]
     fields: dict[str, object] = {
         "request_id": state["request_id"],
-        "route": route,
+        "route": _name(route),
         "status": status,
         "seconds": round(seconds, 6),
     }

@@ -32,13 +32,13 @@ class Readiness:
 
     @property
     def alive(self) -> bool:
-        """False when only a restart helps: the model failed several times in a row."""
+        """False when only a restart helps: the model failed several times in a row, or a run of it hangs."""
         return self.predictor is None or self.predictor.alive
 
     def check_alive(self) -> None:
         """Raises RequestError (503) when only a restart helps."""
         if not self.alive:
-            raise RequestError(503, "model_lost", "the model has failed several times in a row")
+            raise RequestError(503, "model_lost", "the model has failed several times in a row, or does not answer")
 
     def check_ready(self) -> None:
         """Raises RequestError (503) while another replica should get new requests."""

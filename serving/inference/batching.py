@@ -72,6 +72,12 @@ class Batcher(Generic[Row]):
         self._running: asyncio.Task[None] | None = None
         self.failures = 0
         """Consecutive failed runs of the model; 0 after a run that succeeds."""
+        self._began: float | None = None
+
+    @property
+    def running_s(self) -> float:
+        """Seconds since the running batch began; 0 while none runs."""
+        return 0.0 if self._began is None else perf_counter() - self._began
 
     async def submit(
         self,
@@ -119,7 +125,7 @@ class Batcher(Generic[Row]):
         return batch + [self._background.popleft() for _ in range(share)]
 
     async def _answer(self, batch: list[_Waiting[Row]]) -> None:
-        start = perf_counter()
+        start = self._began = perf_counter()
         try:
             images = np.stack([waiting.pixels for waiting in batch])
             rows = await self._run_model(images)
@@ -129,6 +135,8 @@ class Batcher(Generic[Row]):
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
+        finally:
+            self._began = None
         self.failures = 0
         waited = [start - waiting.since for waiting in batch if not waiting.background]
         end = perf_counter()

@@ -43,6 +43,8 @@ TURNS = 4
 """Of the event loop before each batch, on a single core: send the last answers, accept, read and decode requests."""
 FAILURES = 3
 """Consecutive failed runs after which the model counts as lost."""
+HANGS_AFTER, HANGS_S = 3, 30.0
+"""Deadlines of a request, and seconds, after which a run of the model counts as one that never ends: the longer one."""
 
 
 class Predictor:
@@ -80,12 +82,14 @@ class Predictor:
             inline=inline,
             turns=TURNS if available_cores() == 1 else 0,
         )
-        self._window = drift.Window(self.card.reference, settings.drift_window, metrics.model.drifted)
+        publish = partial(metrics.model.drifted, classifier)
+        self._window = drift.Window(self.card.reference, settings.drift_window, publish)
 
     @property
     def alive(self) -> bool:
-        """Whether the model still runs: a lost GPU fails every run."""
-        return self.batcher.failures < FAILURES
+        """Whether the model still runs: a lost GPU fails every run, and a driver may let one hang."""
+        hangs = self.batcher.running_s > max(HANGS_AFTER * self._settings.timeout_s, HANGS_S)
+        return self.batcher.failures < FAILURES and not hangs
 
     async def infer(self, image: bytes | Pixels) -> Answer:
         """The model's output for one image, unchanged to the last bit.

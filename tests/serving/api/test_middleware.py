@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import json
 import socket
@@ -10,7 +11,19 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.types import Message, Receive
 
+from serving.api.admission import Admission
+from serving.api.middleware import Middleware
+from serving.api.readiness import Readiness
+from serving.api.state import ServiceState
+from serving.api.ui import Page
+from serving.contract.model import open_model
+from serving.inference.occlusion import Explainer
+from serving.inference.predictor import Predictor
+from serving.inference.similar import Searcher
+from serving.metrics import Metrics
 from serving.settings import Settings
 from tests.support.replies import error, metric
 from tests.support.server import serving
@@ -180,3 +193,68 @@ def test_metrics_count_an_alias_under_its_route(server: str, image: bytes) -> No
         text = httpx.get(f"{server}/metrics").text
         assert metric(text, "twinlens_requests_total", route=name) == before + 1
         assert f'route="{path}"' not in text
+
+
+class InProcess:
+    """The application of a worker, without its process; the statuses of its answers."""
+
+    def __init__(self, model: Path) -> None:
+        settings, self.registry = Settings(), CollectorRegistry()
+        metrics = Metrics(self.registry)
+        state = ServiceState(
+            settings=settings,
+            metrics=metrics,
+            admission=Admission(max_images=settings.max_queue, max_bytes=settings.max_bytes),
+            readiness=Readiness(),
+            explainer=Explainer(settings, metrics),
+            searcher=Searcher(settings, metrics),
+            page=Page.load(),
+            openapi={},
+            bento_schema={},
+        )
+        classifier = open_model(model)
+        metrics.serves(classifier)
+        state.readiness.predictor = Predictor(classifier, settings, metrics)
+        self.middleware = Middleware(state)
+        self.statuses: list[int] = []
+
+    async def post(self, receive: Receive) -> None:
+        headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+        await self.middleware(scope | {"state": {}}, receive, self._send)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.statuses.append(message["status"])
+
+
+def test_a_slow_upload_is_not_in_the_time_of_an_answer(run: Path, image: bytes) -> None:
+    service = InProcess(run / "model.onnx")
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.5)
+        return {"type": "http.request", "body": image, "more_body": False}
+
+    asyncio.run(service.post(receive))
+    assert service.statuses == [200]
+    seconds = service.registry.get_sample_value("twinlens_request_seconds_sum", {"route": "/predict"})
+    assert seconds is not None
+    assert 0 < seconds < 0.4
+
+
+def test_a_drain_ends_when_the_requests_that_it_cuts_off_have_their_answer(run: Path) -> None:
+    service = InProcess(run / "model.onnx")
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01 if service.statuses else 60)
+        return {"type": "http.disconnect"}
+
+    async def scenario() -> list[int]:
+        requests = [asyncio.create_task(service.post(receive)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await service.middleware.drain(0.01)
+        answered = list(service.statuses)
+        await asyncio.gather(*requests)
+        return answered
+
+    assert asyncio.run(scenario()) == [503, 503, 503]

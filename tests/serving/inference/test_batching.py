@@ -130,6 +130,22 @@ def test_background_images_run_beside_and_after_the_others() -> None:
     asyncio.run(scenario())
 
 
+def test_the_time_of_a_run_that_has_not_ended_is_known() -> None:
+    async def scenario() -> None:
+        model = PausedModel()
+        batcher = Batcher(model, max_batch=8)
+        assert batcher.running_s == 0
+        answer = asyncio.create_task(batcher.submit(image(0)))
+        await until(lambda: model.batches)
+        await asyncio.sleep(0.05)
+        assert 0.05 <= batcher.running_s < 30
+        model.resume.set()
+        await answer
+        assert batcher.running_s == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_model_that_raises_fails_its_own_batch_and_no_other() -> None:
     def fails_if_bright(images: np.ndarray) -> np.ndarray:
         if images.max() > 100:

@@ -97,6 +97,26 @@ def test_batches_are_as_large_as_the_model_gains_from(run: Path, seconds: Callab
     assert sum(classifier.sizes) == 96
 
 
+def test_a_run_that_does_not_end_is_a_lost_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a second, where requests have 0.1 s: after three times these, only a restart helps."""
+    monkeypatch.setattr("serving.inference.predictor.HANGS_S", 0.0)
+    slow = Timed(open_model(run / "model.onnx"), lambda batch: 0.0)
+    predictor = Predictor(slow, Settings(timeout_s=0.1), Metrics(CollectorRegistry()))
+    slow._image_s = lambda batch: 1.0
+
+    async def scenario() -> list[bool]:
+        answer = asyncio.create_task(predictor.infer(np.zeros((24, 24, 3), np.uint8)))
+        states = []
+        for _ in range(2):
+            await asyncio.sleep(0.2)
+            states.append(predictor.alive)
+        await answer
+        return [*states, predictor.alive]
+
+    predictor.batcher._inline = False
+    assert asyncio.run(scenario()) == [True, False, True]
+
+
 def disturbed(seconds: Callable[[int], float], size: int) -> Callable[[int], float]:
     """The times, but the second run of this size, the first one that is timed, takes ten times as long."""
     runs: Counter[int] = Counter()
