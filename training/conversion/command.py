@@ -21,7 +21,7 @@ from training.conversion.picture import Picture
 from training.conversion.pillow import by_pillow, by_pillow_heif
 from training.data.inspection.kinds import KINDS, Kind, kind_of
 from training.data.inspection.threads import in_threads
-from training.data.sources.source import NAMES_SHOWN
+from training.data.sources.source import NAMES_SHOWN, shortened
 from training.data.sources.tree import IMPORT_RECORD, Tree, is_image
 from training.errors import ConfigError, DataError
 from training.storage import digest, write_atomically
@@ -107,9 +107,13 @@ def import_summary(folder: Path) -> str:
     lines = [f"{counts[done]:,} {done}" for done in sorted(counts)]
     reasons = {row["source"]: row["done"].partition(": ")[2] for row in rows}
     refused = [f"  {source}: {reason}" for source, reason in reasons.items() if reason]
-    return "\n".join(
-        [", ".join(lines), *refused[:NAMES_SHOWN], f"images  {folder}", f"record  {folder / IMPORT_RECORD}"]
+    tables = [row["source"] for row in rows if not row["output"] and row["source"].lower().endswith(".csv")]
+    note = (
+        f"note: CSV files are left out: {shortened(tables)}. The paths of a manifest have to become those of the "
+        f"copies, which {IMPORT_RECORD} has in its column output."
     )
+    shown = [*refused[:NAMES_SHOWN], *([note] if tables else [])]
+    return "\n".join([", ".join(lines), *shown, f"images  {folder}", f"record  {folder / IMPORT_RECORD}"])
 
 
 def _kind(path: Path) -> tuple[Kind, str]:

@@ -184,6 +184,16 @@ def test_too_large_an_image_is_refused_before_it_is_decoded(tmp_path: Path) -> N
     assert rows["a/1.jp2"]["done"] == "refused: it has 7000 x 6000 px; at most 40 megapixels are read"
 
 
+def test_a_manifest_whose_paths_are_no_longer_right_is_named(tmp_path: Path) -> None:
+    files = {"a.avif": encoded(RGB, "AVIF"), "labels.csv": b"path,label\na.avif,cat\n"}
+    out, rows = imported(tmp_path, files)
+    assert rows["a.avif"]["output"] == "a.avif.png"
+    note = next(line for line in import_summary(out).splitlines() if line.startswith("note: CSV files are left out"))
+    assert "labels.csv. The paths of a manifest have to become those of the copies, which import.csv has" in note
+    out, _ = imported(tmp_path / "plain", {"a.avif": files["a.avif"]})
+    assert "note" not in import_summary(out)
+
+
 @pytest.mark.long
 def test_the_command_line(tmp_path: Path) -> None:
     root = source(tmp_path / "in", {"a/1.jp2": encoded(RGB, "JPEG2000")})
