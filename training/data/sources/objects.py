@@ -86,6 +86,8 @@ class Copy:
                 failed += faults
                 held |= {path: wanted[path] for path in fetched}
                 write_atomically(record, partial(_write, held))
+                if not fetched:  # as without the right to read; the others would fail one by one, too
+                    break
             if failed and last:
                 raise failed[0]
         if any(_read(record).get(path) != version for path, version in self._wanted().items()):

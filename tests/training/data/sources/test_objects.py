@@ -15,6 +15,7 @@ from tests.support.object_store import BUCKET, S3, s3
 from tests.support.paths import ROOT
 from training.__main__ import main
 from training.data.dataset import Dataset, load_dataset
+from training.data.sources import objects
 from training.data.sources.objects import copied
 from training.errors import ConfigError, DataError
 from training.options.config import TrainConfig
@@ -116,6 +117,22 @@ def test_a_manifest_that_is_refused_costs_no_image(text: str, reason: str, store
     with pytest.raises(DataError, match=reason):
         copied(url("refused/labels.csv"), tmp_path)
     assert {Path(path).name for path in files(tmp_path)} == {".lock", "labels.csv"}
+
+
+def test_where_no_object_can_be_read_not_all_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "OBJECTS_A_RECORD", 2)
+    (tmp_path / "store").mkdir()
+    for number in range(6):
+        (tmp_path / "store" / f"{number}.png").symlink_to("nowhere")
+    (tmp_path / "store" / "last.png").write_bytes(b"1")
+    with pytest.raises(FileNotFoundError, match=r"store: there is no such object"):
+        copied(Url(f"file://{tmp_path}/store"), tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*/store/last.png"))
+    for number in range(5):
+        (tmp_path / "store" / f"{number}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"store: there is no such object"):
+        copied(Url(f"file://{tmp_path}/store"), tmp_path / "cache")
+    assert list(tmp_path.glob("cache/*/store/last.png")), "one alone that cannot be read stops no others"
 
 
 def test_an_npz_is_fetched(store: S3, tmp_path: Path) -> None:
