@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,7 +27,8 @@ def forget_dead_workers() -> None:
     for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
         pid = path.stem.rsplit("_", 1)[1]
         if not psutil.pid_exists(int(pid)):
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            with suppress(FileNotFoundError):  # another worker removed it meanwhile
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def forget_this_worker() -> None:

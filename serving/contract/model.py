@@ -225,14 +225,14 @@ def _golden_faults(classifier: Classifier) -> Iterator[str]:
         yield "the card has no golden example, so the model cannot be checked"
     for number, golden in enumerate(classifier.card.goldens):
         try:
-            pixels = decoded(golden.image, preprocessing)
+            full = decoded(golden.image, preprocessing)
+            pixels = preprocessing.fitted(full)
         except ImageError as error:
             yield f"golden {number}: cannot be decoded here ({error})"
             continue
-        if golden.decoded is not None and pixel_digest(pixels) != golden.decoded:
+        if golden.decoded is not None and pixel_digest(full) != golden.decoded:
             yield f"golden {number}: decoding does not give the pixels of the training side"
             continue
-        pixels = preprocessing.fitted(pixels)
         if pixel_digest(pixels) != golden.pixels:
             steps = "decoding and resizing do" if golden.decoded is None else "resizing does"
             yield f"golden {number}: {steps} not give the pixels of the training side"
