@@ -191,6 +191,9 @@ def test_the_same_image_twice_is_one_draw_and_the_unreadable_is_named(
 
 def test_a_model_against_itself(run: Path, photos: Path, tmp_path: Path) -> None:
     found = evaluated(run, photos, tmp_path / "x", compare=run / "model.onnx", split="all")["comparison"]
+    accuracy = found["differences"].pop("accuracy")
+    assert (accuracy["value"], accuracy["better"]) == (0.0, None)
+    assert accuracy["interval"][0] < 0 < accuracy["interval"][1], "Newcombe's"
     for difference in found["differences"].values():
         assert difference == {"value": 0.0, "interval": [0.0, 0.0], "better": None}
     assert (found["labels_differ"], found["disagreements"]) == (0, [])

@@ -25,7 +25,7 @@ COLUMNS = ("path", "label", "suggested", "score")
 """Of label-issues.csv. `label` may be corrected by hand; --corrections reads it."""
 
 SMALLEST = 1e-6
-"""Probabilities have six decimals."""
+"""Added to each probability, whose logarithm is taken: older versions recorded six decimals."""
 LIMIT = 10.0
 """Of a bias and of the log of the temperature: of a class that every answer tells apart, they have no optimum."""
 

@@ -5,7 +5,7 @@ patients, cameras and habits, in any order. Where that stops being true, so does
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from serving.contract.card.decisions import Calibration
-from training.metrics.classification import Labels, Probabilities
+from training.metrics.bootstrap import rate
+from training.metrics.classification import Labels, Probabilities, ScoredImages
 
 MIN_IMAGES = 30
 """With fewer validation images nothing is fitted: temperature 1, no prediction sets."""
@@ -172,3 +173,23 @@ def coverage(
         },
         familiar=known,
     )
+
+
+def coverage_warnings(
+    scored: ScoredImages, sets: Sets | None, level: float, familiar: Bool[np.ndarray, " images"] | None, kind: str
+) -> Iterator[str]:
+    """A sentence where fewer sets hold the true class than `level`, and chance does not explain it.
+
+    `kind` is what the images are called. Of `familiar` images alone, if the model says which these are.
+    """
+    if sets is None:
+        return
+    held = sets[np.arange(len(sets)), scored.labels]
+    found = rate(held, np.ones(len(held), bool) if familiar is None else familiar, scored.components)
+    if found.interval is not None and found.interval[1] < level:
+        low, high = found.interval
+        yield (
+            f"The prediction sets, meant to hold the true class of {level:.0%} of the images, hold it in "
+            f"{found.value:.1%} of {found.images:,} {kind} ({low:.1%} to {high:.1%}): these are unlike the images that "
+            "the sets were fitted to."
+        )

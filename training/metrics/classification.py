@@ -21,7 +21,7 @@ TITLES = {
 }
 CALIBRATION_TITLES = {
     "log_loss": "log loss",
-    "brier_score": "Brier score",
+    "brier_score": "Brier score (0 to 2)",
     "expected_calibration_error": "expected calibration error",
 }
 
@@ -123,7 +123,7 @@ def balanced_accuracy(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def score(labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]) -> Scores:
-    """All scores of a split; definitions are scikit-learn's."""
+    """All scores of a split; definitions are scikit-learn's, but that it halves the Brier score of two classes."""
     predicted = probabilities.argmax(1)
     every = np.arange(len(classes))
     present = np.isin(every, labels)

@@ -14,7 +14,7 @@ from serving.contract.card.decisions import Costs
 from serving.contract.model import Answers, Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
-from training.metrics.calibration import Sets, coverage, held_for
+from training.metrics.calibration import Sets, coverage, coverage_warnings, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.metrics.decision_comparison import DecisionComparison, compare_decisions
@@ -167,9 +167,10 @@ def _facts(
 ) -> dict[str, object]:
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.images, evaluation.indices
-    sets = _sets(evaluation.models[0], images.classes)
+    sets, card = _sets(evaluation.models[0], images.classes), evaluation.models[0].classifier.card
+    familiar = known_images(card, evaluation.models[0].novelty)
     unknown = novelty_facts(
-        evaluation.models[0].classifier.card.familiarity,
+        card.familiarity,
         evaluation.models[0].novelty,
         evaluation.scored.components,
         strange={},
@@ -190,14 +191,13 @@ def _facts(
         "warnings": evaluation.warnings,
         "findings": [
             *decision_warnings(decisions, (), "these images"),
+            *coverage_warnings(evaluation.scored, sets, card.calibration.level, familiar, "images"),
             *subgroup_warnings(columns),
             *novelty_warnings(unknown, "images"),
         ],
         "unknown": unknown,
         "decisions": decision_facts(decisions),
-        "costs": cost_facts(
-            evaluation.costs or evaluation.models[0].classifier.card.costs, images.classes, evaluation.scored
-        ),
+        "costs": cost_facts(evaluation.costs or card.costs, images.classes, evaluation.scored),
         "subgroups": subgroup_facts(columns, evaluation.slices.left_out),
         **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared

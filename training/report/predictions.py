@@ -36,7 +36,7 @@ class Recorded:
     leaks: Bool[np.ndarray, " images"]
     """Whether picture or group of an image is in training or validation, too."""
     probabilities: Probabilities
-    """Of six decimals."""
+    """Exact; of six decimals in files of older versions."""
 
     def of(self, keys: Sequence[str]) -> Probabilities | None:
         """The probabilities of these images; None unless all are in the file."""
@@ -82,7 +82,9 @@ def write_predictions(
         for place, (index, row) in enumerate(zip(indices, answers.probabilities, strict=True)):
             names = dataset.keys[index], dataset.classes[dataset.labels[index]], dataset.classes[row.argmax()]
             decided = [cells[place] for cells in columns.values()]
-            writer.writerow([*names, dataset.components[index], *decided, *(f"{value:.6f}" for value in row)])
+            writer.writerow(
+                [*names, dataset.components[index], *decided, *(str(np.float32(value)) for value in row)]
+            )  # exact
 
 
 def _leaks(dataset: LabelledImages, indices: np.ndarray, card: ModelCard) -> dict[str, list[str]]:

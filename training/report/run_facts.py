@@ -17,7 +17,7 @@ from training.export.measures.views import MeasuredViews
 from training.export.parity import NOVELTY_TOLERANCE, Parity
 from training.export.quantization.int8_file import Quantized
 from training.metrics.bootstrap import Intervals
-from training.metrics.calibration import MIN_IMAGES, coverage
+from training.metrics.calibration import MIN_IMAGES, coverage, coverage_warnings
 from training.metrics.classification import (
     CALIBRATION_TITLES,
     OVERFITTING_GAP,
@@ -111,6 +111,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
         "warnings": [
             *_warnings(inputs),
             *decision_warnings(decisions, inputs.config.operate, "test images"),
+            *coverage_warnings(inputs.scored("test"), sets, inputs.card.calibration.level, familiar, "test images"),
             *subgroup_warnings(columns),
             *novelty_warnings(unknown, "test images"),
             *views.warnings(inputs.views),

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from serving.contract.card.model_card import ModelCard
 from training.data.dataset import LabelledImages
-from training.metrics.bootstrap import Interval, balanced_accuracy_difference, bootstrap
+from training.metrics.bootstrap import Interval, balanced_accuracy_difference, balanced_accuracy_interval, bootstrap
 from training.metrics.classification import Probabilities, score
 from training.report import figures, html
 from training.robustness.changes import DRIFTS, PROBES, Change
@@ -132,6 +132,8 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
     drops += [decisive, others]
     chance = 1 / len(np.unique(labels))
     border = next(drop for drop in drops if drop.change == BORDER)
+    [at_border] = (each.probabilities for each in report.answers if each.change == BORDER)
+    least = balanced_accuracy_interval(labels, at_border, components)[0]
     return {
         "name": report.card.name,
         "version": report.card.version,
@@ -158,7 +160,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         ],
         "decisive": _decisive(decisive, others, report.margin),
         "drift": _drift(report.card.version, steps),
-        "warnings": [*report.warnings, *shortcut(border, scores.balanced_accuracy, chance)],
+        "warnings": [*report.warnings, *shortcut((border.value, least), scores.balanced_accuracy, chance)],
     }
 
 
@@ -197,13 +199,17 @@ def _drift(version: str, steps: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def shortcut(border: Drop, value: float, chance: float) -> list[str]:
-    """A sentence where the model is more than half as good above chance without the object as with it."""
-    if value <= chance or border.value - chance <= (value - chance) / 2:
+def shortcut(border: tuple[float, float], value: float, chance: float) -> list[str]:
+    """A sentence where the model is more than half as good above chance without the object as with it.
+
+    `border` is the score without the object and the lower limit of its 95 % interval, which must be above chance, too.
+    """
+    without, least = border
+    if value <= chance or without - chance <= (value - chance) / 2 or least <= chance:
         return []
     return [
-        f"With the centre of each image hidden, balanced accuracy is still {border.value:.3f} (chance {chance:.3f}): "
-        "something at the border decides, not the object. Look for marks, frames or lighting that differ by class."
+        f"With the centre of each image hidden, balanced accuracy is still {without:.3f} (chance {chance:.3f}): "
+        "something at the border may decide, not the object. Look for marks, frames or lighting that differ by class."
     ]
 
 

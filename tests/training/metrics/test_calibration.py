@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_scor
 
 from serving.contract.card.decisions import Calibration
 from training.metrics import calibration
-from training.metrics.classification import brier_score, expected_calibration_error
+from training.metrics.classification import ScoredImages, brier_score, expected_calibration_error
 from training.metrics.familiarity import novelty
 
 CLASSES = ("a", "b", "c", "d")
@@ -183,6 +183,23 @@ def test_certain_answers_stay_finite() -> None:
     found = (right.temperature, right.threshold, wrong.temperature, wrong.threshold)
     assert all(value is not None and np.isfinite(value) for value in found)
     assert wrong.temperature > 19
+
+
+def test_sets_that_hold_too_seldom_are_a_warning_unless_chance_explains_it() -> None:
+    def warned(right: int, images: int, familiar: np.ndarray | None = None) -> list[str]:
+        labels, sets = np.zeros(images, np.int64), np.zeros((images, 2), bool)
+        sets[:right, 0] = True
+        scored = ScoredImages(labels=labels, probabilities=sets.astype(np.float32), components=np.arange(images))
+        return list(calibration.coverage_warnings(scored, sets, 0.9, familiar, "images"))
+
+    [sentence] = warned(80, 100)
+    assert sentence.startswith(
+        "The prediction sets, meant to hold the true class of 90% of the images, hold it in 80.0% "
+    )
+    assert warned(8, 10) == []
+    assert warned(90, 100) == []
+    assert warned(80, 100, np.arange(100) < 85) == [], "the level is meant for familiar images"
+    assert warned(0, 100, np.zeros(100, bool)) == []
 
 
 def test_hand_worked_scores() -> None:
