@@ -168,6 +168,9 @@ def audit_warnings(audited: Audit) -> Iterator[str]:
     for split in ("val", "test"):
         if absent := [name for name, by_split in counts.items() if not by_split[split]]:
             yield f"The {split} split has no image of {shortened(absent)}: no score covers them."
+        members = audited.division.components[audited.division.splits[split]]
+        if (largest := int(np.bincount(members).max(initial=0))) > max(1, len(members) / 2):
+            yield f"{largest:,} of the {_images(len(members))} of the {split} split are one group: scores rest on it."
     small = [(tested, name) for name, by_split in counts.items() if (tested := by_split["test"]) and _is_wide(tested)]
     if small:
         fewest, name = min(small)

@@ -100,6 +100,19 @@ def test_a_group_in_two_splits_is_named(tmp_path: Path) -> None:
     assert "1 group had images in two splits. 1 image was removed" in " ".join(audit_warnings(found))
 
 
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_group_that_is_most_of_a_split_is_named(tmp_path: Path, size: int) -> None:
+    rows = []
+    for number in range(30):
+        path = write(tmp_path / f"{number}.png", number)
+        split = ("train", "val", "test")[number % 3]
+        group = "patient 7" if split == "val" and number < 3 * size else ""
+        rows.append({"path": path.name, "label": "ab"[number // 15], "split": split, "group": group})
+    said = [line for line in audit_warnings(audited(manifest(tmp_path / "m.csv", rows))) if "one group" in line]
+    named = ["8 of the 10 images of the val split are one group: scores rest on it."]
+    assert said == (named if size == 8 else [])
+
+
 def test_splits_that_are_made_part_no_picture_so_nothing_leaks(tmp_path: Path) -> None:
     for number in range(40):
         picture(tmp_path / "ab"[number % 2] / f"{number}.png", number)
