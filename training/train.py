@@ -4,7 +4,6 @@ import gc
 import shutil
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 
@@ -117,7 +116,7 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
         config = inherit(config)
     config = backbones.check(config)
     found = find_weights(config, group)  # before the data, which takes longer to read
-    dataset = load_dataset(config, partial(demands.check_source, config))
+    dataset = load_dataset(config, lambda source: group.share(lambda: demands.check_source(config, source)))
     if dataset.sizing.reason:
         print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)

@@ -277,6 +277,9 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp
     missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "nowhere", tmp_path, "absent"))]
     assert sum(each.count("error: ") for each in missing) == 1
     assert not (tmp_path / "absent").exists()
+    unknown = arguments(digits, tmp_path, "unknown", "--floor", "sensitivity:zz=0.9")
+    refused = [done(process, code=2) for process in job.plain(*unknown)]
+    assert sum(each.count("there is no class 'zz'") for each in refused) == 1
     wild = arguments(digits, tmp_path, "wild", "--model", "mlp", "--optimizer", "sgd", "--lr", "1e30")
     diverged = [done(process, code=4) for process in job.plain(*wild)]
     assert sum(each.count("error: the loss is") for each in diverged) == 1
