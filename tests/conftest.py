@@ -47,12 +47,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for label, colour in {"Red rash": (40, 40, 200), "blue": (200, 60, 40), "green leaf": (60, 180, 60)}.items():
-        (root / label / "nested folder").mkdir(parents=True)
+        nested = "nested folder" if label == "green leaf" else f"nested {label}"  # one name in all classes is a warning
+        (root / label / nested).mkdir(parents=True)
         for number in range(30):
             height, width = rng.integers(30, 70, size=2)
             noise = rng.integers(-40, 40, size=(height, width, 3))
             picture = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-            name = [f"{number}.png", f"photo {number}.JPG", f"nested folder/{'long ' * 30}{number}.jpeg"][number % 3]
+            name = [f"{number}.png", f"photo {number}.JPG", f"{nested}/{'long ' * 30}{number}.jpeg"][number % 3]
             assert cv2.imwrite(str(root / label / name), picture)
     return root
 
