@@ -9,7 +9,7 @@ from tests.bench import training
 from tests.bench.training import ASSIGNMENT, OURS, PLAIN, STEP, Options
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_loop_trains_for_the_time_that_it_has(photos: Path, tmp_path: Path) -> None:
     options = Options(data=photos, rounds=2, seconds=0.2)
     figures = training.measure(options, "mlp", tmp_path)

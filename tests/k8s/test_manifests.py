@@ -276,7 +276,7 @@ def test_a_study_has_as_many_shares_as_pods() -> None:
     assert merged == [f"runs/studies/regularisation-{i + 1}" for i in range(shares)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pods_that_share_images_run_the_command_and_try_again_what_may_turn_out_otherwise(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:

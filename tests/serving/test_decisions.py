@@ -172,6 +172,7 @@ def test_the_eight_bit_file_has_thresholds_of_its_own(decisive: Path) -> None:
     assert [point.threshold for point in points[1]] == pytest.approx([point.threshold for point in points[0]], abs=0.05)
 
 
+@pytest.mark.long
 def test_a_demand_that_cannot_be_met_is_refused_before_the_first_epoch(pictures: Path, tmp_path: Path) -> None:
     begin = ["--data", pictures, "--out", tmp_path, "--model", "mlp", "--name", "x", "--operate"]
     for demand, reason in {

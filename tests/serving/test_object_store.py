@@ -132,7 +132,7 @@ def test_after_a_restart_the_copy_answers_where_the_store_does_not(
     assert "the last copy is used, and it is tried again" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_end_does_not_wait_for_a_store_that_hangs(
     store: S3, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:

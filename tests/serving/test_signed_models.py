@@ -88,7 +88,7 @@ def test_a_key_that_is_none_ends_the_start_and_is_not_shown(run: Path, tmp_path:
     assert private.read_text().splitlines()[1] not in str(ended.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_check_and_batch_follow_the_same_rule(run: Path, photos: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path)
     model = Path(shutil.copy(run / "model.onnx", tmp_path))

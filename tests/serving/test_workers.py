@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,12 +28,12 @@ RESPAWN_S = 30
 def workers(server: "subprocess.Popen[bytes]", address: str) -> set[psutil.Process]:
     """The supervisor's children that answer: they know the port's socket from it."""
     port = urlsplit(address).port
-    children = psutil.Process(server.pid).children(recursive=True)
-    return {
-        child
-        for child in children
-        if any(connection.laddr and connection.laddr.port == port for connection in child.net_connections())
-    }
+    answering = set()
+    for child in psutil.Process(server.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            if any(connection.laddr and connection.laddr.port == port for connection in child.net_connections()):
+                answering.add(child)
+    return answering
 
 
 def test_the_only_worker_takes_the_container_with_it(run: Path, tmp_path: Path) -> None:

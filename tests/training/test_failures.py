@@ -372,7 +372,7 @@ def test_a_read_only_folder_is_refused_before_any_data_is_read(tmp_path: Path) -
     assert f"Read-only file system: '{tmp_path}/x'" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shared_memory_too_small_for_the_workers_is_said_at_once(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--image-size", "224", "--width", "8"]
     arguments += ["--batch-size", "16", "--workers", "2", "--epochs", "1"]
@@ -383,7 +383,7 @@ def test_shared_memory_too_small_for_the_workers_is_said_at_once(photos: Path, t
         train.train(options("train", [*arguments, "--workers", "0"]), After(0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before(photos: Path, tmp_path: Path) -> None:
     """A checkpoint takes 1.9 MB; there is room for two, and the third is what replaces the oldest."""
     common: dict[str, Any] = {

@@ -128,7 +128,7 @@ with group:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_processes_of_two_hosts_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the command itself; both hosts are this machine."""
     monkeypatch.setattr(sagemaker, "PORT", free_port())

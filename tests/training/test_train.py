@@ -119,8 +119,13 @@ LEVERS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
+@pytest.mark.parametrize(
+    "levers",
+    [
+        pytest.param(levers, id=name, marks=pytest.mark.long if name == "none" else pytest.mark.slow)
+        for name, levers in LEVERS.items()
+    ],
+)
 def test_the_same_seed_gives_the_same_weights_for_any_number_of_workers(
     photos: Path, tmp_path: Path, levers: dict[str, Any]
 ) -> None:

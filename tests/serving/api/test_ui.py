@@ -159,6 +159,7 @@ def test_the_last_of_several_images_counts(page: Page, server: str, images: dict
     expect(page.locator("#explained")).to_contain_text("green leaf")
 
 
+@pytest.mark.long
 def test_many_classes_of_any_name_are_ranked_and_folded(
     browser: Browser, tmp_path: Path, png: Callable[..., bytes]
 ) -> None:

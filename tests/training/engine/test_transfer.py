@@ -170,7 +170,7 @@ def test_mean_and_deviation_come_with_the_value_of_which_they_are_shares(
     assert (next(iter(found.mean), None), found.max_pixel_value) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_left_open_is_that_of_the_origin(run: Path, photos: Path, tmp_path: Path) -> None:
     changed = TrainConfig(data=photos, out=tmp_path, name="own", init_from=run, mean_std="dataset", image_size=32)
     assert inherit(changed) == replace(changed, model="mlp")

@@ -143,7 +143,7 @@ def test_p_of_single_images_is_near_that_of_chi_square() -> None:
         assert permutation_p(right, codes, np.arange(300), ONE) == pytest.approx(expected, rel=0.35, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [True, False])
 def test_images_of_one_group_are_not_independent_evidence(shared: bool) -> None:
     """30 groups of ten images, all right or all wrong, with one value each or with both."""

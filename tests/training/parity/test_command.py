@@ -107,7 +107,7 @@ def test_a_service_that_cannot_answer_is_refused_before_images_are_read(run: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_that_cannot_be_made_is_known_before_images_are_read(run: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out, code, reason in (

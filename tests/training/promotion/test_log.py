@@ -93,7 +93,7 @@ def move_often(out: Path, name: str) -> None:
             log.move(out, entry(name, latest(out)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_writers_leave_one_story(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for done in [pool.submit(move_often, tmp_path, name) for name in ("a", "b")]:

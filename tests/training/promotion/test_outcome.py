@@ -88,7 +88,7 @@ def test_an_equal_run_replaces_it_and_always_asks_nothing(photos: Path, two: Pat
     assert log(out)[-1]["run"] == "any"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_first_run_that_misses_a_floor_or_chance_is_served_by_nothing(photos: Path, tmp_path: Path) -> None:
     make(photos, tmp_path, name="x", floor=("sensitivity:blue=0.99",))
     assert latest(tmp_path) is None
@@ -118,7 +118,7 @@ def test_on_another_test_split_the_old_file_answers(photos: Path, two: Path, tmp
     assert re.search(r"has learned from \d+ of these images, its score is too high", log(out)[-1]["faults"][-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_classes_are_not_comparable(photos: Path, two: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for name in ("blue", "green leaf"):

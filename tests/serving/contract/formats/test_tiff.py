@@ -274,7 +274,7 @@ def test_tables_of_jpeg_are_bytes(kind: int, count: int) -> None:
 UNSUPPORTED = {"odd size, LZW in one strip", "RGBA of 16 bits", "JPEG, long tables before each strip"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bombs_take_bounded_memory_and_time(tmp_path: Path) -> None:
     for name, data in bombs().items():
         assert len(data) < 10 * 2**20, name

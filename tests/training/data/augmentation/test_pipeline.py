@@ -142,7 +142,7 @@ def test_channels_must_stay_too(tmp_path: Path) -> None:
     assert "ToRGB made it uint8 (32, 32, 3)" in refusal(path, channels=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_keeps_the_file_and_the_card_holds_its_content(photos: Path, tmp_path: Path) -> None:
     path = saved(OWN, tmp_path / "own.yaml")
     options: dict[str, Any] = {
