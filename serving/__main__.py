@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 SERVICE = "serving.service:Twinlens"
 KEEP_ALIVE_S = 75
-"""Seconds that an idle connection stays open. Proxies close theirs after 60, and must be the first: one that sends a
-request while the service closes the connection answers 502. BentoML's default is 5."""
+"""Seconds that an idle connection stays open. nginx and AWS close theirs after 60, and must be the first: a proxy that
+sends a request while the service closes the connection answers 502. BentoML's default is 5."""
 CONTAINER = {"BENTOML_HOST": "0.0.0.0"}  # noqa: S104 (the network decides which clients reach it)
 CLOUD_RUN = {"PORT": "BENTOML_PORT"}
 VERTEX_AI = {

@@ -16,8 +16,9 @@ SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 DECISIONS = {True: "yes", False: "no"}
 """The values of the label `decision`."""
-NO_WORK = frozenset({401, 404, 405, 429, 503})
-"""Statuses of requests that were refused at once. Under overload their microseconds would hide how long others wait."""
+NO_WORK = frozenset({401, 404, 405, 408, 429, 503})
+"""Statuses of requests that were refused at once, or whose body never arrived. Under overload the microseconds of the
+first would hide how long others wait; the seconds of the second are the client's."""
 NOT_MEASURED = -math.inf
 """Of a drift that no image was measured for yet. It is less than every other worker's value, so the largest one is not
 hidden; NaN, read first, would hide all others."""
@@ -263,7 +264,7 @@ class ModelMetrics:
             self._drift_limit.labels(feature).set(limit)
 
     def reloaded(self, outcome: ReloadOutcome) -> None:
-        """Count an attempt to load a changed model file, which is refused until an attempt succeeds."""
+        """Count an attempt to load a changed model file, and export whether it failed."""
         self._reloads[outcome].inc()
         self._refused.set(outcome in ("refused", "failed"))
 

@@ -173,7 +173,9 @@ class Twinlens:
         readiness = self._state.readiness
         while readiness.alive or readiness.draining:  # a shutdown ends it anyway
             await asyncio.sleep(LOOK_S)
-        log.error("the model has failed in a row, or hangs; this worker ends, and another one takes its place")
+        log.error(
+            "the model has failed three times in a row, or hangs; this worker ends, and another one takes its place"
+        )
         await self._middleware.drain(LAST_ANSWERS_S)
         forget_this_worker()
         os._exit(1)  # a regular end would wait for a run of the model that hangs

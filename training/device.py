@@ -55,6 +55,8 @@ def _without_kernels(device: torch.device) -> str | None:
     """Why the card cannot compute although torch shows it: torch has kernels for some generations of cards only."""
     try:
         torch.ones(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        return None  # it computes; what fills it is explained when the run needs memory
     except RuntimeError as error:
         if "no kernel image" not in str(error):
             raise

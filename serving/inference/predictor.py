@@ -43,8 +43,9 @@ TURNS = 4
 """Of the event loop before each batch, on a single core: send the last answers, accept, read and decode requests."""
 FAILURES = 3
 """Consecutive failed runs after which the model counts as lost."""
-HANGS_AFTER, HANGS_S = 3, 30.0
-"""Deadlines of a request, and seconds, after which a run of the model counts as one that never ends: the longer one."""
+HANGS_AFTER, HANGS_S, HANGS_BATCHES = 3, 30.0, 10
+"""Deadlines of a request, seconds, and times of a full batch at the start, after which a run of the model counts as one
+that never ends: the longest of them."""
 
 
 class Predictor:
@@ -84,12 +85,13 @@ class Predictor:
         )
         publish = partial(metrics.model.drifted, classifier)
         self._window = drift.Window(self.card.reference, settings.drift_window, publish)
+        full_batch_s = one_image_s * max_batch
+        self._hangs_s = max(HANGS_AFTER * settings.timeout_s, HANGS_S, HANGS_BATCHES * full_batch_s)
 
     @property
     def alive(self) -> bool:
         """Whether the model still runs: a lost GPU fails every run, and a driver may let one hang."""
-        hangs = self.batcher.running_s > max(HANGS_AFTER * self._settings.timeout_s, HANGS_S)
-        return self.batcher.failures < FAILURES and not hangs
+        return self.batcher.failures < FAILURES and self.batcher.running_s <= self._hangs_s
 
     async def infer(self, image: bytes | Pixels) -> Answer:
         """The model's output for one image, unchanged to the last bit.

@@ -79,12 +79,14 @@ class Reloader:
         self._not_before = 0.0
         self._last_state: FileState | None = None
         self._served: tuple[str, str | None] | None = None
+        self._served_state: FileState | None = None
 
     def start(self) -> None:
         """Serve the file if it exists. Raises ModelRefused."""
         self._judged = self._last_state = FileState.of(self._path)
         if self._judged is not None:
             self._swap(self._open(self._path))
+            self._served_state = self._judged
 
     async def watch(self, every_s: float) -> None:
         """Check the file every `every_s` seconds, without end, in a thread."""
@@ -103,6 +105,9 @@ class Reloader:
             if before is not None:
                 log.warning("%s no longer exists; the model loaded from it still answers", self._path)
             return
+        if state == before == self._served_state and self._failed is not None:
+            self._failed = None  # a roll back from a file that could not be loaded
+            self._observe("unchanged")
         if state != before or state == self._judged or (state == self._failed and monotonic() < self._not_before):
             return
         outcome = self._try(state)
@@ -110,6 +115,8 @@ class Reloader:
             return
         if outcome != "failed":
             self._judged = state
+        if outcome in ("swapped", "unchanged"):
+            self._served_state = state
         self._observe(outcome)
 
     def _try(self, state: FileState) -> ReloadOutcome | None:

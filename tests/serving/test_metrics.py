@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 from serving.metrics import Metrics, ReloadOutcome
 
 
-@pytest.mark.parametrize("status", [401, 404, 405, 429, 503])
+@pytest.mark.parametrize("status", [401, 404, 405, 408, 429, 503])
 def test_a_refusal_at_once_is_counted_and_its_time_is_not(status: int) -> None:
     """Under overload there are many times more refusals than answers: the quantiles would be theirs."""
     registry = CollectorRegistry()

@@ -250,7 +250,7 @@ def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> Compared:
         turned = np.stack([_turned(texture, turn) for texture, turn in views])
         return Compared(turns, *overlay.compare(first["texture"], turned, least))
 
-    parts = [pairs[start : start + CHUNK] for start in range(0, max(1, len(pairs)), CHUNK)]
+    parts = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
     # NumPy and OpenCV release the interpreter's lock. BLAS must not start threads of its own in each thread.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(joblib.cpu_count()) as pool:
         return Compared(*map(np.concatenate, zip(*pool.map(compare, parts), strict=True)))

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ from jaxtyping import UInt8
 from pydantic import TypeAdapter
 
 from serving.contract.decode import Decoded, Digest, Fit, Preprocessing
-from serving.contract.formats.image_header import IMAGE_EXTENSIONS
+from serving.contract.formats.image_header import IMAGE_EXTENSIONS, ImageError
 from serving.contract.objects import Location, Url
 from training.data import duplicates
 from training.data.cache import Cache
@@ -88,7 +89,9 @@ class Person:
         shown = []
         for way in get_args(Fit):
             made = Preprocessing(height=height, width=width, channels=3, interpolation="area", fit=way)
-            shown += [duplicates.fingerprint(made.fitted(picture)) for picture in self.pictures]
+            for picture in self.pictures:
+                with suppress(ImageError):  # one too long to be cropped is in no cache of cropped ones
+                    shown.append(duplicates.fingerprint(made.fitted(picture)))
         return _stacked(shown)
 
 

@@ -76,6 +76,14 @@ def table(path: Path) -> list[list[str]]:
         raise ConfigError(f"--costs {path}: not a CSV file that can be read ({error})") from error
 
 
+def check_rows(path: Path, classes: Sequence[str]) -> None:
+    """Raise ConfigError where a row is none of the classes.
+
+    Whether each class has a row is known when the images are read: a class of which none can be read is left out.
+    """
+    _refuse_others(path, "row", [row[0] for row in table(path)[1:]], classes)
+
+
 def same(one: Path, other: Path) -> bool:
     """Whether two files hold the same matrix, whatever the order of their rows. Raises ConfigError."""
     first, second = (_cells(path) for path in (one, other))
@@ -124,7 +132,12 @@ def _check_names(path: Path, what: str, names: Sequence[str], classes: Sequence[
         raise ConfigError(f"--costs {path}: {what} {', '.join(twice)} several times")
     if "" in names:
         raise ConfigError(f"--costs {path}: a {what} without a name")
-    if unknown := [name for name in names if name not in classes and not others]:
+    if not others:
+        _refuse_others(path, what, names, classes)
+
+
+def _refuse_others(path: Path, what: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in classes]:
         raise ConfigError(f"--costs {path}: {what} {shortened(unknown)} is no class; there are {shortened(classes)}")
 
 

@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from serving.contract.card.model_card import VIEWS, ModelCard
 from serving.contract.decode import Pixels, as_channels
+from serving.contract.formats.image_header import ImageError
 from training.data.dataset import LabelledImages
 from training.device import full_float32
+from training.errors import DataError
 from training.models import views
 from training.storage import copied
 
@@ -90,7 +92,8 @@ def fitted_batches(
 ) -> Iterator[Images]:
     """The images `indices` as a model of this card takes them, a batch at a time.
 
-    They are read, decoded and resized anew; memory holds one batch of resized images.
+    They are read, decoded and resized anew; memory holds one batch of resized images. Raises DataError for one that is
+    too long to be cropped.
     """
     preprocessing = card.preprocessing
     image_set = replace(images.image_set, depth=preprocessing.depth)
@@ -98,7 +101,10 @@ def fitted_batches(
 
     def fitted(index: int) -> Pixels:
         # The service's `decode` converts RGB to gray in the same way, so these are its pixels.
-        return preprocessing.fitted(as_channels(image_set.read(index), preprocessing.channels))
+        try:
+            return preprocessing.fitted(as_channels(image_set.read(index), preprocessing.channels))
+        except ImageError as error:
+            raise DataError(f"{image_set.keys[index]}: {error}; the model crops its images") from error
 
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         for start in tqdm(range(0, len(indices), size), "predict", unit=" batches", disable=None, leave=False):

@@ -34,7 +34,7 @@ def check_source(config: TrainConfig, source: Source) -> None:
     floors.check_classes(config.floor, classes)
     operating_points.check_names(config.operate, classes)
     if config.costs is not None:
-        costs.read(config.costs, classes)
+        costs.check_rows(config.costs, classes)
     slices.check_columns(config.slices, source)
     which = None if config.fold is None else LeftOut.of(config.fold)
     if which is not None:

@@ -14,6 +14,7 @@ from serving.contract.decode import Digest
 from serving.contract.model import ModelRefused, open_model
 from training.data.dataset import LabelledImages, training_division
 from training.engine.runs import LATEST
+from training.errors import DataError
 from training.metrics.classification import Probabilities
 from training.metrics.comparison import unshared
 from training.models.prediction import predict_images
@@ -73,7 +74,7 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
             test = images.splits["test"]
             probabilities = predict_images(open_model(folder / MODEL, threads=0), images, test)
             learned_from = _learned_from(images, test[~answers.leaks], card)
-    except (Incomparable, ModelRefused) as error:
+    except (Incomparable, ModelRefused, DataError) as error:
         return Rival(digest=served.digest, version=version, probabilities=None, incomparable=str(error))
     return Rival(digest=served.digest, version=version, probabilities=probabilities, learned_from=learned_from)
 

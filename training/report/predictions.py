@@ -88,10 +88,11 @@ def write_predictions(
 
 
 def _leaks(dataset: LabelledImages, indices: np.ndarray, card: ModelCard) -> dict[str, list[str]]:
-    """The column `LEAKS`; none where the scores are those of folds, which hold out other images."""
+    """The column `LEAKS`; none where the scores are those of folds, or where the model learned from other data."""
     leaks = ~np.isin(indices, dataset.division.leak_free_test)
+    learned = dataset.digest == card.provenance.data_digest and card.statement is None
     of_test = np.array_equal(indices, dataset.splits["test"])
-    return {LEAKS: _booleans(leaks)} if leaks.any() and of_test and card.statement is None else {}
+    return {LEAKS: _booleans(leaks)} if leaks.any() and of_test and learned else {}
 
 
 def _decided(answers: Answers, card: ModelCard, classes: Sequence[str]) -> dict[str, list[str]]:

@@ -212,6 +212,32 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     assert (outcomes, len(opened)) == (["failed", "swapped"], 1)
 
 
+def test_a_roll_back_from_a_file_that_could_not_be_loaded_is_the_published_one(
+    models: dict[str, Path], tmp_path: Path, clock: list[float]
+) -> None:
+    """The model that answers is the published one again, without another attempt to load it."""
+    link = tmp_path / "latest"
+    outcomes: list[ReloadOutcome] = []
+
+    def open_one(path: Path) -> Classifier:
+        if link.readlink() == Path("new"):
+            raise MemoryError
+        return open_model(path)
+
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        shutil.copy(models["first"], tmp_path / name / "model.onnx")
+    link.symlink_to("old")
+    reloader = Reloader(link / "model.onnx", open_one, lambda classifier: None, outcomes.append)
+    reloader.start()
+    for target in ("new", "old"):
+        link.unlink()
+        link.symlink_to(target)
+        for _ in range(3):
+            reloader.check()
+    assert outcomes == ["failed", "unchanged"]
+
+
 def test_a_missing_signature_is_a_verdict(models: dict[str, Path], tmp_path: Path, clock: list[float]) -> None:
     _, public = keys(tmp_path)
     key = PublicKey.read(str(public))

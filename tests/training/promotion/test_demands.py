@@ -16,7 +16,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"path": write(root / f"{number}.png", number).name, "label": "ab"[number % 2], "site": "XY"[number // 2 % 2]}
         for number in range(24)
     ]
-    (root / "costs.csv").write_text(",a\na,0\nb,1\n")
+    (root / "costs.csv").write_text(",a,b\na,0,1\nb,1,0\nc,1,1\n")
     (root / "pipeline.yaml").write_text("transform: nothing\n")
     return manifest(root / "m.csv", rows)
 
@@ -32,7 +32,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--fold", "site=x"], "--fold site=x: no image has this value; there are Y, X"),
         (["--floor", "sensitivity:c=0.9"], "there is no class 'c'; there are a, b"),
         (["--operate", "c:sensitivity=0.9"], "there is no class 'c'; there are a, b"),
-        (["--costs", "{root}/costs.csv"], "no column of class b; there are a"),
+        (["--costs", "{root}/costs.csv"], "row c is no class; there are a, b"),
     ],
 )
 def test_what_needs_no_pixels_is_refused_before_the_images_are_read(

@@ -1,6 +1,7 @@
 """What the files hold: every one is read once, for its facts, its fingerprint and its pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -51,11 +52,14 @@ class Contents:
 
 def inspect_files(source: Source, cache: Cache) -> Contents:
     """Return what the files hold, from the cache or by reading all of them."""
-    return cache.value(CONTENTS, source.identity, TypeAdapter(Contents), lambda: read_all(source))
+    return cache.value(CONTENTS, source.identity, TypeAdapter(Contents), lambda: read_all(source, scratch=cache.folder))
 
 
-def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:
-    """Read every image once. The row of image i in `pixel_file`, where there is one, is its position in the source."""
+def read_all(source: Source, pixel_file: PixelFile | None = None, scratch: Path | None = None) -> Contents:
+    """Read every image once. The row of image i in `pixel_file`, where there is one, is its position in the source.
+
+    What is needed meanwhile is in a file in the folder `scratch`, by default one of the system.
+    """
 
     def inspect_image(position: int) -> tuple[ImageFile, np.ndarray] | str:
         raw: Raw = b""
@@ -74,15 +78,15 @@ def read_all(source: Source, pixel_file: PixelFile | None = None) -> Contents:
     files: list[ImageFile] = []
     unreadable: dict[int, str] = {}
     # The fingerprints of a million images would take 4 GiB of memory.
-    with TemporaryFile(dir=pixel_file.folder if pixel_file else None) as scratch:
+    with TemporaryFile(dir=scratch) as file_of_fingerprints:
         for position, result in enumerate(in_threads(inspect_image, range(len(source.keys)), "read")):
             if isinstance(result, str):
                 unreadable[position] = result
             else:
                 file, fingerprint = result
                 files.append(file)
-                scratch.write(fingerprint.tobytes())
-        scratch.flush()
-        fingerprints = np.memmap(scratch, FINGERPRINT, "r") if files else np.empty(0, FINGERPRINT)
+                file_of_fingerprints.write(fingerprint.tobytes())
+        file_of_fingerprints.flush()
+        fingerprints = np.memmap(file_of_fingerprints, FINGERPRINT, "r") if files else np.empty(0, FINGERPRINT)
         pairs = duplicates.find(fingerprints, [file.digest for file in files])
     return Contents(files=files, unreadable=unreadable, duplicates=pairs)

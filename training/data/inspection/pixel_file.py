@@ -1,7 +1,6 @@
 """The file of resized images: rows that several threads write."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
@@ -27,11 +26,6 @@ class PixelFile:
         self._lock = Lock()
         self._write_header(len(names))
         self._start = file.tell()
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the file."""
-        return Path(self._file.name).parent
 
     @property
     def depth(self) -> Depth:

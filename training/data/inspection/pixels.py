@@ -73,7 +73,7 @@ def resized_pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -
         with (folder / f"{_IMAGES}.npy").open("w+b") as file:
             pixel_file = PixelFile(file, source.keys, preprocessing)
             with cache.slot(CONTENTS, source.identity, TypeAdapter(Contents)) as slot:
-                known, contents = slot.value, slot.value or read_all(source, pixel_file)
+                known, contents = slot.value, slot.value or read_all(source, pixel_file, folder)
                 slot.value = contents
             if known is not None:
                 _decode_all(source, contents.positions, pixel_file)
