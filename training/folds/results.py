@@ -12,8 +12,8 @@ from scipy.stats import t
 
 from training.data.dataset import LabelledImages
 from training.errors import DataError
-from training.metrics.bootstrap import LEVEL, Interval
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores, score
+from training.metrics.proportions import LEVEL, Interval
 from training.report.predictions import read_predictions
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int64
 from scipy.stats import binomtest
 
-from training.metrics.bootstrap import Interval, paired
+from training.metrics.bootstrap import paired
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores
+from training.metrics.proportions import Interval
 
 Letter = Literal["A", "B"]
 

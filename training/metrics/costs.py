@@ -12,8 +12,9 @@ from jaxtyping import Float64
 from serving.contract.card.decisions import Costs
 from training.data.sources.source import shortened
 from training.errors import ConfigError
-from training.metrics.bootstrap import Interval, percentiles, resamples
+from training.metrics.bootstrap import percentiles, resamples
 from training.metrics.classification import ScoredImages
+from training.metrics.proportions import Interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from serving.contract.card.decisions import OperatingPoint
-from training.metrics.bootstrap import Interval, Right, resamples, widened_difference
+from training.metrics.bootstrap import resamples, widened_difference
 from training.metrics.classification import Labels, Probabilities
 from training.metrics.comparison import Letter, mcnemar
+from training.metrics.proportions import Interval, Right
 
 
 @dataclass(frozen=True, kw_only=True)

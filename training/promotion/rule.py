@@ -9,9 +9,10 @@ from jaxtyping import Bool, Int64
 
 from serving.contract.card.certificate import Certificate, Champion, Floor
 from serving.contract.decode import Digest
-from training.metrics.bootstrap import Interval, Intervals, balanced_accuracy_difference, bootstrap
+from training.metrics.bootstrap import Intervals, balanced_accuracy_difference, bootstrap
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy
 from training.metrics.comparison import mcnemar
+from training.metrics.proportions import Interval
 from training.options.config import TrainConfig
 from training.promotion import floors
 

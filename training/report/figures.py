@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from training.metrics.bootstrap import Interval
 from training.metrics.classification import RiskCoverage, Scores
 from training.metrics.curves import SHARES, Band, ClassCurves
 from training.metrics.operating_points import Measured
+from training.metrics.proportions import Interval
 from training.report.names import displayed, legend
 
 # Okabe and Ito (2008), Color universal design: distinguishable with colour blindness.

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.stats import nct, t
 
-from training.metrics.bootstrap import LEVEL, Interval, wilson
+from training.metrics.proportions import LEVEL, Interval, wilson
 
 GAIN = 0.05
 """Of a score, for which the number of images is stated: 5 points."""

@@ -16,8 +16,8 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
-from training.metrics.bootstrap import LEVEL, Interval
 from training.metrics.correction import holm
+from training.metrics.proportions import LEVEL, Interval
 from training.study.measures import MEASURES, Measure
 from training.study.results import RunResult
 from training.study.spec.grid import Question

@@ -98,7 +98,7 @@ def make(folder: Path, count: int, side: int) -> Path:
 
 
 def run(options: Options, data: Path, processes: int, epochs: int) -> Costs:
-    """Start a training, and stop it after so many epochs."""
+    """Start a training, and stop it when it has ended this number of epochs."""
     together = ["-m", "torch.distributed.run", "--nproc-per-node", processes] if processes > 1 else []
     command = [sys.executable, *together, "-m", "training", "--data", data, "--model", options.model]
     command += ["--image-size", options.side, "--out", options.folder / "runs", "--cache", options.folder / "cache"]

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from tests.support.rival_models import CLASSES, rivals, split
-from training.metrics import bootstrap
+from training.metrics import bootstrap, proportions
 from training.metrics.classification import score
 
 
@@ -62,7 +62,7 @@ def test_the_interval_of_accuracy_holds_the_truth_about_as_often_as_it_says() ->
 def test_wilson_s_interval_is_scipy_s() -> None:
     for hits, draws in ((0, 3), (5, 5), (7, 20)):
         expected = binomtest(hits, draws).proportion_ci(method="wilson")
-        found = bootstrap.wilson(np.array([hits / draws]), np.array([float(draws)]))
+        found = proportions.wilson(np.array([hits / draws]), np.array([float(draws)]))
         assert found.ravel() == pytest.approx([expected.low, expected.high])
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from serving.contract.card.decisions import OperatingPoint
-from training.metrics.bootstrap import newcombe
 from training.metrics.decision_comparison import compare_decisions, rate_difference
+from training.metrics.proportions import newcombe
 
 
 def point(label: str, threshold: float) -> OperatingPoint:
