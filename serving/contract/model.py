@@ -201,13 +201,19 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
     novelty = {node.name: node for node in session.get_outputs()}.get(NOVELTY_NAME)
     if card.familiarity is not None and (novelty is None or len(novelty.shape) != 1):
         yield f"the card has a limit of novelty, the graph no output {NOVELTY_NAME!r} of one value an image"
-    own = card.calibration.class_thresholds
+    yield from _decision_faults(card)
+
+
+def _decision_faults(card: ModelCard) -> Iterator[str]:
+    """Each part of the card that decides and does not fit its classes."""
+    own, correction = card.calibration.class_thresholds, card.calibration.prior_correction
     if own and len(own) != len(card.classes):
         yield f"the card has {len(own)} thresholds of prediction sets for {len(card.classes)} classes"
+    if correction and len(correction.factors) != len(card.classes):
+        yield f"the card corrects the priors of {len(correction.factors)} classes, it names {len(card.classes)}"
     decided = [point.label for point in card.operating_points]
     if len(set(decided)) < len(decided) or not set(decided) <= set(card.classes):
         yield f"the card decides on {', '.join(decided)}; expected classes of its own, each at most once"
-
     if card.costs and not _fits(card.costs, card.classes):
         yield "the cost matrix of the card does not fit its classes"
 

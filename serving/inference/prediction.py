@@ -95,7 +95,7 @@ def describe_batch(
     limit = math.inf if card.familiarity is None else card.familiarity.threshold
     sets = None if (found := card.prediction_sets(probabilities, answers.novelty)) is None else found.tolist()
     points = [(card.classes.index(point.label), point) for point in card.operating_points]
-    least = None if card.costs is None else [card.costs.actions[index] for index in card.costs.least(probabilities)]
+    least = None if card.costs is None else [card.costs.actions[index] for index in card.least_cost(probabilities)]
     predictions = []
     for row, (values, new) in enumerate(zip(probabilities.tolist(), novelty, strict=True)):
         order = sorted(range(len(values)), key=values.__getitem__, reverse=True)

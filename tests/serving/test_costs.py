@@ -62,7 +62,7 @@ def test_service_table_and_report_have_the_answer_of_the_least_cost(costly: Path
     with (costly / "predictions.csv").open(newline="") as file:
         assert Counter(row["least_cost"] for row in csv.DictReader(file)) == Counter(report["costs"]["actions"])
     probabilities = np.array([[reply["probabilities"][name] for name in card.classes]], np.float32)
-    assert reply["least_cost"] == card.costs.actions[card.costs.least(probabilities)[0]] == "refer"
+    assert reply["least_cost"] == card.costs.actions[card.least_cost(probabilities)[0]] == "refer"
     assert 'twinlens_least_cost_total{action="refer"} 1.0' in metrics
     assert 'twinlens_least_cost_total{action="blue"} 0.0' in metrics
     assert main(["--model", str(costly / "model.onnx"), str(photos), "--out", str(tmp_path / "t.csv")]) == 0

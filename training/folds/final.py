@@ -29,7 +29,7 @@ from training.folds.config import CHANGE_NO_FOLD, FITTED
 from training.folds.results import OutOfFold, collect
 from training.metrics import calibration, evaluation, operating_points
 from training.metrics.bootstrap import bootstrap
-from training.metrics.classification import Probabilities
+from training.metrics.classification import Probabilities, ScoredImages
 from training.metrics.evaluation import Evaluation, compute_logits
 from training.models.normalization import Calibrate
 from training.models.prediction import predict_images
@@ -113,11 +113,11 @@ def evaluate_out_of_fold(
     assert config.from_folds is not None
     everything, labels = dataset.splits["test"], dataset.labels[dataset.splits["test"]]
     answered, logits = _fold_answers(_answers(config.from_folds, dataset), dataset)
-    bias: tuple[float, ...] = ()
-    if config.balance == "bias":
-        bias = calibration.fit_bias(labels, logits, class_balance.frequencies(labels, len(dataset.classes)))
-    fitted = calibration.fit(labels, logits, config.confidence_level, bias, by_class=config.sets == "class")
+    frequencies = class_balance.frequencies(labels, len(dataset.classes))
+    fitted = calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
     recalibrated = softmax(calibration.corrected(logits, fitted), axis=1)
+    out_of_fold = ScoredImages(labels=labels, probabilities=recalibrated, components=dataset.components[everything])
+    fitted = calibration.with_thresholds(fitted, out_of_fold, by_class=config.sets == "class")
     own = softmax(calibration.corrected(compute_logits(learner, dataset, "test"), fitted), axis=1)
     model.append(Calibrate(fitted).to(next(model.parameters()).device))
     demands = operating_points.parse_all(config.operate)

@@ -1,4 +1,4 @@
-"""Correct a model's answers by the validation split: a bias by class, a temperature, a threshold for prediction sets.
+"""Correct a model's answers by the validation split: bias, temperature, priors, a threshold for prediction sets.
 
 All assume that the images of tomorrow are exchangeable with those of the validation split: drawn from the same
 patients, cameras and habits, in any order. Where that stops being true, so does what they promise.
@@ -9,22 +9,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from jaxtyping import Bool, Float32, Float64, Int64
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
 
-from serving.contract.card.decisions import Calibration
+from serving.contract.card.decisions import Calibration, PriorCorrection
 from training.metrics.bootstrap import rate
-from training.metrics.classification import Labels, Probabilities, ScoredImages
+from training.metrics.classification import Labels, ScoredImages
+from training.options.choices import Balance
 
 MIN_IMAGES = 30
 """With fewer validation images nothing is fitted: temperature 1, no prediction sets."""
 FEW = 20
-"""A class with fewer validation images has no threshold of its own: its coverage would be left to chance."""
+"""A class of fewer validation images or groups has no threshold of its own: its coverage would be left to chance."""
+ROUNDING = 1e-9
+"""Of sums of shares of components."""
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
 Logits = Float32[np.ndarray, "images classes"]
 Sets = Bool[np.ndarray, "images classes"]
+Components = Int64[np.ndarray, " images"]
+Frequencies = Float64[np.ndarray, " classes"]
+"""Share of each class among the training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,28 +47,26 @@ class Coverage:
     """Of the familiar images alone, for which the level is meant; None without any, or where the model does not say."""
 
 
-def fit(
-    labels: Labels, logits: Logits, level: float, bias: tuple[float, ...] = (), *, by_class: bool = False
-) -> Calibration:
-    """Temperature and threshold from the validation split's logits and the bias; neither from fewer than 30 images.
-
-    `by_class`: also a threshold for each class with 20 or more images.
-    """
-    unfitted = Calibration(temperature=1.0, level=level, threshold=None, bias=bias)
+def fit(labels: Labels, logits: Logits, level: float, balance: Balance, frequencies: Frequencies) -> Calibration:
+    """Bias, temperature and correction of priors from the validation split's logits; none from fewer than 30 images."""
+    unfitted = Calibration(temperature=1.0, level=level, threshold=None)
     if len(labels) < MIN_IMAGES:
         return unfitted
-    temperature = fit_temperature(labels, corrected(logits, unfitted))
-    fitted = replace(unfitted, temperature=temperature)
-    probabilities = softmax(corrected(logits, fitted), axis=1)
-    return with_thresholds(fitted, labels, probabilities, by_class=by_class)
+    biased = replace(unfitted, bias=fit_bias(labels, logits, frequencies) if balance == "bias" else ())
+    fitted = replace(biased, temperature=fit_temperature(labels, corrected(logits, biased)))
+    if balance == "none":
+        return fitted
+    return replace(fitted, prior_correction=fit_priors(labels, corrected(logits, fitted), frequencies))
 
 
-def with_thresholds(
-    calibration: Calibration, labels: Labels, probabilities: Probabilities, *, by_class: bool
-) -> Calibration:
-    """The calibration with the thresholds of its prediction sets; none where the images are too few for its level."""
-    threshold = fit_threshold(labels, probabilities, calibration.level)
-    own = fit_class_thresholds(labels, probabilities, calibration.level) if by_class and threshold is not None else ()
+def with_thresholds(calibration: Calibration, scored: ScoredImages, *, by_class: bool) -> Calibration:
+    """The calibration with the thresholds of its prediction sets; none from fewer than 30 images, or for its level.
+
+    `by_class`: also a threshold for each class with 20 or more images and groups.
+    """
+    if len(scored.labels) < MIN_IMAGES or (threshold := fit_threshold(scored, calibration.level)) is None:
+        return replace(calibration, threshold=None, class_thresholds=())
+    own = fit_class_thresholds(scored, calibration.level) if by_class else ()
     return replace(calibration, threshold=threshold, class_thresholds=own)
 
 
@@ -72,17 +76,14 @@ def corrected(logits: Logits, calibration: Calibration) -> Logits:
     return biased / np.float32(calibration.temperature)
 
 
-def fit_bias(labels: Labels, logits: Logits, frequencies: Float64[np.ndarray, " classes"]) -> tuple[float, ...]:
+def fit_bias(labels: Labels, logits: Logits, frequencies: Frequencies) -> tuple[float, ...]:
     """A share of minus the log of each class's frequency in training, 0 to 1 (post-hoc logit adjustment, Menon et al.).
 
     It minimises the log loss of an image plus that of a class on the validation split, as the accuracy of an image and
     that of a class both count. The losses are smooth: accuracies themselves move in steps, by a few images of rare
     classes, and chose 0.6 and 0.0 for two runs that differ only in `--symmetry`, where the losses choose 0.34 and 0.27.
-    Frequencies belong to calibrated logits, so the bias is multiplied by the temperature without it. Empty from fewer
-    than 30 images.
+    Frequencies belong to calibrated logits, so the bias is multiplied by the temperature without it.
     """
-    if len(labels) < MIN_IMAGES:
-        return ()
     temperature, rarity = fit_temperature(labels, logits), -np.log(frequencies)
     calibrated, each = logits.astype(np.float64) / temperature, np.arange(len(labels))
     weight = 1 / len(labels) + (1 / np.bincount(labels, minlength=len(rarity)).clip(1))[labels] / len(np.unique(labels))
@@ -111,30 +112,49 @@ def fit_temperature(labels: Labels, logits: Logits) -> float:
     return math.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded").x)
 
 
-def fit_threshold(labels: Labels, probabilities: Probabilities, level: float) -> float | None:
+def fit_priors(labels: Labels, logits: Logits, frequencies: Frequencies) -> PriorCorrection:
+    """The correction with the smallest log loss, of calibrated logits.
+
+    Doubt as for the temperature. Two parameters, in which the loss is convex: a shift by class of its own would follow
+    the few validation images of a rare class.
+    """
+    logs, each = log_softmax(logits.astype(np.float64), axis=1), np.arange(len(labels))
+    rarity, doubt = np.log(frequencies), 1 / (len(labels) + 1)
+
+    def loss(parameters: Float64[np.ndarray, " 2"]) -> float:
+        log_probabilities = log_softmax(parameters[0] * logs + parameters[1] * rarity, axis=1)
+        of_true_class = log_probabilities[each, labels]
+        return float(-((1 - doubt) * of_true_class + doubt * log_probabilities.mean(1)).mean())
+
+    power, share = minimize(loss, x0=(1.0, 0.0), bounds=[(0.05, 20), (-5, 5)], method="L-BFGS-B").x
+    return PriorCorrection(power=float(power), factors=tuple(map(float, frequencies**share)))
+
+
+def fit_threshold(scored: ScoredImages, level: float) -> float | None:
     """The probability from which a class belongs to the prediction set (split conformal; Sadinle et al. 2019).
 
-    The k-th largest probability of the true class, k = ceil((n + 1) level): a new image's true class reaches it with
-    at least that probability. None when n is too small for the level.
+    Where each image is alone, the k-th largest probability of the true class, k = ceil((n + 1) level): a new image's
+    true class reaches it with at least that probability. The images of a component, a patient's say, count as one
+    together, which promises the same for an image of a new patient (Lee et al. 2023, "Distribution-free inference with
+    hierarchical data"); a k-th of all images would promise too much where patients differ. None when the components are
+    too few for the level.
     """
-    rank = math.ceil((len(labels) + 1) * level)
-    if rank > len(labels):
-        return None
-    of_true_class = np.sort(probabilities[np.arange(len(labels)), labels])[::-1]
-    return float(of_true_class[rank - 1])
+    of_true_class = scored.probabilities[np.arange(len(scored.labels)), scored.labels]
+    _, component, sizes = np.unique(scored.components, return_inverse=True, return_counts=True)
+    order = np.argsort(-of_true_class, kind="stable")
+    counted = np.cumsum(1 / sizes[component[order]])
+    reached = np.flatnonzero(counted >= (len(sizes) + 1) * level - ROUNDING)
+    return float(of_true_class[order[reached[0]]]) if len(reached) else None
 
 
-def fit_class_thresholds(labels: Labels, probabilities: Probabilities, level: float) -> tuple[float | None, ...]:
+def fit_class_thresholds(scored: ScoredImages, level: float) -> tuple[float | None, ...]:
     """`fit_threshold` on the images of each class (Mondrian conformal prediction, Vovk et al. 2005, section 4.5).
 
     A new image's true class then reaches its own threshold with at least that probability, whatever class it is. None
-    for a class with fewer than 20 images, or too few for the level.
+    for a class with fewer than 20 images or components, or too few for the level.
     """
-    counts = np.bincount(labels, minlength=probabilities.shape[1])
-    return tuple(
-        fit_threshold(labels[labels == label], probabilities[labels == label], level) if count >= FEW else None
-        for label, count in enumerate(counts)
-    )
+    by_class = (scored.chosen(scored.labels == label) for label in range(scored.probabilities.shape[1]))
+    return tuple(fit_threshold(some, level) if len(np.unique(some.components)) >= FEW else None for some in by_class)
 
 
 def held_for(calibration: Calibration, classes: Sequence[str]) -> str:

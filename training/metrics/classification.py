@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
@@ -41,6 +41,12 @@ class ScoredImages:
     labels: Labels
     probabilities: Probabilities
     components: Int64[np.ndarray, " images"]
+
+    def chosen(self, some: Bool[np.ndarray, " images"]) -> "ScoredImages":
+        """Those of the images that `some` is true for."""
+        return ScoredImages(
+            labels=self.labels[some], probabilities=self.probabilities[some], components=self.components[some]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from serving.contract.card.decisions import Costs
 from training.data.sources.source import shortened
@@ -105,12 +105,16 @@ def write(path: Path, costs: Costs, classes: Sequence[str]) -> None:
         writer.writerows([name, *map(repr, row)] for name, row in zip(classes, costs.matrix, strict=True))
 
 
-def measure(costs: Costs, classes: Sequence[str], scored: ScoredImages) -> MeasuredCosts:
-    """What both kinds of answers cost on scored images; probabilities have a column for each of `classes`."""
-    matrix, chosen = np.array(costs.matrix), costs.least(scored.probabilities)
-    columns = np.array([costs.actions.index(name) for name in classes])
-    least, by_label = matrix[scored.labels, chosen], matrix[scored.labels, columns[scored.probabilities.argmax(1)]]
-    counts = np.bincount(chosen, minlength=len(costs.actions)).tolist()
+def measure(
+    costs: Costs, classes: Sequence[str], scored: ScoredImages, least_cost: Int64[np.ndarray, " images"]
+) -> MeasuredCosts:
+    """What both kinds of answers cost on scored images; probabilities have a column for each of `classes`.
+
+    `least_cost` is the index of the action that the model's card chooses for each image.
+    """
+    matrix, columns = np.array(costs.matrix), np.array([costs.actions.index(name) for name in classes])
+    least, by_label = matrix[scored.labels, least_cost], matrix[scored.labels, columns[scored.probabilities.argmax(1)]]
+    counts = np.bincount(least_cost, minlength=len(costs.actions)).tolist()
     return MeasuredCosts(
         least=_mean(least, scored),
         by_label=_mean(by_label, scored),

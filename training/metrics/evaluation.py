@@ -19,7 +19,7 @@ from training.errors import NonFiniteLoss
 from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.calibration import Logits
-from training.metrics.classification import Labels, Probabilities, Scores
+from training.metrics.classification import Probabilities, ScoredImages, Scores
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.novelty import Detector, Novelty
 from training.metrics.familiarity.training_index import training_index
@@ -130,10 +130,11 @@ def evaluate_best(
     val, test = dataset.splits["val"], dataset.splits["test"]
     calibrated = _calibration(dataset, logits["val"], config)
     unknown = _unknown(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None
-    if unknown is not None:
-        calibrated = _with_sets_of_familiar(calibrated, dataset.labels[val], logits["val"], unknown)
+    calibrated = _with_sets(calibrated, dataset, logits["val"], unknown, config)
     if calibrated.threshold is None:
-        print(f"warning: {len(val)} validation images are too few for prediction sets at {calibrated.level:.0%}")
+        count, groups = len(val), len(np.unique(dataset.components[val]))
+        images = f"{count} validation images" + (f" of {groups} groups" if groups < count else "")
+        print(f"warning: {images} are too few for prediction sets at {calibrated.level:.0%}")
     demands = operating_points.parse_all(config.operate)
     device = next(model.parameters()).device
     model.append(Calibrate(calibrated).to(device))
@@ -160,21 +161,22 @@ def evaluate_plain(model: nn.Sequential, dataset: Dataset, config: SettledConfig
 
 def _calibration(dataset: Dataset, logits: Logits, config: SettledConfig) -> Calibration:
     """Fitted on the logits of the validation split."""
+    frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
     labels = dataset.labels[dataset.splits["val"]]
-    bias: tuple[float, ...] = ()
-    if config.balance == "bias":
-        frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
-        bias = calibration.fit_bias(labels, logits, frequencies)
-    return calibration.fit(labels, logits, config.confidence_level, bias, by_class=config.sets == "class")
+    return calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
 
 
-def _with_sets_of_familiar(fitted: Calibration, labels: Labels, logits: Logits, unknown: Unknown) -> Calibration:
-    """Thresholds of the familiar validation images alone, as only their like have a prediction set."""
-    if fitted.threshold is None:
-        return fitted
-    familiar = ~unknown.familiarity.unfamiliar(unknown.validation)
-    by_class, probabilities = bool(fitted.class_thresholds), _probabilities(logits[familiar], fitted)
-    return calibration.with_thresholds(fitted, labels[familiar], probabilities, by_class=by_class)
+def _with_sets(
+    fitted: Calibration, dataset: Dataset, logits: Logits, unknown: Unknown | None, config: SettledConfig
+) -> Calibration:
+    """With thresholds; of the familiar validation images alone, as only their like have a prediction set."""
+    val = dataset.splits["val"]
+    scored = ScoredImages(
+        labels=dataset.labels[val], probabilities=_probabilities(logits, fitted), components=dataset.components[val]
+    )
+    if unknown is not None:
+        scored = scored.chosen(~unknown.familiarity.unfamiliar(unknown.validation))
+    return calibration.with_thresholds(fitted, scored, by_class=config.sets == "class")
 
 
 def _probabilities(logits: Logits, fitted: Calibration) -> Probabilities:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.contract.card.decisions import Costs, OperatingPoint
+from serving.contract.card.decisions import OperatingPoint
+from serving.contract.card.model_card import ModelCard
 from training.metrics import costs, operating_points
 from training.metrics.classification import ScoredImages
 from training.metrics.curves import SHARES, ClassCurves, class_curves
@@ -56,11 +57,11 @@ def decision_facts(decisions: Decisions) -> dict[str, Any]:
     }
 
 
-def cost_facts(matrix: Costs | None, classes: tuple[str, ...], scored: ScoredImages) -> dict[str, Any] | None:
+def cost_facts(card: ModelCard, scored: ScoredImages) -> dict[str, Any] | None:
     """The part on costs of report.json and evaluation.json; None without a cost matrix."""
-    if matrix is None:
+    if card.costs is None:
         return None
-    measured = costs.measure(matrix, classes, scored)
+    measured = costs.measure(card.costs, card.classes, scored, card.least_cost(scored.probabilities))
     return asdict(measured) | {"sentence": measured.sentence}
 
 

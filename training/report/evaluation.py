@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from serving.contract.card.decisions import Costs
+from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answers, Classifier
 from training.data.dataset import LabelledImages
 from training.metrics.bootstrap import bootstrap
@@ -64,6 +65,12 @@ class Evaluation:
     """At these test images, before this one; None: they are no test images."""
 
     @property
+    def card(self) -> ModelCard:
+        """Of the first model, with the costs by which it is judged."""
+        card = self.models[0].classifier.card
+        return replace(card, costs=self.costs or card.costs)
+
+    @property
     def scored(self) -> ScoredImages:
         """What the first model answers."""
         labels, components = self.images.labels[self.indices], self.images.components[self.indices]
@@ -101,10 +108,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
     )
     (folder / "evaluation.html").write_text(text, encoding="utf-8")
-    card = evaluation.models[0].classifier.card
-    card = replace(card, costs=evaluation.costs or card.costs)
     write_predictions(
-        folder / "predictions.csv", images, indices, Answers(probabilities, evaluation.models[0].novelty), card
+        folder / "predictions.csv",
+        images,
+        indices,
+        Answers(probabilities, evaluation.models[0].novelty),
+        evaluation.card,
     )
 
 
@@ -197,7 +206,7 @@ def _facts(
         ],
         "unknown": unknown,
         "decisions": decision_facts(decisions),
-        "costs": cost_facts(evaluation.costs or card.costs, images.classes, evaluation.scored),
+        "costs": cost_facts(evaluation.card, evaluation.scored),
         "subgroups": subgroup_facts(columns, evaluation.slices.left_out),
         **_model_facts(evaluation, evaluation.models[0], scores[0]),
         "comparison": compared

@@ -101,7 +101,7 @@ def _decided(answers: Answers, card: ModelCard, classes: Sequence[str]) -> dict[
     probabilities, novelty = answers.probabilities, answers.novelty
     columns: dict[str, list[str]] = {}
     if card.costs is not None:
-        least = card.costs.least(probabilities[:, [classes.index(name) for name in card.classes]])
+        least = card.least_cost(probabilities[:, [classes.index(name) for name in card.classes]])
         columns["least_cost"] = [card.costs.actions[action] for action in least]
     if card.familiarity is not None and novelty is not None:
         columns["unfamiliar"] = _booleans(card.familiarity.unfamiliar(novelty))

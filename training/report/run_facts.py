@@ -133,7 +133,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
             "prediction_sets": covered and asdict(covered),
         },
         "decisions": decision_facts(decisions),
-        "costs": cost_facts(inputs.card.costs, dataset.classes, inputs.scored("test")),
+        "costs": cost_facts(inputs.card, inputs.scored("test")),
         "unknown": unknown,
         "subgroups": subgroup_facts(columns, sliced.left_out),
         "risk_coverage": asdict(risk_coverage(labels, inputs.answers)),

@@ -10,6 +10,26 @@ DecisionScore = Literal["sensitivity", "specificity", "precision"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriorCorrection:
+    """Undoes for expected costs what `--balance` did to the frequencies of the classes (Saerens et al. 2002).
+
+    Answers that count rare classes as much as common ones find more of these, but are no probabilities of an image from
+    the clinic: multiplied by a cost they make each rare class too likely. A probability to the `power`, times the
+    factor of its class, then in proportion so that the sum is 1; both minimise the log loss on the validation split.
+    """
+
+    power: float
+    factors: tuple[float, ...]
+    """By class: a power of its frequency in the training split."""
+
+    def __call__(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Float64[np.ndarray, "batch classes"]:
+        """Probabilities among images in which classes are as frequent as in the validation split."""
+        weights: np.ndarray = probabilities.astype(np.float64) ** self.power * np.array(self.factors)
+        corrected: np.ndarray = weights / weights.sum(1, keepdims=True)
+        return corrected
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """How the validation split corrects the answers of the model.
 
@@ -17,7 +37,8 @@ class Calibration:
     `temperature` before the softmax (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     A class is in the prediction set of an image if its probability is at least `threshold`. The set contains the true
     class with probability `level`, for images exchangeable with those of the validation split (split conformal
-    prediction, Angelopoulos and Bates 2021, https://arxiv.org/abs/2107.07511). If the validation split is too small,
+    prediction, Angelopoulos and Bates 2021, https://arxiv.org/abs/2107.07511); where images have groups, for an image
+    of a new group (Lee et al. 2023, https://arxiv.org/abs/2306.06342). If the validation split is too small,
     `threshold` is None. Where the card has a familiarity, thresholds and level are of familiar images.
     """
 
@@ -29,6 +50,8 @@ class Calibration:
     class_thresholds: tuple[float | None, ...] = ()
     """By class, in place of `threshold`, so that the level holds for the images of that class; None: the class has too
     few validation images for one of its own. Empty: the level holds for all images together."""
+    prior_correction: PriorCorrection | None = None
+    """None: classes were not balanced, or the validation split is too small for it."""
 
     def prediction_sets(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Bool[np.ndarray, "batch classes"]:
         """Whether each class is in the prediction set of each image. The most likely class always is.
@@ -70,12 +93,12 @@ class Costs:
     matrix: tuple[tuple[float, ...], ...]
     """A row for each class of the model, in its order, and in it the cost of each action where that class is true."""
 
-    def expected(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Float64[np.ndarray, "batch actions"]:
+    def expected(self, probabilities: Float64[np.ndarray, "batch classes"]) -> Float64[np.ndarray, "batch actions"]:
         """The expected cost of each action, by the probabilities of the classes."""
-        costs: np.ndarray = probabilities.astype(np.float64) @ np.array(self.matrix, np.float64)
+        costs: np.ndarray = probabilities @ np.array(self.matrix, np.float64)
         return costs
 
-    def least(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Int64[np.ndarray, " batch"]:
+    def least(self, probabilities: Float64[np.ndarray, "batch classes"]) -> Int64[np.ndarray, " batch"]:
         """Index of the action of the least expected cost; of equal ones the first."""
         chosen: np.ndarray = self.expected(probabilities).argmin(1)
         return chosen

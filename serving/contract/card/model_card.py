@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from serving.contract.card.certificate import Certificate
@@ -21,8 +21,8 @@ from serving.contract.scene import Scene
 
 CONTRACT_VERSION = 3
 """Written. Also read: version 2, without `preprocessing.depth`, `goldens.decoded`, `calibration.bias`, `certificate`,
-`calibration.class_thresholds`, `formats`, `operating_points`, `costs`, `statement`, `familiarity`, `neighbours` and
-`views`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
+`calibration.class_thresholds`, `calibration.prior_correction`, `formats`, `operating_points`, `costs`, `statement`,
+`familiarity`, `neighbours` and `views`; version 1, without `preprocessing.fit` and `preprocessing.fill` either."""
 READABLE_VERSIONS = (1, 2, CONTRACT_VERSION)
 METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
@@ -126,6 +126,15 @@ class ModelCard:
         if self.familiarity is not None and novelty is not None:
             sets[self.familiarity.unfamiliar(novelty)] = False
         return sets
+
+    def least_cost(self, probabilities: Float32[np.ndarray, "batch classes"]) -> Int64[np.ndarray, " batch"]:
+        """Index of the action of the least expected cost for each image, with what `--balance` did to classes undone.
+
+        Call it only if there are `costs`.
+        """
+        assert self.costs is not None
+        correction = self.calibration.prior_correction
+        return self.costs.least(correction(probabilities) if correction else probabilities.astype(np.float64))
 
     def to_json(self) -> str:
         """The card as text, in the form in which it is stored."""

@@ -17,14 +17,16 @@ COSTS = Costs(actions=("benign", "melanoma", "refer"), matrix=((0.0, 1.0, 0.3), 
 
 def test_a_case_worked_by_hand() -> None:
     """10 % melanoma: benign costs 1.0, melanoma 0.9, refer 0.32. 1 %: 0.1, 0.99, 0.302. 80 %: 8, 0.2, 0.46."""
-    probabilities = np.array([[0.9, 0.1], [0.99, 0.01], [0.2, 0.8]], np.float32)
+    probabilities = np.array([[0.9, 0.1], [0.99, 0.01], [0.2, 0.8]])
     assert COSTS.expected(probabilities) == pytest.approx(
         np.array([[1, 0.9, 0.32], [0.1, 0.99, 0.302], [8, 0.2, 0.46]]), abs=1e-6
     )
     assert COSTS.least(probabilities).tolist() == [2, 0, 1]
     # True are melanoma, benign, benign: least pays 0.5 + 0 + 1, the labels benign, benign, melanoma 10 + 0 + 1.
-    scored = ScoredImages(labels=np.array([1, 0, 0]), probabilities=probabilities, components=np.arange(3))
-    measured = measure(COSTS, CLASSES, scored)
+    scored = ScoredImages(
+        labels=np.array([1, 0, 0]), probabilities=probabilities.astype(np.float32), components=np.arange(3)
+    )
+    measured = measure(COSTS, CLASSES, scored, COSTS.least(probabilities))
     assert (measured.least.value, measured.by_label.value) == pytest.approx((0.5, 11 / 3))
     assert measured.difference.value == pytest.approx(0.5 - 11 / 3)
     assert measured.actions == {"benign": 1, "melanoma": 1, "refer": 1}
@@ -34,13 +36,12 @@ def test_a_case_worked_by_hand() -> None:
 def test_costs_of_right_and_wrong_choose_the_most_probable_class() -> None:
     """With 0 and 1 the least cost is the label's, and the difference has no spread."""
     rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet([1, 1, 1], 300).astype(np.float32)
+    probabilities = rng.dirichlet([1, 1, 1], 300)
     zero_one = Costs(actions=tuple("abc"), matrix=((0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0)))
     assert np.array_equal(zero_one.least(probabilities), probabilities.argmax(1))
     labels = rng.integers(0, 3, 300)
-    measured = measure(
-        zero_one, tuple("abc"), ScoredImages(labels=labels, probabilities=probabilities, components=np.arange(300))
-    )
+    scored = ScoredImages(labels=labels, probabilities=probabilities.astype(np.float32), components=np.arange(300))
+    measured = measure(zero_one, tuple("abc"), scored, zero_one.least(probabilities))
     assert measured.difference.interval == (0, 0)
     assert measured.by_label.value == pytest.approx((probabilities.argmax(1) != labels).mean())
 
@@ -51,7 +52,7 @@ def test_calibrated_answers_of_least_cost_are_the_cheapest_of_all_thresholds() -
     melanoma = rng.random(200_000)
     labels = (rng.random(200_000) < melanoma).astype(np.int64)
     two = Costs(actions=CLASSES, matrix=((0.0, 1.0), (4.0, 0.0)))
-    probabilities = np.stack([1 - melanoma, melanoma], 1).astype(np.float32)
+    probabilities = np.stack([1 - melanoma, melanoma], 1)
     matrix = np.array(two.matrix)
     by_threshold = {t: matrix[labels, (melanoma >= t).astype(int)].mean() for t in np.arange(0.05, 1, 0.05).round(2)}
     assert min(by_threshold, key=lambda t: by_threshold[t]) == 0.2  # 1 / (1 + 4)

@@ -34,7 +34,7 @@ from training.export.publication import candidate, publish, refusals
 from training.export.quantization.graph import CALIBRATION_BATCH, quantized_graph
 from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
-from training.metrics.classification import Probabilities, Scores
+from training.metrics.classification import Probabilities, ScoredImages, Scores
 from training.metrics.evaluation import scored
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.novelty import Detector, Novelty
@@ -185,10 +185,12 @@ def _card(
 
     `probabilities` are those of the validation images.
     """
-    labels, calibrated = dataset.labels[dataset.splits["val"]], card.calibration
+    val, calibrated = dataset.splits["val"], card.calibration
+    labels, components = dataset.labels[val], dataset.components[val]
     if calibrated.threshold is not None:
-        by_class, known = bool(calibrated.class_thresholds), unknown.known if unknown else np.ones(len(labels), bool)
-        calibrated = calibration.with_thresholds(calibrated, labels[known], probabilities[known], by_class=by_class)
+        validation = ScoredImages(labels=labels, probabilities=probabilities, components=components)
+        familiar = validation.chosen(unknown.known) if unknown else validation
+        calibrated = calibration.with_thresholds(calibrated, familiar, by_class=bool(calibrated.class_thresholds))
     demands = map(operating_points.Demand.of, card.operating_points)
     return replace(
         card,
