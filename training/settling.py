@@ -48,6 +48,8 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     chosen = config.fine_tunes or (settled.views != "none" and not config.freeze)
     if config.symmetry is None and chosen and not isinstance(settled.augment, Path):
         print(f"auto   --symmetry {settled.symmetry} ({_why(settled.symmetry, dataset.classes)})")
+    if config.balance is None and settled.balance == "none":
+        print(f"auto   --balance none (--best-by {settled.best_by} counts each image alike, whatever its class)")
     if config.views is None and settled.views != "none":
         print(
             f"auto   --views {settled.views} (answers are the mean over an image and its mirror image, which takes "

@@ -27,7 +27,7 @@ class Objective:
     augment: BatchAugmentation
     mix: Mixing
     class_weights: Tensor
-    """Float32 `[classes]`, on the device that trains; ones where classes are not weighted."""
+    """Float32 `[classes]`, on the device that trains: the weight of an image by its class, 1 but for --balance loss."""
     log_frequencies: Tensor
     """Float32 `[classes]`, added to the logits that are trained; zeros where they are not adjusted."""
     label_smoothing: float
@@ -76,10 +76,8 @@ class Objective:
         images, targets = self.mix(self.augment(images, *key), labels, *key)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not torch.float32):
             logits: Tensor = model(images)
-        loss = cross_entropy(
-            logits.float() + self.log_frequencies,
-            torch.lerp(targets, self.smoothed_to, self.label_smoothing),
-            self.class_weights,
-            reduction="sum",
-        )
+        # Weights of `cross_entropy` would multiply what each class has of a smoothed label, not the image.
+        weighted = targets * self.class_weights
+        smoothed = torch.lerp(weighted, weighted.sum(1, keepdim=True) * self.smoothed_to, self.label_smoothing)
+        loss = cross_entropy(logits.float() + self.log_frequencies, smoothed, reduction="sum")
         return loss, (logits.argmax(1) == targets.argmax(1)).sum()

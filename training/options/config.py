@@ -128,8 +128,8 @@ class TrainConfig:
     logits: add the log of this frequency to the logits that are trained (Menon et al. 2021), so that the model learns
     what speaks for a class beside its frequency; sampler: draw the classes equally often; bias: train on them as often
     as they are, then give each class's logit a share of minus the log of its frequency, the share of 0 to 1 with the
-    smallest log loss of an image and of a class together on validation images. None: where --best-by counts all classes
-    alike or is open, bias if all of a pretrained backbone learns, else sampler; where it does not, none."""
+    smallest log loss of an image and of a class together on validation images. None: where all of a pretrained
+    backbone learns, bias, with --best-by accuracy none; else sampler, with accuracy or log_loss none."""
 
     model: str = "auto"
     """mlp: Flatten, then the layers of --hidden. cnn: a small residual network. Or a timm architecture, such as

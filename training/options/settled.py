@@ -14,8 +14,8 @@ from training.options.choices import SYMMETRIES, Balance, Policy, ScoreName, Sym
 from training.options.config import TrainConfig, default_name
 from training.options.limits import require
 
-COUNT_CLASSES_ALIKE: tuple[ScoreName, ...] = ("balanced_accuracy", "macro_f1")
-"""Scores in which a rare class counts as much as a common one."""
+COUNT_IMAGES_ALIKE: tuple[ScoreName, ...] = ("accuracy", "log_loss")
+"""Scores in which a rare class counts less than a common one."""
 LR = {("adamw", "cnn"): 3e-3, ("adam", "cnn"): 3e-3, ("sgd", "cnn"): 0.05}
 OTHER_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.01}
 """Of the MLP and of timm's architectures."""
@@ -88,8 +88,7 @@ def settle(
     cores = max(1, joblib.cpu_count() // processes.here)
     tuned = config.fine_tunes
     augment = config.augment or ("none" if config.model == "mlp" or config.freeze else "strong" if tuned else "light")
-    alike = config.best_by is None or config.best_by in COUNT_CLASSES_ALIKE
-    balance: Balance = config.balance or ("none" if not alike else "bias" if tuned else "sampler")
+    balance = config.balance or _balance(config.best_by, tuned=tuned)
     symmetry = _symmetry(config, augment, classes)
     views = config.views or ("flips" if tuned and symmetry != "none" else "none")
     by_batch = "workers" if isinstance(augment, Path) else "device"
@@ -123,6 +122,12 @@ def settle(
         "workers": _or(config.workers, min(cores - 1, 8) if by_image else 0),
     }
     return SettledConfig(**asdict(config) | decided)
+
+
+def _balance(best_by: ScoreName | None, *, tuned: bool) -> Balance:
+    if tuned:  # the bias is added after the epoch is chosen, by its log loss
+        return "none" if best_by == "accuracy" else "bias"
+    return "none" if best_by in COUNT_IMAGES_ALIKE else "sampler"
 
 
 def _symmetry(config: TrainConfig, augment: Policy | Path, classes: Sequence[str]) -> Symmetry:

@@ -9,10 +9,14 @@ import yaml
 from tests.support.configs import settled
 from tests.support.trainer import command
 from training.__main__ import main, options
+from training.data.dataset import load_dataset
+from training.distributed import ALONE
 from training.errors import ConfigError
+from training.options.choices import ScoreName
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
 from training.options.settled import one_sided
+from training.settling import decide
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,35 @@ def test_views_that_change_labels_are_refused() -> None:
     frozen = TrainConfig(model="resnet18", freeze=True, symmetry="none", views="flips")
     with pytest.raises(ConfigError, match=r"--views: expected none, .* class 'left lung' means, got flips"):
         settled(frozen, classes=("left lung", "heart"), **settle)
+
+
+@pytest.mark.parametrize(
+    ("best_by", "tuned", "untuned"),
+    [
+        (None, "bias", "sampler"),
+        ("balanced_accuracy", "bias", "sampler"),
+        ("macro_f1", "bias", "sampler"),
+        ("roc_auc", "bias", "sampler"),
+        ("log_loss", "bias", "none"),
+        ("accuracy", "none", "none"),
+    ],
+)
+def test_rare_classes_are_given_up_only_for_scores_in_which_they_count_less(
+    best_by: ScoreName | None, tuned: str, untuned: str
+) -> None:
+    for model, expected in (("resnet18", tuned), ("cnn", untuned)):
+        asked = TrainConfig(model=model, best_by=best_by)
+        assert settled(asked, image_size=64, training_images=300).balance == expected
+
+
+@pytest.mark.parametrize(("best_by", "said"), [("accuracy", True), ("roc_auc", False)])
+def test_a_run_says_that_it_does_nothing_about_rare_classes(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], best_by: ScoreName, said: bool
+) -> None:
+    config = TrainConfig(data=photos, out=tmp_path, model="mlp", image_size=16, best_by=best_by)
+    decide(config, load_dataset(config), None, ALONE)
+    line = "auto   --balance none (--best-by accuracy counts each image alike, whatever its class)"
+    assert (line in capsys.readouterr().out.splitlines()) is said
 
 
 def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
