@@ -16,8 +16,10 @@ from training import evaluate
 from training.__main__ import main
 from training.data.cache import Cache
 from training.data.formats import find
+from training.data.selection import gather
+from training.engine import runs
 from training.errors import ConfigError, DataError
-from training.evaluate import EvaluateConfig, results_folder
+from training.evaluate import EvaluateConfig
 from training.models import prediction
 from training.options.config import TrainConfig
 from training.train import train
@@ -88,7 +90,7 @@ def test_the_results_go_beside_the_model(run: Path, photos: Path) -> None:
 
 def test_the_predictions_are_those_of_the_service_in_any_batch(gray: Path, photos: Path) -> None:
     classifier = open_model(gray / "model.onnx")
-    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
+    images, _ = gather(find(photos, Cache()), Cache(), [classifier.card])
     indices = np.array([3, 80, 41, 5, 17])
     served = [
         classifier.predict(classifier.card.preprocessing((photos / images.keys[i]).read_bytes())[None]) for i in indices
@@ -252,7 +254,7 @@ def test_decisions_of_two_models_are_compared_for_the_classes_that_both_decide_f
 
 def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path) -> None:
     classifier = open_model(run / "model.onnx")
-    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
+    images, _ = gather(find(photos, Cache()), Cache(), [classifier.card])
     turned = dataclasses.replace(images, image_set=dataclasses.replace(images.image_set, classes=images.classes[::-1]))
     indices = np.arange(9)
     assert np.array_equal(
@@ -301,7 +303,7 @@ def test_the_command_line(run: Path, photos: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("written", [False, True])
 def test_a_folder_without_results_is_left_to_the_next_attempt(tmp_path: Path, written: bool) -> None:
     def fail() -> None:
-        with results_folder(None, tmp_path / "new" / "out") as folder:
+        with runs.results_folder(None, tmp_path / "new" / "out") as folder:
             if written:
                 (folder / "evaluation.json").touch()
             raise DataError("none")

@@ -16,7 +16,7 @@ from training.errors import CheckpointRefused, ConfigError
 from training.metrics import costs
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
-from training.storage import sync
+from training.storage import kept_unless_empty, sync
 
 AUTO = "auto"
 CONFIG = "config.yaml"
@@ -70,6 +70,29 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
             for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # the rest is written over
                 left.unlink(missing_ok=True)
         yield
+
+
+def model_file(path: Path) -> Path:
+    """The model file of a run's folder; another path as it is."""
+    return path / "model.onnx" if path.is_dir() else path
+
+
+@contextmanager
+def results_folder(out: Path | None, default: Path) -> Iterator[Path]:
+    """Make the folder of the results before any image is read: one that cannot be written to then costs no time.
+
+    It is removed again where nothing came into it, so that the next attempt can use the name. Raises ConfigError for an
+    `out` that exists, OSError.
+    """
+    folder = out or default
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"--out {folder}: expected a folder that does not exist yet") from error
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be made ({error.strerror}); --out names another place") from error
+    with kept_unless_empty(folder):
+        yield folder
 
 
 def is_open(run: Path) -> bool:

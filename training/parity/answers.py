@@ -13,13 +13,11 @@ from urllib.request import Request, urlopen
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Int64
 from tqdm import tqdm
 
 from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Images
-from training.data.dataset import LabelledImages
-from training.data.sources.source import Source
+from training.data.selection import Selection
 from training.engine import checkpoint
 from training.errors import ConfigError
 from training.metrics.classification import Probabilities
@@ -30,16 +28,6 @@ from training.options.config import TrainConfig
 CLIENTS = 4
 """Requests to a service at the same time: they fill its batches, and are far from its limits."""
 TIMEOUT_S = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The images to answer for, and the model's card."""
-
-    source: Source
-    images: LabelledImages
-    indices: Int64[np.ndarray, " asked"]
-    card: ModelCard
 
 
 class TorchModel:
@@ -69,7 +57,7 @@ class Service:
         """Raise ConfigError when the service cannot be reached, or serves another model than that of the card."""
         self._check_version(self._get("/model")["version"], card)
 
-    def answers(self, asked: Asked) -> Probabilities:
+    def answers(self, asked: Selection, card: ModelCard) -> Probabilities:
         """Probabilities `[images, classes]` of six decimals.
 
         Images that are in no file of their own are sent as PNG. Raises ConfigError when the service cannot be reached,
@@ -79,7 +67,7 @@ class Service:
 
         def ask(index: int) -> Sequence[float]:
             reply = self._get("/predict", _encoded(asked.source.read(places[asked.images.keys[index]])))
-            self._check_version(reply["model_version"], asked.card)
+            self._check_version(reply["model_version"], card)
             return [reply["probabilities"][name] for name in asked.images.classes]
 
         with ThreadPoolExecutor(CLIENTS) as pool:

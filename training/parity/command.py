@@ -10,20 +10,17 @@ from time import perf_counter
 import tyro
 
 from serving.contract import gpu
-from serving.contract.model import open_model
+from serving.contract.model import Classifier, open_model
 from serving.contract.session import Placement
-from training.data.cache import Cache
-from training.data.formats import find
-from training.data.sources.forgotten import Forgotten
+from training.data.selection import Selection, Wanted, select
 from training.device import unusable_gpu
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError, DeviceMissing
-from training.evaluate import Wanted, check_labels, choose, gather, model_file, results_folder
 from training.export.ways import check_way
 from training.metrics.classification import Probabilities
 from training.models.prediction import predict_images
 from training.options.choices import Data
-from training.parity.answers import Asked, Service, TorchModel
+from training.parity.answers import Service, TorchModel
 from training.report.parity import Answers, ParityReport, parity_summary, write_parity
 from training.report.predictions import read_predictions
 
@@ -65,9 +62,8 @@ def parity(config: ParityConfig) -> Path:
     OSError.
     """
     placements = _placements(config.provider)
-    path = model_file(config.model).resolve()
+    path = runs.model_file(config.model).resolve()
     classifier = open_model(path, placement=Placement(on="cpu"), threads=0)
-    cache = Cache(config.cache)
     service = None
     if config.url is not None:
         service = Service(url=config.url, token=_token(config.token_file))
@@ -76,17 +72,17 @@ def parity(config: ParityConfig) -> Path:
         raise ConfigError(
             f"{path}: there is nothing to compare with; expected a run's folder with its checkpoint, or --url"
         )
-    outputs = [config.out] if config.out else []
-    source = find(config.data, cache, outputs, config.corrections, Forgotten.of(path))
-    check_labels(source, classifier.card.classes)
-    with results_folder(config.out, path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
-        images, [trained_on] = gather(source, cache, [classifier.card])
-        split, indices, reason = choose(config.split, images, remade=trained_on is not None)
-        print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
-        asked = Asked(source=source, images=images, indices=indices, card=classifier.card)
-        answers = _compared(_ways(path, asked, placements, service))
+    with runs.results_folder(config.out, path.parent / "parity" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
+        selection = select(config, [classifier.card], path, folder)
+        print(selection.line)
+        answers = _compared(_ways(classifier, selection, placements, service))
         report = ParityReport(
-            model=path, card=classifier.card, data=images.name, split=split, images=len(indices), answers=answers
+            model=path,
+            card=classifier.card,
+            data=selection.images.name,
+            split=selection.split,
+            images=len(selection.indices),
+            answers=answers,
         )
         write_parity(report, folder)
     if report.faults:
@@ -120,10 +116,13 @@ def _placements(provider: str | None) -> dict[str, Placement]:
     return on_cpu | {str(card): Placement(on="cuda", device_id=number) for number, card in enumerate(cards)}
 
 
-def _ways(path: Path, asked: Asked, placements: dict[str, Placement], service: Service | None) -> Iterator[Way]:
+def _ways(
+    classifier: Classifier, asked: Selection, placements: dict[str, Placement], service: Service | None
+) -> Iterator[Way]:
     """All that can be asked here; what the others are compared with comes first."""
+    path, card = classifier.path, classifier.card
     if _of_run(path):
-        network = TorchModel(runs.begun(path.parent), _checkpoint(path), asked.card)
+        network = TorchModel(runs.begun(path.parent), _checkpoint(path), card)
         yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
     kept = read_predictions(path.parent / "predictions.csv", asked.images.classes) if _of_run(path) else None
     recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None
@@ -133,7 +132,7 @@ def _ways(path: Path, asked: Asked, placements: dict[str, Placement], service: S
         placed = open_model(path, placement=placement, threads=0)
         yield f"{path.name} on {name}", partial(predict_images, placed, asked.images, asked.indices)
     if service is not None:
-        yield f"the service at {service.url}", partial(service.answers, asked)
+        yield f"the service at {service.url}", partial(service.answers, asked, card)
 
 
 def _checkpoint(path: Path) -> Path:

@@ -17,10 +17,10 @@ from serving.contract.card.provenance import Provenance
 from serving.contract.model import Classifier, open_model
 from training.data.cache import Cache
 from training.data.formats import find
+from training.data.selection import check_labels, gather
 from training.data.sources.forgotten import Forgotten
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
-from training.evaluate import check_labels, gather, model_file
 from training.metrics import costs
 from training.options.choices import Data
 from training.options.config import TrainConfig
@@ -60,7 +60,7 @@ def reproduce(config: ReproduceConfig, interruption: Interruption | None = None)
 
     Raises CheckFailed where the result or the data is not the same, and all that training raises.
     """
-    path = model_file(config.model)
+    path = runs.model_file(config.model)
     original = open_model(path, threads=0)
     card = original.card
     if path.name.endswith(".int8.onnx"):

@@ -13,11 +13,9 @@ from tqdm import tqdm
 from serving.contract.decode import Decoded
 from serving.contract.formats.depth import Depth
 from serving.contract.model import Classifier, open_model
-from training.data.cache import Cache
 from training.data.dataset import LabelledImages
-from training.data.formats import find
-from training.data.sources.forgotten import Forgotten
-from training.evaluate import Wanted, check_labels, choose, gather, learned_from, model_file, results_folder
+from training.data.selection import Wanted, select
+from training.engine import runs
 from training.models.prediction import fitted_batches, predict_images
 from training.options.choices import Data
 from training.options.limits import NotNegative, Share, check_limits
@@ -65,17 +63,13 @@ def robustness(config: RobustnessConfig) -> Path:
 
     Raises ModelRefused, ConfigError, DataError, OSError.
     """
-    path = model_file(config.run)
+    path = runs.model_file(config.run)
     classifier = open_model(path, threads=0)
-    cache = Cache(config.cache)
-    outputs = [config.out] if config.out else []
-    source = find(config.data, cache, outputs, config.corrections, Forgotten.of(path))
-    check_labels(source, classifier.card.classes)
-    with results_folder(config.out, path.parent / "robustness" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
-        images, [trained_on] = gather(source, cache, [classifier.card])
-        split, indices, reason = choose(config.split, images, remade=trained_on is not None)
-        print(f"images  {images.name}: {split}, {len(indices):,} of {len(images.keys):,}; {reason}")
-        warnings = [f"{sentence}." for sentence in learned_from([classifier], [trained_on], indices)]
+    with runs.results_folder(config.out, path.parent / "robustness" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}") as folder:
+        selection = select(config, [classifier.card], path, folder)
+        images, indices = selection.images, selection.indices
+        print(selection.line)
+        warnings = [f"{sentence}." for sentence in selection.learned_from([path])]
         for warning in warnings:
             print(f"warning: {warning}")
         steps = [(change, strength) for change in (*DRIFTS, *PROBES) for strength in change.strengths]
@@ -89,7 +83,7 @@ def robustness(config: RobustnessConfig) -> Path:
             model=path,
             card=classifier.card,
             images=images,
-            split=split,
+            split=selection.split,
             indices=indices,
             plain=plain,
             answers=answers,

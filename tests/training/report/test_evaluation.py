@@ -9,9 +9,9 @@ import pytest
 
 from serving.contract.model import open_model
 from tests.support.pages import References
-from training import evaluate
 from training.data.cache import Cache
 from training.data.formats import find
+from training.data.selection import gather
 from training.models import prediction
 from training.report.evaluation import Evaluation, ModelPredictions, evaluation_summary, write_evaluation
 from training.report.html import render
@@ -21,7 +21,7 @@ from training.report.html import render
 def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Results of one model, and of the same model against one that answers a third of the images the other way."""
     classifier = open_model(run / "model.onnx")
-    images, _ = evaluate.gather(find(photos, Cache()), Cache(), [classifier.card])
+    images, _ = gather(find(photos, Cache()), Cache(), [classifier.card])
     images.unreadable["broken <b>.png"] = "cut off"
     first = prediction.predict_images(classifier, images, np.arange(90))
     other = first.copy()
