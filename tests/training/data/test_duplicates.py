@@ -159,7 +159,8 @@ def test_candidates_in_cells_are_nearly_always_those_among_all(monkeypatch: pyte
         threads = torch.get_num_threads()
         lost[searched] = len(every - {tuple(pair) for pair in duplicates._candidates(features).tolist()}) / len(every)
         assert torch.get_num_threads() == threads
-    assert 0.02 > lost[1] > lost[10] >= lost[50] == 0
+    assert 0.02 > lost[1] > lost[10] >= lost[50]
+    assert lost[50] < 0.001, "all cells are searched; half precision orders nearly equal distances otherwise"
 
 
 def test_a_cell_with_fewer_images_than_neighbours_makes_no_false_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
