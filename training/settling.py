@@ -1,4 +1,4 @@
-"""What was asked of a run: checked before its data is read, then against the data, and completed by it."""
+"""The options of a run once its data is read: none is left open, and copies of the files that they name are kept."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,23 +8,13 @@ from pathlib import Path
 from training.data.dataset import Dataset
 from training.distributed import Group
 from training.folds import final
-from training.metrics import costs, operating_points, slices
+from training.metrics import costs
 from training.models import backbones, weights
 from training.models.weights import Weights
 from training.options.choices import Symmetry
 from training.options.config import TrainConfig
 from training.options.settled import Processes, SettledConfig, one_sided, settle
-from training.promotion import demands, floors
-
-
-def check_demands(config: TrainConfig) -> None:
-    """Refuse, before data is read, what `demands.check` does and a --from-folds without finished folds.
-
-    Raises ConfigError, OSError.
-    """
-    demands.check(config)
-    if config.from_folds is not None:
-        final.runs_of(config.from_folds)
+from training.validation import check_dataset
 
 
 def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: Group) -> SettledConfig:
@@ -33,9 +23,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
     config = final.with_best_epoch(config)
-    floors.check_classes(config.floor, dataset.classes)
-    slices.slices(dataset, config.slices, dataset.splits["test"])
-    operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
+    check_dataset(config, dataset)
     settled = settle(
         weights.normalized(config, found) if found else config,
         training_images=len(dataset.splits["train"]),
@@ -69,9 +57,6 @@ def _with_kept_costs(config: SettledConfig, classes: Sequence[str]) -> SettledCo
 def _with_kept_pipeline(config: SettledConfig) -> SettledConfig:
     if not isinstance(config.augment, Path):
         return config
-    from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
-
-    pipeline.check(config.augment, config.image_size, config.channels)
     kept = config.run / f"augment{config.augment.suffix}"
     if config.augment != kept:  # they are equal when the run resumes
         shutil.copyfile(config.augment, kept)

@@ -38,16 +38,17 @@ from training.models.normalization import normalization
 from training.models.weights import Weights
 from training.options.config import TrainConfig, default_name
 from training.options.settled import SettledConfig
-from training.promotion import demands, outcome
+from training.promotion import outcome
 from training.promotion.eight_bits import with_eight_bits
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
 from training.report.run import write_report
 from training.report.run_facts import ReportInput
-from training.settling import check_demands, decide
+from training.settling import decide
 from training.signals import Interruption
 from training.storage import digest, write_atomically
+from training.validation import check_options, check_source
 
 
 def train(config: TrainConfig, interruption: Interruption | None = None, group: Group = ALONE) -> Path:
@@ -100,11 +101,13 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
 
 
 def ready(run: Path, config: TrainConfig) -> bool:
-    """Whether the run is finished already; if not, its demands are checked. Raises ConfigError, OSError."""
-    if not outcome.finished(run, config.promote):
-        check_demands(config)
-        return False
-    return True
+    """Whether the run is finished already; if not, its options are checked. Raises ConfigError, OSError."""
+    if outcome.finished(run, config.promote):
+        return True
+    check_options(config)
+    if config.from_folds is not None:
+        final.runs_of(config.from_folds)
+    return False
 
 
 def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
@@ -116,7 +119,7 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
         config = inherit(config)
     config = backbones.check(config)
     found = find_weights(config, group)  # before the data, which takes longer to read
-    dataset = load_dataset(config, lambda source: group.share(lambda: demands.check_source(config, source)))
+    dataset = load_dataset(config, lambda source: group.share(lambda: check_source(config, source)))
     if dataset.sizing.reason:
         print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)

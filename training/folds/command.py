@@ -28,10 +28,10 @@ from training.folds.results import OutOfFold, collect
 from training.models import backbones
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
-from training.promotion import demands
 from training.storage import write_atomically
 from training.study.process_pool import Job, ProcessPool, visible_gpus
 from training.study.results import log, outcome
+from training.validation import check_options, check_source
 
 PLACES = ("out", "cache")
 """Options that are not kept: `forget --retrain` makes folds again by the others, in places of its own."""
@@ -50,8 +50,8 @@ def folds(config: FoldsConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     if config.final:
         check_final(final, folder)
-    demands.check(checked if config.final else replace(checked, promote="never"))
-    images = load_images(checked, partial(check_source, config))
+    check_options(checked if config.final else replace(checked, promote="never"))
+    images = load_images(checked, partial(check_columns, config))
     made = parts(config, images)
     if several := parted(config, images):
         print(f"warning: {several}")
@@ -78,9 +78,9 @@ def folds(config: FoldsConfig) -> Path:
     return folder
 
 
-def check_source(config: FoldsConfig, source: Source) -> None:
+def check_columns(config: FoldsConfig, source: Source) -> None:
     """Refuse classes and columns that the data does not have, before its images are read. Raises ConfigError."""
-    demands.check_source(config, source)
+    check_source(config, source)
     if config.leave_out is not None:
         left_out.column_of(source, config.leave_out)
 

@@ -120,7 +120,7 @@ def evaluate_out_of_fold(
     fitted = calibration.with_thresholds(fitted, out_of_fold, by_class=config.sets == "class")
     own = softmax(calibration.corrected(compute_logits(learner, dataset, "test"), fitted), axis=1)
     model.append(Calibrate(fitted).to(next(model.parameters()).device))
-    demands = operating_points.parse_all(config.operate)
+    targets = operating_points.parse_all(config.operate)
     scored = np.searchsorted(everything, evaluation.scored(dataset, "train"))
     answers: dict[Split, Probabilities] = {"train": own[scored], "val": recalibrated, "test": answered}
     return Evaluation(
@@ -129,7 +129,7 @@ def evaluate_out_of_fold(
         probabilities=answers,
         scores={split: evaluation.score(dataset, split, answers[split]) for split in SPLITS},
         intervals=bootstrap(labels, answered, dataset.components[everything], dataset.classes),
-        operating_points=operating_points.choose(demands, dataset.classes, labels, recalibrated),
+        operating_points=operating_points.choose(targets, dataset.classes, labels, recalibrated),
         leak_free=None,
         own=own,
     )

@@ -135,7 +135,7 @@ def evaluate_best(
         count, groups = len(val), len(np.unique(dataset.components[val]))
         images = f"{count} validation images" + (f" of {groups} groups" if groups < count else "")
         print(f"warning: {images} are too few for prediction sets at {calibrated.level:.0%}")
-    demands = operating_points.parse_all(config.operate)
+    targets = operating_points.parse_all(config.operate)
     device = next(model.parameters()).device
     model.append(Calibrate(calibrated).to(device))
     probabilities = {split: _probabilities(logits[split], calibrated) for split in SPLITS}
@@ -145,7 +145,7 @@ def evaluate_best(
         probabilities=probabilities,
         scores={split: score(dataset, split, probabilities[split]) for split in SPLITS},
         intervals=bootstrap(dataset.labels[test], probabilities["test"], dataset.components[test], dataset.classes),
-        operating_points=operating_points.choose(demands, dataset.classes, dataset.labels[val], probabilities["val"]),
+        operating_points=operating_points.choose(targets, dataset.classes, dataset.labels[val], probabilities["val"]),
         leak_free=_leak_free(dataset, probabilities["test"]),
         plain=plain,
         unknown=unknown,

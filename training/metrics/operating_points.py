@@ -20,7 +20,7 @@ FEW = 20
 """Fewer validation images than these make a threshold that other images may not keep to; the report warns."""
 
 
-class Demand(NamedTuple):
+class TargetScore(NamedTuple):
     """The score that the decision for a class must reach on the validation split."""
 
     label: str
@@ -28,7 +28,7 @@ class Demand(NamedTuple):
     target: float
 
     @classmethod
-    def of(cls, point: OperatingPoint) -> "Demand":
+    def of(cls, point: OperatingPoint) -> "TargetScore":
         """What an operating point was chosen for."""
         return cls(point.label, point.score, point.target)
 
@@ -78,8 +78,8 @@ def _count(rate: Rate) -> int:
     return round((rate.value or 0) * rate.images)
 
 
-def parse(text: str) -> Demand:
-    """A demand as it is written. Raises ConfigError."""
+def parse(text: str) -> TargetScore:
+    """A target as it is written. Raises ConfigError."""
     name, _, value = text.rpartition("=")  # a class may have = and : in its name
     label, _, score = name.rpartition(":")
     try:
@@ -91,23 +91,23 @@ def parse(text: str) -> Demand:
             f"--operate {text}: expected CLASS:SCORE=VALUE, SCORE one of {', '.join(get_args(DecisionScore))} and "
             "VALUE above 0 and below 1"
         )
-    return Demand(label, cast(DecisionScore, score), target)
+    return TargetScore(label, cast(DecisionScore, score), target)
 
 
-def parse_all(texts: Sequence[str]) -> list[Demand]:
-    """Demands as they are written. Raises ConfigError, also for two of one class."""
-    demands = [parse(text) for text in texts]
-    labels = [demand.label for demand in demands]
+def parse_all(texts: Sequence[str]) -> list[TargetScore]:
+    """Targets as they are written. Raises ConfigError, also for two of one class."""
+    targets = [parse(text) for text in texts]
+    labels = [wanted.label for wanted in targets]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise ConfigError(f"--operate: expected each class once, got {', '.join(twice)} several times")
-    return demands
+    return targets
 
 
 def check_names(texts: Sequence[str], classes: Sequence[str]) -> None:
     """Raise ConfigError for a class that the data does not have."""
-    for text, demand in zip(texts, parse_all(texts), strict=True):
-        if demand.label not in classes:
-            raise ConfigError(f"--operate {text}: there is no class {demand.label!r}; there are {shortened(classes)}")
+    for text, wanted in zip(texts, parse_all(texts), strict=True):
+        if wanted.label not in classes:
+            raise ConfigError(f"--operate {text}: there is no class {wanted.label!r}; there are {shortened(classes)}")
 
 
 def check_classes(texts: Sequence[str], classes: Sequence[str], validation: Labels, images_of: str) -> None:
@@ -116,30 +116,30 @@ def check_classes(texts: Sequence[str], classes: Sequence[str], validation: Labe
     `validation` are the labels of the validation split of the data `images_of`.
     """
     check_names(texts, classes)
-    for text, demand in zip(texts, parse_all(texts), strict=True):
-        count = int((validation == classes.index(demand.label)).sum())
+    for text, wanted in zip(texts, parse_all(texts), strict=True):
+        count = int((validation == classes.index(wanted.label)).sum())
         if count in (0, len(validation)):
             raise ConfigError(
-                f"--operate {text}: the validation split of {images_of} has {count:,} images of {demand.label} and "
+                f"--operate {text}: the validation split of {images_of} has {count:,} images of {wanted.label} and "
                 f"{len(validation) - count:,} others; expected some of both"
             )
 
 
 def choose(
-    demands: Iterable[Demand], classes: Sequence[str], labels: Labels, probabilities: Probabilities
+    targets: Iterable[TargetScore], classes: Sequence[str], labels: Labels, probabilities: Probabilities
 ) -> tuple[OperatingPoint, ...]:
-    """The operating points that reach these demands on the validation split; a demand that none reaches has none."""
+    """The operating points that reach these targets on the validation split; a target that none reaches has none."""
     found = []
-    for demand in demands:
-        label = classes.index(demand.label)
-        threshold = threshold_for(demand, probabilities[:, label], labels == label)
+    for wanted in targets:
+        label = classes.index(wanted.label)
+        threshold = threshold_for(wanted, probabilities[:, label], labels == label)
         if threshold is not None:
-            found.append(OperatingPoint(**demand._asdict(), threshold=threshold))
+            found.append(OperatingPoint(**wanted._asdict(), threshold=threshold))
     return tuple(found)
 
 
 def threshold_for(
-    demand: Demand, of_class: Float32[np.ndarray, " images"], is_class: Bool[np.ndarray, " images"]
+    wanted: TargetScore, of_class: Float32[np.ndarray, " images"], is_class: Bool[np.ndarray, " images"]
 ) -> float | None:
     """The threshold that reaches the target with the least loss; None where none does.
 
@@ -160,10 +160,10 @@ def threshold_for(
             "specificity": (others - alarms) / others,
             "precision": hits / all_yes,
         }
-    [reached] = np.nonzero(scores[demand.score] >= demand.target)
+    [reached] = np.nonzero(scores[wanted.score] >= wanted.target)
     if not len(reached):
         return None
-    place = reached[0 if demand.score == "sensitivity" else -1]
+    place = reached[0 if wanted.score == "sensitivity" else -1]
     highest = 1.0 if values[0] < 1 else 2.0  # above every probability, where none may be decided yes
     bounds = np.r_[highest, values, 0.0]
     return between(float(bounds[place + 1]), float(bounds[place]))

@@ -1,4 +1,4 @@
-"""Floors: demands on scores of the test split, declared before the training as `--floor NAME=VALUE`."""
+"""Floors: least scores of the test split, declared before the training as `--floor NAME=VALUE`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ SENSITIVITY = "sensitivity:"
 """Followed by the name of a class: the share of its images that are recognised, its recall."""
 
 
-class Demand(NamedTuple):
+class LeastScore(NamedTuple):
     """What the lower limit of a score's 95 % interval must be at least."""
 
     name: str
@@ -24,17 +24,17 @@ class Demand(NamedTuple):
         return self.name.removeprefix(SENSITIVITY) if self.name.startswith(SENSITIVITY) else None
 
 
-def parse(text: str) -> Demand:
-    """A demand as it is written. Raises ConfigError."""
+def parse(text: str) -> LeastScore:
+    """A floor as it is written. Raises ConfigError."""
     name, _, value = text.rpartition("=")  # a class may have = in its name
     try:
-        demand = Demand(name, float(value))
+        floor = LeastScore(name, float(value))
     except ValueError:
-        demand = Demand("", -1.0)
-    if not (name in SCORES or demand.of_class) or not 0 <= demand.least <= 1:
+        floor = LeastScore("", -1.0)
+    if not (name in SCORES or floor.of_class) or not 0 <= floor.least <= 1:
         known = ", ".join((*SCORES, f"{SENSITIVITY}CLASS"))
         raise ConfigError(f"--floor {text}: expected NAME=VALUE, a value of 0 to 1 and one of the names {known}")
-    return demand
+    return floor
 
 
 def check_classes(floors: Sequence[str], classes: Sequence[str]) -> None:

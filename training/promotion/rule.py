@@ -129,11 +129,11 @@ def refusal(run: Path, faults: tuple[str, ...]) -> str:
 
 def _floors(config: TrainConfig, intervals: Intervals) -> Iterator[Floor]:
     """The declared floors; not those of undefined scores."""
-    for demand in map(floors.parse, config.floor):
-        name = demand.of_class
-        interval: Interval | None = intervals.recall[name] if name else getattr(intervals, demand.name)
+    for wanted in map(floors.parse, config.floor):
+        name = wanted.of_class
+        interval: Interval | None = intervals.recall[name] if name else getattr(intervals, wanted.name)
         if interval is not None:
-            yield Floor(name=demand.name, least=demand.least, lower=interval[0])
+            yield Floor(name=wanted.name, least=wanted.least, lower=interval[0])
 
 
 def _compared(answers: TestAnswers, own_score: float, rival: Rival | None) -> Champion | None:
@@ -169,12 +169,12 @@ def _never(answers: TestAnswers, measured: Certificate) -> Iterator[str]:
 def _missed(config: TrainConfig, measured: Certificate) -> Iterator[str]:
     """The floors that are not reached."""
     reached = {floor.name: floor for floor in measured.floors}
-    for demand in map(floors.parse, config.floor):
-        floor = reached.get(demand.name)
+    for wanted in map(floors.parse, config.floor):
+        floor = reached.get(wanted.name)
         if floor is None:
-            yield f"--floor {demand.name}={demand.least:g}: undefined on these test images"
-        elif floor.lower < demand.least:
-            yield f"--floor {demand.name}={demand.least:g}: the 95 % interval begins at {floor.lower:.3f}"
+            yield f"--floor {wanted.name}={wanted.least:g}: undefined on these test images"
+        elif floor.lower < wanted.least:
+            yield f"--floor {wanted.name}={wanted.least:g}: the 95 % interval begins at {floor.lower:.3f}"
 
 
 def _lost(measured: Certificate, rival: Rival | None) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tests.support.rival_models import CLASSES, split
 from training.errors import ConfigError
 from training.metrics import operating_points
 from training.metrics.classification import ScoredImages
-from training.metrics.operating_points import Demand, Rates, check_classes, choose, parse, parse_all, threshold_for
+from training.metrics.operating_points import Rates, TargetScore, check_classes, choose, parse, parse_all, threshold_for
 
 OF_CLASS = np.array([0.9, 0.8, 0.8, 0.6, 0.5, 0.5, 0.3, 0.2], np.float32)
 IS_CLASS = np.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
@@ -32,7 +32,7 @@ IS_CLASS = np.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
     ],
 )
 def test_thresholds_by_hand(score: str, target: float, low: float, high: float) -> None:
-    found = threshold_for(Demand("a", score, target), OF_CLASS, IS_CLASS)  # type: ignore[arg-type]
+    found = threshold_for(TargetScore("a", score, target), OF_CLASS, IS_CLASS)  # type: ignore[arg-type]
     assert found is not None
     assert low < found < high
 
@@ -41,7 +41,7 @@ def test_a_share_that_floating_point_rounds_up_needs_no_image_more() -> None:
     """0.55 * 20 is 11.000000000000002."""
     values = np.linspace(0.9, 0.1, 20, dtype=np.float32)
     found = threshold_for(
-        Demand("a", "sensitivity", 0.55), np.r_[values, [0.05]].astype(np.float32), np.arange(21) < 20
+        TargetScore("a", "sensitivity", 0.55), np.r_[values, [0.05]].astype(np.float32), np.arange(21) < 20
     )
     assert found is not None
     assert (values >= found).sum() == 11
@@ -49,9 +49,9 @@ def test_a_share_that_floating_point_rounds_up_needs_no_image_more() -> None:
 
 def test_what_cannot_be_reached_has_no_threshold_and_a_certain_other_is_never_decided_yes() -> None:
     of_class, is_class = np.array([1, 0.5], np.float32), np.array([False, True])
-    assert threshold_for(Demand("a", "precision", 0.9), of_class, is_class) is None
-    assert threshold_for(Demand("a", "specificity", 0.9), of_class, is_class) == 1.5
-    assert threshold_for(Demand("a", "sensitivity", 0.9), np.zeros(2, np.float32), is_class) == 0
+    assert threshold_for(TargetScore("a", "precision", 0.9), of_class, is_class) is None
+    assert threshold_for(TargetScore("a", "specificity", 0.9), of_class, is_class) == 1.5
+    assert threshold_for(TargetScore("a", "sensitivity", 0.9), np.zeros(2, np.float32), is_class) == 0
 
 
 @given(
@@ -67,7 +67,7 @@ def test_no_other_threshold_reaches_the_target_at_less_loss(
     is_class = np.array([of for _, of in images])
     if is_class.all() or not is_class.any():
         return
-    found = threshold_for(Demand("a", score, target), of_class, is_class)  # type: ignore[arg-type]
+    found = threshold_for(TargetScore("a", score, target), of_class, is_class)  # type: ignore[arg-type]
 
     def reaches(threshold: float) -> bool:
         yes = of_class.astype(float) >= threshold
@@ -100,7 +100,7 @@ def test_a_class_may_hold_what_separates() -> None:
     assert parse("a:b=c:specificity=0.5") == ("a:b=c", "specificity", 0.5)
 
 
-def test_demands_on_what_is_not_there_are_refused() -> None:
+def test_targets_for_what_is_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match="each class once, got a several times"):
         parse_all(["a:sensitivity=0.9", "b:sensitivity=0.9", "a:precision=0.5"])
     labels = np.array([0, 0, 1])
@@ -113,7 +113,7 @@ def test_demands_on_what_is_not_there_are_refused() -> None:
 
 def measured(seed: int, images: int, repeat: int = 1) -> tuple[OperatingPoint, operating_points.Measured]:
     labels, probabilities = split(seed, images)
-    [point] = choose([Demand("b", "sensitivity", 0.9)], CLASSES, labels, probabilities)
+    [point] = choose([TargetScore("b", "sensitivity", 0.9)], CLASSES, labels, probabilities)
     copies = np.repeat(np.arange(images), repeat)
     scored = ScoredImages(labels=labels[copies], probabilities=probabilities[copies], components=copies)
     return point, operating_points.measure(point, CLASSES, scored, scored)

@@ -191,12 +191,12 @@ def _card(
         validation = ScoredImages(labels=labels, probabilities=probabilities, components=components)
         familiar = validation.chosen(unknown.known) if unknown else validation
         calibrated = calibration.with_thresholds(calibrated, familiar, by_class=bool(calibrated.class_thresholds))
-    demands = map(operating_points.Demand.of, card.operating_points)
+    targets = map(operating_points.TargetScore.of, card.operating_points)
     return replace(
         card,
         familiarity=unknown.familiarity if unknown else None,
         neighbours=None,  # its embeddings are others than those of the float32 file
-        operating_points=operating_points.choose(demands, card.classes, labels, probabilities),
+        operating_points=operating_points.choose(targets, card.classes, labels, probabilities),
         certificate=evaluated.verdict.certificate if evaluated.verdict else None,
         version=f"{card.version}-int8",
         calibration=calibrated,

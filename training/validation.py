@@ -1,7 +1,11 @@
-"""What is asked of a run, as far as it can be refused before the images are read, which may take hours."""
+"""The checks of a training's options that need more than the options: files, then the list of images, then the images.
+
+Each comes as early as it can, because reading the images may take hours.
+"""
 
 from pathlib import Path
 
+from training.data.dataset import Dataset
 from training.data.inspection.image_set import ordered
 from training.data.left_out import LeftOut, check_value
 from training.data.sources.source import Source
@@ -10,8 +14,8 @@ from training.options.config import TrainConfig
 from training.promotion import floors, log
 
 
-def check(config: TrainConfig) -> None:
-    """Refuse what cannot be understood, files that cannot be read, and a promotion that cannot be logged.
+def check_options(config: TrainConfig) -> None:
+    """Refuse what cannot be parsed, files that cannot be read, and a promotion that cannot be logged.
 
     Raises ConfigError, OSError.
     """
@@ -39,3 +43,16 @@ def check_source(config: TrainConfig, source: Source) -> None:
     which = None if config.fold is None else LeftOut.of(config.fold)
     if which is not None:
         check_value(source, which)
+
+
+def check_dataset(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse what the readable images and their splits do not allow: a class may have none. Raises ConfigError."""
+    floors.check_classes(config.floor, dataset.classes)
+    slices.slices(dataset, config.slices, dataset.splits["test"])
+    operating_points.check_classes(config.operate, dataset.classes, dataset.labels[dataset.splits["val"]], dataset.name)
+    if config.costs is not None:
+        costs.read(config.costs, dataset.classes)
+    if isinstance(config.augment, Path):
+        from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
+
+        pipeline.check(config.augment, dataset.preprocessing.height, dataset.preprocessing.channels)
