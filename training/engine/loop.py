@@ -20,7 +20,7 @@ from training.engine.optimizer import clip
 from training.engine.progress import Epoch, RunProgress, StepResult
 from training.engine.train_state import RunContext, TrainState
 from training.errors import Interrupted, NonFiniteLoss
-from training.metrics.evaluation import predict, score
+from training.metrics.evaluation import validate
 from training.signals import Interruption
 from training.storage import release
 
@@ -73,14 +73,14 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
                     stopped = run_epoch(state, batches, progress, interruption, interval)
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
-                validation = score(dataset, "val", predict(state.average.model, dataset, "val", group))
+                validation, ranked = validate(state.average.model, dataset, config, group)
             except Interrupted:
                 with interruption:
                     # Steps end in all processes alike; validation, which may take long, in this one alone.
                     (checkpoints.save if stopped else checkpoints.write)(state, progress)
                 raise
             with interruption:  # TensorBoard's queue, interrupted, could not be closed
-                line = progress.close_epoch(validation, config, float(state.schedule.get_last_lr()[-1]))
+                line = progress.close_epoch(validation, ranked, config, float(state.schedule.get_last_lr()[-1]))
                 print(line.line(config), flush=True)
                 if writer is not None:
                     tensorboard.write_epoch(writer, line, state, dataset)

@@ -25,7 +25,7 @@ class Epoch:
     val_accuracy: float
     val_balanced_accuracy: float
     val_score: float | None
-    """The score of --best-by; None where it is undefined."""
+    """The score of --best-by, a log loss at the temperature fitted to the same images; None where it is undefined."""
     lr: float
     """Of the last layer; those of the others are a share of it, and 0 in frozen epochs."""
     gradient_norm_mean: float
@@ -42,11 +42,12 @@ class Epoch:
     def line(self, config: SettledConfig) -> str:
         """For the console."""
         score = "-" if self.val_score is None else f"{self.val_score:.3f}"
+        calibrated = "calibrated " if config.best_by == "log_loss" else ""
         return (
             f"epoch {self.epoch:{len(str(config.epochs))}}/{config.epochs}  "
             f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:6.1%}  "
             f"val loss {self.val_loss:.3f} accuracy {self.val_accuracy:6.1%} "
-            f"{TITLES[config.best_by]} {score}  "
+            f"{calibrated}{TITLES[config.best_by]} {score}  "
             f"{self.images_per_second:,.0f} images/s{'  best' if self.best else ''}"
         )
 
@@ -142,10 +143,10 @@ class RunProgress:
         """Loss, accuracy and speed of the epoch under way, for the progress bar."""
         return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, {self.images_per_second:,.0f} images/s"
 
-    def close_epoch(self, validation: Scores, config: SettledConfig, lr: float) -> Epoch:
-        """End the epoch under way with its scores on the validation split, and return its line of the history."""
+    def close_epoch(self, validation: Scores, ranked: Scores, config: SettledConfig, lr: float) -> Epoch:
+        """End the epoch under way, and return its line of the history. The scores are those of `validate`."""
         # Of a fixed number of epochs each is better than those before.
-        rank = validation.rank(config.best_by) if config.best_epoch is None else (self.epoch, 0.0)
+        rank = ranked.rank(config.best_by) if config.best_epoch is None else (self.epoch, 0.0)
         line = Epoch(
             epoch=self.epoch + 1,
             train_loss=self.loss,
@@ -153,7 +154,7 @@ class RunProgress:
             val_loss=validation.log_loss,
             val_accuracy=validation.accuracy,
             val_balanced_accuracy=validation.balanced_accuracy,
-            val_score=getattr(validation, config.best_by),
+            val_score=getattr(ranked, config.best_by),
             lr=lr,
             gradient_norm_mean=self.norm_sum / self.step,
             gradient_norm_max=self.norm_max,

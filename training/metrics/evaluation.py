@@ -1,7 +1,7 @@
 """What a model predicts on a split of the data, and how good that is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -71,6 +71,20 @@ def score(dataset: Dataset, split: Split, probabilities: Probabilities) -> Score
     """Scores of the probabilities that `predict` returned for this split."""
     labels = dataset.labels[scored(dataset, split)]
     return classification.score(labels, probabilities, dataset.classes)
+
+
+def validate(model: nn.Module, dataset: Dataset, config: SettledConfig, group: Group = ALONE) -> tuple[Scores, Scores]:
+    """Scores of the validation split, and those by which --best-by log_loss ranks: at the temperature fitted to it.
+
+    The temperature is fitted after the training, so that an epoch of too certain answers is no worse for that. Raises
+    NonFiniteLoss.
+    """
+    logits = compute_logits(model, dataset, "val", group)
+    scores = score(dataset, "val", softmax(logits, axis=1))
+    if config.best_by != "log_loss":
+        return scores, scores
+    fitted = _calibration(dataset, logits, replace(config, balance="none"))
+    return scores, score(dataset, "val", _probabilities(logits, fitted))
 
 
 @dataclass(frozen=True, kw_only=True)

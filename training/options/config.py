@@ -203,8 +203,9 @@ class TrainConfig:
     """Score, keep and export a moving average of the weights with this decay a step, less in the first steps; 0: the
     weights themselves."""
     best_by: ScoreName | None = None
-    """Score on the validation split that decides which epoch is exported and when to stop. None: log_loss with
-    --balance bias, which is fitted after the training and changes the other scores, else balanced_accuracy."""
+    """Score on the validation split that decides which epoch is exported and when to stop; log_loss is that at the
+    temperature fitted to the same images. None: log_loss with --balance bias, which is fitted after the training and
+    changes the other scores, else balanced_accuracy."""
     best_epoch: Annotated[int, AtLeastOne] | None = None
     """Stop after this epoch and export it; --schedule is still that of all --epochs. None: with --from-folds the median
     of the folds' best epochs, else the best by --best-by."""
