@@ -13,6 +13,7 @@ from training.models import backbones, weights
 from training.models.weights import Weights
 from training.options.choices import Symmetry
 from training.options.config import TrainConfig
+from training.options.rules import in_vain
 from training.options.settled import Processes, SettledConfig, one_sided, settle
 from training.validation import check_dataset
 
@@ -32,6 +33,8 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
         processes=Processes(group.size, group.local_size),
     )
     final.check(settled, dataset)
+    for sentence in in_vain(settled):
+        print(f"warning: {sentence}")
     settled = _with_kept_costs(settled, dataset.classes)
     chosen = config.fine_tunes or (settled.views != "none" and not config.freeze)
     if config.symmetry is None and chosen and not isinstance(settled.augment, Path):

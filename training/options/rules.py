@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.contract.decode import NEUTRAL
 from training.options.choices import PIPELINE_ENDINGS, SYMMETRIES, WEIGHTS_ENDINGS
 from training.options.limits import require, share_of
 
 if TYPE_CHECKING:  # the options check themselves by these rules
     from training.options.config import TrainConfig
+    from training.options.settled import SettledConfig
 
 Rule = tuple[bool, str, str, object]
 """Whether it holds, the options, what is expected of them, and their value."""
@@ -39,6 +41,26 @@ def _data_rules(config: "TrainConfig") -> Iterator[Rule]:
         )
         yield config.patience is None, "patience", "none beside --from-folds, which holds no image out", config.patience
         yield config.quantize == "none", "quantize", "none beside --from-folds: no image is left to score it", "int8"
+
+
+def in_vain(config: "SettledConfig") -> Iterator[str]:
+    """A sentence for each option that was given and changes nothing. It breaks no rule, and is not refused."""
+    frozen = "beside --freeze, which trains the last layer on features that are computed once"
+    measured = f"beside --normalization {config.normalization}, which measures each image"
+    for idle, name, default, why in (
+        (config.freeze, "freeze_epochs", 0, frozen),
+        (config.freeze, "body_lr", 1.0, frozen),
+        (config.freeze, "drop_path", 0.0, frozen),
+        (config.best_epoch is not None, "patience", None, "beside --best-epoch, which says when to stop"),
+        (config.normalization != "standard", "mean_std", None, measured),
+        (config.fit != "pad", "fill", NEUTRAL, f"beside --fit {config.fit}, which leaves no ground"),
+    ):
+        if idle and (value := getattr(config, name)) != default:
+            yield f"--{name.replace('_', '-')} {value} changes nothing {why}"
+    if config.warmup_epochs > max(config.epochs / 2, type(config).warmup_epochs):
+        yield f"--warmup-epochs {config.warmup_epochs:g}: the warm-up ends after half of the {config.epochs} epochs"
+    if config.freeze_epochs and not config.pretrained and config.init_from is None:
+        yield f"--freeze-epochs {config.freeze_epochs}: the layers that stand still have random weights"
 
 
 def held_out(val_fraction: float, test_fraction: float) -> Rule:

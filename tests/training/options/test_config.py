@@ -15,6 +15,7 @@ from training.errors import ConfigError
 from training.options.choices import ScoreName
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
+from training.options.rules import in_vain
 from training.options.settled import one_sided
 from training.settling import decide
 
@@ -222,13 +223,47 @@ def test_rare_classes_are_given_up_only_for_scores_in_which_they_count_less(
 
 
 @pytest.mark.parametrize(("best_by", "said"), [("accuracy", True), ("roc_auc", False)])
-def test_a_run_says_that_it_does_nothing_about_rare_classes(
+def test_a_run_says_what_it_has_decided_and_what_changes_nothing(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], best_by: ScoreName, said: bool
 ) -> None:
-    config = TrainConfig(data=photos, out=tmp_path, model="mlp", image_size=16, best_by=best_by)
+    config = TrainConfig(data=photos, out=tmp_path, model="mlp", image_size=16, best_by=best_by, fill=0)
     decide(config, load_dataset(config), None, ALONE)
+    lines = capsys.readouterr().out.splitlines()
     line = "auto   --balance none (--best-by accuracy counts each image alike, whatever its class)"
-    assert (line in capsys.readouterr().out.splitlines()) is said
+    assert (line in lines) is said
+    assert "warning: --fill 0 changes nothing beside --fit stretch, which leaves no ground" in lines
+
+
+FROZEN = "beside --freeze, which trains the last layer on features that are computed once"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"freeze": True, "freeze_epochs": 2}, f"--freeze-epochs 2 changes nothing {FROZEN}"),
+        ({"freeze": True, "body_lr": 0.1}, f"--body-lr 0.1 changes nothing {FROZEN}"),
+        ({"freeze": True, "drop_path": 0.1}, f"--drop-path 0.1 changes nothing {FROZEN}"),
+        ({"freeze_epochs": 2, "body_lr": 0.1, "drop_path": 0.1}, None),
+        ({"best_epoch": 3, "patience": 2}, "--patience 2 changes nothing beside --best-epoch, which says when to stop"),
+        (
+            {"normalization": "image", "mean_std": "dataset"},
+            "--mean-std dataset changes nothing beside --normalization image, which measures each image",
+        ),
+        ({"fit": "crop", "fill": 0}, "--fill 0 changes nothing beside --fit crop, which leaves no ground"),
+        ({"fit": "pad", "fill": 0}, None),
+        ({"epochs": 4, "warmup_epochs": 3}, "--warmup-epochs 3: the warm-up ends after half of the 4 epochs"),
+        ({"epochs": 4, "warmup_epochs": 2}, None),
+        ({"epochs": 1}, None),
+        ({"model": "cnn", "freeze_epochs": 1}, "--freeze-epochs 1: the layers that stand still have random weights"),
+        ({"model": "cnn", "freeze_epochs": 1, "init_from": Path("run")}, None),
+        ({"freeze": True}, None),
+        ({"model": "mlp"}, None),
+    ],
+)
+def test_options_that_change_nothing_are_named(asked: dict[str, Any], said: str | None) -> None:
+    config = TrainConfig(**({"model": "resnet18"} | asked))
+    complete = settled(config, image_size=64, training_images=300, has_drop_path=True)
+    assert [*in_vain(complete)] == ([] if said is None else [said])
 
 
 def test_what_was_left_open_is_decided_and_what_was_given_is_kept() -> None:
