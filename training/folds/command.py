@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import yaml
 from tqdm import tqdm
@@ -28,8 +27,8 @@ from training.folds.results import OutOfFold, collect
 from training.models import backbones
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
+from training.process_pool import Job, ProcessPool, pool_size
 from training.storage import write_atomically
-from training.study.process_pool import Job, ProcessPool, visible_gpus
 from training.study.results import log, outcome
 from training.validation import check_options, check_source
 
@@ -172,8 +171,7 @@ def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
                 failed.append((job, code))
             bar.update()
 
-        gpus = 0 if config.device == "cpu" else len(visible_gpus())
-        size = config.jobs or gpus or max(joblib.cpu_count() // config.threads, 1)
+        size = pool_size(config.jobs, config.threads, config.device)
         ProcessPool(size=size, threads=config.threads, ended=ended).run(jobs.values())
     if failed:
         first, code = failed[0]

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from training.errors import ConfigError
 from training.options.limits import share_of
+from training.process_pool import Job, ProcessPool
 from training.storage import locked
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import REPORTING, identity, job, prepare, read_spec
-from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
 from training.study.results import collect, outcome
 from training.study.search import search

@@ -4,14 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import joblib
 import tyro
 import yaml
 
 from training.errors import ConfigError
 from training.options.choices import Data
 from training.options.config_file import from_yaml, option
-from training.study.process_pool import visible_gpus
+from training.process_pool import pool_size
 from training.study.spec import document
 from training.study.spec.grid import Options, Study
 
@@ -97,5 +96,4 @@ def _shared(path: Path) -> Options:
 
 def concurrent_runs(config: StudyConfig) -> int:
     """Runs at the same time: --jobs, else one for each GPU, else as many as the cores allow."""
-    gpus = 0 if config.device == "cpu" else len(visible_gpus())
-    return config.jobs or gpus or max(joblib.cpu_count() // config.threads, 1)
+    return pool_size(config.jobs, config.threads, config.device)

@@ -15,9 +15,9 @@ import yaml
 from serving.contract.objects import Url
 from training.engine.runs import CONFIG, STUDY
 from training.errors import ConfigError
+from training.process_pool import Job
 from training.storage import locked, write_atomically
 from training.study.config import StudyConfig
-from training.study.process_pool import Job
 from training.study.results import log
 from training.study.spec import document
 from training.study.spec.grid import Cell, Study, plain

@@ -13,11 +13,11 @@ from optuna.trial import Trial, TrialState
 
 from training.engine import history
 from training.errors import ConfigError
+from training.process_pool import Job, ProcessPool
 from training.storage import locked, write_atomically
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import REPORTING, job, prepare
 from training.study.measures import best
-from training.study.process_pool import Job, ProcessPool
 from training.study.report import write_study_report
 from training.study.results import collect, outcome
 from training.study.spec.grid import Cell, Options, Question, Study, plain

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from training.study.process_pool import Job, ProcessPool
+from training.process_pool import Job, ProcessPool, pool_size
 
 
 @pytest.mark.slow
@@ -43,3 +43,11 @@ def test_jobs_run_in_processes_of_their_own_and_report_their_exit_codes(tmp_path
     assert "1 threads" in (tmp_path / "endless").read_text()
     assert last.exists()
     assert time.monotonic() - begun < 200
+
+
+def test_without_jobs_there_is_one_for_each_gpu_or_as_many_as_the_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert [pool_size(jobs, 3, device) for jobs, device in ((5, "auto"), (None, "auto"), (None, "cpu"))] == [5, 3, 2]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert [pool_size(None, threads, "auto") for threads in (1, 3, 16)] == [8, 2, 1]

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 
 import cv2
+import joblib
 import torch
 
 COMMAND_LINE = "training.__main__"
@@ -114,6 +115,12 @@ class ProcessPool:
             self._terminated.add(sentinel)
 
 
+def pool_size(jobs: int | None, threads: int, device: str) -> int:
+    """The number of --jobs; None: one for each GPU of `--device`, else as many as the cores allow."""
+    gpus = 0 if device == "cpu" else len(visible_gpus())
+    return jobs or gpus or max(joblib.cpu_count() // threads, 1)
+
+
 def visible_gpus() -> list[str]:
     """For each GPU that this process sees, the value of CUDA_VISIBLE_DEVICES that shows a process that one only."""
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -121,9 +128,9 @@ def visible_gpus() -> list[str]:
 
 
 def _work(job: Job, threads: int, gpu: str | None) -> None:
-    os.setsid()  # Ctrl-C reaches the study's own process only, which sends each job one SIGTERM
+    os.setsid()  # Ctrl-C reaches the pool's own process only, which sends each job one SIGTERM
     # Not signals.end_with_parent: for the kernel, the parent of this process is the server it is forked from.
-    Thread(target=_end_with_study, daemon=True).start()
+    Thread(target=_end_with_pool, daemon=True).start()
     with job.log.open("ab") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
@@ -135,8 +142,8 @@ def _work(job: Job, threads: int, gpu: str | None) -> None:
     sys.exit(importlib.import_module(COMMAND_LINE).main(job.arguments))
 
 
-def _end_with_study() -> None:
-    study = multiprocessing.parent_process()
-    assert study is not None
-    study.join()
+def _end_with_pool() -> None:
+    pool = multiprocessing.parent_process()
+    assert pool is not None
+    pool.join()
     os.kill(os.getpid(), signal.SIGTERM)
