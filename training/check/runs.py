@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from serving.contract.card.model_card import TOLERANCE
 from serving.contract.model import open_model
 from serving.contract.selfcheck import NO_GPU, Result, Skipped
 from serving.contract.session import Placement
 from training.engine import checkpoint
-from training.metrics.calibration import corrected
-from training.models import networks
-from training.models.prediction import logits
+from training.models.prediction import predict
 from training.options.config import TrainConfig
 from training.train import train
 
@@ -121,11 +118,9 @@ def difference_from_cpu(made: Runs, family: str, device: torch.device) -> float:
     served = open_model(folder / "model.onnx", placement=Placement(on="cpu"))
     card, size = served.card, served.card.preprocessing
     config = TrainConfig(model=family, **FAMILIES[family])
-    model = networks.build(config, card.preprocessing, card.normalization, len(card.classes))
-    model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt", torch.device("cpu"))["model"])
+    model = checkpoint.restored(folder / "checkpoints" / "best.pt", config, card)
     images = np.random.default_rng(0).integers(0, 256, (64, size.height, size.width, size.channels), dtype=np.uint8)
-    calibrated = corrected(logits(model.to(device), images), card.calibration)
-    return float(np.abs(softmax(calibrated, axis=1) - served.predict(images)).max())
+    return float(np.abs(predict(model.to(device), images) - served.predict(images)).max())
 
 
 def goldens_of_gpu(made: Runs, device: torch.device) -> Result:

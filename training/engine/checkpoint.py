@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from serving.contract.card.model_card import ModelCard
 from training.distributed import ALONE, Group
 from training.engine.progress import RunProgress
 from training.engine.train_state import RunContext, TrainState
 from training.errors import CheckpointRefused
-from training.models import networks
+from training.models import networks, views
+from training.models.normalization import Calibrate
+from training.options.config import TrainConfig
 from training.storage import write_atomically
 
 SAVE_EVERY_S = 600
@@ -155,6 +158,17 @@ class CheckpointFolder:
         if differing:
             raise CheckpointRefused(f"{self.folder} holds another run: {', '.join(differing)}")
         return content
+
+
+def restored(path: Path, config: TrainConfig, card: ModelCard) -> nn.Sequential:
+    """The network of a checkpoint with the views and the calibration of its card, on the CPU: what was evaluated.
+
+    Raises CheckpointRefused.
+    """
+    model = networks.build(config, card.preprocessing, card.normalization, len(card.classes))
+    model.load_state_dict(load(path, torch.device("cpu"))["model"])
+    views.average(model, card.views)
+    return model.append(Calibrate(card.calibration))
 
 
 class CheckpointInterval:

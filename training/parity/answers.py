@@ -12,7 +12,6 @@ from urllib.request import Request, urlopen
 
 import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from serving.contract.card.model_card import ModelCard
@@ -21,8 +20,7 @@ from training.data.selection import Selection
 from training.engine import checkpoint
 from training.errors import ConfigError
 from training.metrics.classification import Probabilities
-from training.models import networks, prediction, views
-from training.models.normalization import Calibrate
+from training.models import prediction
 from training.options.config import TrainConfig
 
 CLIENTS = 4
@@ -36,10 +34,7 @@ class TorchModel:
     def __init__(self, config: TrainConfig, path: Path, card: ModelCard) -> None:
         """Raises CheckpointRefused."""
         self.card = card
-        self._model = networks.build(config, card.preprocessing, card.normalization, len(card.classes))
-        self._model.load_state_dict(checkpoint.load(path, torch.device("cpu"))["model"])
-        views.average(self._model, card.views)
-        self._model.append(Calibrate(card.calibration))
+        self._model = checkpoint.restored(path, config, card)
 
     def predict(self, images: Images) -> Probabilities:
         """Uint8 images `[batch, height, width, channels]` to probabilities `[batch, classes]`, on the CPU."""
