@@ -18,7 +18,6 @@ from torch import nn
 
 from serving.contract.card.decisions import Calibration
 from serving.contract.model import open_model
-from training.data import class_balance
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.engine import history, runs
@@ -27,10 +26,10 @@ from training.errors import ConfigError, DataError
 from training.export.publication import refusals
 from training.folds.config import CHANGE_NO_FOLD, FITTED
 from training.folds.results import OutOfFold, collect
-from training.metrics import calibration, evaluation, operating_points
+from training.metrics import evaluation, operating_points
 from training.metrics.bootstrap import bootstrap
-from training.metrics.classification import Probabilities, ScoredImages
-from training.metrics.evaluation import Evaluation, compute_logits
+from training.metrics.classification import Probabilities
+from training.metrics.evaluation import Evaluation, calibrated_probabilities, compute_logits
 from training.models.normalization import Calibrate
 from training.models.prediction import predict_images
 from training.options.config import TrainConfig
@@ -113,12 +112,9 @@ def evaluate_out_of_fold(
     assert config.from_folds is not None
     everything, labels = dataset.splits["test"], dataset.labels[dataset.splits["test"]]
     answered, logits = _fold_answers(_answers(config.from_folds, dataset), dataset)
-    frequencies = class_balance.frequencies(labels, len(dataset.classes))
-    fitted = calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
-    recalibrated = softmax(calibration.corrected(logits, fitted), axis=1)
-    out_of_fold = ScoredImages(labels=labels, probabilities=recalibrated, components=dataset.components[everything])
-    fitted = calibration.with_thresholds(fitted, out_of_fold, by_class=config.sets == "class")
-    own = softmax(calibration.corrected(compute_logits(learner, dataset, "test"), fitted), axis=1)
+    fitted = evaluation.calibrate(dataset, logits, config)  # each image is in all three splits
+    recalibrated = calibrated_probabilities(logits, fitted)
+    own = calibrated_probabilities(compute_logits(learner, dataset, "test"), fitted)
     model.append(Calibrate(fitted).to(next(model.parameters()).device))
     targets = operating_points.parse_all(config.operate)
     scored = np.searchsorted(everything, evaluation.scored(dataset, "train"))

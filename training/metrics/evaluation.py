@@ -142,9 +142,8 @@ def evaluate_best(
     embeddings = {split: _embeddings(body, dataset, split) for split in SPLITS}
     logits = {split: _finite(prediction.logits(head, embeddings[split]), split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
-    calibrated = _calibration(dataset, logits["val"], config)
     unknown = _unknown(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None
-    calibrated = _with_sets(calibrated, dataset, logits["val"], unknown, config)
+    calibrated = calibrate(dataset, logits["val"], config, unknown)
     if calibrated.threshold is None:
         count, groups = len(val), len(np.unique(dataset.components[val]))
         images = f"{count} validation images" + (f" of {groups} groups" if groups < count else "")
@@ -152,7 +151,7 @@ def evaluate_best(
     targets = operating_points.parse_all(config.operate)
     device = next(model.parameters()).device
     model.append(Calibrate(calibrated).to(device))
-    probabilities = {split: _probabilities(logits[split], calibrated) for split in SPLITS}
+    probabilities = {split: calibrated_probabilities(logits[split], calibrated) for split in SPLITS}
     return Evaluation(
         uncalibrated=score(dataset, "test", softmax(logits["test"], axis=1)),
         calibration=calibrated,
@@ -169,31 +168,28 @@ def evaluate_best(
 def evaluate_plain(model: nn.Sequential, dataset: Dataset, config: SettledConfig) -> Probabilities:
     """What a model without views answers to the test images, calibrated like `evaluate_best`. Raises NonFiniteLoss."""
     learner = networks.features_and_head(model)[1] if dataset.images.ndim == 2 else model
-    fitted = _calibration(dataset, compute_logits(learner, dataset, "val"), config)
-    return _probabilities(compute_logits(learner, dataset, "test"), fitted)
+    fitted = calibrate(dataset, compute_logits(learner, dataset, "val"), config)
+    return calibrated_probabilities(compute_logits(learner, dataset, "test"), fitted)
 
 
-def _calibration(dataset: Dataset, logits: Logits, config: SettledConfig) -> Calibration:
-    """Fitted on the logits of the validation split."""
-    frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
-    labels = dataset.labels[dataset.splits["val"]]
-    return calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
+def calibrate(dataset: Dataset, logits: Logits, config: SettledConfig, unknown: Unknown | None = None) -> Calibration:
+    """Fit bias, temperature, priors and prediction sets to the logits of the validation split.
 
-
-def _with_sets(
-    fitted: Calibration, dataset: Dataset, logits: Logits, unknown: Unknown | None, config: SettledConfig
-) -> Calibration:
-    """With thresholds; of the familiar validation images alone, as only their like have a prediction set."""
+    The sets to its familiar images alone, as only their like have one.
+    """
     val = dataset.splits["val"]
-    scored = ScoredImages(
-        labels=dataset.labels[val], probabilities=_probabilities(logits, fitted), components=dataset.components[val]
-    )
+    labels, components = dataset.labels[val], dataset.components[val]
+    frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
+    fitted = calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
+    probabilities = calibrated_probabilities(logits, fitted)
+    scored = ScoredImages(labels=labels, probabilities=probabilities, components=components)
     if unknown is not None:
         scored = scored.chosen(~unknown.familiarity.unfamiliar(unknown.validation))
     return calibration.with_thresholds(fitted, scored, by_class=config.sets == "class")
 
 
-def _probabilities(logits: Logits, fitted: Calibration) -> Probabilities:
+def calibrated_probabilities(logits: Logits, fitted: Calibration) -> Probabilities:
+    """Probabilities `[images, classes]` of a model's logits after its calibration."""
     answers: Probabilities = softmax(calibration.corrected(logits, fitted), axis=1)
     return answers
 
