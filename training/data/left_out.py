@@ -47,13 +47,13 @@ def values(images: ImageSet, column: str) -> list[str]:
     return found
 
 
-def column_of(images: ImageSet | Source, column: str) -> list[str]:
+def column_of(images: ImageSet | Source, column: str, option: str = "column") -> list[str]:
     """What the column says of each image. Raises ConfigError where the data does not have it."""
     name = name_of(column)
     if name not in images.columns:
         near = get_close_matches(name, images.columns, cutoff=0)
         there = f"there are {shortened(near)}" if near else "it has none beside path, label, split and group"
-        raise ConfigError(f"column {column}: {images.name} has no such column; {there}")
+        raise ConfigError(f"{option} {column}: {images.name} has no such column; {there}")
     return images.columns[name]
 
 

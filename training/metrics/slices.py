@@ -6,7 +6,6 @@ A column of numbers with more than 20 values is binned by the quartiles of the t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +13,9 @@ from jaxtyping import Int64
 
 from serving.contract.listing import clean
 from training.data.dataset import LabelledImages
-from training.data.sources.source import Source, shortened
+from training.data.inspection.image_set import ImageSet
+from training.data.left_out import column_of
+from training.data.sources.source import Source
 from training.errors import ConfigError
 
 MOST_VALUES = 20
@@ -58,17 +59,14 @@ def slices(images: LabelledImages, asked: str | None, indices: Int64[np.ndarray,
             columns=[each for each in found.values() if isinstance(each, Slicing)],
             left_out={name: each for name, each in found.items() if isinstance(each, str)},
         )
-    check_columns(asked, images)
+    check_columns(asked, images.image_set)
     return Slices(columns=[_named(name, found[name]) for name in _names(asked)])
 
 
-def check_columns(asked: str | None, images: LabelledImages | Source) -> None:
+def check_columns(asked: str | None, images: ImageSet | Source) -> None:
     """Raise ConfigError for a column that --slices names and that the data does not have."""
     for name in _names(asked):
-        if name not in images.columns:
-            near = get_close_matches(name, images.columns, cutoff=0)
-            there = f"there are {shortened(near)}" if near else "it has none beside path, label, split and group"
-            raise ConfigError(f"--slices {name}: {images.name} has no such column; {there}")
+        column_of(images, name, "--slices")
 
 
 def _names(asked: str | None) -> list[str]:
