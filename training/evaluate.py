@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from serving.contract.model import Classifier, open_model
+from serving.contract.model import Answers, Classifier, open_model
 from serving.contract.objects import Location, Url
 from training.data import dataset
 from training.data.dataset import LabelledImages
@@ -114,13 +114,11 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], select
 
 def _predicted(classifier: Classifier, images: LabelledImages, indices: Int64[np.ndarray, " _"]) -> ModelPredictions:
     """What the service answers for the images `indices`."""
-    answers = [classifier.answers(batch) for batch in fitted_batches(classifier.card, images, indices)]
+    shown = fitted_batches(classifier.card, images, indices)
+    answers = Answers.concatenate([classifier.answers(batch) for batch in shown])
     order = [classifier.card.classes.index(name) for name in images.classes]
-    novelty = [each.novelty for each in answers if each.novelty is not None]
     return ModelPredictions(
-        classifier=classifier,
-        probabilities=np.concatenate([each.probabilities for each in answers])[:, order],
-        novelty=np.concatenate(novelty) if novelty else None,
+        classifier=classifier, probabilities=answers.probabilities[:, order], novelty=answers.novelty
     )
 
 

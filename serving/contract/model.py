@@ -5,7 +5,7 @@ The trainer checks an exported file with the same `open_model`, so that its proo
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,13 @@ class Answers(NamedTuple):
     """None where the card has no `familiarity`."""
     embeddings: Float32[np.ndarray, "batch features"] | None = None
     """Of length 1; None where the model has no training images beside it."""
+
+    @classmethod
+    def concatenate(cls, batches: Sequence["Answers"]) -> "Answers":
+        """The answers of one model to several batches, as to one."""
+        probabilities, *others = zip(*batches, strict=True)
+        novelty, embeddings = (None if each[0] is None else np.concatenate(each) for each in others)
+        return cls(np.concatenate(probabilities), novelty, embeddings)
 
     def first(self, images: int) -> "Answers":
         """The answers for the first images of the batch."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.contract.card.model_card import TOLERANCE
-from serving.contract.model import Classifier
+from serving.contract.model import Answers, Classifier
 from training.data.dataset import Dataset
 from training.device import full_float32
 from training.metrics.classification import Probabilities
@@ -92,7 +92,7 @@ def recompute(
     resize = pipeline.resizing(dataset.preprocessing)
     witness = Recomputed("torch, pixels resized and normalised by Albumentations")
     served = Recomputed(f"model.onnx in the service's loader ({classifier.provider})")
-    novelty: list[Novelty | None] = []
+    answers: list[Answers] = []
 
     def seen(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
         original = dataset.original(index)  # one at a time: a batch of original photographs may take gigabytes
@@ -106,11 +106,9 @@ def recompute(
         evaluated = copied(dataset.images, indices)
         fitted, resized, normalized = zip(*(seen(int(index)) for index in indices), strict=True)
         witness.add(np.stack(resized), evaluated, _predict_normalized(model, torch.stack(normalized).float()))
-        answers = classifier.answers(pixels := np.stack(fitted))
-        served.add(pixels, evaluated, answers.probabilities)
-        novelty.append(answers.novelty)
-    found = [values for values in novelty if values is not None]
-    return witness, served, np.concatenate(found) if found else None
+        answers.append(classifier.answers(pixels := np.stack(fitted)))
+        served.add(pixels, evaluated, answers[-1].probabilities)
+    return witness, served, Answers.concatenate(answers).novelty
 
 
 def _predict_normalized(model: nn.Sequential, images: Tensor) -> Probabilities:

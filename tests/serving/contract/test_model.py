@@ -17,7 +17,7 @@ from PIL import Image
 from serving.contract import decode, model
 from serving.contract.card.model_card import Golden, ModelCard
 from serving.contract.formats.image_header import FILE_EXTENSIONS
-from serving.contract.model import ModelRefused, open_model
+from serving.contract.model import Answers, ModelRefused, open_model
 from serving.contract.session import Placement
 from tests.support.forged_models import REFUSED, Change, golden, rewritten
 from tests.support.paths import ROOT
@@ -158,3 +158,17 @@ def test_the_runtime_leaves_no_identifier_of_the_machine_and_reports_to_nobody(t
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # where it knows of CI it does neither anyway
     subprocess.run([sys.executable, "-c", f"import {side}"], cwd=ROOT, env=variables, check=True)
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
+
+
+@pytest.mark.parametrize("novelty", [False, True])
+def test_answers_to_batches_are_joined_as_if_to_one(novelty: bool) -> None:
+    rng = np.random.default_rng(0)
+    whole = Answers(rng.random((5, 3), np.float32), rng.random(5, np.float32) if novelty else None)
+    parts = [
+        Answers(whole.probabilities[at], None if whole.novelty is None else whole.novelty[at])
+        for at in ([0, 1], [2, 3, 4])
+    ]
+    joined = Answers.concatenate(parts)
+    assert np.array_equal(joined.probabilities, whole.probabilities)
+    assert joined.embeddings is None
+    assert (joined.novelty is None) if whole.novelty is None else np.array_equal(joined.novelty, whole.novelty)

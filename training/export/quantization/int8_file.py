@@ -223,11 +223,7 @@ def _unknown(
 def _served(classifier: Classifier, dataset: Dataset) -> Answers:
     """What the service's loader gives for the test images."""
     shown = batches(dataset.images, dataset.splits["test"], VIEWS[classifier.card.views])
-    answers = [classifier.answers(batch) for batch in shown]
-    distances = [answer.novelty for answer in answers if answer.novelty is not None]
-    return Answers(
-        np.concatenate([answer.probabilities for answer in answers]), np.concatenate(distances) if distances else None
-    )
+    return Answers.concatenate([classifier.answers(batch) for batch in shown])
 
 
 def _check(served: Answers, evaluated: _TestSplit, unknown: _Unknown | None) -> None:
