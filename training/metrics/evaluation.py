@@ -83,8 +83,8 @@ def validate(model: nn.Module, dataset: Dataset, config: SettledConfig, group: G
     scores = score(dataset, "val", softmax(logits, axis=1))
     if config.best_by != "log_loss":
         return scores, scores
-    fitted = _calibration(dataset, logits, replace(config, balance="none"))
-    return scores, score(dataset, "val", _probabilities(logits, fitted))
+    fitted = calibrate(dataset, logits, replace(config, balance="none"))
+    return scores, score(dataset, "val", calibrated_probabilities(logits, fitted))
 
 
 @dataclass(frozen=True, kw_only=True)
