@@ -160,15 +160,11 @@ def test_the_runtime_leaves_no_identifier_of_the_machine_and_reports_to_nobody(t
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
-@pytest.mark.parametrize("novelty", [False, True])
-def test_answers_to_batches_are_joined_as_if_to_one(novelty: bool) -> None:
+def test_answers_to_batches_are_joined_as_if_to_one() -> None:
     rng = np.random.default_rng(0)
-    whole = Answers(rng.random((5, 3), np.float32), rng.random(5, np.float32) if novelty else None)
-    parts = [
-        Answers(whole.probabilities[at], None if whole.novelty is None else whole.novelty[at])
-        for at in ([0, 1], [2, 3, 4])
-    ]
-    joined = Answers.concatenate(parts)
-    assert np.array_equal(joined.probabilities, whole.probabilities)
+    probabilities, novelty = rng.random((5, 3), np.float32), rng.random(5, np.float32)
+    joined = Answers.concatenate([Answers(probabilities[at], novelty[at]) for at in ([0, 1], [2, 3, 4])])
+    assert joined.novelty is not None
+    assert np.array_equal(joined.probabilities, probabilities)
+    assert np.array_equal(joined.novelty, novelty)
     assert joined.embeddings is None
-    assert (joined.novelty is None) if whole.novelty is None else np.array_equal(joined.novelty, whole.novelty)
