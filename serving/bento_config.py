@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from serving.contract.extras import install_command
 from serving.tracing import Tracing
 
 SERVICE = "twinlens"
@@ -59,7 +60,7 @@ def check(workers: int, arguments: Sequence[str] | None = None) -> None:
     except (BentoMLException, ImportError) as error:
         raise ValueError(
             f"tracing in BentoML's configuration: {error}; exporter_type otlp with protocol http needs "
-            "`pip install 'twinlens[otlp]'`"
+            f"a package: {install_command('otlp')}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from serving.batch.processes import Processes
 from serving.batch.shards import Shard
 from serving.batch.workers import Workers
 from serving.contract.console import show_every_name
+from serving.contract.extras import install_command
 from serving.contract.model import ModelRefused
 from serving.contract.objects import location
 from serving.inference.mirror import fetched_once
@@ -77,9 +78,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if options.out.suffix not in (".csv", ".parquet"):
         parser.error(f"--out {options.out}: expected a name that ends in .csv or .parquet")
     if options.out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        parser.error(f"--out {options.out}: Parquet needs pyarrow; pip install 'twinlens[parquet]'")
+        parser.error(f"--out {options.out}: Parquet needs pyarrow; {install_command('parquet')}")
     if options.ray is not None and find_spec("ray") is None:
-        parser.error(f"--ray {options.ray}: needs Ray; pip install 'twinlens[ray]'")
+        parser.error(f"--ray {options.ray}: needs Ray; {install_command('ray')}")
     if options.out.exists():
         parser.error(f"--out {options.out}: exists already; remove it or use another name")
     if not options.source.exists():

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NewType
 
+from serving.contract.extras import install_command
+
 Version = NewType("Version", str)
 """Differs when an object was written again."""
 
@@ -112,7 +114,7 @@ class Store:
             fsspec.get_filesystem_class(url.protocol)
         except ImportError as error:
             extra = EXTRAS.get(url.protocol)
-            needed = f"pip install 'twinlens[{extra}]'" if extra else str(error)
+            needed = install_command(extra) if extra else str(error)
             raise StoreUnusable(f"{url}: {url.protocol}:// needs a library that is not installed: {needed}") from error
         except ValueError as error:
             raise StoreUnusable(

@@ -171,7 +171,7 @@ def test_a_page_of_another_origin_is_a_client(configured: Configured, server: st
         ([], overrides(traffic={"max_concurrency": 5}), "set TWINLENS_MAX_QUEUE"),
         ([], overrides(http={"cors": {"enabled": True}}), "access_control_allow_origins names none"),
         ([], overrides(tracing={"otlp": {"compression": "gzip"}}), "set OTEL_EXPORTER_OTLP_COMPRESSION"),
-        ([], overrides(tracing={"exporter_type": "otlp", "otlp": {"protocol": "grpc"}}), "'twinlens[otlp]'"),
+        ([], overrides(tracing={"exporter_type": "otlp", "otlp": {"protocol": "grpc"}}), "'.[otlp]'"),
     ],
     ids=str,
 )

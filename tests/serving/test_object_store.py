@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.contract.extras import install_command
 from serving.contract.model import open_model
 from tests.support.forged_models import REFUSED, rewritten
 from tests.support.object_store import BUCKET, S3, s3
@@ -179,7 +180,7 @@ def test_what_cannot_work_ends_the_start_with_a_sentence(
     )
     (tmp_path / "gcsfs.py").write_text("raise ImportError('as if it was not installed')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    assert "pip install 'twinlens[gcs]'" in refusal("gs://bucket/model.onnx", PYTHONPATH=path)
+    assert install_command("gcs") in refusal("gs://bucket/model.onnx", PYTHONPATH=path)
     (tmp_path / "file").touch()
     assert "TWINLENS_CACHE names another place" in refusal(MODEL, TWINLENS_CACHE=str(tmp_path / "file"))
     assert "no model yet" in refusal(MODEL, TWINLENS_RELOAD_S="0")

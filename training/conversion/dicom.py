@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
+from serving.contract.extras import install_command
 from training.conversion.picture import Picture, check_size, stretched
 
 Values = Shaped[np.ndarray, "height width"]
 
-_EXTRA = "'twinlens[dicom]'"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _NOT_IN_EXTRA = {
     _JPEG_EXTENDED: "pylibjpeg pylibjpeg-libjpeg",
@@ -46,11 +46,13 @@ def _check_decoder(dataset: Any) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return
-    packages, plugins = _NOT_IN_EXTRA.get(syntax, _EXTRA), set(pixels.get_decoder(syntax).available_plugins)
+    plugins = set(pixels.get_decoder(syntax).available_plugins)
     if syntax == _JPEG_EXTENDED and dataset.BitsStored > 8:
         plugins &= {"pylibjpeg"}  # the others decode 8 bits
     if not plugins:
-        raise ValueError(f"{dataset.BitsStored} bits of {syntax.name} need a package; pip install {packages}")
+        packages = _NOT_IN_EXTRA.get(syntax)
+        command = f"pip install {packages}" if packages else install_command("dicom")
+        raise ValueError(f"{dataset.BitsStored} bits of {syntax.name} need a package; {command}")
 
 
 def _monochrome(dataset: Any) -> Picture:

@@ -36,9 +36,9 @@ from training.options.rules import check_rules
 class TrainConfig:
     """Train an image classifier, evaluate it on held-out images, export it to ONNX, prove the export, report.
 
-    With no options it trains on the handwritten digits that ship inside scikit-learn. Afterwards `bentoml serve`
-    serves the result, and `python -m training evaluate --help` says how to score it on other images. --config FILE
-    reads options from a YAML file, such as a run's config.yaml; those of the command line win.
+    With no options it trains on the handwritten digits that ship inside scikit-learn. Afterwards `bentoml serve
+    --host 127.0.0.1` serves the result, and `python -m training evaluate --help` says how to score it on other images.
+    --config FILE reads options from a YAML file, such as a run's config.yaml; those of the command line win.
     """
 
     data: Data | None = None

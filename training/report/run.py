@@ -130,7 +130,7 @@ def run_summary(run: Path) -> str:
             f"report  {run / 'report' / 'report.html'}",
             f"model   {model}",
             f"curves  tensorboard --logdir {run.parent}",
-            f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve",
+            f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve --host 127.0.0.1",
         )
     )
 

@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import ArgumentError, OperationalError
 
+from serving.contract.extras import install_command
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
 from training.options.choices import ScoreName
@@ -168,5 +169,5 @@ def _storage(folder: Path, url: str | None) -> BaseStorage:
     except (ArgumentError, ImportError, OperationalError) as error:
         raise ConfigError(
             f"--storage: {str(error).strip()}; expected a URL of SQLAlchemy, as postgresql+psycopg://user@host/name, "
-            "for which `pip install 'twinlens[postgresql]'` brings the driver"
+            f"whose driver is installed by {install_command('postgresql')}"
         ) from error

@@ -215,7 +215,7 @@ def test_usage(
         ((photos, "--out", tmp_path / "there.csv"), 2, "exists already"),
         ((photos / "nowhere", "--out", tmp_path / "x.csv"), 2, "no such file or folder"),
         ((photos, "--out", tmp_path / "x.csv", "--workers", 0), 2, "1 or more"),
-        ((photos, "--out", tmp_path / "x.csv", "--ray", "auto"), 2, "needs Ray; pip install 'twinlens[ray]'"),
+        ((photos, "--out", tmp_path / "x.csv", "--ray", "auto"), 2, "needs Ray; pip install"),
         ((photos, "--out", tmp_path / "x.csv", "--model", refused), 7, "not a graph"),
         ((photos, "--out", tmp_path / "no folder" / "x.csv", "--model", run / "model.onnx"), 6, "No such file"),
     ):

@@ -107,6 +107,7 @@ def test_what_makes_a_model_doubtful_is_on_the_first_screen_and_on_the_console(d
         "threshold": None,
         "bias": [],
         "class_thresholds": [],
+        "prior_correction": None,
     }
     assert card["calibration"] == unfitted
 
@@ -125,7 +126,7 @@ def test_the_summary_says_results_places_and_the_next_command(run: Path) -> None
     assert "Parity held on all 12 test images" in text
     for path in ("report/report.html", "model.onnx"):
         assert str(run / path) in text
-    assert f"TWINLENS_MODEL={run}/model.onnx bentoml serve" in text
+    assert f"TWINLENS_MODEL={run}/model.onnx bentoml serve --host 127.0.0.1" in text
 
 
 def test_bentoml_alone_serves_what_latest_of_this_folder_leads_to(
@@ -136,9 +137,9 @@ def test_bentoml_alone_serves_what_latest_of_this_folder_leads_to(
         out.mkdir(parents=True)
         shutil.copytree(run, out / "x")
         (out / "latest").symlink_to("x")
-    assert run_summary(Path("runs/x")).endswith("serve   bentoml serve")
+    assert run_summary(Path("runs/x")).endswith("serve   bentoml serve --host 127.0.0.1")
     assert "TWINLENS_MODEL=" in run_summary(Path("experiments/runs/x"))
-    assert run_summary(tmp_path / "runs" / "x").endswith("serve   bentoml serve")
+    assert run_summary(tmp_path / "runs" / "x").endswith("serve   bentoml serve --host 127.0.0.1")
 
 
 @pytest.mark.parametrize("fixture", ["run", "doubtful"])
