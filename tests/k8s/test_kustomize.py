@@ -146,16 +146,30 @@ def test_edits_of_names_and_lists_do_not_break_the_components(tmp_path: Path) ->
     assert settings == {"TWINLENS_THREADS": "2", "TWINLENS_REQUIRE_GPU": "1"}
 
 
+def images_of(found: Objects) -> set[str]:
+    return set(re.findall(r"image: (\S+)", yaml.safe_dump_all(found.values())))
+
+
 @needs_kubectl
-def test_the_images_that_the_page_pushes_are_those_that_are_pulled(tmp_path: Path) -> None:
-    listed = yaml.safe_load((K8S / "Kustomization").read_text())["components"]
-    found = choose(tuple(Path(name).name for name in listed if name != "components/images"), tmp_path)
-    pulled = {container(found, kind, name)["image"] for kind, name in (("Job", "train"), ("Deployment", "serve"))}
-    pushed = re.findall(r"^docker push (\S+)$", (K8S / "README.md").read_text(), re.MULTILINE)
-    assert set(pushed) == pulled
+def test_the_page_pushes_every_image_that_is_pulled(tmp_path: Path) -> None:
+    """By `-k k8s/` without components and with all, by `-k k8s/shell`, by `-k k8s/distributed` with all files."""
+    pulled = images_of(choose((), tmp_path / "none")) | images_of(choose(tuple(OPTIONAL), tmp_path / "all"))
+    copy = tmp_path / "all" / "k8s"
+    distributed = copy / "distributed" / "Kustomization"
+    files = sorted(path.name for path in (copy / "distributed").glob("*.yaml"))
+    listed = yaml.safe_load(distributed.read_text())
+    distributed.write_text(yaml.safe_dump(listed | {"resources": files}))
+    pulled |= images_of(kustomize(copy / "shell")) | images_of(kustomize(copy / "distributed"))
     page = (K8S / "README.md").read_text()
-    loaded = re.findall(r"^kind load docker-image (.*)$", page, re.MULTILINE)[0].split()
-    assert set(loaded) == {container(applied(), *one)["image"] for one in (("Job", "train"), ("Deployment", "serve"))}
+    assert set(re.findall(r"^docker push (\S+)$", page, re.MULTILINE)) == pulled
+    folders = set(re.findall(r"`(?:kubectl apply )?-k (k8s/\w*)`", page))
+    assert folders == {"k8s/", "k8s/shell", "k8s/distributed"}
+
+
+@needs_kubectl
+def test_the_page_loads_the_images_of_the_first_deployment() -> None:
+    [loaded] = re.findall(r"^kind load docker-image (.*)$", (K8S / "README.md").read_text(), re.MULTILINE)
+    assert set(loaded.split()) == images_of(applied())
 
 
 @needs_kubectl
