@@ -19,6 +19,7 @@ from serving.settings import PREFIX, DriftLimits, Settings
 from tests.support.markdown import PAGES, blocks, table
 from tests.support.paths import ROOT
 from training.__main__ import VERBS
+from training.check.runs import FAMILIES
 from training.errors import EXIT_CODES
 from training.options.config import TrainConfig
 from training.study.config import StudyConfig
@@ -195,6 +196,8 @@ def test_what_needs_another_machine_names_what_exists(page: str, line: str) -> N
         "make all-well",
         "docker build -f Dockerfile.missing .",
         "docker run --gpus all train --epoch-count 30",
+        "docker run --gpus all train check --epochs 30",
+        "docker run --gpus all serve check --model check/other.onnx",
         "kubectl apply -f k8s/missing.yaml",
         "kubectl -n twinlens logs -f job/missing",
         "kubectl -n twinlens delete job missing",
@@ -238,12 +241,17 @@ def check_docker(words: list[str]) -> None:
     else:
         assert verb == "run"
         image = next(index for index, word in enumerate(words) if word in ("train", "serve"))
+        arguments = words[image + 1 :]
         if words[image] == "train":
-            check_options(words[image + 1 :])
+            check_training(arguments)
+        elif arguments:
+            assert arguments[:2] == ["check", "--model"]
+            assert arguments[2] in {f"check/{family}.onnx" for family in FAMILIES}
 
 
-def check_options(words: list[str]) -> None:
-    tyro.cli(TrainConfig, args=words)
+def check_training(words: list[str]) -> None:
+    verb = words.pop(0) if words and words[0] in VERBS else "train"
+    tyro.cli(VERBS[verb].kind, args=words)
 
 
 def check_kubectl(words: list[str]) -> None:
@@ -306,7 +314,7 @@ def objects() -> dict[str, dict[str, Any]]:
 def check_torchrun(words: list[str]) -> None:
     place = words.index("-m")
     assert words[place + 1] == "training"
-    check_options(words[place + 2 :])
+    check_training(words[place + 2 :])
 
 
 def check_python(words: list[str]) -> None:
