@@ -20,8 +20,8 @@ NO_WORK = frozenset({401, 404, 405, 408, 429, 503})
 """Statuses of requests that were refused at once, or whose body never arrived. Under overload the microseconds of the
 first would hide how long others wait; the seconds of the second are the client's."""
 NOT_MEASURED = -math.inf
-"""Of a drift that no image was measured for yet. It is less than every other worker's value, so the largest one is not
-hidden; NaN, read first, would hide all others."""
+"""Drift before any image was measured. It is less than every other worker's value, so the largest one is not hidden;
+NaN, read first, would hide all others."""
 
 ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed"]
 FetchOutcome = Literal["fetched", "unchanged", "missing", "failed"]

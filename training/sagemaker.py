@@ -17,7 +17,7 @@ from training.errors import ConfigError
 
 ROOT = Path("/opt/ml")
 PORT = 29500
-"""Of the first host, for the processes that train together; SageMaker leaves all ports between its hosts open."""
+"""Port of the first host, for the processes that train together; SageMaker leaves all ports between hosts open."""
 MODELS = ("model.onnx", "model.onnx.sig", "model.neighbours.npz", "model.int8.onnx", "model.int8.onnx.sig")
 """Model files, their signatures, which a run has once it is signed, and the index of training images."""
 RESULTS = (*MODELS, "config.yaml", "audit.json", "predictions.csv", "report")

@@ -22,9 +22,9 @@ from serving.contract.formats.tiff_blocks import tiff_blocks
 
 MAX_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the limit of OpenCV is far above it
 MAX_BYTES = 10 * 2**20
-"""Of a file that a client sends, unless the operator sets another limit."""
+"""Limit of a file that a client sends, unless the operator sets another one."""
 LOCAL_BYTES = 512 * 2**20
-"""Of a file on a disk, for training: with four values of 16 bits, 40 megapixels without compression take 305 MiB."""
+"""Limit of a file on a disk, for training: 40 megapixels of four values of 16 bits take 305 MiB uncompressed."""
 MAX_PIXELS = 40_000_000
 STRIP_PIXELS = 1 << 16
 NEUTRAL = 114

@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     novelty: float | None
     """None where the card has no `familiarity`."""
     embedding: Float32[np.ndarray, " features"] | None = None
-    """Of length 1; None where the model has no training images beside it."""
+    """Vectors of length 1; None where the model has no training images beside it."""
 
 
 class Answers(NamedTuple):
@@ -54,7 +54,7 @@ class Answers(NamedTuple):
     novelty: Float32[np.ndarray, " batch"] | None
     """None where the card has no `familiarity`."""
     embeddings: Float32[np.ndarray, "batch features"] | None = None
-    """Of length 1; None where the model has no training images beside it."""
+    """Vectors of length 1; None where the model has no training images beside it."""
 
     @classmethod
     def concatenate(cls, batches: Sequence["Answers"]) -> "Answers":

@@ -38,7 +38,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
 RAISED: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError, MemoryError)
 """By opening a graph, or running it."""
 NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "out of memory")
-"""Of C++, of ONNX Runtime and of CUDA."""
+"""Words in the messages of C++, of ONNX Runtime and of CUDA."""
 
 log = logging.getLogger("bentoml.twinlens")
 

@@ -12,7 +12,7 @@ from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answer, Answers
 
 DECIMALS = 6
-"""Of a probability in a prediction: far finer than the contract's tolerance, and readable."""
+"""Decimals of a probability in a prediction: far finer than the contract's tolerance, and readable."""
 
 OPTIONAL = ("decisions", "least_cost", "unfamiliar", "novelty")
 """Fields that answers of a model without them do not have."""

@@ -37,10 +37,10 @@ in batches of 32."""
 SLOW_IMAGE_S = 0.005
 """A model that takes less for one image keeps its batches, because what a batch saves, some 0.1 ms an image, counts."""
 RUNS = 2
-"""Of which the least time counts: other work on the machine only slows a run down. A third would cost the start of a
-model of 14 MB 0.3 s more."""
+"""Runs of which the least time counts: other work on the machine only slows a run down. A third would cost the start of
+a model of 14 MB 0.3 s more."""
 TURNS = 4
-"""Of the event loop before each batch, on a single core: send the last answers, accept, read and decode requests."""
+"""Turns of the event loop before each batch, on a single core: send answers, accept, read and decode requests."""
 FAILURES = 3
 """Consecutive failed runs after which the model counts as lost."""
 HANGS_AFTER, HANGS_S, HANGS_BATCHES = 3, 30.0, 10

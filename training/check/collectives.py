@@ -11,7 +11,7 @@ from training.distributed import Group
 
 TIMEOUT_S = 120
 ELEMENTS = 2**22
-"""Of the tensor that is added up: 16 MiB."""
+"""Elements of the tensor that is added up: 16 MiB."""
 
 
 def gpus_add_up() -> Result:

@@ -22,7 +22,7 @@ BATCHES = {"mlp": 4096, "cnn": 1024, "tf_efficientnet_lite0": 256}
 """Images on a GPU."""
 BATCH_ON_CPU = 16
 SECONDS = 1.0
-"""Of steps, and at least three of them."""
+"""Time in which steps are counted; three at least are made."""
 CLASSES = 10
 
 

@@ -95,7 +95,7 @@ def _first(value: Any) -> float:
 
 
 def _rgb(values: np.ndarray, dataset: Any) -> Picture:
-    """Of RGB values, to which pydicom has converted YCbCr."""
+    """Convert RGB values, to which pydicom has converted YCbCr."""
     if values.dtype == np.uint16:
         shown = (values >> 8).astype(np.uint8)
         return Picture(image=Image.fromarray(shown), depth=str(dataset.BitsStored), window="0 to 65535")

@@ -9,7 +9,7 @@ from training.options.settled import SettledConfig
 from training.storage import copied
 
 MEMORY_SHARE = 0.25
-"""Of the device's free memory, that the images may take; weights and activations need the rest."""
+"""Share of the free device memory that the images may use; weights and activations need the rest."""
 CHUNK = 1024
 """Images that are copied at once: a copy of all would take as much memory of the host as of the GPU."""
 

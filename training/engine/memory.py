@@ -7,7 +7,7 @@ from training.device import training_dtype
 from training.engine.train_state import RunContext
 
 COPIES = 3
-"""Of the weights, beside the model: AdamW's two averages and the moving average of --ema."""
+"""Copies of the weights beside the model: AdamW's two averages and the moving average of --ema."""
 
 
 def fitting_batch(model: nn.Module, context: RunContext) -> int | None:

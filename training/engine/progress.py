@@ -27,16 +27,16 @@ class Epoch:
     val_score: float | None
     """The score of --best-by, a log loss at the temperature fitted to the same images; None where it is undefined."""
     lr: float
-    """Of the last layer; those of the others are a share of it, and 0 in frozen epochs."""
+    """Learning rate of the last layer; those of the others are a share of it, and 0 in frozen epochs."""
     gradient_norm_mean: float
     gradient_norm_max: float
-    """Of all gradients of a step together, before any clipping."""
+    """Norm of all gradients of a step together, before any clipping."""
     loss_variance: float | None
-    """Of the loss between successive steps: half their mean squared difference (von Neumann 1941), which a falling
-    loss does not inflate; None of one step."""
+    """Variance of the loss between successive steps: half their mean squared difference (von Neumann 1941), which a
+    falling loss does not inflate; None for one step."""
     images_per_second: float
     seconds: float
-    """Of training, without validation."""
+    """Duration of training, without validation."""
     best: bool
 
     def line(self, config: SettledConfig) -> str:
@@ -58,7 +58,7 @@ class StepResult:
 
     step: int
     images: int
-    """Of all processes together."""
+    """Number of images of all processes together."""
     measured: Tensor
     """Float32 `[3]`: sum of the losses and number of correct predictions of this process's images; norm of all
     gradients together, before any clipping."""
@@ -78,9 +78,9 @@ class RunProgress:
     norm_sum: float = 0.0
     norm_max: float = 0.0
     last_loss: float | None = None
-    """Of the step before, in this epoch."""
+    """Loss of the step before, in this epoch."""
     change_sum: float = 0.0
-    """Of the squared differences of the losses of successive steps."""
+    """Sum of the squared differences between the losses of successive steps."""
     seconds: float = 0.0
 
     @property
@@ -105,7 +105,7 @@ class RunProgress:
 
     @property
     def images_per_second(self) -> float:
-        """Of the epoch under way, waiting for batches included."""
+        """Rate of the epoch under way, waiting for batches included."""
         return self.images / max(self.seconds, 1e-9)
 
     def ended(self, config: SettledConfig) -> bool:

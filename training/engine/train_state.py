@@ -34,7 +34,7 @@ class RunContext:
     group: Group
     interruption: Interruption
     revision: str | None
-    """Of the source, as it was when the run started: a commit or a changed file may follow while it trains."""
+    """Revision of the source when the run started: a commit or a changed file may follow while it trains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from training.models.prediction import predict
 ORIENTATION = 274
 """The tag of EXIF (TIFF 6.0)."""
 CANDIDATES = 4
-"""Of as many scenes, each kind takes the one on whose label the model is least sure: near 1, probabilities hide changes
-of the logits."""
+"""Number of scenes, of which each kind takes the one on whose label the model is least sure: near 1, probabilities hide
+changes of the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)

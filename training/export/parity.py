@@ -56,7 +56,7 @@ class Evaluated:
     detector: Detector | None = None
     novelty: Novelty | None = None
     index: TrainingIndex | None = None
-    """Of the training images."""
+    """Index of the training images."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Evaluated":

@@ -76,7 +76,7 @@ def environment(device: torch.device, processes: int) -> dict[str, str]:
 
 
 def source_revision() -> str | None:
-    """Of the image, or the commit of this code, with `-dirty` when files were changed since; None without either."""
+    """Revision of the image, or commit of this code, with `-dirty` if files were changed since; None without either."""
     if of_image := os.environ.get(REVISION):
         return of_image
     try:

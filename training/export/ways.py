@@ -25,7 +25,7 @@ class WayCheck:
     pixels_equal: float | None
     """Share of the images whose resized pixels all equal the evaluated ones; None: they were not compared."""
     largest_difference: float
-    """Of a probability."""
+    """Largest difference of a probability."""
     labels_differ: int
     """Images with another predicted label, without ties."""
     ties: int

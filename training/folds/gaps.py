@@ -27,7 +27,7 @@ from training.report.predictions import read_predictions
 OPTIONS = "options.yaml"
 """File in the folder of the folds: the options of each training, as the user gave them."""
 HOW = ("folds", "leave_out")
-"""Of these options, those that make the parts."""
+"""Options that make the parts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ from training.data.dataset import LabelledImages
 from training.metrics.classification import Labels, Probabilities
 
 COLUMNS = ("path", "label", "suggested", "score")
-"""Of label-issues.csv. `label` may be corrected by hand; --corrections reads it."""
+"""Columns of label-issues.csv. `label` may be corrected by hand; --corrections reads it."""
 
 SMALLEST = 1e-6
 """Added to each probability, whose logarithm is taken: older versions recorded six decimals."""
 LIMIT = 10.0
-"""Of a bias and of the log of the temperature: of a class that every answer tells apart, they have no optimum."""
+"""Bound of a bias and of the log temperature, which have no optimum for a class that every answer tells apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class LabelIssue:
     """The label of an image that is probably another one."""
 
     row: int
-    """Of the probabilities."""
+    """Row of the probabilities."""
     suggested: int
     """Index of the class that the image probably shows."""
     score: float

@@ -20,7 +20,7 @@ class Part:
     """One part of the data."""
 
     name: str
-    """Of its run's folder."""
+    """Name of its run's folder."""
     fold: str
     """Its --fold."""
     value: str | None = None

@@ -56,11 +56,11 @@ class Person:
     present: tuple[str, ...]
     """Names of those that are in the data."""
     contents: frozenset[Content]
-    """Of those."""
+    """Size and SHA-256 of each of these."""
     remaining: ImageSet | None
     """The data without images that were forgotten before, as later runs read it; None where none were."""
     digests: frozenset[Digest]
-    """Of the pixels of all that can be read."""
+    """Digests of the pixels of all that can be read."""
     pictures: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
     @property
@@ -81,7 +81,7 @@ class Person:
         return self.root.resolve() if self.root else None
 
     def fingerprints(self) -> np.ndarray:
-        """Of the pictures, an array of FINGERPRINT."""
+        """Fingerprints of the pictures, an array of FINGERPRINT."""
         return _stacked([duplicates.fingerprint(picture) for picture in self.pictures])
 
     def fingerprints_at(self, height: int, width: int) -> np.ndarray:

@@ -186,7 +186,7 @@ def _confusions(labels: Labels, probabilities: Probabilities, weights: Weights) 
 
 
 def _recall(confusion: np.ndarray) -> np.ndarray:
-    """Of each resample and class; NaN for a class that the resample lacks."""
+    """Recall in each resample, of each class; NaN for a class that the resample lacks."""
     recall: np.ndarray
     with np.errstate(invalid="ignore"):
         recall = np.diagonal(confusion, axis1=1, axis2=2) / confusion.sum(2)

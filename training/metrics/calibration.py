@@ -23,7 +23,7 @@ MIN_IMAGES = 30
 FEW = 20
 """A class of fewer validation images or groups has no threshold of its own: its coverage would be left to chance."""
 ROUNDING = 1e-9
-"""Of sums of shares of components."""
+"""Rounding error of sums of shares of components."""
 LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
 Logits = Float32[np.ndarray, "images classes"]
@@ -44,7 +44,7 @@ class Coverage:
     by_class: dict[str, float | None]
     """Coverage of each class's images; None for a class without any."""
     familiar: "Coverage | None"
-    """Of the familiar images alone, for which the level is meant; None without any, or where the model does not say."""
+    """Coverage of the familiar images, which the level is meant for; None without any, or if the model does not say."""
 
 
 def fit(labels: Labels, logits: Logits, level: float, balance: Balance, frequencies: Frequencies) -> Calibration:

@@ -101,7 +101,7 @@ class Referral:
     handed_over: int
     kept: int
     accuracy: float
-    """Of the images kept."""
+    """Accuracy on the images kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

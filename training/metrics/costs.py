@@ -30,9 +30,9 @@ class MeasuredCosts:
     """Costs on scored images, in the unit of the matrix."""
 
     least: MeanCost
-    """Of the actions of the least expected cost."""
+    """Mean cost of the actions of the least expected cost."""
     by_label: MeanCost
-    """Of the most probable class."""
+    """Mean cost of the most probable class as the answer."""
     difference: MeanCost
     """Least minus by label, paired on the same resamples: below 0, the costs pay."""
     actions: dict[str, int]

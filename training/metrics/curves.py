@@ -31,9 +31,9 @@ class ClassCurves:
 
     name: str
     images: int
-    """Of the class; not none, and not all."""
+    """Number of images of the class; not none, and not all."""
     share: float
-    """Of all images that are of the class."""
+    """Share of all images that are of the class."""
     roc_auc: float
     average_precision: float
     sensitivity: Band

@@ -32,7 +32,7 @@ from training.storage import copied
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
 STRANGE_IMAGES = 64
-"""Of each kind that shows nothing. On them the report says whether novelty works at all."""
+"""Number of images of each kind that shows nothing. By them the report says whether novelty works at all."""
 
 
 def predict(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Probabilities:
@@ -104,7 +104,7 @@ class Unknown:
     validation: Novelty
     test: Novelty
     strange: dict[str, Novelty]
-    """Of images that show nothing, by their kind."""
+    """Novelty of images that show nothing, by their kind."""
     index: TrainingIndex
 
 
@@ -118,7 +118,7 @@ class Evaluation:
     scores: dict[Split, Scores]
     intervals: Intervals
     operating_points: tuple[OperatingPoint, ...]
-    """Of --operate, where the validation split reaches what it demands."""
+    """Points of --operate whose demand the validation split reaches."""
     leak_free: LeakFree | None
     """None where no test image leaks, and where each of them does."""
     plain: Float32[np.ndarray, "tested classes"] | None = None

@@ -38,11 +38,11 @@ class Rates:
     """What a decision does on a split."""
 
     sensitivity: Rate
-    """Of the images of the class, the share decided yes."""
+    """Share of the images of the class that is decided yes."""
     specificity: Rate
-    """Of the other images, the share decided no."""
+    """Share of the other images that is decided no."""
     precision: Rate
-    """Of the images decided yes, the share of the class."""
+    """Share of the class among the images decided yes."""
 
     def of(self, score: DecisionScore) -> Rate:
         """The rate of this name."""

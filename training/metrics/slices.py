@@ -21,7 +21,7 @@ from training.errors import ConfigError
 MOST_VALUES = 20
 QUARTILES = (0.25, 0.5, 0.75)
 NONE = "none"
-"""Of --slices: no column."""
+"""Value of --slices: no column."""
 NOT_GIVEN = "not given"
 
 

@@ -29,7 +29,7 @@ class Subgroup:
     balanced_accuracy_interval: Interval | None
     expected_calibration_error: float | None
     coverage: Rate | None
-    """Of the prediction sets."""
+    """Share of images whose prediction set holds the true class."""
 
     @property
     def compared(self) -> bool:
@@ -45,7 +45,7 @@ class Gap:
     highest: str
     difference: float
     p: float
-    """Of a permutation test: how often values that are shuffled among groups of the same classes differ as much."""
+    """P value of a permutation test: how often values shuffled among groups of the same classes differ as much."""
     corrected_p: float
     """By Holm's method, for all columns."""
 

@@ -34,9 +34,9 @@ class AtStart:
 
     layer: str
     output_variance: float | None
-    """Of the layer's output, before normalisation and activation."""
+    """Variance of the layer's output, before normalisation and activation."""
     gradient_variance: float | None
-    """Of the gradient of one image's loss by the layer's output; it vanishes or explodes with depth."""
+    """Variance of the gradient of one image's loss by the layer's output; it vanishes or explodes with depth."""
     weight_gradient_norm: float | None
 
 

@@ -18,7 +18,7 @@ COUNT_IMAGES_ALIKE: tuple[ScoreName, ...] = ("accuracy", "log_loss")
 """Scores in which a rare class counts less than a common one."""
 LR = {("adamw", "cnn"): 3e-3, ("adam", "cnn"): 3e-3, ("sgd", "cnn"): 0.05}
 OTHER_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.01}
-"""Of the MLP and of timm's architectures."""
+"""Highest learning rates of the MLP and of timm's architectures, by optimizer."""
 EPOCHS, PRETRAINED_EPOCHS = 30, 10
 DROPOUT, DROP_PATH, LABEL_SMOOTHING = 0.2, 0.2, 0.1
 """Where all of a pretrained backbone learns: without them it knows 96 % of two thousand training images by heart."""

@@ -40,7 +40,7 @@ class RunJudge:
     """The rule that a run has declared, with what `latest` serves: for the answers of each file that it makes."""
 
     answers: TestAnswers
-    """Of the best epoch."""
+    """Answers of the best epoch."""
     config: TrainConfig
     rival: Rival | None
 

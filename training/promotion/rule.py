@@ -27,7 +27,7 @@ class TestAnswers:
     __test__ = False  # for pytest, which collects what is called Test
 
     digest: Digest
-    """Of the test split: `dataset.digest_of_test`."""
+    """Digest of the test split: `dataset.digest_of_test`."""
     classes: tuple[str, ...]
     keys: list[str]
     labels: Labels

@@ -23,7 +23,7 @@ class Decisions:
 
     points: list[Measured]
     curves: list[ClassCurves]
-    """Of the classes with an operating point and of the first others, 24 at most."""
+    """Curves of the classes with an operating point and of the first others, 24 at most."""
     left_out: int
     """Classes whose curves are not shown."""
 

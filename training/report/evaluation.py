@@ -58,7 +58,7 @@ class Evaluation:
     warnings: Sequence[str]
     models: Sequence[ModelPredictions]
     costs: Costs | None = None
-    """Of --costs; None: those of the first model's card."""
+    """Matrix of --costs; None: that of the first model's card."""
     slices: Slices = field(default_factory=Slices)
     """The columns by which scores are compared, of the first model."""
     looks: EarlierLooks | None
@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def card(self) -> ModelCard:
-        """Of the first model, with the costs by which it is judged."""
+        """Card of the first model, with the costs by which it is judged."""
         card = self.models[0].classifier.card
         return replace(card, costs=self.costs or card.costs)
 
@@ -158,13 +158,13 @@ def _sentences(comparison: dict[str, Any] | None) -> list[str]:
 
 
 def _decisions(evaluation: Evaluation) -> Decisions:
-    """Of the first model; what its thresholds were chosen on is not at hand."""
+    """Decisions of the first model; what its thresholds were chosen on is not at hand."""
     points = evaluation.models[0].classifier.card.operating_points
     return measure(points, evaluation.images.classes, evaluation.scored, None)
 
 
 def _compared_decisions(evaluation: Evaluation) -> list[DecisionComparison]:
-    """Of both models, for the classes that both decide for."""
+    """Decisions of both models, for the classes that both decide for."""
     a, b = evaluation.models
     points = a.classifier.card.operating_points, b.classifier.card.operating_points
     scored, answers = evaluation.scored, (a.probabilities, b.probabilities)

@@ -51,7 +51,7 @@ class Look:
     models: tuple[str, ...]
     """Names of the runs whose models answered."""
     test_split: Digest
-    """Of key, label and pixels of the test images."""
+    """Digest of key, label and pixels of the test images."""
     images: int
     study: str | None = None
     checkpoint: Digest | None = None

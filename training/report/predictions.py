@@ -21,7 +21,7 @@ from training.report.names import displayed
 MISTAKES = 24
 """Mistakes that a page shows."""
 COLUMNS = ("path", "true", "predicted", "component")
-"""Of predictions.csv, before decisions and classes. Images of one component share a group or show one picture."""
+"""First columns of predictions.csv. Images of one component share a group or show one picture."""
 LEAKS = "leaks"
 """The next column, where images leak: whether an image's picture or group is in training or validation, too."""
 

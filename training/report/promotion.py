@@ -12,7 +12,7 @@ from training.report import html
 from training.storage import write_atomically
 
 PARTS = ("line", "section")
-"""Of a page, between comments that name them: what stands on its first screen, and the section with the numbers."""
+"""Parts of a page, between comments that name them: what its first screen has, and the section with the numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class ReportInput:
     scores: dict[Split, Scores]
     intervals: Intervals
     uncalibrated: Scores
-    """Of the test split, before the calibration."""
+    """Scores on the test split before the calibration."""
     validation: Probabilities
     """Calibrated, of the validation split."""
     out_of_fold: Probabilities | None

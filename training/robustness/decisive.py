@@ -18,7 +18,7 @@ from training.metrics.classification import Probabilities
 from training.models.prediction import Predictor, fitted_batches, inference_batch
 
 REGIONS = GRID * GRID // 4
-"""Of each image that are hidden: a quarter of it."""
+"""Number of regions that are hidden: a quarter of each image."""
 
 Regions = Bool[np.ndarray, "rows columns"]
 

@@ -91,7 +91,7 @@ def _exceeds(step: Step, limits: Mapping[str, float]) -> bool:
 
 
 def _harmless(steps: Sequence[Step]) -> list[Step]:
-    """Of each change, what was shown to be harmless before its first harm."""
+    """Steps of each change that were shown to be harmless before its first harm."""
     changes = dict.fromkeys(step.change for step in steps)
     own = ([step for step in steps if step.change == change] for change in changes)
     before = (takewhile(lambda step: step.effect != "harmful", mine) for mine in own)

@@ -68,7 +68,7 @@ def merge(config: StudyConfig) -> Path:
 
 
 def shard(cells: Sequence[Cell], which: str | None) -> list[Cell]:
-    """Of `which` i/n, every n-th cell from the i-th on; of None, all cells. Raises ConfigError."""
+    """Every n-th cell from the i-th on, for `which` i/n; all cells for None. Raises ConfigError."""
     if which is None:
         return list(cells)
     i, n = share_of("shard", which)

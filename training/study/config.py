@@ -36,7 +36,7 @@ class StudyConfig:
     data: Data | None = None
     """Images with labels, as for training. None: as the study declares, else the digits."""
     epochs: int | None = None
-    """Of each run. None: as the study declares."""
+    """Epochs of each run. None: as the study declares."""
     seeds: int | None = None
     """Runs of each cell of the grid; intervals need two. None: as the study declares."""
     config: Path | None = None

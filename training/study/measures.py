@@ -33,9 +33,9 @@ class RunMeasurements:
 
     history: History
     scores: Mapping[Split, Mapping[str, Any]] | None
-    """Of the exported weights, by split; None for a run that diverged."""
+    """Scores of the exported weights, by split; None for a run that diverged."""
     reference: ReferenceValues
-    """Of the run's seed."""
+    """Reference values of the run's seed."""
     best_by: ScoreName = "balanced_accuracy"
     """What the run's validation scores are."""
 

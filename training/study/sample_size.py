@@ -17,7 +17,7 @@ from scipy.stats import nct, t
 from training.metrics.proportions import LEVEL, Interval, wilson
 
 GAIN = 0.05
-"""Of a score, for which the number of images is stated: 5 points."""
+"""Gain of a score for which the number of images is stated: 5 points."""
 MOST_TIMES = 20
 """A law is not trusted further than this many times the most images that it was fitted to."""
 FEWEST_SIZES = 3

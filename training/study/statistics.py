@@ -24,7 +24,7 @@ from training.study.spec.grid import Question
 
 Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no spread", "not reached", "no runs"]
 ROUNDING = 1e-9
-"""Of the differences of equal scores, relative to them."""
+"""Rounding error of the differences of equal scores, relative to them."""
 Values = Mapping[tuple[int, tuple[str, ...]], float]
 """By seed and by the levels on the other axes."""
 
@@ -41,7 +41,7 @@ class LevelDifference:
     """Student's, over the seeds; None with one seed."""
     seeds: int
     p: float | None
-    """Of Student's paired test, two-sided; None with one seed, or when each seed has the same difference."""
+    """P value of Student's paired test, two-sided; None with one seed, or when each seed has the same difference."""
     corrected_p: float | None = None
     """By Holm's method, for all comparisons of the study."""
     not_reached: int = 0
@@ -87,7 +87,7 @@ class Comparisons:
     reference_values: Values
     differences: Sequence[LevelDifference]
     other_p: Sequence[float | None]
-    """Of the pairs without the reference, where the data chose it."""
+    """P values of the pairs without the reference, where the data chose it."""
 
     @property
     def p_values(self) -> list[float | None]:

@@ -20,7 +20,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 2**20
 """Bytes: JSON is parsed in one step, which blocks the event loop. Large tensors are sent as bytes."""
 MOST_SIDES, MOST_OUTPUTS = 8, 16
-"""Of a shape, and of a request: of 1 MiB of faults in a list, the parser would make an error each, for seconds."""
+"""Most sides of a shape, outputs of a request: for 1 MiB of faults, the parser would make errors for seconds."""
 
 _Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 

@@ -11,7 +11,7 @@ class Floor:
     """A demand on a score of the test split that the model meets."""
 
     name: str
-    """Of a headline score, or `sensitivity:CLASS`."""
+    """Name of a headline score, or `sensitivity:CLASS`."""
     least: float
     """What the lower limit of the score's 95 % interval must be at least."""
     lower: float
@@ -41,7 +41,7 @@ class Certificate:
 
     rule: Literal["better"]
     test_split: Digest
-    """Of key, label and pixels of the test images."""
+    """Digest of key, label and pixels of the test images."""
     images: int
     balanced_accuracy: float
     chance: float

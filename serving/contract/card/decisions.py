@@ -116,7 +116,7 @@ class Familiarity:
     threshold: float
     false_alarms: float
     images: int
-    """Of the validation split, which set the threshold."""
+    """Number of validation images that set the threshold."""
 
     def unfamiliar(self, novelty: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
         """The decision for each of these values."""

@@ -28,9 +28,9 @@ METADATA_KEY = "twinlens"
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
 EMBEDDING_NAME = "embedding"
-"""Of the output with what the last linear layer reads, scaled to length 1; files of older versions have none."""
+"""Name of the output with what the last linear layer reads, scaled to length 1; files of older versions have none."""
 NOVELTY_NAME = "novelty"
-"""Of the output that `Familiarity` reads."""
+"""Name of the output that `Familiarity` reads."""
 
 TOLERANCE = 1e-4
 """Two probabilities are equal if they differ by at most this. Two processors do not compute equal float32 values."""
@@ -92,8 +92,8 @@ class ModelCard:
     """The histogram of each feature in the test split, for the measure of drift. Empty if the split is too small."""
     provenance: Provenance
     formats: tuple[str, ...] = ()
-    """Of the files that the model was trained and tested on, as keys of `image_header.FILE_EXTENSIONS`. Empty: the
-    images were no files, or the card is older."""
+    """Formats of the files that the model was trained and tested on, as keys of `image_header.FILE_EXTENSIONS`. Empty:
+    the images were no files, or the card is older."""
     certificate: Certificate | None = None
     """None: the rule of promotion did not hold or was not asked, or the card is of version 1 or 2."""
     operating_points: tuple[OperatingPoint, ...] = ()
@@ -101,13 +101,13 @@ class ModelCard:
     costs: Costs | None = None
     """What answers cost; None: nothing is known."""
     statement: str | None = None
-    """Of which models scores, calibration and thresholds are, where they are not of this file's. None: of this one."""
+    """Models that scores, calibration and thresholds are of, where they are not of this file's. None: of this one."""
     familiarity: Familiarity | None = None
     """None: the graph has no output NOVELTY_NAME, and the model says of no image that it is unfamiliar."""
     neighbours: Digest | None = None
     """`TrainingIndex.digest` of the file of training images that may be beside the model. None: there is none."""
     views: Views = "none"
-    """Of each image, over which the graph takes the mean."""
+    """Views of each image, over which the graph takes the mean."""
 
     def images_at_once(self, most: int) -> int:
         """How many images a batch may have where `most` views fit into memory: 1 at least."""

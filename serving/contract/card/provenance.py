@@ -13,7 +13,7 @@ class PretrainedWeights:
 
     architecture: str
     name: str
-    """Of the weights, such as `tf_efficientnet_lite0.in1k`, or of their file."""
+    """Name of the weights, such as `tf_efficientnet_lite0.in1k`, or of their file."""
     digest: Digest
     """SHA-256 of the file."""
     source: str
@@ -31,7 +31,7 @@ class Provenance:
     config: dict[str, JsonValue]
     data_digest: Digest
     checkpoint_digest: Digest
-    """Of the weights: `export.provenance.digest_of_weights`; in cards of versions 1 and 2, of the checkpoint's file."""
+    """Digest of the weights (`digest_of_weights`); in cards of versions 1 and 2, that of the checkpoint's file."""
     git_revision: str | None
     packages: dict[str, str]
     weights: PretrainedWeights | None = None

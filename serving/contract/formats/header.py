@@ -26,7 +26,7 @@ class Header:
     mode: str
     """L, LA, P, RGB, RGBA or CMYK, as Pillow names them, for every bit depth."""
     bits: int = 8
-    """Of a value as it is decoded: 16, or 8 for any smaller number, too."""
+    """Bits of a value as it is decoded: 16, or 8 for any smaller number, too."""
     orientation: int = UPRIGHT
     """The EXIF value, 1 to 8. Any other value means upright, like 1."""
     frames: int = 1

@@ -49,9 +49,9 @@ class Page:
     height: int
     width: int
     bits: int
-    """Of a sample: 1, 2, 4, 8 or 16."""
+    """Bits of a sample: 1, 2, 4, 8 or 16."""
     samples: int
-    """Of a pixel, with opacity."""
+    """Samples of a pixel, with opacity."""
     photometric: int
 
     def first(self, tag: int, default: int) -> int:

@@ -22,7 +22,7 @@ from serving.contract.formats.opencv import imdecode
 from serving.contract.formats.tiff import Page, check_blocks, read_page, unsupported
 
 GROUP_PIXELS = 1 << 16
-"""Of a strip or tile, rows of as many pixels are given at a time: their arithmetic takes several times their memory."""
+"""Pixels of a strip or tile that are given at once, in whole rows: arithmetic takes several times their memory."""
 MAX_ODD_BLOCK = 2**24
 """The most bytes of a block of LZW or PackBits whose number is odd: OpenCV takes four times their memory."""
 

@@ -29,7 +29,7 @@ class Metric:
 
     centre: Float32[np.ndarray, " features"]
     directions: Float32[np.ndarray, "features directions"]
-    """Of largest variance within classes, each of length 1."""
+    """Directions of largest variance within classes, each of length 1."""
     shrink: Float32[np.ndarray, " directions"]
     """From -1 to 0: less than what a direction of mean variance counts."""
     scale: float

@@ -17,7 +17,7 @@ STREAM = 3
 HUES = 180
 """OpenCV stores a hue in units of two degrees."""
 ORIENTATIONS: dict[Symmetry, int] = {"none": 1, "mirror": 2, "square": 8}
-"""Of the eight ways in which a square can lie the first ones: 1 swaps left and right, 2 up and down, 4 the two axes."""
+"""Number of orientations, of the eight of a square: bit 1 swaps left and right, 2 up and down, 4 the two axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Strength:
     hue: float = 4.0
     """In units of two degrees."""
     saturation: float = 15.0
-    """Of 255."""
+    """Largest change, of 255."""
 
 
 STRENGTHS: dict[Policy, Strength] = {

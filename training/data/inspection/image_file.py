@@ -45,7 +45,7 @@ class ImageFile:
     colour: tuple[float, float, float]
     digest: Digest
     bits: int = 8
-    """Of a value: 16, or 8 for any smaller number, too."""
+    """Bits of a value: 16, or 8 for any smaller number, too."""
 
 
 def read(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:

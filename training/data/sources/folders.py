@@ -23,7 +23,7 @@ class Folder:
     classes: dict[str, list[Path]] = field(default_factory=dict)
     """The files below each folder in it, by the name of that folder."""
     files: list[Path] = field(default_factory=list)
-    """Of a folder within itself, also those beside the inner one."""
+    """Files in no class folder; for a folder within itself, also those beside the inner one."""
 
     @property
     def with_images(self) -> set[str]:

@@ -19,7 +19,7 @@ OWN_FILES = (
 """What is in a folder that this project has written."""
 
 IMPORTED_EXTENSIONS = (".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".dcm", ".dicom")
-"""Of files that `python -m training import` makes readable, in lower case."""
+"""Extensions of files that `python -m training import` makes readable, in lower case."""
 
 IMPORT_RECORD = "import.csv"
 """In a folder that `python -m training import` has made: what it did with each file."""

@@ -33,7 +33,7 @@ class MeasuredViews:
 
     views: Views
     seconds: float
-    """Of one image on one thread of the CPU, without decoding."""
+    """Time of one image on one thread of the CPU, without decoding."""
     seconds_without: float
     gain: Gain | None
     """None where the scores are of the folds' models: their own reports have it."""

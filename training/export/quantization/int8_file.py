@@ -66,9 +66,9 @@ class Quantized:
     agreement: float
     """Share of the images with the same label."""
     least_agreement: float
-    """Of a file that is published."""
+    """Least `agreement` of a file that is published."""
     largest_difference: float
-    """Of a probability."""
+    """Largest difference of a probability."""
     scores: Scores
     intervals: Intervals
     speed: float
@@ -135,7 +135,7 @@ class _Unknown:
     known: Bool[np.ndarray, " validation"]
     """Which validation images are familiar: their like have prediction sets."""
     test: Novelty
-    """Of the test images."""
+    """Novelty of the test images."""
 
 
 def quantize(

@@ -73,7 +73,7 @@ class Unlike:
     unfamiliar: float
     """Share."""
     roc_auc: float
-    """Of telling them from test images by novelty."""
+    """Area under the ROC curve of telling them from test images by novelty."""
 
 
 def unit(embeddings: Embeddings) -> Float64[np.ndarray, "images features"]:
