@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import FEATURES, LIMIT, MIN_WINDOW, Feature
+from serving.contract.model_files import MODEL
 from serving.contract.objects import Url, location
 from serving.contract.session import Placement
 from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
@@ -92,7 +93,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
-    model: Source = Path("runs/latest/model.onnx")
+    model: Source = Path("runs/latest", MODEL)
     cache: Path | None = None
     name: Name = "twinlens"
     reload_s: Interval = 2.0
@@ -156,7 +157,7 @@ class Settings(BaseSettings):
         if isinstance(self.model, Path):
             return self.model
         cache = self.cache or Path(tempfile.gettempdir(), f"twinlens-{os.getuid()}")
-        return cache / hashlib.sha256(self.model.text.encode()).hexdigest()[:16] / (self.model.name or "model.onnx")
+        return cache / hashlib.sha256(self.model.text.encode()).hexdigest()[:16] / (self.model.name or MODEL)
 
     def placement(self, device_id: int = 0) -> Placement:
         """Where the graph of a process runs that has GPU number `device_id`, if there is one.

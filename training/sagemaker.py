@@ -12,16 +12,15 @@ from pathlib import Path
 
 import yaml
 
-from training.engine.runs import LATEST
+from serving.contract.model_files import files_of
+from training.engine import runs
 from training.errors import ConfigError
 
 ROOT = Path("/opt/ml")
 PORT = 29500
 """Port of the first host, for the processes that train together; SageMaker leaves all ports between hosts open."""
-MODELS = ("model.onnx", "model.onnx.sig", "model.neighbours.npz", "model.int8.onnx", "model.int8.onnx.sig")
-"""Model files, their signatures, which a run has once it is signed, and the index of training images."""
-RESULTS = (*MODELS, "config.yaml", "audit.json", "predictions.csv", "report")
-"""The parts of a run that become model.tar.gz; SageMaker keeps checkpoints in another place."""
+RESULTS = (runs.CONFIG, runs.AUDIT, runs.PREDICTIONS, runs.REPORT)
+"""The parts of a run that become model.tar.gz beside its model files; SageMaker keeps checkpoints in another place."""
 
 
 def started(arguments: list[str], root: Path) -> bool:
@@ -75,14 +74,15 @@ def finish(run: Path, root: Path) -> None:
 
     A model to which `latest` did not move goes to output.tar.gz instead, from which nothing is served. Raises OSError.
     """
-    promoted = (run.parent / LATEST).resolve() == run.resolve()
-    for name in RESULTS:
-        folder = root / "model" if promoted or name not in MODELS else root / "output" / "data"
+    promoted = (run.parent / runs.LATEST).resolve() == run.resolve()
+    models = files_of(run)
+    for path in (*models, *(run / name for name in RESULTS)):
+        folder = root / "model" if promoted or path not in models else root / "output" / "data"
         folder.mkdir(parents=True, exist_ok=True)
-        if (run / name).is_dir():
-            shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
-        elif (run / name).exists():
-            shutil.copyfile(run / name, folder / name)
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        elif path.exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 def fail(reason: str, root: Path) -> None:

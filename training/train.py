@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from serving.contract.card.model_card import ModelCard
+from serving.contract.model_files import MODEL
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
 from training.device import find_device, full_float32, sound_kernels, training_dtype
@@ -177,7 +178,7 @@ def announce(context: RunContext, model: nn.Module) -> None:
     if context.group.first:
         if not (config.run / runs.CONFIG).exists():
             write_atomically(config.run / runs.CONFIG, lambda file: file.write(config.to_yaml().encode()))
-        (config.run / "audit.json").write_text(audit_json(audited), encoding="utf-8")
+        (config.run / runs.AUDIT).write_text(audit_json(audited), encoding="utf-8")
     print(describe(context, model))
     print(audit_lines(audited))
 
@@ -208,7 +209,7 @@ def conclude(
     if context.device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()  # ONNX Runtime allocates beside PyTorch, which keeps what training needed
-    model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt", context.device)["model"])
+    model.load_state_dict(checkpoint.load(run / runs.BEST, context.device)["model"])
     plain = evaluate_plain(model, dataset, context.config) if has_gain(context.config) else None
     dataset = with_views(model, dataset, context)
     if context.config.from_folds is None:
@@ -248,7 +249,7 @@ def export_model(
 ) -> ReportInput:
     """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
     config, dataset = context.config, context.dataset
-    parity = export(model, card, dataset, Evaluated.of(evaluation), config.run / "model.onnx")
+    parity = export(model, card, dataset, Evaluated.of(evaluation), config.run / MODEL)
     return ReportInput(
         config=config,
         card=card,
@@ -269,7 +270,7 @@ def export_model(
             config.run,
             digest_of_test(dataset),
             len(dataset.splits["test"]),
-            digest(config.run / "checkpoints" / "best.pt"),
+            digest(config.run / runs.BEST),
         ),
         environment=provenance.environment(context.device, context.group.size),
         promotion=outcome.not_settled(config.run, config.promote, None),

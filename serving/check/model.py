@@ -7,6 +7,7 @@ import numpy as np
 
 from serving.contract.card.model_card import TOLERANCE
 from serving.contract.model import Classifier, open_model
+from serving.contract.model_files import int8_of
 from serving.contract.selfcheck import Result, Skipped
 from serving.contract.session import Placement
 from serving.settings import Settings
@@ -39,7 +40,7 @@ def gpu_is_as_cpu(settings: Settings) -> Result:
 
 def eight_bits(settings: Settings) -> Result:
     """The int8 file beside the model opens, on the CPU, and replays its goldens."""
-    path = settings.file.with_suffix(".int8.onnx")
+    path = int8_of(settings.file)
     if not path.exists():
         raise Skipped(f"{path} does not exist; --quantize int8 makes one")
     return _opens(settings.model_copy(update={"model": path}), Placement())

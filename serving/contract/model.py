@@ -27,7 +27,8 @@ from serving.contract.card.model_card import (
 )
 from serving.contract.decode import Digest, pixel_digest
 from serving.contract.formats.image_header import ImageError
-from serving.contract.neighbours.file import NeighboursRefused, neighbours_of, read
+from serving.contract.model_files import neighbours_of
+from serving.contract.neighbours.file import NeighboursRefused, read
 from serving.contract.neighbours.index import TrainingIndex
 from serving.contract.scene import decoded
 from serving.contract.session import CUDA, Placement, SessionError, open_session

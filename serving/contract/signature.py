@@ -6,7 +6,8 @@ They are what `openssl pkeyutl -sign -rawin` makes and `-verify` checks, so nobo
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIX = ".sig"
+from serving.contract.model_files import signature_of
+
 LENGTH = 64
 """Bytes of an Ed25519 signature (RFC 8032)."""
 EXPECTED_KEY = "an Ed25519 public key in PEM, or the path of its file"
@@ -58,11 +59,6 @@ class PublicKey:
             raise SignatureRefused(
                 f"{signature_of(file).name} does not fit: the file was changed, or another key signed it"
             ) from error
-
-
-def signature_of(file: Path) -> Path:
-    """Where the signature of a model file is."""
-    return file.with_name(file.name + SUFFIX)
 
 
 def _read(path: Path) -> bytes:

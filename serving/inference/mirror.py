@@ -16,9 +16,8 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
-from serving.contract.neighbours.file import neighbours_of
+from serving.contract.model_files import neighbours_of, signature_of
 from serving.contract.objects import Store, StoreUnusable, Url, Version
-from serving.contract.signature import signature_of
 from serving.metrics import FetchOutcome
 from serving.settings import Settings
 

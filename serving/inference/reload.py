@@ -12,8 +12,8 @@ from pathlib import Path
 from time import monotonic
 
 from serving.contract.model import Classifier, ModelRefused
-from serving.contract.neighbours.file import neighbours_of
-from serving.contract.signature import SignatureRefused, signature_of
+from serving.contract.model_files import neighbours_of, signature_of
+from serving.contract.signature import SignatureRefused
 from serving.metrics import ReloadOutcome
 
 log = logging.getLogger("bentoml.twinlens")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from serving.contract.model import ModelRefused, open_model
-from serving.contract.neighbours.file import from_bytes, neighbours_of, to_bytes
+from serving.contract.model_files import neighbours_of
+from serving.contract.neighbours.file import from_bytes, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
 from tests.support.processes import wait_until
 from tests.support.replies import error, metric

@@ -11,9 +11,11 @@ import torch
 
 from serving.contract.card.model_card import TOLERANCE
 from serving.contract.model import open_model
+from serving.contract.model_files import MODEL, int8_of
 from serving.contract.selfcheck import NO_GPU, Result, Skipped
 from serving.contract.session import Placement
 from training.engine import checkpoint
+from training.engine.runs import BEST, REPORT_FACTS
 from training.models.prediction import predict
 from training.options.config import TrainConfig
 from training.train import train
@@ -48,9 +50,9 @@ class Runs:
     def train(self, family: str) -> Result:
         """A run on the device that `auto` takes, with its proof."""
         run = self.run(family, device="auto")
-        for name in ("model.onnx", "model.int8.onnx"):
-            if (run.folder / name).exists():
-                shutil.copyfile(run.folder / name, self.out / name.replace("model", family))
+        for file in (run.folder / MODEL, int8_of(run.folder / MODEL)):
+            if file.exists():
+                shutil.copyfile(file, self.out / file.name.replace("model", family))
         epoch, parity = run.facts["history"][-1], run.facts["parity"]
         difference = max(way["largest_difference"] for way in parity["comparisons"])
         rate, accuracy = epoch["images_per_second"], run.facts["scores"]["test"]["accuracy"]
@@ -67,7 +69,7 @@ class Runs:
             options = FAMILIES[family] | {"device": device, "epochs": EPOCHS, "workers": 0}
             options |= {"promote": "never"}
             folder = train(TrainConfig(model=family, data=self._data(), out=self.folder, name=name, **options))
-            facts = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
+            facts = json.loads((folder / REPORT_FACTS).read_text(encoding="utf-8"))
             self.done[name] = Run(folder=folder, facts=facts)
         return self.done[name]
 
@@ -115,10 +117,10 @@ def gpu_is_as_cpu(made: Runs, device: torch.device) -> Result:
 def difference_from_cpu(made: Runs, family: str, device: torch.device) -> float:
     """The largest difference of a probability between torch on this device and the exported file on the CPU."""
     folder = made.finished(family).folder
-    served = open_model(folder / "model.onnx", placement=Placement(on="cpu"))
+    served = open_model(folder / MODEL, placement=Placement(on="cpu"))
     card, size = served.card, served.card.preprocessing
     config = TrainConfig(model=family, **FAMILIES[family])
-    model = checkpoint.restored(folder / "checkpoints" / "best.pt", config, card)
+    model = checkpoint.restored(folder / BEST, config, card)
     images = np.random.default_rng(0).integers(0, 256, (64, size.height, size.width, size.channels), dtype=np.uint8)
     return float(np.abs(predict(model.to(device), images) - served.predict(images)).max())
 
@@ -126,7 +128,7 @@ def difference_from_cpu(made: Runs, family: str, device: torch.device) -> float:
 def goldens_of_gpu(made: Runs, device: torch.device) -> Result:
     """Cards that were evaluated on the device replay on the CPU."""
     for family in FAMILIES:
-        open_model(made.finished(family).folder / "model.onnx", placement=Placement(on="cpu"))
+        open_model(made.finished(family).folder / MODEL, placement=Placement(on="cpu"))
     if device.type != "cuda":
         raise Skipped(f"{NO_GPU}; the cards of the CPU replay on the CPU")
     return Result(detail=f"{len(FAMILIES)} cards of {torch.cuda.get_device_name(device)} replay on the CPU")
@@ -137,5 +139,5 @@ def goldens_of_cpu(made: Runs, device: torch.device) -> Result:
     if device.type != "cuda":
         raise Skipped(NO_GPU)
     for folder in (made.run("cnn", device="cpu").folder, made.finished("cnn").folder):
-        open_model(folder / "model.onnx", placement=Placement(on="cuda"))
+        open_model(folder / MODEL, placement=Placement(on="cuda"))
     return Result(detail="a card of the CPU and one of the GPU replay on the GPU")

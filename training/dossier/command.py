@@ -5,8 +5,9 @@ from pathlib import Path
 
 import tyro
 
+from serving.contract.model_files import MODEL
 from training.dossier.archive import write_archive
-from training.dossier.contents import FOLDERS, HEADINGS, MODEL, Contents, collect
+from training.dossier.contents import FOLDERS, HEADINGS, Contents, collect
 from training.report import html
 from training.storage import digest, write_atomically
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.contract.model import Classifier, open_model
-from serving.contract.signature import signature_of
+from serving.contract.model_files import MODEL, signature_of
 from training.engine import history, runs
 from training.errors import ConfigError
 from training.promotion import log
@@ -29,7 +29,6 @@ HEADINGS = (
 )
 FOLDERS = {1: "1-general", 2: "2-development", 4: "4-performance", 6: "6-changes"}
 """By number of the heading; the others have nothing that a run holds."""
-MODEL = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,10 @@ class Contents:
 
 def collect(run: Path, sbom: Path) -> Contents:
     """Read all that belongs to a finished run. Raises ConfigError, ModelRefused, OSError."""
-    if not (run / "report" / "report.json").is_file() or not runs.is_finished(run):
+    if not (run / runs.REPORT_FACTS).is_file() or not runs.is_finished(run):
         raise ConfigError(f"{run}: expected the folder of a finished run, with its report")
     classifier = open_model(run / MODEL, threads=0)
-    report = json.loads((run / "report" / "report.json").read_bytes())
+    report = json.loads((run / runs.REPORT_FACTS).read_bytes())
     if report["card"]["version"] != classifier.card.version:
         raise ConfigError(f"{run}: its report is of version {report['card']['version']}, not of its {MODEL}")
     optional = {
@@ -121,15 +120,15 @@ def _general(run: Path, classifier: Classifier) -> Iterator[Part]:
     yield Part(
         heading=1, name="card.json", what="what the model file says of itself, without goldens", content=text.encode()
     )
-    yield _file(1, run / "report" / "report.md", "model card: intended use, limits, scores")
+    yield _file(1, run / runs.REPORT / "report.md", "model card: intended use, limits, scores")
 
 
 def _development(run: Path, report: dict[str, Any], sbom: Path) -> Iterator[Part]:
-    audit = json.loads((run / "audit.json").read_bytes())
+    audit = json.loads((run / runs.AUDIT).read_bytes())
     sheet = html.render("data_sheet.md.jinja", data=report["data"], audit=audit)
     yield _file(2, run / runs.CONFIG, "all options of the training")
     yield _file(2, run / history.HISTORY, "figures of each epoch")
-    yield _file(2, run / "audit.json", "the data's audit: duplicates, leaks, damaged files, shortcuts")
+    yield _file(2, run / runs.AUDIT, "the data's audit: duplicates, leaks, damaged files, shortcuts")
     yield Part(heading=2, name="data-sheet.md", what="the data on a page", content=sheet.encode())
     if sbom.is_file():
         yield replace(_file(2, sbom, "all installed packages, CycloneDX"), name="sbom.json")
@@ -144,9 +143,9 @@ def _parity(run: Path, version: str) -> Path:
 
 
 def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[Part]:
-    yield _file(4, run / "report" / "report.html", "the report, with pictures of test images")
-    yield _file(4, run / "report" / "report.json", "the report for programs, with the proof of the export")
-    yield _file(4, run / "predictions.csv", "every test image with its label and every probability")
+    yield _file(4, run / runs.REPORT / "report.html", "the report, with pictures of test images")
+    yield _file(4, run / runs.REPORT_FACTS, "the report for programs, with the proof of the export")
+    yield _file(4, run / runs.PREDICTIONS, "every test image with its label and every probability")
     if parity.is_file():
         yield _file(4, parity, "answers of everything that answers, compared")
         yield _file(4, parity.with_suffix(".html"), "the same as a page")

@@ -22,6 +22,7 @@ from torch import nn
 from serving.contract.card.model_card import ModelCard
 from training.distributed import ALONE, Group
 from training.engine.progress import RunProgress
+from training.engine.runs import CHECKPOINTS
 from training.engine.train_state import RunContext, TrainState
 from training.errors import CheckpointRefused
 from training.models import networks, views
@@ -105,7 +106,7 @@ class CheckpointFolder:
         config, dataset = context.config, context.dataset
         settings = networks.settings(config, dataset.preprocessing, context.normalization, dataset.classes)
         identity = {"settings": settings, "data": dataset.digest}
-        return cls(folder=config.run / "checkpoints", identity=identity, group=context.group)
+        return cls(folder=config.run / CHECKPOINTS, identity=identity, group=context.group)
 
     def save(self, state: TrainState, progress: RunProgress) -> None:
         """Write the checkpoint; also as `best.pt`, right after an epoch that was the best. All processes wait."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from serving.contract.model_files import MODEL
 from serving.contract.objects import Url
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError
@@ -19,7 +20,16 @@ from training.options.config_file import from_yaml
 from training.storage import kept_unless_empty, sync
 
 AUTO = "auto"
+AUDIT = "audit.json"
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+LAST = "checkpoints/last.pt"
+BEST = "checkpoints/best.pt"
+"""The epoch that is evaluated and exported."""
+PREDICTIONS = "predictions.csv"
+"""Also of an evaluation, and of folds."""
+REPORT = "report"
+REPORT_FACTS = "report/report.json"
 LOCK = ".lock"
 MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume", "promote"}
 """Options that do not change the result of a run."""
@@ -36,8 +46,8 @@ FORGOTTEN = "forgotten.json"
 """File in a run whose weights depend on images that were forgotten: it is not promoted again."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (
-    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "costs.csv", "audit.json", HISTORY, f".{HISTORY}.partial"),
-    *("tensorboard", CURVES, "checkpoints", "checkpoints/.last.pt.partial"),
+    *(LOCK, CONFIG, f".{CONFIG}.partial", "augment.*", "costs.csv", AUDIT, HISTORY, f".{HISTORY}.partial"),
+    *("tensorboard", CURVES, CHECKPOINTS, "checkpoints/.last.pt.partial"),
     *("checkpoints/last.pt.sha256", "checkpoints/.last.pt.sha256.partial"),
 )
 """All files that a run that ended before its first checkpoint may have left."""
@@ -56,7 +66,7 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
     if is_new:
         refuse_taken(run)
     run.mkdir(parents=True, exist_ok=True)
-    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / CHECKPOINTS).mkdir(exist_ok=True)
     lock = FileLock(run / LOCK, timeout=0)  # freed by the system when the process ends, also when it is killed
     try:
         held = lock.acquire()
@@ -74,7 +84,7 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
 
 def model_file(path: Path) -> Path:
     """The model file of a run's folder; another path as it is."""
-    return path / "model.onnx" if path.is_dir() else path
+    return path / MODEL if path.is_dir() else path
 
 
 @contextmanager
@@ -108,12 +118,12 @@ def is_open(run: Path) -> bool:
 
 def has_checkpoint(run: Path) -> bool:
     """Whether there is a checkpoint to resume from."""
-    return (run / "checkpoints" / "last.pt").exists()
+    return (run / LAST).exists()
 
 
 def is_finished(run: Path) -> bool:
     """Whether the run has written all its results, the report last, and its promotion is settled."""
-    return (run / "report").is_dir() and not (run / UNSETTLED).exists()
+    return (run / REPORT).is_dir() and not (run / UNSETTLED).exists()
 
 
 def to_resume(resume: str, out: Path, name: str | None) -> Path | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.contract.decode import Preprocessing
-from training.engine import checkpoint
+from training.engine import checkpoint, runs
 from training.errors import CheckpointRefused
 from training.options.choices import OWN_NETWORKS
 from training.options.config import TrainConfig
@@ -75,7 +75,7 @@ def inherit(config: TrainConfig) -> TrainConfig:
 
 def _read(origin: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint of a run's folder, or a .pt file, and what it holds. Raises CheckpointRefused."""
-    path = origin / "checkpoints" / "best.pt" if origin.is_dir() else origin
+    path = origin / runs.BEST if origin.is_dir() else origin
     state = checkpoint.load(path, torch.device("cpu"))
     if not {"model", "settings"} <= state.keys():
         raise CheckpointRefused(f"{path}: expected model and settings, got {', '.join(map(str, state))}")

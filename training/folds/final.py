@@ -18,6 +18,7 @@ from torch import nn
 
 from serving.contract.card.decisions import Calibration
 from serving.contract.model import open_model
+from serving.contract.model_files import MODEL
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.engine import history, runs
@@ -35,7 +36,6 @@ from training.models.prediction import predict_images
 from training.options.config import TrainConfig
 from training.options.settled import SettledConfig
 
-MODEL = "model.onnx"
 MAY_DIFFER = CHANGE_NO_FOLD | FITTED | {"data", "corrections", "name", "batch_size", "fold", "from_folds"}
 MAY_DIFFER |= {"best_epoch", "patience", "quantize", "int8_agreement", "slices"}
 """Options on which the folds' answers do not depend, or that follow from the number of images."""

@@ -14,6 +14,7 @@ import yaml
 
 from training.data.dataset import LabelledImages
 from training.data.left_out import LeftOut
+from training.engine.runs import PREDICTIONS
 from training.folds.config import CHANGE_NO_FOLD
 from training.folds.parts import Part
 from training.folds.results import OutOfFold
@@ -55,7 +56,7 @@ def differing_options(theirs: dict[str, object], options: dict[str, object]) -> 
 
 def find_ordinary(folder: Path, options: dict[str, object], images: LabelledImages, answers: OutOfFold) -> Ordinary:
     """The answers of the folds in `folder` to the images of `answers`, if they were made by the same options."""
-    recorded = read_predictions(folder / "predictions.csv", images.classes)
+    recorded = read_predictions(folder / PREDICTIONS, images.classes)
     if recorded is None or not (folder / OPTIONS).exists():
         return Ordinary(
             probabilities=None,

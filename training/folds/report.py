@@ -9,6 +9,7 @@ from typing import Any
 
 from serving.contract.model import Answers
 from training.data.dataset import Dataset
+from training.engine.runs import PREDICTIONS
 from training.folds.label_issues import LabelIssue, as_frequent, find_label_issues, write_label_issues
 from training.folds.results import OutOfFold, fold_means
 from training.metrics.bootstrap import bootstrap
@@ -48,7 +49,7 @@ def write_folds_report(
             for issue in issues[:ISSUES_SHOWN]
         ],
     )
-    write_predictions(folder / "predictions.csv", dataset, answers.indices, Answers(answers.probabilities, None), None)
+    write_predictions(folder / PREDICTIONS, dataset, answers.indices, Answers(answers.probabilities, None), None)
     write_label_issues(folder / ISSUES, dataset, answers.indices.tolist(), issues)
     (folder / "folds.json").write_text(
         json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
@@ -70,7 +71,7 @@ def folds_summary(folder: Path) -> str:
             f"{folder / ISSUES}",
             f"page         {folder / 'folds.html'}",
             f"scores       {folder / 'folds.json'}",
-            f"predictions  {folder / 'predictions.csv'}, each by a model that has not seen the image",
+            f"predictions  {folder / PREDICTIONS}, each by a model that has not seen the image",
         )
     )
 

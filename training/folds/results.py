@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from scipy.stats import t
 
 from training.data.dataset import LabelledImages
+from training.engine.runs import PREDICTIONS
 from training.errors import DataError
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores, score
 from training.metrics.proportions import LEVEL, Interval
@@ -50,7 +51,7 @@ def collect(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
     place = {key: index for index, key in enumerate(images.keys)}
     indices, probabilities, fold = [], [], []
     for number, run in enumerate(runs):
-        recorded = read_predictions(run / "predictions.csv", images.classes)
+        recorded = read_predictions(run / PREDICTIONS, images.classes)
         if recorded is None or any(key not in place for key in recorded.keys):
             raise DataError(f"{run}: its answers are to other images than the data has now; --name begins anew")
         indices += [place[key] for key in recorded.keys]

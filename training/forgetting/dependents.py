@@ -13,6 +13,7 @@ import yaml
 from serving.contract.decode import Digest
 from serving.contract.formats.image_header import ImageError
 from serving.contract.model import ModelRefused
+from serving.contract.model_files import MODEL
 from training.data.dataset import training_division
 from training.data.formats import DIGITS
 from training.data.inspection.image_file import read
@@ -22,7 +23,7 @@ from training.data.splits import Division
 from training.engine import history, runs
 from training.errors import ConfigError
 from training.forgetting.person import Person
-from training.promotion.rival import MODEL, Incomparable, card_of
+from training.promotion.rival import Incomparable, card_of
 from training.report.predictions import keys_in
 from training.storage import write_atomically
 
@@ -110,7 +111,7 @@ def _holds(run: Path, person: Person) -> Dependent | None:
         return None
     trained_on = _trained_on(run, person)
     if trained_on is None:
-        tested = set(person.keys) <= keys_in(run / "predictions.csv")
+        tested = set(person.keys) <= keys_in(run / runs.PREDICTIONS)
         return Dependent(run=run, splits=frozenset({"test"}) if tested else frozenset(SPLITS), known=False)
     images, division = trained_on
     theirs = np.flatnonzero(np.isin(images.keys, person.present))
@@ -163,7 +164,7 @@ def _is_other(data: str, folder: Path, person: Person) -> bool:
     if place.exists() and person.root is not None:
         root = place if place.is_dir() else place.parent
         return not any(_digest(root / key) == digest for key, digest in _sample(person))
-    answered = keys_in(folder / "predictions.csv")
+    answered = keys_in(folder / runs.PREDICTIONS)
     if answered:
         return not answered <= {*person.images.keys, *person.keys}  # a copy of the data has no others
     return "://" in f"{data} {own}" or (place.exists() and place.resolve() != Path(own).resolve())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.formats.image_header import IMAGE_EXTENSIONS
-from serving.contract.neighbours.file import SUFFIX
+from serving.contract.model_files import NEIGHBOURS
 from training.data import duplicates
 from training.data.sources.source import Split
 from training.engine import runs
@@ -192,7 +192,7 @@ class _Search:
         if path.suffix == ARCHIVE:
             return self._in_archive(path, names, held), None
         content = path.read_bytes()
-        if path.name.endswith(SUFFIX):
+        if path.name.endswith(NEIGHBOURS):
             return binaries.without_rows(content, path, names, self.person)
         if path.name.startswith(EVENTS):
             kept, what = binaries.without_pictures(content, held)

@@ -11,6 +11,7 @@ import tyro
 
 from serving.contract import gpu
 from serving.contract.model import Classifier, open_model
+from serving.contract.model_files import MODEL
 from serving.contract.session import Placement
 from training.data.selection import Selection, Wanted, select
 from training.device import unusable_gpu
@@ -124,7 +125,7 @@ def _ways(
     if _of_run(path):
         network = TorchModel(runs.begun(path.parent), _checkpoint(path), card)
         yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
-    kept = read_predictions(path.parent / "predictions.csv", asked.images.classes) if _of_run(path) else None
+    kept = read_predictions(path.parent / runs.PREDICTIONS, asked.images.classes) if _of_run(path) else None
     recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None
     if recorded is not None:
         yield "predictions.csv, what the run evaluated", lambda: recorded
@@ -136,12 +137,12 @@ def _ways(
 
 
 def _checkpoint(path: Path) -> Path:
-    return path.parent / "checkpoints" / "best.pt"
+    return path.parent / runs.BEST
 
 
 def _of_run(path: Path) -> bool:
     """Whether the file is what its run evaluated; an eight-bit file answers differently, by design."""
-    return path.name == "model.onnx" and _checkpoint(path).is_file()
+    return path.name == MODEL and _checkpoint(path).is_file()
 
 
 def _token(path: Path | None) -> str | None:

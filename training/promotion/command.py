@@ -8,12 +8,13 @@ import tyro
 from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Digest
 from serving.contract.model import open_model
+from serving.contract.model_files import MODEL
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.metrics.bootstrap import bootstrap
 from training.promotion import log
 from training.promotion.log import Entry
-from training.promotion.rival import MODEL, Served, find_rival, find_served, scored_on
+from training.promotion.rival import Served, find_rival, find_served, scored_on
 from training.promotion.rule import HAS_LEARNED, Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
 from training.storage import digest, locked
@@ -117,7 +118,7 @@ def _complete(run: Path) -> Path:
     run = run if run.name not in ("", "..") else run.resolve()
     if run.is_symlink() or not (run / runs.CONFIG).is_file():
         raise ConfigError(f"{run}: expected a run's own folder, with its {runs.CONFIG}")
-    if not (run / MODEL).is_file() or not (run / "report").is_dir():
+    if not (run / MODEL).is_file() or not (run / runs.REPORT).is_dir():
         raise ConfigError(f"{run}: it has no model with a report; --resume {run} completes an unfinished run")
     return run
 
@@ -131,7 +132,7 @@ def _refuse_folder(out: Path) -> None:
 def _judge(run: Path, card: ModelCard) -> Judgement | None:
     """Judge a finished run by its record; None without one of its own test. Raises ConfigError, OSError."""
     split = None if card.statement else scored_on(run, card)
-    recorded = read_predictions(run / "predictions.csv", card.classes)
+    recorded = read_predictions(run / runs.PREDICTIONS, card.classes)
     if split is None or recorded is None or recorded.components is None:
         return None
     answers = TestAnswers(

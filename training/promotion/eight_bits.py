@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from serving.contract.model_files import MODEL, int8_of
 from training.errors import ExportRefused
 from training.export.quantization.int8_file import quantize
 from training.promotion.outcome import RunJudge
@@ -18,8 +19,8 @@ def with_eight_bits(inputs: ReportInput, judge: RunJudge | None) -> ReportInput:
         return inputs
     try:
         made = quantize(
-            run / "model.onnx",
-            run / "model.int8.onnx",
+            run / MODEL,
+            int8_of(run / MODEL),
             inputs.dataset,
             least_agreement=config.int8_agreement,
             judge=judge,

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from serving.contract.model_files import MODEL
 from training.data.dataset import LabelledImages, digest_of_test
-from training.engine.runs import UNSETTLED, is_finished
+from training.engine.runs import REPORT, UNSETTLED, is_finished
 from training.engine.train_state import RunContext
 from training.metrics.bootstrap import Intervals
 from training.metrics.classification import Probabilities
@@ -16,7 +17,7 @@ from training.options.choices import Promote
 from training.options.config import TrainConfig
 from training.promotion import log
 from training.promotion.log import Entry
-from training.promotion.rival import MODEL, find_rival, find_served
+from training.promotion.rival import find_rival, find_served
 from training.promotion.rule import Judgement, Rival, TestAnswers, judge, refusal
 from training.report.promotion import Promotion, write_promotion
 from training.storage import digest, locked, write_atomically
@@ -84,7 +85,7 @@ def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> N
 
 def finished(run: Path, promote: Promote) -> bool:
     """Whether the run is finished. Where nothing but `settle` is left, that is done. Raises OSError."""
-    if (run / "report").is_dir():
+    if (run / REPORT).is_dir():
         settle(run, promote)
     return is_finished(run)
 

@@ -7,17 +7,14 @@ from pathlib import Path
 import tyro
 
 from serving.contract.model import open_model
-from serving.contract.neighbours.file import neighbours_of
+from serving.contract.model_files import MODEL, files_of
 from serving.contract.objects import Store, StoreUnusable, Url, location
-from serving.contract.signature import signature_of
 from training.engine import runs
 from training.errors import ConfigError
 from training.promotion import log
-from training.promotion.rival import MODEL, find_served
+from training.promotion.rival import find_served
 from training.promotion.rule import HAS_LEARNED
 from training.storage import digest, locked
-
-INT8 = "model.int8.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +51,7 @@ def publish(config: PublishConfig) -> Path:
         if (run / runs.FORGOTTEN).exists() and HAS_LEARNED not in moved.faults:
             raise ConfigError(f"{run}: {HAS_LEARNED}; promote another run first")
         open_model(run / MODEL, threads=0, training_images=True)  # no store gets what the service refuses
-        files = [path for name in (INT8, MODEL) for path in (signature_of(run / name), run / name)]
-        files.insert(-1, neighbours_of(run / MODEL))
+        files = files_of(run)
         for file in files:
             if file.is_file():
                 store.write(file)

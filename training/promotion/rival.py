@@ -12,8 +12,9 @@ from jaxtyping import Int64
 from serving.contract.card.model_card import METADATA_KEY, CardError, ModelCard
 from serving.contract.decode import Digest
 from serving.contract.model import ModelRefused, open_model
+from serving.contract.model_files import MODEL
 from training.data.dataset import LabelledImages, training_division
-from training.engine.runs import LATEST
+from training.engine.runs import LATEST, PREDICTIONS, REPORT_FACTS
 from training.errors import DataError
 from training.metrics.classification import Probabilities
 from training.metrics.comparison import unshared
@@ -21,8 +22,6 @@ from training.models.prediction import predict_images
 from training.promotion.rule import Rival, TestAnswers
 from training.report.predictions import read_predictions
 from training.storage import digest
-
-MODEL = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
 def scored_on(run: Path, card: ModelCard) -> Digest | None:
     """Digest of the test split on which a run's file was scored, as its report has it; None for older reports."""
     try:
-        facts = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+        facts = json.loads((run / REPORT_FACTS).read_text(encoding="utf-8"))
         return Digest(facts["data"]["test_digest"]) if facts["card"]["version"] == card.version else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -104,7 +103,7 @@ def _recorded(folder: Path, card: ModelCard, answers: TestAnswers) -> Probabilit
         raise Incomparable(f"other classes, only here: {ours}; only there: {theirs}")
     if scored_on(folder, card) != answers.digest:
         return None
-    recorded = read_predictions(folder / "predictions.csv", answers.classes)
+    recorded = read_predictions(folder / PREDICTIONS, answers.classes)
     return recorded.of(answers.keys) if recorded else None
 
 

@@ -14,6 +14,7 @@ from serving.contract.card.decisions import Costs
 from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answers, Classifier
 from training.data.dataset import LabelledImages
+from training.engine.runs import PREDICTIONS
 from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import Sets, coverage, coverage_warnings, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
@@ -109,7 +110,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     )
     (folder / "evaluation.html").write_text(text, encoding="utf-8")
     write_predictions(
-        folder / "predictions.csv",
+        folder / PREDICTIONS,
         images,
         indices,
         Answers(probabilities, evaluation.models[0].novelty),
@@ -148,7 +149,7 @@ def evaluation_summary(folder: Path) -> str:
             *([*sentences, ""] if (sentences := _sentences(comparison)) else []),
             f"page         {folder / 'evaluation.html'}",
             f"scores       {folder / 'evaluation.json'}",
-            f"predictions  {folder / 'predictions.csv'}",
+            f"predictions  {folder / PREDICTIONS}",
         )
     )
 

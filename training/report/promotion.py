@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serving.contract.card.certificate import Certificate
+from training.engine import runs
 from training.options.choices import Promote
 from training.report import html
 from training.storage import write_atomically
@@ -43,7 +44,7 @@ def write_promotion(run: Path, promotion: Promotion) -> None:
 
     Reports of older versions, which have no such part, stay as they are. Raises OSError.
     """
-    folder = run / "report"
+    folder = run / runs.REPORT
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if "promotion" not in report:
         return

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from serving.contract.model import Answers
+from serving.contract.model_files import MODEL
 from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
-from training.engine.runs import LATEST
+from training.engine.runs import LATEST, PREDICTIONS, REPORT, REPORT_FACTS
 from training.metrics.calibration import held_for
 from training.metrics.classification import TITLES, reliability, risk_coverage
 from training.options.settled import SettledConfig
@@ -36,12 +37,12 @@ def write_report(inputs: ReportInput) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
         _write_into(partial, inputs)
-        (partial / "predictions.csv").replace(run / "predictions.csv")
-        partial.replace(run / "report")
+        (partial / PREDICTIONS).replace(run / PREDICTIONS)
+        partial.replace(run / REPORT)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         lost = f"the report could not be written ({error.strerror}), but the model is complete"
-        raise OSError(error.errno, lost, str(run / "model.onnx")) from error
+        raise OSError(error.errno, lost, str(run / MODEL)) from error
 
 
 def _write_into(folder: Path, inputs: ReportInput) -> None:
@@ -88,12 +89,12 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
         encoding="utf-8",
     )
     served = Answers(inputs.parity.served, inputs.parity.served_novelty)
-    write_predictions(folder / "predictions.csv", dataset, test, served, inputs.card)
+    write_predictions(folder / PREDICTIONS, dataset, test, served, inputs.card)
 
 
 def run_summary(run: Path) -> str:
     """The table and lines that a run prints at its end."""
-    facts = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    facts = json.loads((run / REPORT_FACTS).read_text(encoding="utf-8"))
     rows = [f"{'':18}" + "".join(f"{split:>10}" for split in facts["scores"]) + "   95 % interval of test"]
     rows.append(f"{'images':18}" + "".join(f"{scored['images']:>10,}" for scored in facts["scores"].values()))
     for name, title in TITLES.items():
@@ -127,7 +128,7 @@ def run_summary(run: Path) -> str:
             *([found["sentence"]] if (found := facts.get("views")) else []),  # absent in older versions' runs
             *_int8(facts["quantized"]),
             "",
-            f"report  {run / 'report' / 'report.html'}",
+            f"report  {run / REPORT / 'report.html'}",
             f"model   {model}",
             f"curves  tensorboard --logdir {run.parent}",
             f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve --host 127.0.0.1",

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from serving.contract.card.model_card import TOLERANCE, ModelCard
+from serving.contract.model_files import MODEL
 from training.data.dataset import Dataset, digest_of_test
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.sources.source import Split
@@ -105,7 +106,7 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     covered = coverage(labels, sets, inputs.card.calibration.level, dataset.classes, familiar)
     return {
         "run": inputs.config.run.name,
-        "model": str(inputs.config.run / "model.onnx"),
+        "model": str(inputs.config.run / MODEL),
         "statement": inputs.card.statement,
         "calibrated_on": "validation split" if inputs.out_of_fold is None else "out-of-fold answers",
         "warnings": [

@@ -15,6 +15,7 @@ import tyro
 from serving.contract.card.model_card import ModelCard
 from serving.contract.card.provenance import Provenance
 from serving.contract.model import Classifier, open_model
+from serving.contract.model_files import INT8, MODEL
 from training.data.cache import Cache
 from training.data.formats import find
 from training.data.selection import check_labels, gather
@@ -63,15 +64,15 @@ def reproduce(config: ReproduceConfig, interruption: Interruption | None = None)
     path = runs.model_file(config.model)
     original = open_model(path, threads=0)
     card = original.card
-    if path.name.endswith(".int8.onnx"):
-        raise ConfigError(f"{path}: expected a model.onnx; the file in eight bits is made of it")
+    if path.name.endswith(INT8):
+        raise ConfigError(f"{path}: expected a {MODEL}; the file in eight bits is made of it")
     known = {field.name for field in fields(TrainConfig)}
     if unknown := sorted(card.provenance.config.keys() - known):
         raise ConfigError(f"{path}: the card has options that this version does not know: {', '.join(unknown)}")
     _check_data(config, card)
     with TemporaryDirectory() as folder, _threads(card.provenance):
         run = train(_options(config, card, Path(folder)), interruption)
-    again = open_model(run / "model.onnx", threads=0)
+    again = open_model(run / MODEL, threads=0)
     facts = _facts(original, again)
     write_atomically(run / RESULT, lambda file: file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode()))
     if not facts["identical"]:

@@ -7,11 +7,9 @@ from pathlib import Path
 import tyro
 
 from serving.contract.model import ModelRefused, open_model
-from serving.contract.signature import SUFFIX, signature_of
+from serving.contract.model_files import MODEL, int8_of, signature_of
 from training.errors import ConfigError
 from training.storage import write_atomically
-
-FILES = ("model.onnx", "model.int8.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ def sign(config: SignConfig) -> Path:
 def signing_summary(path: Path) -> str:
     """What the command prints at its end."""
     if path.is_dir() or signature_of(path).is_file():
-        return "\n".join(f"signed {file}: {file.name}{SUFFIX} is beside it" for file in _files(path))
+        return "\n".join(f"signed {file}: {signature_of(file).name} is beside it" for file in _files(path))
     return f"private key {path.with_suffix('')}, to be kept secret\npublic key  {path}, for TWINLENS_PUBLIC_KEY"
 
 
@@ -65,7 +63,7 @@ def _files(path: Path) -> list[Path]:
     """The model files of a run's folder; another path as it is. Raises ConfigError."""
     if not path.is_dir():
         return [path]
-    files = [path / name for name in FILES if (path / name).is_file()]
+    files = [file for file in (path / MODEL, int8_of(path / MODEL)) if file.is_file()]
     if not files:
-        raise ConfigError(f"{path}: expected a run's folder with its {FILES[0]}, or an .onnx file")
+        raise ConfigError(f"{path}: expected a run's folder with its {MODEL}, or an .onnx file")
     return files

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from training.engine.runs import REPORT_FACTS
 from training.study.results import RunResult
 from training.study.sample_size import GAIN, MoreImages, more_images, more_seeds, more_tested
 from training.study.spec.grid import Study
@@ -79,7 +80,7 @@ def _tested(title: str, results: Sequence[RunResult]) -> Iterator[dict[str, Any]
 
 
 def _report(result: RunResult) -> dict[str, Any] | None:
-    path = result.folder / "report" / "report.json"
+    path = result.folder / REPORT_FACTS
     if result.outcome != "done" or not path.exists():
         return None
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

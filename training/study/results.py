@@ -12,7 +12,7 @@ from typing import Literal
 from training.engine import history
 from training.engine.history import History
 from training.engine.progress import Epoch
-from training.engine.runs import is_finished
+from training.engine.runs import REPORT_FACTS, is_finished
 from training.models.diagnostics import AtStart
 from training.study.measures import IN_EQUAL_TIME, MEASURES, ReferenceValues, RunMeasurements, rising
 from training.study.spec.grid import Cell, Study
@@ -86,7 +86,7 @@ def _result(cell: Cell, run: Path, record: History | None, references: Mapping[i
     state = outcome(run)
     values: dict[str, float | None] = dict.fromkeys(MEASURES)
     if record is not None and state in ("done", "diverged"):
-        report = run / "report" / "report.json"
+        report = run / REPORT_FACTS
         scores = json.loads(report.read_text(encoding="utf-8"))["scores"] if state == "done" else None
         measurements = RunMeasurements(
             history=record, scores=scores, reference=references[cell.seed], best_by=cell.best_by

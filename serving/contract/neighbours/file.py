@@ -11,16 +11,9 @@ import numpy as np
 from serving.contract.decode import Digest
 from serving.contract.neighbours.index import Metric, TrainingIndex
 
-SUFFIX = ".neighbours.npz"
-
 
 class NeighboursRefused(ValueError):
     """A file that is no index, or that of another model. The message names it."""
-
-
-def neighbours_of(model: Path) -> Path:
-    """Where the index of a model file is: `model.neighbours.npz` beside `model.onnx`."""
-    return model.with_suffix(SUFFIX)
 
 
 def to_bytes(index: TrainingIndex) -> bytes:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import Digest
-from serving.contract.neighbours.file import NeighboursRefused, from_bytes, neighbours_of, read, to_bytes
+from serving.contract.model_files import neighbours_of
+from serving.contract.neighbours.file import NeighboursRefused, from_bytes, read, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.training_index import metric as metric_of
