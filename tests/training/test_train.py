@@ -1,4 +1,5 @@
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from training import train
 from training.__main__ import options
 from training.data.dataset import load_dataset
 from training.data.loader import Batches, TrainingSet
-from training.engine import checkpoint, loop
+from training.engine import checkpoint, loop, optimizer
 from training.engine.objective import Objective
 from training.engine.progress import RunProgress
 from training.engine.train_state import TrainState
-from training.errors import DataError, ExportRefused, Interrupted, NonFiniteLoss
+from training.errors import CheckpointRefused, DataError, ExportRefused, Interrupted, NonFiniteLoss
 from training.export import ways
 from training.metrics import classification
 from training.models import networks, prediction
 from training.models.normalization import normalization
-from training.options.choices import Balance, ScoreName
+from training.options.choices import Balance, OptimizerName, ScoreName
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
 from training.signals import Interruption
@@ -277,6 +278,43 @@ def test_clipping_bounds_the_step_and_the_norm_before_it_is_reported() -> None:
     assert of_clipped.norm_max == of_clipped.norm_sum == pytest.approx(norm)
     loose, _ = one_epoch(**common, clip_norm=norm * 4)
     assert torch.equal(flat(loose.model), flat(free.model))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_frozen_layers_are_in_no_norm_and_in_no_average_of_the_optimizer(name: OptimizerName) -> None:
+    """A batch of 48 is the only step."""
+    frozen, progress = one_epoch(optimizer=name, batch_size=48, freeze_epochs=1, ema=0.9)
+    body = optimizer.of_body(frozen.optimizer)
+    assert len(body) == 2
+    assert all(parameter.grad is None for parameter in body)
+    averages = [average for parameter in body for average in frozen.optimizer.state.get(parameter, {}).values()]
+    assert not any(average.any() for average in averages)
+    gradients = [parameter.grad.flatten() for parameter in frozen.model[2].parameters() if parameter.grad is not None]
+    assert progress.norm_max == pytest.approx(float(torch.cat(gradients).norm()), rel=1e-5)
+    start, _ = one_epoch(optimizer=name, batch_size=48, lr=1e-30)
+    assert all(map(torch.equal, frozen.model[1].parameters(), start.model[1].parameters()))
+    assert all(map(torch.equal, frozen.average.model[1].parameters(), start.model[1].parameters()))
+    again, _ = one_epoch(optimizer=name, batch_size=48)
+    again.load_state_dict(deepcopy(frozen.state_dict()))
+    for state in (frozen, again):
+        loop.set_modes(state, frozen=False)
+        state.optimizer.zero_grad()
+        state.model(torch.from_numpy(IMAGES)).square().sum().backward()
+        state.optimizer.step()
+    assert all(parameter.grad is not None for parameter in body)
+    assert torch.equal(flat(frozen.model), flat(again.model))
+
+
+def test_a_checkpoint_whose_parameters_are_grouped_otherwise_is_refused_with_the_reason(tmp_path: Path) -> None:
+    state, progress = one_epoch()
+    folder = checkpoint.CheckpointFolder(folder=tmp_path, identity={})
+    folder.write(state, progress)
+    content = checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))
+    decayed, others, *_ = content["optimizer"]["param_groups"]
+    decayed["params"].append(others["params"].pop())
+    checkpoint.save(content, tmp_path / "last.pt")
+    with pytest.raises(CheckpointRefused, match=r"begun by an older version, .* under another --name it begins anew"):
+        folder.restore(state)
 
 
 def test_smoothed_labels_and_class_weights_are_in_the_loss() -> None:

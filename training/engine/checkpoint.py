@@ -139,7 +139,13 @@ class CheckpointFolder:
         content = self.group.share(self._read)
         if content is None:
             return RunProgress()
-        state.load_state_dict(content)
+        try:
+            state.load_state_dict(content)
+        except ValueError as error:  # of torch's optimizers, for another number of parameters in a group
+            raise CheckpointRefused(
+                f"{self.folder}: begun by an older version, which decayed the positions of this architecture; under "
+                f"another --name it begins anew ({error})"
+            ) from error
         progress = RunProgress.from_state(content["progress"])
         print(f"resume {self.folder.parent}: epoch {progress.epoch + 1}, after step {progress.step}")
         return progress

@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from training.data.dataset import Dataset
 from training.data.loader import Batches, TrainingSet
-from training.engine import history, parallel, tensorboard
+from training.engine import history, optimizer, parallel, tensorboard
 from training.engine.checkpoint import CheckpointFolder, CheckpointInterval
 from training.engine.objective import Objective
-from training.engine.optimizer import clip
 from training.engine.progress import Epoch, RunProgress, StepResult
 from training.engine.train_state import RunContext, TrainState
 from training.errors import Interrupted, NonFiniteLoss
@@ -83,7 +82,7 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
                 line = progress.close_epoch(validation, ranked, config, float(state.schedule.get_last_lr()[-1]))
                 print(line.line(config), flush=True)
                 if writer is not None:
-                    tensorboard.write_epoch(writer, line, state, dataset)
+                    tensorboard.write_epoch(writer, line, validation, state, dataset)
                 checkpoints.save(state, progress)
                 if writer is not None:
                     history.write(config.run, replace(record, epochs=progress.history))
@@ -106,7 +105,7 @@ def run_epoch(
     """
     epoch, first = progress.epoch, progress.step
     steps_between_reads = STEPS_BETWEEN_READS.get(state.objective.class_weights.device.type, 1)
-    set_modes(state.model, frozen=epoch < state.config.freeze_epochs)
+    set_modes(state, frozen=epoch < state.config.freeze_epochs)
     with tqdm(
         desc=f"epoch {epoch + 1}", initial=first, total=len(batches), unit=" steps", disable=None, leave=False
     ) as bar:
@@ -133,31 +132,37 @@ def run_epoch(
     return False
 
 
-def set_modes(model: nn.Sequential, *, frozen: bool) -> None:
-    """All layers as they train; frozen ones, all but the last, as they predict, so that nothing in them moves.
+def set_modes(state: TrainState, *, frozen: bool) -> None:
+    """All layers as they train; frozen ones, all but the last, as they predict and without gradients.
 
-    Without a learning rate, the running statistics of batch normalisation would still follow the batches.
+    Without a learning rate, the running statistics of batch normalisation would still follow the batches, and the
+    optimizer's averages gradients that come from a last layer which has learned nothing yet.
     """
-    model.train()
-    for layer in [*model.children()][:-1] if frozen else ():
+    state.model.train()
+    for layer in [*state.model.children()][:-1] if frozen else ():
         layer.eval()
+    for parameter in optimizer.of_body(state.optimizer):
+        parameter.requires_grad_(not frozen)
 
 
 def train_step(state: TrainState, batch: StepBatch) -> StepResult:
     """Forward, backward and one step of the optimizer; nothing here waits for a GPU."""
     config, device = state.config, state.objective.class_weights.device
+    frozen = batch.epoch < config.freeze_epochs
     torch.manual_seed(dropout_seed(config.seed, batch.epoch, batch.step, state.group.rank))
     state.optimizer.zero_grad()
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     for part, images_and_labels in enumerate(batch.parts):
-        with parallel.exchanging(state.parallel, last=part + 1 == len(batch.parts)):
+        with parallel.exchanging(state.parallel, last=part + 1 == len(batch.parts) and not frozen):
             loss, hits = state.objective(state.parallel, images_and_labels, batch.epoch, batch.step, part)
             # In the mean of the processes' gradients, every image of the step has the same weight.
             state.scaler.scale(loss * (state.group.size / batch.images)).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
         correct += hits
+    if frozen:  # the wrapper of several processes exchanges all gradients or none
+        parallel.average_gradients(state.model, state.group)
     state.scaler.unscale_(state.optimizer)
-    norm = clip(state.model, config.clip_norm)
+    norm = optimizer.clip(state.model, config.clip_norm)
     state.scaler.step(state.optimizer)  # leaves out a step whose gradients overflowed, and then scales less
     state.scaler.update()
     state.schedule.step()

@@ -33,7 +33,7 @@ def _fits(model: nn.Module, context: RunContext, batch_size: int) -> bool:
     """Whether one step on so large a batch, shared by the processes of the group, has enough memory."""
     made, device = context.dataset.preprocessing, context.device
     shared = -(-batch_size // context.group.size)
-    model.zero_grad(set_to_none=True)
+    model.requires_grad_(True).zero_grad(set_to_none=True)  # also where the first epochs freeze some
     held: list[torch.Tensor] = []
     try:
         held += [torch.zeros_like(parameter) for parameter in model.parameters() for _ in range(COPIES)]

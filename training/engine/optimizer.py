@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from training.models import backbones
 from training.options.choices import OptimizerName, ScheduleName
 from training.options.settled import SettledConfig
 
@@ -42,16 +43,21 @@ def without_compiler(kind: type[Optimizer]) -> type[Any]:
 
 
 def make(model: nn.Module, config: SettledConfig) -> Optimizer:
-    """The optimizer for all parameters that are not frozen; only weight matrices are decayed.
+    """The optimizer for all parameters that are not frozen; only weight matrices are decayed, and no positions.
+
+    The first two groups are of the body, the others of the head.
 
     AdamW (Loshchilov and Hutter 2019), Adam (Kingma and Ba 2015) or SGD with Nesterov's momentum (Sutskever et al.
     2013), each fused into one pass over the weights.
     """
     head = {id(parameter) for parameter in [model, *model.children()][-1].parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = {id(parameter) for parameter in backbones.not_decayed(model)}
     groups = [
         {
-            "params": [p for p in learning if (id(p) in head) is of_head and (p.ndim > 1) is decayed],
+            "params": [
+                p for p in learning if (id(p) in head) is of_head and (p.ndim > 1 and id(p) not in kept) is decayed
+            ],
             "weight_decay": config.weight_decay if decayed else 0.0,
             "lr": config.lr * (1 if of_head else config.body_lr),
         }
@@ -67,6 +73,11 @@ def make(model: nn.Module, config: SettledConfig) -> Optimizer:
     return stepper
 
 
+def of_body(optimizer: Optimizer) -> list[Tensor]:
+    """What `make` has given the optimizer of all layers but the last."""
+    return [parameter for group in optimizer.param_groups[:2] for parameter in group["params"]]
+
+
 def clip(model: nn.Module, most: float | None) -> Tensor:
     """Scale all gradients together down to the norm `most` where theirs is larger; returns what it was before."""
     norm = get_total_norm(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
@@ -78,7 +89,7 @@ def clip(model: nn.Module, most: float | None) -> Tensor:
 def schedule(optimizer: Optimizer, config: SettledConfig, steps_an_epoch: int) -> LambdaLR:
     """The learning rate by step: a linear rise over the warm-up, then the shape of --schedule.
 
-    All layers but the last stand still in the first --freeze-epochs.
+    All layers but the last stand still in the first --freeze-epochs, after which they have a warm-up of their own.
     """
     total = config.epochs * steps_an_epoch
     warmup = min(round(config.warmup_epochs * steps_an_epoch), total // 2)
@@ -89,6 +100,6 @@ def schedule(optimizer: Optimizer, config: SettledConfig, steps_an_epoch: int) -
         return (step + 1) / warmup if step < warmup else shape(step, warmup, total)
 
     def body(step: int) -> float:
-        return head(step) if step >= frozen else 0.0
+        return max(0.0, min(head(step), (step - frozen + 1) / max(warmup, 1)))
 
     return LambdaLR(optimizer, [body, body, head, head])

@@ -38,6 +38,14 @@ def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
+def average_gradients(model: nn.Module, group: Group) -> None:
+    """Replace the gradients that there are by their mean over the processes."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    for gradient in gradients if group.size > 1 else ():
+        dist.all_reduce(gradient)
+        gradient /= group.size
+
+
 def average_statistics(model: nn.Module, group: Group) -> None:
     """Replace the running statistics of batch normalisation by their mean over the processes.
 

@@ -5,6 +5,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
 from training.engine.train_state import TrainState
+from training.metrics.classification import Scores
 from training.models import diagnostics
 
 HISTOGRAMS_EVERY = 5
@@ -12,8 +13,10 @@ OBSERVED = 128
 """Validation images whose activations are measured after each epoch; as many take as long as validation does."""
 
 
-def write_epoch(writer: SummaryWriter, line: Epoch, state: TrainState, dataset: Dataset) -> None:
+def write_epoch(writer: SummaryWriter, line: Epoch, validation: Scores, state: TrainState, dataset: Dataset) -> None:
     """Scalars of one epoch, among them the gradient norms of its last step by layer, and the shares of dead ReLUs.
+
+    `validation/score` is what --best-by judges the epoch by.
 
     In the first and every fifth epoch also histograms of weights and activations. Activations are those of the first
     128 validation images.
@@ -30,6 +33,8 @@ def write_epoch(writer: SummaryWriter, line: Epoch, state: TrainState, dataset: 
         "training/gradient_norm_mean": line.gradient_norm_mean,
         "training/gradient_norm_max": line.gradient_norm_max,
     }
+    judged = validation.headline() | {"score": line.val_score}
+    scalars |= {f"validation/{name}": value for name, value in judged.items() if value is not None}
     for name, parameter in state.model.named_parameters():
         if parameter.grad is not None and parameter.ndim > 1:
             scalars[f"gradients/{name}"] = float(parameter.grad.norm())

@@ -7,6 +7,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -116,6 +117,14 @@ def synchronize_statistics(model: nn.Module) -> None:
     """Replace batch normalisation by SyncBatchNorm; torch's own conversion would lose the activations in timm's."""
     convert = timm().layers.convert_sync_batchnorm if _is_of_timm(model) else nn.SyncBatchNorm.convert_sync_batchnorm
     convert(model)
+
+
+def not_decayed(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights that timm exempts from weight decay: positions, class tokens, biases of attention."""
+    for part in model.modules():
+        if callable(exempt := getattr(part, "no_weight_decay", None)):
+            names = exempt()
+            yield from (parameter for name, parameter in part.named_parameters() if name in names)
 
 
 def _is_of_timm(model: nn.Module) -> bool:

@@ -12,9 +12,13 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from training.models import networks, prediction
+from training.models import prediction
 
 VALUES_AT_MOST = 100_000
+ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+"""Where the classes of activation functions are, timm's also in modules whose names begin so."""
+NO_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax)
+"""Classes of these modules that are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +75,17 @@ def at_start(
 def observe(model: nn.Module, images: prediction.Images | prediction.Features) -> list[Activations]:
     """The output of every activation function for these images, or features, in evaluation mode, layer by layer.
 
-    All hooks are removed before this returns.
+    All hooks are removed before this returns. Nothing is predicted where there is no such function.
     """
+    activations = {name: layer for name, layer in model.named_modules() if _is_activation(layer)}
+    if not activations:
+        return []
     parts: dict[str, list[_Part]] = {}
     passes: list[None] = []
     hooks = [model.register_forward_pre_hook(lambda *_: passes.append(None))]
     hooks += [
         layer.register_forward_hook(partial(_note, parts.setdefault(name, []), len(images)))
-        for name, layer in model.named_modules()
-        if type(layer) in networks.ACTIVATIONS.values()
+        for name, layer in activations.items()
     ]
     try:
         prediction.logits(model, images)
@@ -89,6 +95,10 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
     # Some networks call one activation several times in a pass, others have one that they do not use.
     calls = {name: len(seen) // len(passes) for name, seen in parts.items()}
     return [_together(name, parts[name][call :: calls[name]]) for name in parts for call in range(calls[name])]
+
+
+def _is_activation(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith(ACTIVATIONS) and not isinstance(layer, NO_ACTIVATIONS)
 
 
 class _Part(NamedTuple):
@@ -110,8 +120,13 @@ def _together(layer: str, parts: list[_Part]) -> Activations:
 
 def _note(parts: list[_Part], images: int, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
     every = -(-output[0].numel() * images // VALUES_AT_MOST)
-    zero = (output == 0).transpose(0, 1).flatten(1).all(1).cpu().numpy() if isinstance(layer, nn.ReLU) else None
-    parts.append(_Part(output.flatten()[::every].float().cpu().numpy(), zero))
+    zero = (
+        (output == 0).transpose(0, 1).flatten(1).all(1).cpu().numpy()
+        if isinstance(layer, (nn.ReLU, nn.ReLU6))
+        else None
+    )
+    # A copy, as a view would keep the whole output, in which a later layer may compute in place.
+    parts.append(_Part(output.flatten()[::every].float().cpu().numpy().copy(), zero))
 
 
 def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:

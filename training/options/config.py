@@ -185,15 +185,15 @@ class TrainConfig:
     """Learning rate of all layers but the last, as a share of --lr."""
     freeze_epochs: Annotated[int, NotNegative] = 0
     """Epochs at the start in which the last layer alone learns. The others are then as when they predict: without
-    dropout, and with batch statistics that stay."""
+    dropout, and with batch statistics that stay. Afterwards they have a warm-up of their own."""
     schedule: ScheduleName = "cosine"
     """The learning rate after the warm-up. cosine: lowered to zero; constant; step: a tenth from half of all steps on,
     a hundredth from three quarters."""
     warmup_epochs: Annotated[float, NotNegative] = 1.0
     """Epochs over which the learning rate rises from zero."""
     weight_decay: Annotated[float, NotNegative] | None = None
-    """Decay of weights of more than one dimension: AdamW's, or with adam and sgd an L2 penalty. None: 0.05 with adamw,
-    0 with adam, 5e-4 with sgd."""
+    """Decay of weights of more than one dimension, but those that timm exempts, such as positions: AdamW's, or with
+    adam and sgd an L2 penalty. None: 0.05 with adamw, 0 with adam, 5e-4 with sgd."""
     label_smoothing: Annotated[float, Share] | None = None
     """Share of each label spread over the classes, by how often each is in the training split; equally where
     --balance makes classes count alike (sampler, loss). None: 0.1 where all of a pretrained backbone learns, else 0."""

@@ -11,6 +11,7 @@ from torch import nn
 from tests.support.configs import settled
 from tests.support.paths import ROOT
 from training.engine import optimizer
+from training.models import backbones
 from training.options.config import TrainConfig
 from training.options.settled import SettledConfig
 
@@ -119,15 +120,24 @@ def test_only_what_learns_is_given_and_only_matrices_are_decayed() -> None:
     assert [group["lr"] for group in (matrices, others, head, bias)] == [0.25, 0.25, 1, 1]
 
 
+def test_positions_and_tokens_are_not_decayed() -> None:
+    body, _ = backbones.create(TrainConfig(model="vit_tiny_patch16_224"), 224, 3)
+    matrices, others, *_ = optimizer.make(nn.Sequential(body, nn.Linear(192, 2)), config()).param_groups
+    names = {id(parameter): name for name, parameter in body.named_parameters()}
+    of_others = {names[id(parameter)] for parameter in others["params"] if parameter.ndim > 1}
+    assert of_others == {"cls_token", "pos_embed"}
+    assert all(parameter.ndim > 1 for parameter in matrices["params"])
+
+
 def test_the_body_stands_still_while_the_head_begins() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    settings = config(epochs=4, freeze_epochs=2, warmup_epochs=1)
+    settings = config(epochs=4, freeze_epochs=2, warmup_epochs=1, lr=1.0)
     stepper = optimizer.make(model, settings)
     schedule = optimizer.schedule(stepper, settings, 5)
     for step in range(20):
         body, _, head, _ = (group["lr"] for group in stepper.param_groups)
         assert head > 0
-        assert body == (0 if step < 10 else head)
+        assert body == pytest.approx(min(head, max(0, step - 9) / 5)), "none in two epochs, then a warm-up of one"
         stepper.step()
         schedule.step()
 
@@ -160,6 +170,7 @@ import torch
 from torch import nn
 from tests.training.engine.test_optimizer import config
 from training.engine import optimizer
+from training.models import backbones
 model, options = nn.Linear(3, 2), config()
 stepper = optimizer.make(model, options)
 schedule = optimizer.schedule(stepper, options, 2)

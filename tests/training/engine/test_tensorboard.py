@@ -29,6 +29,7 @@ EPOCH = {
     "gradients/1.1.weight",
     "gradients/2.0.weight",
     "dead_relus/1.2",
+    *(f"validation/{name}" for name in (*HEADLINE, "score")),
 }
 
 
@@ -117,6 +118,8 @@ def test_scalars_are_what_the_report_says(events: EventAccumulator, run: Path) -
     by_layer = np.array([written["gradients/1.1.weight"], written["gradients/2.0.weight"]])
     assert (by_layer > 0).all()
     assert (np.linalg.norm(by_layer, axis=0) <= np.array(written["training/gradient_norm_max"]) + 1e-6).all()
+    assert written["validation/log_loss"] == pytest.approx([line["val_loss"] for line in history])
+    assert written["validation/score"] == pytest.approx([line["val_score"] for line in history])
     for split in ("val", "test"):
         for name in HEADLINE:
             assert written[f"scores/{split}_{name}"] == pytest.approx([facts["scores"][split][name]])

@@ -7,6 +7,7 @@ from torch import nn
 
 from serving.contract.card.model_card import Normalization
 from serving.contract.decode import Preprocessing
+from training.models import backbones
 from training.models.diagnostics import VALUES_AT_MOST, at_start, observe
 from training.models.networks import build
 from training.models.normalization import Normalize
@@ -72,6 +73,34 @@ def test_every_activation_of_a_network_is_seen_once_and_nothing_stays(
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(generator, torch.get_rng_state()), "a run that is observed is the run that is not"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dead"), [("ReLU6", True), ("SiLU", False), ("Hardswish", False), ("timm GELU", False)]
+)
+def test_activations_of_backbones_are_seen_as_they_were_before_the_next_layer_computes_in_place(
+    kind: str, dead: bool
+) -> None:
+    library, name = (backbones.timm().layers.activations, kind[5:]) if kind.startswith("timm") else (nn, kind)
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), getattr(library, name)(), Halved(), nn.Conv2d(4, 4, 1), nn.Flatten())
+    [seen] = observe(nn.Sequential(Normalize(SPEC), body), IMAGES)
+    assert seen.layer == "1.1"
+    assert (seen.dead is not None) is dead
+    with torch.inference_mode():
+        expected = body[1](body[0](Normalize(SPEC)(torch.from_numpy(IMAGES))))
+    assert seen.values.max() == pytest.approx(expected.max().item(), rel=1e-5)
+
+
+class Halved(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.mul_(0.5)
+
+
+def test_without_activations_nothing_is_predicted() -> None:
+    layer = nn.Linear(8, 2)
+    layer.register_forward_pre_hook(lambda *_: pytest.fail("predicted"))
+    features = np.ones((4, 8), np.float32)
+    assert observe(nn.Sequential(layer, nn.Softmax(1), nn.MultiheadAttention(2, 1)), features) == []
 
 
 def test_signal_and_gradient_before_the_first_step_and_the_network_stays_as_it_was() -> None:
