@@ -119,7 +119,7 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
         if by_sagemaker and "RANK" not in os.environ:
             start_together(sagemaker.torchrun(opt_ml, torch.cuda.device_count()), arguments)
         with group:
-            config = group.share(lambda: options(verb, sagemaker.options(opt_ml) if by_sagemaker else rest))
+            config = group.broadcast(lambda: options(verb, sagemaker.options(opt_ml) if by_sagemaker else rest))
             folder = run_command(verb, config, interruption, group)
         if by_sagemaker and group.first:
             sagemaker.finish(folder, opt_ml)

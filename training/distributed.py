@@ -25,12 +25,12 @@ from training.errors import ConfigError, ProcessLost
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=6)
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
 """Closed connections reveal a crash at once; this only has to exceed the longest phase of the first process alone."""
-PATIENCE_OF_GPUS = timedelta(minutes=10)
+NCCL_TIMEOUT = timedelta(minutes=10)
 """For gradients and batch statistics between GPUs: no process is alone then, and a machine that vanishes without
 closing its connections would hold the others up."""
-MEETING = timedelta(minutes=30)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 """Time for all processes to connect: machines may start one after the other."""
 POLL_S = 0.05
 STAY_S = 2.0
@@ -73,7 +73,7 @@ class Group:
         if self.size == 1:
             return
         try:
-            store, _, _ = next(rendezvous("env://", timeout=MEETING))
+            store, _, _ = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
         except ValueError as error:
             raise ConfigError(f"RANK and WORLD_SIZE are set, as torchrun does, but {error}") from error
         if self.local_size == self.size:  # over a restart torchrun keeps its store on one machine, not on several
@@ -81,9 +81,11 @@ class Group:
         self._store = store
         backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backends, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            dist.init_process_group(
+                backends, store=store, rank=self.rank, world_size=self.size, timeout=COLLECTIVE_TIMEOUT
+            )
             if torch.cuda.is_available():
-                limit_wait("cuda", PATIENCE_OF_GPUS)
+                set_collective_timeout("cuda", NCCL_TIMEOUT)
         except RuntimeError as error:
             raise self._lost() from error
         if not self.first:
@@ -101,22 +103,22 @@ class Group:
     def _lost(self) -> ProcessLost:
         return ProcessLost(f"process {self.rank} lost another of the {self.size} that train together")
 
-    def part(self, count: int) -> range:
-        """The contiguous part of `count` items for this process; the parts' lengths differ by at most one."""
+    def shard(self, count: int) -> range:
+        """The contiguous shard of `count` items for this process; the shards' lengths differ by at most one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def share(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """The value of `make` in the first process, in every process; an exception there is raised in all."""
         if self.size == 1:
             return make()
-        made: list[tuple[T | None, BaseException | None]] = [(None, None)]
+        result: list[tuple[T | None, BaseException | None]] = [(None, None)]
         if self.first:
             try:
-                made = [(make(), None)]
+                result = [(make(), None)]
             except (Exception, SystemExit) as error:  # argument parsers exit
-                made = [(None, error)]
-        dist.broadcast_object_list(made)
-        [(value, failure)] = made
+                result = [(None, error)]
+        dist.broadcast_object_list(result)
+        [(value, failure)] = result
         if failure is not None:
             raise failure
         return value  # type: ignore[return-value]
@@ -136,14 +138,14 @@ class Group:
         dist.all_gather_object(parts, rows)
         return np.concatenate(parts)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here; a signal may interrupt the wait."""
         if self.size == 1:
             return
-        waiting = dist.all_reduce(torch.zeros(1), async_op=True)
-        while not waiting.is_completed():
+        work = dist.all_reduce(torch.zeros(1), async_op=True)
+        while not work.is_completed():
             time.sleep(POLL_S)
-        waiting.wait()
+        work.wait()
 
     def any(self, holds: bool) -> bool:
         """Whether it holds in any process; the same in every process."""
@@ -177,7 +179,7 @@ class Group:
                 time.sleep(POLL_S)
 
 
-def limit_wait(device: str, timeout: timedelta) -> None:
+def set_collective_timeout(device: str, timeout: timedelta) -> None:
     """Let collective operations on this type of device fail after `timeout`. Other types keep what they have.
 
     `init_process_group` takes one time for all of its backends.

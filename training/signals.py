@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from training.errors import Interrupted
@@ -13,7 +15,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Interruption:
-    """The handler of SIGTERM and SIGINT, which raises Interrupted: inside `with interruption:` only at its end."""
+    """The handler of SIGTERM and SIGINT, which raises Interrupted; while deferred, only afterwards."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -24,12 +26,15 @@ class Interruption:
         for number in SIGNALS:
             signal.signal(number, self._take)
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A context in which a signal is only noted: Interrupted is raised at its end, unless it ends in an error."""
         self._deferred = True
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._deferred = False
-        if kind is None and self.number is not None:
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.number is not None:
             raise Interrupted(self.number)
 
     def end_at_next(self) -> None:

@@ -61,16 +61,16 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     group must call it; the first one writes. Raises ConfigError, DataError, CheckpointRefused, DeviceMissing,
     NonFiniteLoss, OutOfMemory, DeviceFailed, WorkerLost, ProcessLost, ExportRefused, OSError, Interrupted.
     """
-    name = group.share(lambda: config.name or default_name(config.model))
+    name = group.broadcast(lambda: config.name or default_name(config.model))
     config, run = replace(config, name=name), config.out / name
     device = find_device(config.device, group)
     folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
     arithmetic = full_float32() if config.precision == "float32" else nullcontext()
     with failures.explain_errors(run, device), folder, arithmetic, ExitStack() as until_the_end:
-        if group.share(lambda: ready(run, config)):
+        if group.broadcast(lambda: ready(run, config)):
             print(f"{run} is finished: there is nothing to resume")
             return run
-        is_new = group.share(lambda: not (run / runs.CONFIG).exists())
+        is_new = group.broadcast(lambda: not (run / runs.CONFIG).exists())
         try:
             context = load(config, device, group, interruption or Interruption())
             model = start(context)
@@ -97,7 +97,7 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
                     if size := fitting_batch(model, context):
                         error.add_note(f"--batch-size {size} fits: it was tried")
                 raise
-        group.meet()
+        group.barrier()
     return run
 
 
@@ -120,12 +120,12 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
         config = inherit(config)
     config = backbones.check(config)
     found = find_weights(config, group)  # before the data, which takes longer to read
-    dataset = load_dataset(config, lambda source: group.share(lambda: check_source(config, source)))
+    dataset = load_dataset(config, lambda source: group.broadcast(lambda: check_source(config, source)))
     if dataset.sizing.reason:
         print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)
     found = found or find_weights(config, group)
-    settled = group.share(lambda: decide(config, dataset, found, group))
+    settled = group.broadcast(lambda: decide(config, dataset, found, group))
     return RunContext(
         config=settled,
         dataset=dataset,
@@ -162,7 +162,7 @@ def start(context: RunContext) -> nn.Sequential:
         print(transfer(model, settings, config.init_from))
     if context.weights is not None:
         print(weights.load(model, context.weights, config))
-    parallel.share_weights(model, context.group)  # with --freeze nothing else would share the body's
+    parallel.broadcast_weights(model, context.group)  # with --freeze nothing else would share the body's
     return model.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

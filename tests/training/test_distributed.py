@@ -24,7 +24,7 @@ from tests.support.jobs import Job, done, until, workers
 from tests.support.server import free_port
 from training.__main__ import main
 from training.data.loader import Batches, TrainingSet
-from training.distributed import PATIENCE, PATIENCE_OF_GPUS, Group, limit_wait
+from training.distributed import COLLECTIVE_TIMEOUT, NCCL_TIMEOUT, Group, set_collective_timeout
 from training.engine.mixup import Mixing
 from training.errors import ConfigError
 from training.models import networks, prediction
@@ -41,18 +41,18 @@ ENDS_WITHIN_S = 60
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_parts_are_all_places_once_and_alike_in_length(size: int) -> None:
     for count in (size, 13, 64):
-        parts = [Group(rank=rank, size=size).part(count) for rank in range(size)]
+        parts = [Group(rank=rank, size=size).shard(count) for rank in range(size)]
         assert [place for part in parts for place in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_kind_of_device_gets_a_limit_of_its_own() -> None:
     """Of the two backends of a process with a GPU, NCCL's wait is limited; here gloo stands for it."""
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=PATIENCE)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
     try:
         backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
         assert backend.options._timeout == timedelta(hours=6)
-        limit_wait("cpu", PATIENCE_OF_GPUS)
+        set_collective_timeout("cpu", NCCL_TIMEOUT)
         assert backend.options._timeout == timedelta(minutes=10)
     finally:
         dist.destroy_process_group()

@@ -102,9 +102,9 @@ class _Order(Sampler[list[Key]]):
         self.indices = training_set.indices
         self.labels = training_set.labels[self.indices]
         self.batch_size = min(config.batch_size, len(self.indices))
-        part = group.part(self.batch_size)
+        shard = group.shard(self.batch_size)
         self.borrowed = int(group.size > 1 and config.mixes)
-        self.part = range(part.start - self.borrowed, part.stop)
+        self.places = range(shard.start - self.borrowed, shard.stop)
         self.balanced = config.balance == "sampler"
         self.seed = config.seed
         self.epoch = 0
@@ -123,7 +123,7 @@ class _Order(Sampler[list[Key]]):
         images = self.images(self.epoch)
         for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             batch = range(start, start + self.batch_size)
-            yield [(self.epoch, batch[i], int(images[batch[i]])) for i in self.part]
+            yield [(self.epoch, batch[i], int(images[batch[i]])) for i in self.places]
 
 
 class Batches:
@@ -187,7 +187,7 @@ class Batches:
     @property
     def rows(self) -> list[int]:
         """The places in a batch of the images that this process gets, the borrowed ones first."""
-        return list(self._order.part)
+        return list(self._order.places)
 
     @property
     def borrowed(self) -> int:

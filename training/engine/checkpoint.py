@@ -111,7 +111,7 @@ class CheckpointFolder:
     def save(self, state: TrainState, progress: RunProgress) -> None:
         """Write the checkpoint; also as `best.pt`, right after an epoch that was the best. All processes wait."""
         self.write(state, progress)
-        self.group.meet()
+        self.group.barrier()
 
     def write(self, state: TrainState, progress: RunProgress) -> None:
         """The same, but the other processes continue meanwhile."""
@@ -130,13 +130,13 @@ class CheckpointFolder:
 
         Raises CheckpointRefused.
         """
-        content = self.group.share(self._read)
+        content = self.group.broadcast(self._read)
         if content is not None:
             model.load_state_dict(content["model"])
 
     def restore(self, state: TrainState) -> RunProgress:
         """Load the last checkpoint into `state`, if there is one. Raises CheckpointRefused."""
-        content = self.group.share(self._read)
+        content = self.group.broadcast(self._read)
         if content is None:
             return RunProgress()
         try:

@@ -68,17 +68,17 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
         while not progress.ended(config):
             stopped = False
             try:
-                with interruption:
+                with interruption.deferred():
                     stopped = run_epoch(state, batches, progress, interruption, interval)
                 if stopped:
                     raise Interrupted(interruption.number or signal.SIGTERM)
                 validation, ranked = validate(state.average.model, dataset, config, group)
             except Interrupted:
-                with interruption:
+                with interruption.deferred():
                     # Steps end in all processes alike; validation, which may take long, in this one alone.
                     (checkpoints.save if stopped else checkpoints.write)(state, progress)
                 raise
-            with interruption:  # TensorBoard's queue, interrupted, could not be closed
+            with interruption.deferred():  # TensorBoard's queue, interrupted, could not be closed
                 line = progress.close_epoch(validation, ranked, config, float(state.schedule.get_last_lr()[-1]))
                 print(line.line(config), flush=True)
                 if writer is not None:

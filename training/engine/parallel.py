@@ -11,7 +11,7 @@ from training.distributed import Group
 from training.models import backbones
 
 
-def share_weights(model: nn.Module, group: Group) -> None:
+def broadcast_weights(model: nn.Module, group: Group) -> None:
     """Replace weights and statistics, on the CPU, by those of the first process, which alone reads pretrained ones."""
     if group.size > 1:
         for tensor in model.state_dict().values():
@@ -33,9 +33,12 @@ def wrap(model: nn.Sequential, group: Group) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index], forward_sync_buffers=False)
 
 
-def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """The context of one forward and backward pass: the last batch of a step exchanges the gradients of all."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+def gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+    """The context of one forward and backward pass; not enabled, gradients add up in each process alone (`no_sync`).
+
+    Enabled in the last batch of a step, it averages the sum of all its batches over the processes.
+    """
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not enabled else nullcontext()
 
 
 def average_gradients(model: nn.Module, group: Group) -> None:

@@ -25,14 +25,14 @@ def with_features(dataset: Dataset, body: nn.Sequential, group: Group) -> Datase
     `body` turns uint8 images `[batch, height, width, channels]` into features. Each process of a group computes a part
     of them, and every process returns all.
     """
-    images, own = dataset.images, group.part(len(dataset.images))
+    images, shard = dataset.images, group.shard(len(dataset.images))
     on_cpu = next(body.parameters()).device.type == "cpu"
     session = _session(body, images.shape[1:]) if on_cpu else None
     rows = []
-    bar = tqdm(own, desc="features", unit=" images", disable=None, leave=False)
+    bar = tqdm(shard, desc="features", unit=" images", disable=None, leave=False)
     with bar, joblib.Parallel(joblib.cpu_count(), prefer="threads") as parallel:
-        for start in range(own.start, own.stop, CHUNK):
-            chunk = np.arange(start, min(start + CHUNK, own.stop))
+        for start in range(shard.start, shard.stop, CHUNK):
+            chunk = np.arange(start, min(start + CHUNK, shard.stop))
             if session is None:
                 rows.append(prediction.logits(body, images, chunk))
             else:

@@ -48,8 +48,8 @@ def compute_logits(
     Each process of a group predicts a part, and every process returns the whole. Raises NonFiniteLoss.
     """
     indices = scored(dataset, split)
-    own = group.part(len(indices))
-    return _finite(group.gather(prediction.logits(model, dataset.images, indices[own.start : own.stop])), split)
+    shard = group.shard(len(indices))
+    return _finite(group.gather(prediction.logits(model, dataset.images, indices[shard.start : shard.stop])), split)
 
 
 def scored(dataset: Dataset, split: Split) -> Int64[np.ndarray, " _"]:

@@ -325,7 +325,7 @@ def test_a_second_signal_ends_it_at_once(photos: Path, tmp_path: Path) -> None:
     stopping.install()
     child = os.fork()
     if child == 0:
-        with stopping:
+        with stopping.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)
