@@ -153,7 +153,7 @@ def train_step(state: TrainState, batch: StepBatch) -> StepResult:
     state.optimizer.zero_grad()
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     for part, images_and_labels in enumerate(batch.parts):
-        with parallel.exchanging(state.parallel, last=part + 1 == len(batch.parts) and not frozen):
+        with parallel.gradient_sync(state.parallel, enabled=part + 1 == len(batch.parts) and not frozen):
             loss, hits = state.objective(state.parallel, images_and_labels, batch.epoch, batch.step, part)
             # In the mean of the processes' gradients, every image of the step has the same weight.
             state.scaler.scale(loss * (state.group.size / batch.images)).backward()  # type: ignore[no-untyped-call]
