@@ -73,7 +73,7 @@ def read_spec(folder: Path) -> Study:
 def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
     """The command line that trains the run of a cell, or resumes it."""
     options = folder / "cells" / f"{cell.name}.yaml"
-    options.write_text(yaml.safe_dump(plain({"workers": 0} | cell.run_options), sort_keys=False), encoding="utf-8")
+    options.write_text(yaml.safe_dump(plain({"workers": 0} | cell.options), sort_keys=False), encoding="utf-8")
     run = folder / "runs" / cell.name
     if run.exists() and not (run / CONFIG).exists():
         shutil.rmtree(run)  # killed before its first write

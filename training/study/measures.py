@@ -8,6 +8,7 @@ from typing import Any, Literal
 from training.data.sources.source import Split
 from training.engine.history import History
 from training.engine.progress import Epoch
+from training.metrics.classification import TITLES
 from training.models.diagnostics import AtStart
 from training.options.choices import ScoreName
 
@@ -32,12 +33,13 @@ class RunMeasurements:
     """The records of one run from which its measures are computed."""
 
     history: History
+    """History with the validation scores that `score` names."""
     scores: Mapping[Split, Mapping[str, Any]] | None
-    """Scores of the exported weights, by split; None for a run that diverged."""
+    """Scores of the exported model, by split; None for a run that diverged."""
     reference: ReferenceValues
     """Reference values of the run's seed."""
-    best_by: ScoreName = "balanced_accuracy"
-    """What the run's validation scores are."""
+    score: ScoreName = "balanced_accuracy"
+    """Score that runs are compared by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Measure:
 
     title: str
     better: Literal["higher", "lower", "as the score"] | None
-    """As the score: lower where runs are judged by their log loss, else higher."""
+    """As the score: lower where runs are compared by their log loss, else higher."""
     sentence: str
     of: Callable[[RunMeasurements], float | None]
     places: int = 3
@@ -55,25 +57,25 @@ class Measure:
     reached: bool = False
     """Whether a run has no value where it got nowhere, so that those with one are the better ones."""
 
-    def is_loss(self, best_by: ScoreName) -> bool:
-        """Whether it is the validation score of runs that are judged by their log loss."""
-        return self.better == "as the score" and best_by == "log_loss"
+    def is_loss(self, score: ScoreName) -> bool:
+        """Whether it is the validation score of runs that are compared by their log loss."""
+        return self.better == "as the score" and score == "log_loss"
 
 
-def rising(epochs: Sequence[Epoch], best_by: ScoreName) -> list[Epoch]:
+def rising(epochs: Sequence[Epoch], score: ScoreName) -> list[Epoch]:
     """The epochs with validation scores of which more is better, and a share can be taken.
 
     A log loss becomes exp(-loss), the geometric mean of the probabilities that the true classes were given. Where the
     network only guesses among equally many images of each class, it is one over the number of classes, too.
     """
-    if best_by != "log_loss":
+    if score != "log_loss":
         return [*epochs]
     return [line if line.val_score is None else replace(line, val_score=math.exp(-line.val_score)) for line in epochs]
 
 
-def chance(best_by: ScoreName, classes: int) -> float:
+def chance(score: ScoreName, classes: int) -> float:
     """The score, by `rising`, of a network that guesses among equally many images of each class."""
-    return 0.5 if best_by == "roc_auc" else 1 / classes
+    return 0.5 if score == "roc_auc" else 1 / classes
 
 
 def epochs_to_share(epochs: Sequence[Epoch], guessing: float) -> float | None:
@@ -99,7 +101,7 @@ def epochs_to(goal: float, epochs: Sequence[Epoch]) -> float | None:
 
 
 def best(epochs: Sequence[Epoch]) -> float | None:
-    """The validation score of the weights that are exported."""
+    """The validation score of the epoch that a run with this history exports, before calibration."""
     chosen = [line.val_score for line in epochs if line.best]
     return chosen[-1] if chosen else None
 
@@ -126,8 +128,16 @@ def _mean(of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], fl
     return mean
 
 
-def _scored(split: Split, name: str) -> Callable[[RunMeasurements], float | None]:
-    return lambda run: None if run.scores is None else run.scores[split][name]
+def _scored(split: Split, name: str) -> Measure:
+    """A score of the exported, calibrated model; None for a run that diverged."""
+    of_score, on = TITLES[name], {"val": "validation"}.get(split, split)
+    article = "an" if name == "accuracy" else "a"
+    return Measure(
+        title=f"{of_score} on {on} images",
+        better="lower" if name == "log_loss" else "higher",
+        sentence=f"{{a}} had {article} {of_score} of {{x}} on {on} images against {{y}} of {{b}}",
+        of=lambda run: None if run.scores is None else run.scores[split][name],
+    )
 
 
 def _gap(run: RunMeasurements) -> float | None:
@@ -147,27 +157,22 @@ MEASURES: dict[str, Measure] = {
         title="validation score",
         better="as the score",
         sentence="{a} scored {x} on validation images against {y} of {b}",
-        of=lambda run: best(run.history.epochs),
+        of=lambda run: None if run.scores is None else run.scores["val"][run.score],
     ),
     "final_val_score": Measure(
-        title="validation score after the last epoch",
+        title="validation score after the last epoch, before calibration",
         better="as the score",
         sentence="{a} scored {x} on validation images after the last epoch against {y} of {b}",
         of=_last(lambda line: line.val_score),
     ),
     IN_EQUAL_TIME: Measure(
-        title="validation score in equal training time",
+        title="validation score in equal training time, before calibration",
         better="as the score",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
         of=lambda run: in_time(run.history.epochs, run.reference.time_s),
         reached=True,
     ),
-    "test_balanced_accuracy": Measure(
-        title="balanced accuracy on test images",
-        better="higher",
-        sentence="{a} had a balanced accuracy of {x} on test images against {y} of {b}",
-        of=_scored("test", "balanced_accuracy"),
-    ),
+    **{f"{split}_{name}": _scored(split, name) for split in ("val", "test") for name in TITLES},
     "train_loss": Measure(
         title="training loss in the last epoch",
         better="lower",
@@ -187,7 +192,7 @@ MEASURES: dict[str, Measure] = {
         of=lambda run: (
             None
             if not run.reference.common_score
-            else epochs_to(SHARE * run.reference.common_score, rising(run.history.epochs, run.best_by))
+            else epochs_to(SHARE * run.reference.common_score, rising(run.history.epochs, run.score))
         ),
         places=1,
         reached=True,
@@ -196,9 +201,7 @@ MEASURES: dict[str, Measure] = {
         title="epochs to 95 % of the final validation score",
         better="lower",
         sentence="{a} reached 95 % of its final validation score in {x} epochs against {y} of {b}",
-        of=lambda run: epochs_to_share(
-            rising(run.history.epochs, run.best_by), chance(run.best_by, run.history.classes)
-        ),
+        of=lambda run: epochs_to_share(rising(run.history.epochs, run.score), chance(run.score, run.history.classes)),
         places=1,
         reached=True,
     ),

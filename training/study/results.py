@@ -4,16 +4,18 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
+from training.data.sources.source import Split
 from training.engine import history
 from training.engine.history import History
 from training.engine.progress import Epoch
 from training.engine.runs import REPORT_FACTS, is_finished
 from training.models.diagnostics import AtStart
+from training.options.choices import ScoreName
 from training.study.measures import IN_EQUAL_TIME, MEASURES, ReferenceValues, RunMeasurements, rising
 from training.study.spec.grid import Cell, Study
 
@@ -56,10 +58,28 @@ def collect(study: Study, folders: Sequence[Path]) -> list[RunResult]:
     for cell in study.cells():
         candidates = [folder / "runs" / cell.name for folder in folders]
         runs[cell.name] = next((run for run in candidates if run.exists()), candidates[0])
-    histories = {name: history.read(run) for name, run in runs.items()}
+    histories = {cell.name: read_history(runs[cell.name], cell.score) for cell in study.cells()}
     done = {name: record if outcome(runs[name]) == "done" else None for name, record in histories.items()}
     references = reference_values(study, done)
     return [_result(cell, runs[cell.name], histories[cell.name], references) for cell in study.cells()]
+
+
+def read_history(run: Path, score: ScoreName) -> History | None:
+    """The history of a run, its validation scores being this one; of the network as trained, before calibration.
+
+    None before the run's first step. A run chose its epoch by its own --best-by, which is `score` unless that was open.
+    """
+    record = history.read(run)
+    if record is None or score != "balanced_accuracy":
+        return record
+    return replace(record, epochs=[replace(line, val_score=line.val_balanced_accuracy) for line in record.epochs])
+
+
+def read_scores(run: Path) -> dict[Split, dict[str, Any]]:
+    """The scores of the exported model of a finished run, by split."""
+    report = json.loads((run / REPORT_FACTS).read_text(encoding="utf-8"))
+    scores: dict[Split, dict[str, Any]] = report["scores"]
+    return scores
 
 
 def reference_values(study: Study, histories: Mapping[str, History | None]) -> dict[int, ReferenceValues]:
@@ -70,7 +90,7 @@ def reference_values(study: Study, histories: Mapping[str, History | None]) -> d
         record = histories[cell.name]
         if record is None:
             continue
-        if (final := rising(record.epochs, cell.best_by)[-1].val_score) is not None:
+        if (final := rising(record.epochs, cell.score)[-1].val_score) is not None:
             scores[cell.seed].append(final)
         if _is_timed(study, cell):
             times[cell.seed].append(sum(line.seconds for line in record.epochs))
@@ -86,11 +106,8 @@ def _result(cell: Cell, run: Path, record: History | None, references: Mapping[i
     state = outcome(run)
     values: dict[str, float | None] = dict.fromkeys(MEASURES)
     if record is not None and state in ("done", "diverged"):
-        report = run / REPORT_FACTS
-        scores = json.loads(report.read_text(encoding="utf-8"))["scores"] if state == "done" else None
-        measurements = RunMeasurements(
-            history=record, scores=scores, reference=references[cell.seed], best_by=cell.best_by
-        )
+        scores = read_scores(run) if state == "done" else None
+        measurements = RunMeasurements(history=record, scores=scores, reference=references[cell.seed], score=cell.score)
         values = {name: measure.of(measurements) for name, measure in MEASURES.items()}
     return RunResult(
         cell=cell,

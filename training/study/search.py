@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from training.engine import history
+from training.engine.runs import CONFIG
 from training.errors import ConfigError
 from training.process_pool import Job, ProcessPool
 from training.storage import locked, write_atomically
@@ -19,7 +19,7 @@ from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import REPORTING, job, prepare
 from training.study.measures import best
 from training.study.report import write_study_report
-from training.study.results import collect, outcome
+from training.study.results import collect, outcome, read_history, read_scores
 from training.study.spec.grid import Cell, Options, Question, Study, plain
 from training.study.trials import SEED, Record
 
@@ -27,6 +27,8 @@ BEST = "best.yaml"
 SPACE = "search"
 TRIAL = "trial"
 TERMINATED = 128 + signal.SIGTERM
+UNJUDGED = 1 / 3
+"""Share of a trial's epochs in which it is not stopped: low rates and strong augmentation learn later, not worse."""
 WAIT_S = 2.0
 """Between two looks for trials that other processes have lost."""
 
@@ -34,10 +36,11 @@ WAIT_S = 2.0
 def search(config: StudyConfig) -> Path:
     """Make trials until there are --trials, write the best one's options to `best.yaml`, and return the folder.
 
-    The options are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011). A trial stops when its best
-    validation score so far is worse than the median of the others' at that epoch (Golovin et al. 2017). The same
-    command continues a search; trials that were running when it stopped start again. Several processes or pods with
-    the same folder make its trials together, and each returns when all have ended.
+    The options are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011) and judged by
+    the validation score of the exported model. After a third of its epochs a trial stops when its best score so far,
+    before calibration, is worse than the median of the others' at that epoch (Golovin et al. 2017). The same command
+    continues a search; trials that were running when it stopped start again. Several processes or pods with the same
+    folder make its trials together, and each returns when all have ended.
 
     Raises ConfigError, OSError, Interrupted.
     """
@@ -67,7 +70,8 @@ class Trials:
     """The trials of a search, between their record, which draws and judges, and the runs, which are made by jobs."""
 
     def __init__(self, space: Study, folder: Path, config: StudyConfig) -> None:
-        self.record = Record(folder, config.storage, space.some_cells(1)[0].best_by)
+        self._score = space.some_cells(1)[0].score
+        self.record = Record(folder, config.storage, self._score)
         self._space = space
         self._folder = folder
         self._config = config
@@ -87,9 +91,9 @@ class Trials:
         A trial that diverged is recorded as one that was stopped: it says as much about its options.
         """
         trial, run = self._running.pop(job.name), self._folder / "runs" / job.name
-        record = history.read(run)
-        score, state = best(record.epochs) if record else None, outcome(run)
-        if state == "done" and score is not None:
+        state = outcome(run)
+        score = read_scores(run)["val"][self._score] if state == "done" else None
+        if score is not None:
             recorded = self.record.finish(trial, score, TrialState.COMPLETE)
         else:
             failed = state == "failed" and code != TERMINATED
@@ -101,7 +105,8 @@ class Trials:
         trial = self._running[job.name]
         if not self.record.beat(trial):
             return True  # another process has taken it for lost, and makes it again
-        record = history.read(self._folder / "runs" / job.name)
+        run = self._folder / "runs" / job.name
+        record = read_history(run, self._score)
         reported = self._epochs_reported.get(job.name, 0)
         epochs = len(record.epochs) if record else 0
         if record is None or epochs == reported:
@@ -114,7 +119,8 @@ class Trials:
                     trial.report(score, epoch)
         except UpdateFinishedTrialError:
             return True
-        return trial.should_prune()
+        planned: int = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["epochs"]
+        return epochs > planned * UNJUDGED and trial.should_prune()
 
 
 def distributions(space: Study) -> dict[str, BaseDistribution]:
@@ -145,7 +151,7 @@ def write_results(folder: Path, space: Study, optuna_study: optuna.Study) -> Non
     """Write the best trial's options, and the report of a study whose only axis is the trial."""
     if not optuna_study.get_trials(states=[TrialState.COMPLETE]):
         raise ConfigError(f"{folder}: no trial finished; see {folder / 'logs'}")
-    best_options = plain(as_cell(space, optuna_study.best_trial.number, optuna_study.best_params).run_options)
+    best_options = plain(as_cell(space, optuna_study.best_trial.number, optuna_study.best_params).options)
     write_atomically(folder / BEST, lambda file: file.write(yaml.safe_dump(best_options, sort_keys=False).encode()))
     trials = {str(trial.number): chosen(space, trial.params) for trial in optuna_study.trials if trial.params}
     question = Question(ask="Which trial scores best?", measure="val_score", axis=TRIAL, where={})

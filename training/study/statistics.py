@@ -129,7 +129,7 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
     given = question.compare[1] if question.compare else question.against
     reference = given
     if reference is None and measured:
-        is_less = measure.better == "lower" or measure.is_loss(selected[0].cell.best_by)
+        is_less = measure.better == "lower" or measure.is_loss(selected[0].cell.score)
         sign = -1 if is_less else 1
         reference = max(measured, key=lambda level: sign * fmean(values[level].values()))
     if reference not in measured:
@@ -180,7 +180,7 @@ def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclu
         if question.compare
         else _all(question, differences, reference, asked.reference_values)
     )
-    is_loss = MEASURES[question.measure].is_loss(asked.selected[0].cell.best_by)
+    is_loss = MEASURES[question.measure].is_loss(asked.selected[0].cell.score)
     scale = ["The score is a log loss: lower is better."] if is_loss else []
     levels = [*(difference.level for difference in differences), reference]
     return Conclusion(

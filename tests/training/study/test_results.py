@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from tests.support.histories import epochs
 from training.engine import history
 from training.engine.history import History
+from training.metrics.classification import TITLES
 from training.models.diagnostics import AtStart
+from training.study.measures import MEASURES
 from training.study.results import collect
 from training.study.spec import document
 from training.study.spec.grid import Study
@@ -28,7 +31,7 @@ def made(text: str, folder: Path) -> dict[str, dict[str, float | None]]:
     for cell, scores in zip(study.cells(), [(0.5, 0.7, 0.9), (0.2, 0.5, 0.6), (0.1, 0.1, 0.1)], strict=True):
         run = folder / "runs" / cell.name
         (run / "report").mkdir(parents=True)
-        split = {"accuracy": 0.5, "balanced_accuracy": 0.5}
+        split = dict.fromkeys(TITLES, 0.5)
         (run / "report" / "report.json").write_text(
             json.dumps({"scores": dict.fromkeys(("train", "val", "test"), split)})
         )
@@ -64,6 +67,28 @@ def test_a_run_that_learns_nothing_does_not_learn_soonest(tmp_path: Path) -> Non
     assert values["tiny"]["epochs_to_common"] is None
     assert values["quick"]["epochs_to_common"] == pytest.approx(2.7)
     assert values["slow"]["epochs_to_common"] == pytest.approx(1.35)
+
+
+def test_the_validation_score_is_that_of_the_exported_model(tmp_path: Path) -> None:
+    """A bias that is fitted after training moves it; each score of the report is a measure, too."""
+    values = made(QUESTION, tmp_path)["slow"]
+    assert (values["val_score"], values["final_val_score"]) == (0.5, 0.9)
+    assert [values[f"{split}_{name}"] for split in ("val", "test") for name in TITLES] == [0.5] * 10
+    assert MEASURES["test_roc_auc"].sentence == "{a} had a ROC AUC of {x} on test images against {y} of {b}"
+    assert MEASURES["val_accuracy"].sentence == "{a} had an accuracy of {x} on validation images against {y} of {b}"
+    assert {name for name in TITLES if MEASURES[f"val_{name}"].better == "lower"} == {"log_loss"}
+
+
+def test_epochs_of_runs_that_choose_theirs_by_another_score_are_compared_by_one(tmp_path: Path) -> None:
+    """The second run settled --best-by log_loss, and its history has losses."""
+    made(QUESTION, tmp_path)
+    [run] = (tmp_path / "runs").glob("network=quick*")
+    record = history.read(run)
+    assert record is not None
+    history.write(run, replace(record, epochs=[replace(line, val_score=1.7) for line in record.epochs]))
+    results = collect(document.read(tmp_path / "grid.yaml"), [tmp_path])
+    values = {result.cell.levels["network"]: result.values["final_val_score"] for result in results}
+    assert values == {"slow": 0.9, "quick": 0.6, "tiny": 0.1}
 
 
 def test_with_log_losses_a_share_is_reached_from_above(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 from optuna.trial import Trial, TrialState
 
 from tests.support.histories import epochs
@@ -16,12 +18,13 @@ from training.engine import history
 from training.engine.history import History
 from training.engine.runs import JOURNAL
 from training.errors import ConfigError
+from training.metrics.classification import TITLES
 from training.options.config_file import from_yaml
 from training.study import trials
 from training.study.command import study
 from training.study.config import StudyConfig
 from training.study.folder import prepare
-from training.study.search import BEST, Trials, chosen, distributions
+from training.study.search import BEST, Trials, chosen, distributions, write_results
 from training.study.spec import document
 from training.study.trials import AGAIN, OWNER, Record
 
@@ -147,6 +150,51 @@ def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
         Record(tmp_path, "nonsense")
 
 
+def begin(run: Path, *scores: float, planned: int) -> None:
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").write_text(f"epochs: {planned}\n")
+    history.write(run, History(classes=3, parameters=1, steps_an_epoch=1, at_start=[], epochs=epochs(*scores)))
+
+
+def test_a_trial_is_judged_by_the_model_that_it_exports_and_the_best_one_keeps_its_own_rule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one ends training ahead; calibrated, the second is better."""
+    space = document.read(write(tmp_path, "base: {model: cnn}\naxes:\n  lr: {low: 0.001, high: 0.1}\n"))
+    folder = tmp_path / "space"
+    prepare(space, folder)
+    searched = Trials(space, folder, StudyConfig(study="search", trials=2, out=tmp_path))
+    for job, trained, exported in zip([*searched.draw()], (0.8, 0.6), (0.7, 0.9), strict=True):
+        run = folder / "runs" / job.name
+        begin(run, trained, planned=1)
+        (run / "report").mkdir()
+        scores = dict.fromkeys(TITLES, exported)
+        facts = {"scores": dict.fromkeys(("train", "val", "test"), scores)}
+        (run / "report" / "report.json").write_text(json.dumps(facts))
+        searched.finish(job, 0)
+    write_results(folder, space, searched.record.study)
+    assert "best   0.9000, trial 1:" in capsys.readouterr().out
+    kept = yaml.safe_load((folder / BEST).read_text())
+    assert set(kept) == {"model", "lr"}, "with best_by, it would choose another epoch than a run without"
+
+
+def test_a_trial_is_not_stopped_in_the_first_third_of_its_epochs(tmp_path: Path) -> None:
+    space = document.read(write(tmp_path, "axes:\n  lr: {low: 0.001, high: 0.1}\n"))
+    folder = tmp_path / "space"
+    prepare(space, folder)
+    searched = Trials(space, folder, StudyConfig(study="search", trials=6, out=tmp_path))
+    *others, last = searched.draw()
+    for job in others:
+        begin(folder / "runs" / job.name, *[0.5] * 4, planned=9)
+        assert not searched.is_behind(job)
+        searched.record.finish(searched._running[job.name], 0.5, TrialState.COMPLETE)
+    behind = []
+    for epoch in range(1, 5):
+        begin(folder / "runs" / last.name, *[0.1] * epoch, planned=9)
+        behind.append(searched.is_behind(last))
+    assert behind == [False, False, False, True]
+
+
 @pytest.mark.parametrize(("best_by", "best"), [("log_loss", 0.1), ("balanced_accuracy", 0.9)])
 def test_a_trial_is_judged_by_the_direction_of_its_score(best_by: str, best: float, tmp_path: Path) -> None:
     """Five trials end with 0.5; of two more, with 0.1 and 0.9, the worse one is behind."""
@@ -157,8 +205,7 @@ def test_a_trial_is_judged_by_the_direction_of_its_score(best_by: str, best: flo
     behind = {}
     for job, score in zip(searched.draw(), [*[0.5] * 5, 0.1, 0.9], strict=True):
         run = folder / "runs" / job.name
-        run.mkdir()
-        history.write(run, History(classes=3, parameters=1, steps_an_epoch=1, at_start=[], epochs=epochs(score)))
+        begin(run, score, planned=2)
         behind[score] = searched.is_behind(job)
         searched.record.finish(searched._running[job.name], score, TrialState.COMPLETE)
     assert behind == {0.5: False, 0.1: best != 0.1, 0.9: best != 0.9}

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from training.errors import ConfigError
+from training.options.config import TrainConfig
 from training.study.config import STUDIES
 from training.study.spec import document
 
@@ -41,10 +42,13 @@ def test_every_combination_with_every_seed_once_and_named_by_what_differs(tmp_pa
     ("given", "score"),
     [("{}", "balanced_accuracy"), ("{best_by: null}", "balanced_accuracy"), ("{best_by: log_loss}", "log_loss")],
 )
-def test_runs_of_several_models_have_one_score(given: str, score: str, tmp_path: Path) -> None:
-    """An open --best-by would be log_loss for the pretrained one alone."""
+def test_runs_of_several_models_are_compared_by_one_score_and_keep_an_open_rule(
+    given: str, score: str, tmp_path: Path
+) -> None:
+    """An open --best-by is log_loss for the pretrained one alone, whose bias is fitted after training."""
     study = document.read(write(tmp_path, f"base: {given}\naxes:\n  model: [cnn, tf_efficientnet_lite0]\n"))
-    assert [cell.run_options["best_by"] for cell in study.cells()] == [score] * 6
+    assert [cell.score for cell in study.cells()] == [score] * 6
+    assert {cell.options.get("best_by") for cell in study.cells()} == {None if score == "balanced_accuracy" else score}
 
 
 def test_options_given_later_are_shared_and_those_of_an_axis_win(tmp_path: Path) -> None:
@@ -146,6 +150,15 @@ def test_questions_that_are_no_list_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, f"{TEXT}questions:\n  ask: a\n")
     with pytest.raises(ConfigError, match=rf"^{path}, line 10: questions: expected a list"):
         document.read(path)
+
+
+def test_no_search_that_has_a_name_mixes_networks() -> None:
+    """Of photographs, an open model is a backbone for the width that is the default, else the CNN."""
+    for path in STUDIES.glob("search*.yaml"):
+        assert {TrainConfig(**cell.options).model for cell in document.read(path).some_cells(0)} in (
+            {"cnn"},
+            {"tf_efficientnet_lite0"},
+        )
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -78,7 +78,7 @@ def check(study: Study, where: str) -> None:
     cells = study.some_cells(MOST_CHECKED)
     if twice := [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]:
         raise ConfigError(f"{where}: two levels give their runs one name, {twice[0]}: name them by other characters")
-    if len(scores := sorted({cell.best_by for cell in cells})) > 1:
+    if len(scores := sorted({cell.score for cell in cells})) > 1:
         raise ConfigError(
             f"{where}: best_by: expected the same for all runs, whose scores are compared, got {', '.join(scores)}"
         )

@@ -29,14 +29,12 @@ class Cell:
         return re.sub(r"[^\w=,.+-]+", "-", ",".join([*parts, f"seed={self.seed}"]))
 
     @property
-    def best_by(self) -> ScoreName:
-        """What the run's validation scores are; of a log loss, lower is better."""
-        return self.options.get("best_by") or "balanced_accuracy"
+    def score(self) -> ScoreName:
+        """What runs are compared by: --best-by, or where it is open, which a run settles by its model, one for all.
 
-    @property
-    def run_options(self) -> Options:
-        """Those of its run. An open --best-by would depend on the model, and scores could not be compared."""
-        return self.options | {"best_by": self.best_by}
+        Of a log loss, lower is better.
+        """
+        return self.options.get("best_by") or "balanced_accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
