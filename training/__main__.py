@@ -27,6 +27,7 @@ from training.errors import (
     ConfigError,
     DeviceFailed,
     ExportRefused,
+    FoldFailed,
     Interrupted,
     NonFiniteLoss,
     OutOfMemory,
@@ -94,6 +95,10 @@ VERBS = {
 }
 INTERRUPTIBLE = ("reproduce", "forget")
 """Commands that train, and leave a checkpoint on a signal."""
+CONTINUED = {"train": "a run continues with --resume and its folder, or --resume auto"} | dict.fromkeys(
+    ("folds", "study", "reproduce", "forget"), "the same command makes what is missing"
+)
+"""How a command that was stopped continues; the others begin anew."""
 GPU_FAILED = "the GPU or its driver failed; the system's log says more, and `python -m training check` tries all of it"
 HINTS: dict[type[BaseException], str] = {
     NonFiniteLoss: "a lower --lr or --precision float32 may help",
@@ -133,9 +138,9 @@ def main(arguments: list[str], opt_ml: Path = sagemaker.ROOT) -> int:
         return group.fail(EXIT_CODES[cause], reason)
     except Interrupted as stop:
         interruption.end_at_next()
-        return group.fail(stop.exit_code, f"{stop}; a run continues with --resume and its folder, or --resume auto")
-    except CheckFailed as failed:
-        return group.fail(1, f"error: {failed}")
+        return group.fail(stop.exit_code, "; ".join(filter(None, (str(stop), CONTINUED.get(verb)))))
+    except (CheckFailed, FoldFailed) as failed:
+        return group.fail(failed.exit_code, f"error: {failed}")
     return 0
 
 

@@ -51,6 +51,8 @@ class ExportRefused(RuntimeError):
 class CheckFailed(RuntimeError):
     """A check that a person asked for failed; the message names what."""
 
+    exit_code = 1
+
 
 class DeviceMissing(RuntimeError):
     """The requested device does not exist; training never falls back to another one silently."""
@@ -62,6 +64,14 @@ class DeviceFailed(RuntimeError):
 
 class ProcessLost(RuntimeError):
     """Another process of the group has ended, or cannot be reached any more."""
+
+
+class FoldFailed(RuntimeError):
+    """A training of the folds failed in its own process, and ended it with `exit_code`; the message has its words."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(BaseException):

@@ -1,6 +1,7 @@
 """`python -m training folds`: answers to every image by a model that has not seen it, from `folds` down."""
 
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import Source, refuse
 from training.engine import runs
 from training.engine.runs import CONFIG, FORGOTTEN
-from training.errors import EXIT_CODES, ConfigError, ProcessLost
+from training.errors import ConfigError, FoldFailed
 from training.folds.config import FITTED, FoldsConfig
 from training.folds.gaps import OPTIONS, differing_options, find_ordinary, left_out_facts
 from training.folds.parts import FOLDS, in_file_name, parted, parts
@@ -39,7 +40,7 @@ PLACES = ("out", "cache")
 def folds(config: FoldsConfig) -> Path:
     """Make the trainings that are missing, write the report, and return the folder with both.
 
-    Raises ConfigError, DataError, OSError, Interrupted, and for a training that fails the error of its exit code.
+    Raises ConfigError, DataError, OSError, Interrupted, and FoldFailed for a training that fails.
     """
     folder = config.out / "folds" / _folder_name(config)
     config = replace(config, cache=config.cache or config.out / ".cache")
@@ -162,7 +163,7 @@ def _options(config: FoldsConfig) -> dict[str, object]:
 
 
 def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
-    """Train each in a process of its own. Raises the error of its exit code for the first that failed, after all."""
+    """Train each in a process of its own. Raises FoldFailed for the first that failed, after all."""
     by_name, failed = {job.name: run for run, job in jobs.items()}, list[tuple[Job, int]]()
     with tqdm(total=len(jobs), desc="folds", unit="fold", disable=None) as bar:
 
@@ -175,13 +176,25 @@ def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
         ProcessPool(size=size, threads=config.threads, ended=ended).run(jobs.values())
     if failed:
         first, code = failed[0]
-        kind = next((kind for kind, known in EXIT_CODES.items() if known == code), ProcessLost)
-        lines = first.log.read_text(errors="replace").strip().splitlines() if first.log.exists() else []
-        reason = next((line for line in reversed(lines) if line.startswith("error: ")), "see its output")
-        raise kind(
-            f"fold {first.name} failed with exit code {code} ({first.log}): {reason.removeprefix('error: ')}. "
-            f"The same command makes the {len(failed)} of {len(jobs)} that failed again"
-        )
+        raise fold_failure(first, code, f"the {len(failed)} of {len(jobs)} that failed")
+
+
+def fold_failure(job: Job, code: int, failed: str) -> FoldFailed:
+    """The error of a fold that ended with `code`, minus the number of the signal that killed it."""
+    reason = _last_error(job.log) if code > 0 else f"killed by {signal.Signals(-code).name}"
+    code = code if code > 0 else 128 - code  # as a shell has it
+    again = f"the same command makes {failed} again"
+    return FoldFailed(f"fold {job.name} failed with exit code {code} ({job.log}); {again}\n{reason}", code)
+
+
+def _last_error(log: Path) -> str:
+    """The last error in the output of a fold with what it says may help, but for --resume, which folds do not take."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if not errors:
+        return "its output ends with the reason"
+    said = [line for line in lines[errors[-1] :] if not line.startswith("--resume ")]
+    return "\n".join(said).strip().removeprefix("error: ")
 
 
 def job(run: Path, fold: str, config: FoldsConfig) -> Job:

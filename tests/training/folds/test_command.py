@@ -3,22 +3,27 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE_S, wait_until
 from tests.support.trainer import command
 from training.__main__ import main
 from training.engine import runs
 from training.errors import ConfigError
-from training.folds.command import job, prepare
+from training.folds.command import fold_failure, job, prepare
 from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS as KEPT
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
 from training.promotion.log import LOG
+from training.study.process_pool import Job
 
 OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "1", "--workers", "0"]
 
@@ -135,6 +140,37 @@ def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path
     assert "fold 1-of-3 failed with exit code 4" in done.stderr
     assert "a lower --lr" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "expected_code", "reason"),
+    [
+        ("error: cuDNN error\nthe GPU or its driver failed\n--resume x continues\n", 5, 5, "cuDNN error\nthe GPU or"),
+        ("error: of a run before\n", -9, 137, "killed by SIGKILL"),
+        ("Traceback (most recent call last):\nKeyError: 1\n", 1, 1, "its output ends with the reason"),
+    ],
+)
+def test_a_fold_s_error_has_its_own_exit_code_and_its_own_words(
+    output: str, code: int, expected_code: int, reason: str, tmp_path: Path
+) -> None:
+    fold = Job(name="1-of-3", arguments=[], log=tmp_path / "1-of-3.log")
+    fold.log.write_text(output)
+    error = fold_failure(fold, code, "the 1 of 3 that failed")
+    assert error.exit_code == expected_code
+    assert f"failed with exit code {expected_code} ({fold.log}); the same command" in str(error)
+    assert str(error).partition("\n")[2].startswith(reason)
+    assert "--resume" not in str(error)
+
+
+@pytest.mark.slow
+def test_folds_that_are_stopped_say_what_continues_them(photos: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "training", *arguments(photos, tmp_path, "--epochs", "1000", "--jobs", "1")]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool([*tmp_path.glob("folds/x/runs/*/checkpoints/last.pt")]))
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM; the same command makes what is missing\n" in errors
 
 
 @pytest.mark.parametrize(
