@@ -13,7 +13,6 @@ import torch
 from training.data.loader import SHARED_MEMORY
 from training.engine import runs
 from training.errors import CheckpointRefused, ConfigError, DeviceFailed, OutOfMemory, WorkerLost
-from training.options.config_file import from_yaml
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -106,5 +105,5 @@ def _use(run: Path, device: torch.device) -> str:
     used = f"{peak / 2**30:.1f} GiB used at most"
     if not (run / runs.CONFIG).exists():
         return used
-    begun = from_yaml(run / runs.CONFIG)
+    begun = runs.begun(run)
     return f"{used} with --batch-size {begun.batch_size} --image-size {begun.image_size} --workers {begun.workers}"

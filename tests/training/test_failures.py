@@ -160,6 +160,13 @@ def test_errors_of_the_gpu_s_libraries_have_a_name_and_an_exit_code(
     assert kind is RuntimeError or kind in HINTS
 
 
+def test_want_of_memory_in_a_resumed_run_of_an_older_version_keeps_its_name(tmp_path: Path) -> None:
+    """Its config.yaml has an option that its network does not use, and that is refused elsewhere."""
+    (tmp_path / "config.yaml").write_text("model: cnn\nhidden: [512, 128]\nbatch_size: 7\n")
+    with pytest.raises(OutOfMemory, match="--batch-size 7 "), failures.explain_errors(tmp_path, torch.device("cpu")):
+        raise MemoryError
+
+
 @pytest.mark.long
 def test_want_of_memory_on_the_host_says_what_took_it(photos: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(photos), "--out", str(tmp_path), "--name", "x", "--workers", "0", "--augment", "none"]

@@ -108,20 +108,20 @@ class CheckpointFolder:
         identity = {"settings": settings, "data": dataset.digest}
         return cls(folder=config.run / CHECKPOINTS, identity=identity, group=context.group)
 
-    def save(self, state: TrainState, progress: RunProgress) -> None:
-        """Write the checkpoint; also as `best.pt`, right after an epoch that was the best. All processes wait."""
-        self.write(state, progress)
+    def save(self, state: TrainState, progress: RunProgress, *, best: bool = False) -> None:
+        """Write the checkpoint; also as `best.pt`, if an epoch has just ended that is the best. All processes wait."""
+        self.write(state, progress, best=best)
         self.group.barrier()
 
-    def write(self, state: TrainState, progress: RunProgress) -> None:
+    def write(self, state: TrainState, progress: RunProgress, *, best: bool = False) -> None:
         """The same, but the other processes continue meanwhile."""
         if self.group.first:
             content = self.identity | state.state_dict() | {"progress": progress.state_dict()}
-            best, last, previous = (self.folder / f"{name}.pt" for name in ("best", "last", "previous"))
-            if progress.step == 0 and progress.history[-1].best:
-                save(content, best)  # before `last`, which relies on the best one being there
+            best_file, last, previous = (self.folder / f"{name}.pt" for name in ("best", "last", "previous"))
+            if best:
+                save(content, best_file)  # before `last`, which relies on the best one being there
                 keep(last, previous)
-                keep(best, last)
+                keep(best_file, last)
             else:
                 save(content, last, previous=previous)
 

@@ -83,7 +83,7 @@ def fit(model: nn.Sequential, dataset: Dataset, context: RunContext, writer: Sum
                 print(line.line(config), flush=True)
                 if writer is not None:
                     tensorboard.write_epoch(writer, line, validation, state, dataset)
-                checkpoints.save(state, progress)
+                checkpoints.save(state, progress, best=line.best)
                 if writer is not None:
                     history.write(config.run, replace(record, epochs=progress.history))
     if config.best_epoch is None and progress.epoch < config.epochs:

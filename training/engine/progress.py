@@ -30,7 +30,7 @@ class Epoch:
     """Learning rate of the last layer; those of the others are a share of it, and 0 in frozen epochs."""
     gradient_norm_mean: float
     gradient_norm_max: float
-    """Norm of all gradients of a step together, before any clipping."""
+    """Norm of all gradients of a step together, before any clipping; of steps whose gradients are finite."""
     loss_variance: float | None
     """Variance of the loss between successive steps: half their mean squared difference (von Neumann 1941), which a
     falling loss does not inflate; None for one step."""
@@ -76,6 +76,8 @@ class RunProgress:
     loss_sum: float = 0.0
     correct: int = 0
     norm_sum: float = 0.0
+    overflowed: int = 0
+    """Steps whose gradients were not finite, which float16 leaves out: they are in no norm."""
     norm_max: float = 0.0
     last_loss: float | None = None
     """Loss of the step before, in this epoch."""
@@ -135,9 +137,11 @@ class RunProgress:
         self.images += result.images
         self.loss_sum += loss_sum
         self.correct += int(correct)
-        if math.isfinite(norm):  # in float16 gradients may overflow; such a step is left out
+        if math.isfinite(norm):
             self.norm_sum += norm
             self.norm_max = max(self.norm_max, norm)
+        else:
+            self.overflowed += 1
 
     def __str__(self) -> str:
         """Loss, accuracy and speed of the epoch under way, for the progress bar."""
@@ -156,7 +160,7 @@ class RunProgress:
             val_balanced_accuracy=validation.balanced_accuracy,
             val_score=getattr(ranked, config.best_by),
             lr=lr,
-            gradient_norm_mean=self.norm_sum / self.step,
+            gradient_norm_mean=self.norm_sum / max(self.step - self.overflowed, 1),
             gradient_norm_max=self.norm_max,
             loss_variance=self.change_sum / 2 / (self.step - 1) if self.step > 1 else None,
             images_per_second=self.images_per_second,
@@ -165,7 +169,7 @@ class RunProgress:
         )
         self.history.append(line)
         self.best_rank = max(self.best_rank, rank)
-        self.step = self.images = self.correct = 0
+        self.step = self.images = self.correct = self.overflowed = 0
         self.loss_sum = self.norm_sum = self.norm_max = self.change_sum = self.seconds = 0.0
         self.last_loss = None
         return line

@@ -1,5 +1,6 @@
 """What an epoch moves, and what it leaves as it is."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.support.trainer import STEPS_AN_EPOCH, After, config
 from training.__main__ import options
 from training.errors import Interrupted
 from training.options.config import TrainConfig
+from training.signals import Interruption
 from training.train import train
 
 HALF_FROZEN: dict[str, Any] = {
@@ -25,6 +27,24 @@ def stopped(begun: TrainConfig, looks: int) -> Path:
         train(begun, After(looks))
     assert begun.name is not None
     return begun.out / begun.name
+
+
+class Before(Interruption):
+    """A signal before the first step, where the loop has not yet begun to defer it."""
+
+    def __enter__(self) -> None:
+        if self.number is None:
+            self.number = signal.SIGTERM
+            raise Interrupted(self.number)
+        super().__enter__()
+
+
+def test_a_signal_before_the_first_step_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
+    begun = config(photos, tmp_path, name="x", model="mlp", hidden=(8,), workers=0, epochs=1)
+    with pytest.raises(Interrupted):
+        train(begun, Before())
+    assert (last(tmp_path / "x")["progress"]["step"], last(tmp_path / "x")["progress"]["history"]) == (0, [])
+    assert train(options("train", ["--resume", str(tmp_path / "x")])) == tmp_path / "x"
 
 
 def body(run: Path) -> dict[str, torch.Tensor]:
