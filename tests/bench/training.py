@@ -75,7 +75,7 @@ class Originals(TorchDataset[tuple[Tensor, int]]):
         if self.decoded:
             image = np.array(self.dataset.images[index])
         else:
-            image = self.dataset.original(index)  # the file, read and decoded
+            image = self.dataset.unresized(index)  # the file, read and decoded
             size = (self.dataset.preprocessing.width, self.dataset.preprocessing.height)
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         if self.augment is not None:

@@ -94,8 +94,8 @@ class Dataset(LabelledImages):
     sizing: Sizing
     audit: Audit
 
-    def original(self, index: int) -> Decoded:
-        """Read an image again, decoded to the channels of the model and not resized."""
+    def unresized(self, index: int) -> Decoded:
+        """`original` in the channels of the model."""
         return as_channels(self.image_set.read(index), self.preprocessing.channels)
 
 

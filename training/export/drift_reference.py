@@ -20,6 +20,6 @@ def of_test_split(dataset: Dataset, probabilities: Probabilities) -> dict[str, H
     chosen = np.linspace(0, len(test) - 1, min(len(test), MAX_IMAGES)).astype(int)
     rows = []
     for row in chosen:
-        features = image_features(dataset.original(int(test[row])), dataset.images[test[row]])
+        features = image_features(dataset.unresized(int(test[row])), dataset.images[test[row]])
         rows.append(feature_row(features, probabilities[row]))
     return histograms(np.array(rows, np.float64))

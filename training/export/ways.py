@@ -95,7 +95,7 @@ def recompute(
     answers: list[Answers] = []
 
     def seen(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        original = dataset.original(index)  # one at a time: a batch of original photographs may take gigabytes
+        original = dataset.unresized(index)  # one at a time: a batch of original photographs may take gigabytes
         resized = resize(image=original)["image"]
         return dataset.preprocessing.fitted(original), resized, reference(image=original)["image"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from serving.contract.model_files import MODEL
-from training.data.dataset import LabelledImages, digest_of_test
+from training.data.dataset import digest_of_test
 from training.engine.runs import REPORT, UNSETTLED, is_finished
 from training.engine.train_state import RunContext
 from training.metrics.bootstrap import Intervals
@@ -66,9 +66,7 @@ def run_judge(context: RunContext, evaluation: Evaluation) -> RunJudge | None:
         probabilities=evaluation.probabilities["test"],
         of_folds=of_folds,
     )
-    # What `latest` serves takes colour where this run may be of gray images.
-    in_colour = LabelledImages(image_set=images.image_set, division=images.division, digest=images.digest)
-    return RunJudge(answers=answers, config=config, rival=find_rival(config.out, answers, in_colour))
+    return RunJudge(answers=answers, config=config, rival=find_rival(config.out, answers, images))
 
 
 def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> None:

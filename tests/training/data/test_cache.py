@@ -89,7 +89,7 @@ def test_the_data_is_the_same_to_the_last_bit_made_or_found(kind: Callable[[Path
     assert entries(kept) == before, "nothing was made again"
     assert_same(made, found)
     for i in range(len(made.keys)):
-        assert np.array_equal(found.images[i], found.preprocessing.fitted(found.original(i)))
+        assert np.array_equal(found.images[i], found.preprocessing.fitted(found.unresized(i)))
     other = load(source, kept, image_size=9, channels=1)
     assert entries(kept) > before, "of another size, only the pixels are made"
     assert {name.split("-")[0] for name, _ in entries(kept) - before} == {"images"}
@@ -209,11 +209,14 @@ def test_the_digest_of_the_code_holds_every_file_and_every_library(tmp_path: Pat
     digests.append(digest())
     (package / "new.py").touch()
     digests.append(digest())
+    (package / "new").mkdir()
+    (package / "new.py").rename(package / "new" / "new.py")
+    digests.append(digest())
     (libraries / "numpy-2.4.6.dist-info").rename(libraries / "numpy-2.5.0.dist-info")
     digests.append(digest())
     (package / "duplicates.py").unlink()
     digests.append(digest())
-    assert len(set(digests)) == 5
+    assert len(set(digests)) == 6
 
 
 def test_the_entries_used_last_are_kept(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_few_unreadable_images_are_named_and_skipped_and_many_are_an_error(tmp
     dataset = of(tmp_path)
     assert dataset.unreadable.keys() == {"a/broken.jpg"}
     assert len(dataset.keys) == len(dataset.images) == 120
-    assert np.array_equal(dataset.images[77], dataset.preprocessing.fitted(dataset.original(77)))
+    assert np.array_equal(dataset.images[77], dataset.preprocessing.fitted(dataset.unresized(77)))
     (tmp_path / "a" / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"2 of 122 images cannot be read, more than 1%\n  a/broken.jpg: the bytes"):
         of(tmp_path)

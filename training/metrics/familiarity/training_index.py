@@ -70,7 +70,7 @@ def faults_of_index(index: TrainingIndex, classifier: Classifier, dataset: Datas
     assert classifier.card.familiarity is not None
     classifier.attach(index)
     rows = np.linspace(0, len(index.paths) - 1, min(len(index.paths), PROVED)).astype(int)
-    originals = [dataset.original(dataset.keys.index(index.paths[row])) for row in rows]
+    originals = [dataset.unresized(dataset.keys.index(index.paths[row])) for row in rows]
     embeddings = classifier.answers(np.stack([dataset.preprocessing.fitted(pixels) for pixels in originals])).embeddings
     assert embeddings is not None
     away = float(np.median([index.distances(own)[row] for own, row in zip(embeddings, rows, strict=True)]))

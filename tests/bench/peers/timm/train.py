@@ -65,7 +65,7 @@ class Pictures(TorchDataset[tuple[Any, int]]):
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
         index = int(self._indices[position])
-        return self.transform(Image.fromarray(self._dataset.original(index))), int(self._dataset.labels[index])
+        return self.transform(Image.fromarray(self._dataset.unresized(index))), int(self._dataset.labels[index])
 
 
 def main() -> None:

@@ -70,7 +70,8 @@ def test_12_bits_in_16_keep_their_gray_levels(tmp_path: Path, channels: Any) -> 
     assert levels(of(data, channels=channels, image_size=32, depth="range")) <= 16
     for index, key in enumerate(dataset.keys):
         raw = (data / key).read_bytes()
-        assert np.array_equal(dataset.original(index), decode(raw, channels, depth=depth))
+        assert np.array_equal(dataset.unresized(index), decode(raw, channels, depth=depth))
+        assert np.array_equal(dataset.original(index), decode(raw, depth=depth))
         assert np.array_equal(dataset.images[index], dataset.preprocessing(raw))
     lines = audit_lines(audit_facts(dataset.audit))
     assert f"24 of 24 images have more than 8 bits: {depth.low:,} to {depth.high:,} become 0 to 255" in lines
