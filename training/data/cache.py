@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 DATA = Path(__file__).parent
 CONTRACT = DATA.parent.parent / "serving" / "contract"
-PACKAGES = (CONTRACT, CONTRACT / "formats", DATA, DATA / "input", DATA / "inspection", DATA / "sources")
-"""Folders of the code that makes entries."""
+PACKAGES = (CONTRACT, DATA)
+"""Folders of the code that makes entries, with all folders in them."""
 ENTRIES_OF_A_KIND = 5
 """Before an entry is made, all others of its kind are deleted but those that were used last."""
 SEAL = "seal.json"
@@ -43,13 +43,14 @@ _PARTS = TypeAdapter(dict[str, tuple[int, int]])
 
 @functools.cache
 def code_digest(packages: Sequence[Path] = PACKAGES, search_path: Sequence[str] | None = None) -> str:
-    """SHA-256 of all Python files in `packages`, and of names and versions of the libraries installed in `search_path`.
+    """SHA-256 of all Python files below `packages`, and of names and versions of the libraries in `search_path`.
 
     Some of them change no entry. A superfluous entry costs less than an old one that is taken for a new one.
     `search_path` is `sys.path` by default. A library's name and version are those of its .dist-info folder: to read the
     metadata of all of them takes a second.
     """
-    code = [(path.name, path.read_bytes()) for folder in packages for path in sorted(folder.glob("*.py"))]
+    files = [(folder, path) for folder in packages for path in sorted(folder.rglob("*.py"))]
+    code = [(path.relative_to(folder).as_posix(), path.read_bytes()) for folder, path in files]
     places = [Path(place) for place in (sys.path if search_path is None else search_path)]
     libraries = sorted({path.name for place in places for path in place.glob("*.dist-info")})
     return hashlib.sha256(repr((code, libraries)).encode()).hexdigest()
