@@ -203,9 +203,18 @@ def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) 
     return resized.reshape(height, width, pixels.shape[2])
 
 
-def pixel_digest(pixels: Pixels) -> Digest:
-    """SHA-256 of shape and values. Images with equal digests have equal pixels."""
-    return Digest(hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest())
+def content(data: bytes, header: Header, pixels: Decoded) -> UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]:
+    """What tells an image from others: its RGB pixels, of more than 8 bits its `stored_values`.
+
+    `header` is what `checked_header` has returned, `pixels` what `decode_checked`. Raises ImageError as `decode` does.
+    """
+    return pixels if header.bits <= 8 else stored_values(data, header)
+
+
+def pixel_digest(pixels: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> Digest:
+    """SHA-256 of shape and values, of 16 bits by their two bytes. Images with equal digests have equal pixels."""
+    values = np.ascontiguousarray(pixels).view(np.uint8)
+    return Digest(hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest())
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

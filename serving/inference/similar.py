@@ -10,7 +10,7 @@ from time import perf_counter
 import cv2
 import numpy as np
 
-from serving.contract.decode import Decoded, Digest, checked_header, decode_checked, pixel_digest, stored_values
+from serving.contract.decode import Decoded, Digest, checked_header, content, decode_checked, pixel_digest
 from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Answer
 from serving.contract.neighbours.index import Neighbour
@@ -98,7 +98,7 @@ class Searcher:
             neighbours=neighbours,
             pictures=[self._picture(one) for one in neighbours] if self._settings.show_training else [],
             novelty=answer.novelty,
-            unfamiliar=answer.novelty > familiarity.threshold,
+            unfamiliar=familiarity.unfamiliar(np.array([answer.novelty], np.float32)).item(),
             model_version=predictor.card.version,
         )
 
@@ -133,12 +133,10 @@ def picture(root: Path, neighbour: Neighbour, settings: Settings) -> str | None:
 
 
 def _decoded(data: bytes, settings: Settings) -> tuple[Decoded, Digest]:
-    """RGB pixels, and the digest that the training has of them: of more than 8 bits, that of the stored values."""
+    """RGB pixels, and the digest that the training has of their content."""
     header = checked_header(data, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
     pixels = decode_checked(data, header)
-    if header.bits <= 8:
-        return pixels, pixel_digest(pixels)
-    return pixels, pixel_digest(np.ascontiguousarray(stored_values(data, header)).view(np.uint8))
+    return pixels, pixel_digest(content(data, header, pixels))
 
 
 def _as_data_uri(pixels: Decoded) -> str:

@@ -11,10 +11,10 @@ from serving.contract.decode import (
     Digest,
     as_channels,
     checked_header,
+    content,
     decode,
     decode_checked,
     pixel_digest,
-    stored_values,
 )
 from serving.contract.formats.depth import SHIFTED, Depth
 from serving.contract.formats.image_header import Header, ImageError
@@ -33,7 +33,7 @@ class ImageFile:
 
     `bytes` is the size of the file, 0 where there is none. `digest` is that of the decoded pixels: a PNG file with the
     pixels of a JPEG file has the same digest. Of an image of more than 8 bits, digest and colour are those of its
-    stored values.
+    stored values (`content`).
     """
 
     format: str
@@ -50,15 +50,15 @@ class ImageFile:
 
 def read(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:
     """Return the facts about one image and its decoded RGB pixels `[height, width, 3]`. Raises ImageError."""
-    values: np.ndarray | None = None
     if isinstance(raw, bytes):
         header = checked_header(raw)
         pixels = decode_checked(raw, header, depth=depth)
-        values = stored_values(raw, header) if header.bits > 8 else None
+        values = content(raw, header, pixels)
     else:
         mode = "RGB" if raw.ndim == 3 and raw.shape[2] == 3 else "L"
         pixels, header = as_channels(raw, 3), Header(format=ARRAY, height=raw.shape[0], width=raw.shape[1], mode=mode)
-    red, green, blue = _mean_colour(pixels if values is None else values)
+        values = pixels
+    red, green, blue = _mean_colour(values)
     return ImageFile(
         format=header.format,
         height=header.height,
@@ -67,7 +67,7 @@ def read(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:
         orientation=header.orientation,
         bytes=len(raw) if isinstance(raw, bytes) else 0,
         colour=(red, green, blue),
-        digest=pixel_digest(pixels if values is None else np.ascontiguousarray(values).view(np.uint8)),
+        digest=pixel_digest(values),
         bits=header.bits,
     ), pixels
 
