@@ -37,7 +37,7 @@ class Intervals:
 class Differences:
     """Percentile intervals of one model's score minus another's; None where a score is undefined.
 
-    That of accuracy is widened by `widened_difference`, so that it and McNemar's p seldom disagree.
+    That of accuracy is widened by `widened_difference`, so that it and the p of `sign_flip` seldom disagree.
     """
 
     accuracy: Interval

@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
-from scipy.stats import binomtest
+from scipy.stats import binom
 
 from training.metrics.bootstrap import paired
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores
-from training.metrics.proportions import Interval
+from training.metrics.proportions import Interval, Right
 
 Letter = Literal["A", "B"]
 
@@ -42,6 +42,7 @@ class Comparison:
     both_wrong: int
     """Images to which both give a wrong label, and not the same one."""
     p_value: float
+    """Of `sign_flip`."""
     disagreements: Int64[np.ndarray, " labels_differ"]
     """Rows of the images on which the labels differ, those first of which both are the most confident."""
 
@@ -71,7 +72,7 @@ class Comparison:
             return "Both give every image the same label."
         return (
             f"Their labels differ on {self.labels_differ:,} images: only A is right on {self.only_a_right:,}, "
-            f"only B on {self.only_b_right:,}, neither on {self.both_wrong:,}; McNemar's exact p = {self.p_value:.2g}."
+            f"only B on {self.only_b_right:,}, neither on {self.both_wrong:,}; exact sign-flip p = {self.p_value:.2g}."
         )
 
 
@@ -93,15 +94,27 @@ def compare(
         only_a_right=int(only_a.sum()),
         only_b_right=int(only_b.sum()),
         both_wrong=len(differing) - int(only_a.sum()) - int(only_b.sum()),
-        p_value=mcnemar(int(only_a.sum()), int(only_b.sum())),
+        p_value=sign_flip(a == labels, b == labels, components),
         disagreements=differing[np.argsort(-confidence, kind="stable")],
     )
 
 
-def mcnemar(only_a_right: int, only_b_right: int) -> float:
-    """Exact two-sided p-value (McNemar 1947) of two models being right equally often; each image is one draw."""
-    decided = only_a_right + only_b_right
-    return float(binomtest(only_b_right, decided).pvalue) if decided else 1.0
+def sign_flip(a: Right, b: Right, components: Int64[np.ndarray, " images"]) -> float:
+    """Exact two-sided p-value of two models being right equally often; all images of one component are one draw.
+
+    By how many images a component favours one of them is taken as it is, which one is a coin's toss (Fisher's
+    randomization test, 1935). Where each component is one image, this is McNemar's exact test (1947).
+    """
+    _, index = np.unique(components, return_inverse=True)
+    net = np.bincount(index, weights=b.astype(float) - a)
+    sizes, counts = np.unique(np.abs(net[net != 0]).astype(int), return_counts=True)
+    chances = np.ones(1)  # by the number of images in components that favour B
+    for size, count in zip(sizes, counts, strict=True):
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, of_size)
+    away = np.abs(2 * np.arange(len(chances)) - (len(chances) - 1))
+    return min(1.0, float(chances[away >= abs(net.sum())].sum()))
 
 
 def _difference(name: str, scores: tuple[Scores, Scores], interval: Interval | None) -> Difference:

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from serving.contract.card.decisions import OperatingPoint
 from training.metrics.bootstrap import resamples, widened_difference
 from training.metrics.classification import Labels, Probabilities
-from training.metrics.comparison import Letter, mcnemar
+from training.metrics.comparison import Letter, sign_flip
 from training.metrics.proportions import Interval, Right
 
 
@@ -27,7 +27,7 @@ class RateDifference:
     only_a_right: int
     only_b_right: int
     p_value: float
-    """McNemar's exact p that both are right equally often."""
+    """Of `sign_flip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,6 @@ def rate_difference(a: Right, b: Right, components: Int64[np.ndarray, " images"]
     differences = np.concatenate([weights @ change / weights.sum(1) for weights in drawn])
     interval = widened_difference(differences, a, b, components)
     better: Letter | None = None if interval[0] <= 0 <= interval[1] else "B" if interval[0] > 0 else "A"
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return RateDifference(
         images=len(a),
         a=float(a.mean()),
@@ -93,7 +92,7 @@ def rate_difference(a: Right, b: Right, components: Int64[np.ndarray, " images"]
         value=float(change.mean()),
         interval=interval,
         better=better,
-        only_a_right=only_a,
-        only_b_right=only_b,
-        p_value=mcnemar(only_a, only_b),
+        only_a_right=int((a & ~b).sum()),
+        only_b_right=int((b & ~a).sum()),
+        p_value=sign_flip(a, b, components),
     )

@@ -11,7 +11,7 @@ from serving.contract.card.certificate import Certificate, Champion, Floor
 from serving.contract.decode import Digest
 from training.metrics.bootstrap import Intervals, balanced_accuracy_difference, bootstrap
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy
-from training.metrics.comparison import mcnemar
+from training.metrics.comparison import sign_flip
 from training.metrics.proportions import Interval
 from training.options.config import TrainConfig
 from training.promotion import floors
@@ -148,7 +148,7 @@ def _compared(answers: TestAnswers, own_score: float, rival: Rival | None) -> Ch
         score=before,
         difference=own_score - before,
         interval=balanced_accuracy_difference(labels, rival.probabilities, answers.probabilities, answers.components),
-        p_value=mcnemar(int((theirs & ~own).sum()), int((own & ~theirs).sum())),
+        p_value=sign_flip(theirs, own, answers.components),
     )
 
 
@@ -188,7 +188,7 @@ def _lost(measured: Certificate, rival: Rival | None) -> Iterator[str]:
             f"its balanced accuracy is {measured.balanced_accuracy:.3f}, that of version {champion.version}, which "
             f"`latest` serves, {champion.score:.3f} on the same {measured.images:,} test images; the 95 % interval of "
             f"the difference, {low:+.3f} to {high:+.3f}, does not exclude a loss of more than --margin "
-            f"{measured.margin:g} (McNemar's p = {champion.p_value:.2g})"
+            f"{measured.margin:g} (sign-flip p = {champion.p_value:.2g})"
         )
         if rival and rival.learned_from:
             count = rival.learned_from

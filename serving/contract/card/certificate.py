@@ -32,7 +32,7 @@ class Champion:
     interval: tuple[float, float]
     """Paired 95 % interval of the difference."""
     p_value: float
-    """McNemar's exact p that both are right equally often."""
+    """Exact sign-flip p that both are right equally often, McNemar's where no two images share a group."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from tests.support.rival_models import CLASSES, rivals
 from training.metrics.classification import score
-from training.metrics.comparison import Comparison, compare, mcnemar
+from training.metrics.comparison import Comparison, compare, sign_flip
 
 
 def compared(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
@@ -11,11 +12,42 @@ def compared(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     return compare(labels, (a, b), scores, np.arange(len(labels)))
 
 
-def test_mcnemar_by_hand() -> None:
-    assert mcnemar(1, 9) == mcnemar(9, 1) == pytest.approx(2 * (1 + 10) / 2**10)
-    assert mcnemar(0, 5) == pytest.approx(2 / 2**5)
-    assert mcnemar(7, 7) == 1
-    assert mcnemar(0, 0) == 1, "no image decides anything"
+def right(only_a: int, only_b: int, both: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Which images A and B are right on."""
+    kinds = np.repeat([[True, False], [False, True], [True, True]], (only_a, only_b, both), 0)
+    return kinds[:, 0], kinds[:, 1]
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "expected"),
+    [(1, 9, 2 * (1 + 10) / 2**10), (9, 1, 2 * (1 + 10) / 2**10), (0, 5, 2 / 2**5), (7, 7, 1), (0, 0, 1)],
+)
+def test_where_each_image_is_alone_the_p_is_mcnemar_s(only_a: int, only_b: int, expected: float) -> None:
+    a, b = right(only_a, only_b)
+    assert sign_flip(a, b, np.arange(len(a))) == pytest.approx(expected)
+    if decided := only_a + only_b:
+        assert sign_flip(a, b, np.arange(len(a))) == pytest.approx(binomtest(only_b, decided).pvalue)
+
+
+def test_images_of_one_component_are_one_draw() -> None:
+    a, b = right(0, 10, 0)
+    assert sign_flip(a, b, np.arange(10)) == pytest.approx(2 / 2**10)
+    assert sign_flip(a, b, np.arange(10) // 5) == pytest.approx(2 / 2**2), "two patients of five images"
+    assert sign_flip(a, b, np.zeros(10, np.int64)) == 1, "one patient decides nothing"
+    a, b = right(2, 9, 4)
+    components = np.array([0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 0, 0, 1, 6, 6])  # nets of 0 to 6: 0, 2, 3, 1, 1, 1, 0
+    rng = np.random.default_rng(0)
+    net = np.bincount(components, weights=b.astype(float) - a)
+    flipped = np.abs(rng.choice([-1, 1], (100_000, len(net))) @ net)
+    assert sign_flip(a, b, components) == pytest.approx((flipped >= abs(net.sum())).mean(), abs=5e-3)
+
+
+def test_equal_models_are_seldom_said_to_differ_where_images_of_a_patient_agree() -> None:
+    """Of 400 pairs of equal models on 30 patients of 8 images, whom A or B recognises on all images or on none."""
+    rng, patients = np.random.default_rng(0), np.repeat(np.arange(30), 8)
+    pairs = [[rng.random(30)[patients] < 0.7 for _ in "ab"] for _ in range(400)]
+    assert np.mean([sign_flip(a, b, patients) < 0.05 for a, b in pairs]) < 0.05
+    assert np.mean([sign_flip(a, b, np.arange(240)) < 0.05 for a, b in pairs]) > 0.3
 
 
 def test_who_is_right_where_the_labels_differ() -> None:
@@ -30,7 +62,7 @@ def test_who_is_right_where_the_labels_differ() -> None:
     assert (found.labels_differ, found.only_a_right, found.only_b_right, found.both_wrong) == (3, 1, 1, 1)
     assert found.disagreements.tolist() == [1, 2, 3], "by confidence: 1.6, 1.5 and 1.4"
     assert found.tally == (
-        "Their labels differ on 3 images: only A is right on 1, only B on 1, neither on 1; McNemar's exact p = 1."
+        "Their labels differ on 3 images: only A is right on 1, only B on 1, neither on 1; exact sign-flip p = 1."
     )
 
 

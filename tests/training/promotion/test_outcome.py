@@ -64,7 +64,7 @@ def test_a_worse_run_ends_well_and_leaves_latest(two: Path) -> None:
         page = (two / "poor" / "report" / name).read_text().replace("&#34;", '"').replace("<code>", "`")
         first_screen, _, section = page.partition("<!-- promotion section -->")
         assert f"`python -m training promote {two / 'poor'} --force" in first_screen
-        for part in ("Outcome: refused", f"{champion['difference']:+.3f}", champion["digest"], "McNemar's p"):
+        for part in ("Outcome: refused", f"{champion['difference']:+.3f}", champion["digest"], "Sign-flip p"):
             assert part in section.partition("<!-- end -->")[0], name
 
 

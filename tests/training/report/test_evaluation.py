@@ -93,7 +93,7 @@ def test_the_summary_says_scores_and_places(folders: tuple[Path, Path]) -> None:
     assert re.search(r"log loss +0\.\d{4}\n", one)
     assert re.search(r" A +B +B - A   95 % interval of B - A\n", two)
     assert re.search(r"\naccuracy +1\.0000 +0\.\d{4} +-0\.\d{4}   -0\.\d{3} to -0\.\d{3}\n", two)
-    assert "McNemar" in two
+    assert "sign-flip p" in two
     for folder, text in zip(folders, (one, two), strict=True):
         for name in ("evaluation.html", "evaluation.json", "predictions.csv"):
             assert str(folder / name) in text
