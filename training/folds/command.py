@@ -181,20 +181,20 @@ def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
 
 def fold_failure(job: Job, code: int, failed: str) -> FoldFailed:
     """The error of a fold that ended with `code`, minus the number of the signal that killed it."""
-    reason = _last_error(job.log) if code > 0 else f"killed by {signal.Signals(-code).name}"
-    code = code if code > 0 else 128 - code  # as a shell has it
+    reason = f"killed by {signal.Signals(-code).name}" if code < 0 else _last_error(job.log)
+    code = 128 - code if code < 0 else code  # as a shell has it
     again = f"the same command makes {failed} again"
     return FoldFailed(f"fold {job.name} failed with exit code {code} ({job.log}); {again}\n{reason}", code)
 
 
 def _last_error(log: Path) -> str:
     """The last error in the output of a fold with what it says may help, but for --resume, which folds do not take."""
-    lines = log.read_text(errors="replace").splitlines()
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    if not errors:
-        return "its output ends with the reason"
-    said = [line for line in lines[errors[-1] :] if not line.startswith("--resume ")]
-    return "\n".join(said).strip().removeprefix("error: ")
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    starts = [number for number, line in enumerate(lines) if line.startswith(("error: ", "Traceback "))]
+    if not starts or lines[starts[-1]].startswith("Traceback "):
+        return lines[-1] if lines else "it wrote no output"
+    said = [line for line in lines[starts[-1] :] if not line.startswith("--resume ")]
+    return "\n".join(said).removeprefix("error: ")
 
 
 def job(run: Path, fold: str, config: FoldsConfig) -> Job:

@@ -19,6 +19,6 @@ def test_the_mean_norm_is_of_the_steps_whose_gradients_are_finite(norms: tuple[f
     measured = [torch.tensor([1.0, 1.0, norm]) for norm in norms]
     progress.add_steps([StepResult(step=i, images=2, measured=values) for i, values in enumerate(measured)])
     scores = score(np.array([0, 1]), np.full((2, 2), 0.5, np.float32), ("a", "b"))
-    line = progress.close_epoch(scores, settled(TrainConfig(), image_size=8, training_images=16), 0.1)
+    line = progress.close_epoch(scores, scores, settled(TrainConfig(), image_size=8, training_images=16), 0.1)
     assert (line.gradient_norm_mean, line.gradient_norm_max) == (mean, max([0.0, *filter(math.isfinite, norms)]))
     assert progress.overflowed == 0, "of the next epoch"

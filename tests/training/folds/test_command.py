@@ -22,8 +22,8 @@ from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS as KEPT
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
+from training.process_pool import Job
 from training.promotion.log import LOG
-from training.study.process_pool import Job
 
 OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "1", "--workers", "0"]
 
@@ -147,7 +147,7 @@ def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path
     [
         ("error: cuDNN error\nthe GPU or its driver failed\n--resume x continues\n", 5, 5, "cuDNN error\nthe GPU or"),
         ("error: of a run before\n", -9, 137, "killed by SIGKILL"),
-        ("Traceback (most recent call last):\nKeyError: 1\n", 1, 1, "its output ends with the reason"),
+        ("error: of a run before\nTraceback (most recent call last):\nKeyError: 1\n", 1, 1, "KeyError: 1"),
     ],
 )
 def test_a_fold_s_error_has_its_own_exit_code_and_its_own_words(
