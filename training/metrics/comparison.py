@@ -42,7 +42,7 @@ class Comparison:
     both_wrong: int
     """Images to which both give a wrong label, and not the same one."""
     p_value: float
-    """Of `sign_flip`."""
+    """The result of `sign_flip`."""
     disagreements: Int64[np.ndarray, " labels_differ"]
     """Rows of the images on which the labels differ, those first of which both are the most confident."""
 

@@ -27,7 +27,7 @@ class RateDifference:
     only_a_right: int
     only_b_right: int
     p_value: float
-    """Of `sign_flip`."""
+    """The result of `sign_flip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
