@@ -3,10 +3,12 @@
 import argparse
 import os
 import pkgutil
+import shutil
 import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,4 +203,5 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
+    shutil.rmtree(get_temp_dir(), ignore_errors=True)  # with the sockets of workers
     os._exit(code)

@@ -76,6 +76,27 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stopped", [False, True])
+def test_nothing_of_the_workers_is_left_in_the_temporary_folder(
+    stopped: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a socket there, and is killed at the end."""
+    arguments = arguments_for(photos, tmp_path, "--workers", "2", "--augment-on", "workers", "--model", "mlp")
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path may have 107 bytes
+        monkeypatch.setenv("TMPDIR", folder)
+        if stopped:
+            trainer = start(arguments)
+            assert [*Path(folder).glob("pymp-*/listener-*")]
+            trainer.terminate()
+            trainer.communicate(timeout=PATIENCE_S)
+            assert trainer.returncode == 143
+        else:
+            arguments[arguments.index("--epochs") + 1] = "1"
+            assert run_of(arguments, env=dict(os.environ)).returncode == 0
+        assert not [*Path(folder).glob("pymp-*")]
+
+
+@pytest.mark.slow
 def test_a_trainer_that_is_killed_takes_its_workers_along_and_continues(photos: Path, tmp_path: Path) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "2")
     trainer = start(arguments, epochs=2)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 
 import cv2
 import numpy as np
@@ -161,6 +162,8 @@ class Batches:
         )
 
     def __enter__(self) -> None:
+        if self._loader.num_workers:
+            get_temp_dir()  # workers inherit it; their own ones, with a socket in each, would outlive them
         self._other_children = set(multiprocessing.active_children())
 
     def __exit__(self, *_: object) -> None:
