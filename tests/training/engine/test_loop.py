@@ -1,6 +1,8 @@
 """What an epoch moves, and what it leaves as it is."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,13 @@ def stopped(begun: TrainConfig, looks: int) -> Path:
 class Before(Interruption):
     """A signal before the first step, where the loop has not yet begun to defer it."""
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
         if self.number is None:
             self.number = signal.SIGTERM
             raise Interrupted(self.number)
-        super().__enter__()
+        with super().deferred():
+            yield
 
 
 def test_a_signal_before_the_first_step_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
