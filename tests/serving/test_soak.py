@@ -151,6 +151,7 @@ def _client(address: str, rng: random.Random, images: Images, until: float, resu
 
 
 @pytest.mark.alone
+@pytest.mark.long
 @pytest.mark.timeout(SOAK_S + 200)
 def test_a_soak_of_mixed_load(run: Path, tmp_path: Path) -> None:
     with watched(run / "model.onnx", tmp_path) as server:

@@ -384,6 +384,7 @@ def _plain(model: Path, images: list[Path]) -> tuple[float, float]:
 
 
 @pytest.mark.alone
+@pytest.mark.long
 @pytest.mark.flaky(reruns=1)  # other work on the machine's cores only slows one down
 @pytest.mark.timeout(600)
 def test_it_is_nearly_as_fast_as_plain_batches_and_does_not_grow(run: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_no_batch_size_is_named_where_the_whole_batch_fits_or_none_does(photos: 
 
 
 @pytest.mark.alone
+@pytest.mark.long
 def test_the_batch_size_that_is_named_fits(photos: Path, tmp_path: Path) -> None:
     """Under a limit a run fails with 5 and names a smaller batch size, and a run with that one trains."""
     options = ["--data", str(photos), "--model", "resnet18", "--weights", "none", "--image-size", "224"]
