@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from serving.contract.card.model_card import ModelCard
 from serving.contract.model_files import MODEL
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
@@ -40,7 +39,7 @@ from training.models.weights import Weights
 from training.options.config import TrainConfig, default_name
 from training.options.settled import SettledConfig
 from training.promotion import outcome
-from training.promotion.eight_bits import with_eight_bits
+from training.promotion.eight_bits import eight_bits
 from training.report import tensorboard
 from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
@@ -205,30 +204,55 @@ def conclude(
 
     Raises ExportRefused, OSError.
     """
-    run = context.config.run
-    if context.device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()  # ONNX Runtime allocates beside PyTorch, which keeps what training needed
-    model.load_state_dict(checkpoint.load(run / runs.BEST, context.device)["model"])
-    plain = evaluate_plain(model, dataset, context.config) if has_gain(context.config) else None
-    dataset = with_views(model, dataset, context)
-    if context.config.from_folds is None:
-        evaluation = evaluate_best(model, dataset, context.config, plain)
-    else:
-        learner = networks.learning_part(model, context.config)
-        evaluation = final.evaluate_out_of_fold(model, learner, dataset, context.config)
+    config, images, run = context.config, context.dataset, context.config.run
+    evaluation = evaluate(model, dataset, context)
     judge = outcome.run_judge(context, evaluation)
     judgement = judge(evaluation.probabilities["test"], evaluation.intervals) if judge else None
     certificate = judgement.certificate if judgement else None
-    card = build_card(model, context, evaluation, certificate, final.statement(context.config))
-    report_input = export_model(model, context, evaluation, card, epochs)
-    report_input = with_eight_bits(report_input, judge)
-    report_input = replace(report_input, promotion=outcome.not_settled(run, context.config.promote, judgement))
+    card = build_card(model, context, evaluation, certificate, final.statement(config))
+    parity = export(model, card, images, Evaluated.of(evaluation), run / MODEL)
+    measured_views = measure(model, evaluation, images, config.views)
+    quantized, no_int8 = eight_bits(config, images, judge)
+    tested, weights_digest = len(images.splits["test"]), digest(run / runs.BEST)
+    report_input = ReportInput(
+        config=config,
+        card=card,
+        dataset=images,
+        history=epochs,
+        scores=evaluation.scores,
+        intervals=evaluation.intervals,
+        uncalibrated=evaluation.uncalibrated,
+        validation=evaluation.probabilities["val"],
+        out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
+        parity=parity,
+        views=measured_views,
+        quantized=quantized,
+        no_int8=no_int8,
+        leak_free=evaluation.leak_free,
+        strange=evaluation.unknown.strange if evaluation.unknown else {},
+        looks=look_of_run(run, digest_of_test(images), tested, weights_digest),
+        environment=provenance.environment(context.device, context.group.size),
+        promotion=outcome.not_settled(run, config.promote, judgement),
+    )
     tensorboard.write_results(writer, report_input)
     writer.flush()
-    outcome.leave_pending(run, context.config.promote, judgement)
+    outcome.leave_pending(run, config.promote, judgement)
     write_report(report_input)  # last, because a run with a report is finished
-    outcome.settle(run, context.config.promote)
+    outcome.settle(run, config.promote)
+
+
+def evaluate(model: nn.Sequential, dataset: Dataset, context: RunContext) -> Evaluation:
+    """Load the weights of the best epoch, calibrate and score them; of a final model, by the folds' answers."""
+    config = context.config
+    if context.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # ONNX Runtime allocates beside PyTorch, which keeps what training needed
+    model.load_state_dict(checkpoint.load(config.run / runs.BEST, context.device)["model"])
+    plain = evaluate_plain(model, dataset, config) if has_gain(config) else None
+    dataset = with_views(model, dataset, context)
+    if config.from_folds is None:
+        return evaluate_best(model, dataset, config, plain)
+    return final.evaluate_out_of_fold(model, networks.learning_part(model, config), dataset, config)
 
 
 def has_gain(config: SettledConfig) -> bool:
@@ -242,36 +266,3 @@ def with_views(model: nn.Sequential, dataset: Dataset, context: RunContext) -> D
     if context.config.views == "none" or not context.config.freeze:
         return dataset
     return with_features(context.dataset, networks.features_and_head(model)[0], ALONE)
-
-
-def export_model(
-    model: nn.Sequential, context: RunContext, evaluation: Evaluation, card: ModelCard, epochs: list[Epoch]
-) -> ReportInput:
-    """Write `model.onnx` and prove that it predicts what the model predicts. Raises ExportRefused."""
-    config, dataset = context.config, context.dataset
-    parity = export(model, card, dataset, Evaluated.of(evaluation), config.run / MODEL)
-    return ReportInput(
-        config=config,
-        card=card,
-        dataset=dataset,
-        history=epochs,
-        scores=evaluation.scores,
-        intervals=evaluation.intervals,
-        uncalibrated=evaluation.uncalibrated,
-        validation=evaluation.probabilities["val"],
-        out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
-        parity=parity,
-        views=measure(model, evaluation, dataset, config.views),
-        quantized=None,
-        no_int8=None,
-        leak_free=evaluation.leak_free,
-        strange=evaluation.unknown.strange if evaluation.unknown else {},
-        looks=look_of_run(
-            config.run,
-            digest_of_test(dataset),
-            len(dataset.splits["test"]),
-            digest(config.run / runs.BEST),
-        ),
-        environment=provenance.environment(context.device, context.group.size),
-        promotion=outcome.not_settled(config.run, config.promote, None),
-    )

@@ -8,9 +8,10 @@ import pytest
 
 from serving.contract.model import open_model
 from tests.support.promotions import latest, make
+from training.data.dataset import Dataset
+from training.options.settled import SettledConfig
 from training.promotion import eight_bits
 from training.promotion.outcome import RunJudge
-from training.report.run_facts import ReportInput
 
 pytestmark = pytest.mark.slow  # trainings with both files
 
@@ -33,15 +34,15 @@ def test_it_is_not_published_where_the_rule_does_not_hold_for_it(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is promoted, and what `latest` leads to has no eight-bit file."""
-    whole = eight_bits.with_eight_bits
+    whole = eight_bits.eight_bits
 
-    def of_one_class(inputs: ReportInput, judge: RunJudge | None) -> ReportInput:
+    def of_one_class(config: SettledConfig, dataset: Dataset, judge: RunJudge | None) -> Any:
         assert judge is not None
         always = judge.answers.probabilities.copy()
         always[:] = [1] + [0] * (always.shape[1] - 1)
-        return whole(inputs, lambda probabilities, intervals: judge(always, intervals))  # type: ignore[arg-type]
+        return whole(config, dataset, lambda probabilities, intervals: judge(always, intervals))  # type: ignore[arg-type]
 
-    monkeypatch.setattr("training.train.with_eight_bits", of_one_class)
+    monkeypatch.setattr("training.train.eight_bits", of_one_class)
     run = make(photos, tmp_path, name="x", quantize="int8")
     assert latest(tmp_path) == "x"
     assert not (run / "model.int8.onnx").exists()
