@@ -18,7 +18,7 @@ from training.options.settled import Processes, SettledConfig, one_sided, settle
 from training.validation import check_dataset
 
 
-def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: Group) -> SettledConfig:
+def decide(config: TrainConfig, dataset: Dataset, pretrained: Weights | None, group: Group) -> SettledConfig:
     """The settled options; files that they name are copied into the run's folder, so that the run can be repeated.
 
     Raises ConfigError where an option does not fit the data or the number of processes.
@@ -26,7 +26,7 @@ def decide(config: TrainConfig, dataset: Dataset, found: Weights | None, group: 
     config = final.with_best_epoch(config)
     check_dataset(config, dataset)
     settled = settle(
-        weights.normalized(config, found) if found else config,
+        weights.normalized(config, pretrained) if pretrained else config,
         training_images=len(dataset.splits["train"]),
         classes=dataset.classes,
         has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),

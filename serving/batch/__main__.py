@@ -104,8 +104,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = Settings.from_env()
         settings = settings.model_copy(update={"model": options.model or settings.model})
-        with fetched_once(settings) as own:
-            done = predict_images(options.source, options.out, own, _workers(options), options.shard)
+        with fetched_once(settings) as fetched:
+            done = predict_images(options.source, options.out, fetched, _workers(options), options.shard)
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, InvalidOutput):

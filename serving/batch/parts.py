@@ -125,7 +125,7 @@ def write_table(path: Path, columns: Sequence[str], folders: Sequence[Path]) -> 
     """
     counts = [int((folder / COMPLETE).read_text()) for folder in folders]
     if path.suffix == ".parquet":
-        write_parquet(path, columns, (row for found in zip(folders, counts, strict=True) for row in _rows(*found)))
+        write_parquet(path, columns, (row for pair in zip(folders, counts, strict=True) for row in _rows(*pair)))
         return
     with path.open("wb") as file:
         file.write(encode([columns]))

@@ -57,8 +57,8 @@ def driver_version(root: Path = Path("/")) -> str | None:
         text = (root / "proc" / "driver" / "nvidia" / "version").read_text()
     except OSError:
         return None
-    found = re.search(r"\b\d{3}\.\d+(\.\d+)*\b", text)
-    return found[0] if found else None
+    match = re.search(r"\b\d{3}\.\d+(\.\d+)*\b", text)
+    return match[0] if match else None
 
 
 def device_files(root: Path = Path("/")) -> list[Path]:

@@ -214,9 +214,9 @@ def _graph_faults(session: onnxruntime.InferenceSession, card: ModelCard) -> Ite
 
 def _decision_faults(card: ModelCard) -> Iterator[str]:
     """Each part of the card that decides and does not fit its classes."""
-    own, correction = card.calibration.class_thresholds, card.calibration.prior_correction
-    if own and len(own) != len(card.classes):
-        yield f"the card has {len(own)} thresholds of prediction sets for {len(card.classes)} classes"
+    thresholds, correction = card.calibration.class_thresholds, card.calibration.prior_correction
+    if thresholds and len(thresholds) != len(card.classes):
+        yield f"the card has {len(thresholds)} thresholds of prediction sets for {len(card.classes)} classes"
     if correction and len(correction.factors) != len(card.classes):
         yield f"the card corrects the priors of {len(correction.factors)} classes, it names {len(card.classes)}"
     decided = [point.label for point in card.operating_points]

@@ -133,8 +133,8 @@ class Store:
         with self._explained():
             files, root = self._opened
             root = root.rstrip("/") + "/"
-            found = sorted(files.find(root, detail=True).items())
-        return {path.removeprefix(root): self._version(facts) for path, facts in found if not path.endswith("/")}
+            listing = sorted(files.find(root, detail=True).items())
+        return {path.removeprefix(root): self._version(facts) for path, facts in listing if not path.endswith("/")}
 
     def copy(self, file: Path, name: str | None = None) -> None:
         """Copy the object, or the one called `name` in the folder, to `file`, which has all of it or is left as it was.

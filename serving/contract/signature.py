@@ -71,6 +71,6 @@ def _read(path: Path) -> bytes:
             f"no signature: {path.name} beside it cannot be read ({error.strerror}); `python -m training sign` makes it"
         ) from error
     if len(signature) != LENGTH:
-        found = "more" if len(signature) > LENGTH else len(signature)
-        raise SignatureRefused(f"no signature: expected {LENGTH} bytes in {path.name} beside it, found {found}")
+        length = "more" if len(signature) > LENGTH else len(signature)
+        raise SignatureRefused(f"no signature: expected {LENGTH} bytes in {path.name} beside it, found {length}")
     return signature

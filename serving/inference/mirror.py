@@ -40,7 +40,7 @@ class Mirror:
         self.file = file
         model = Store(url)  # first: what is wrong with the URL is said of this one
         beside = [neighbours_of(file)] * training_images + [signature_of(file)] * signed
-        self._stores = {own: Store(url.beside(own.name)) for own in beside} | {file: model}
+        self._stores = {sidecar: Store(url.beside(sidecar.name)) for sidecar in beside} | {file: model}
         self._folder = file.parent
         self._intact = False
         self._said = ""
@@ -175,10 +175,10 @@ def fetched_once(settings: Settings) -> Iterator[Settings]:
     Raises StoreUnusable, OSError.
     """
     with TemporaryDirectory(prefix="twinlens-") as folder:
-        own = settings.model_copy(update={"cache": Path(folder)})
-        if mirror := mirror_of(own):
+        fetched = settings.model_copy(update={"cache": Path(folder)})
+        if mirror := mirror_of(fetched):
             mirror.fetch()
-        yield own
+        yield fetched
 
 
 def _make_private(folder: Path) -> None:

@@ -93,7 +93,7 @@ def describe_batch(
     probabilities = answers.probabilities
     novelty = [None] * len(probabilities) if answers.novelty is None else answers.novelty.tolist()
     limit = math.inf if card.familiarity is None else card.familiarity.threshold
-    sets = None if (found := card.prediction_sets(probabilities, answers.novelty)) is None else found.tolist()
+    sets = None if (included := card.prediction_sets(probabilities, answers.novelty)) is None else included.tolist()
     points = [(card.classes.index(point.label), point) for point in card.operating_points]
     least = None if card.costs is None else [card.costs.actions[index] for index in card.least_cost(probabilities)]
     predictions = []

@@ -44,15 +44,15 @@ class Similar:
     @property
     def body(self) -> dict[str, object]:
         """As the service answers it."""
-        found: list[dict[str, object]] = [
+        entries: list[dict[str, object]] = [
             {"path": _utf8(one.path), "label": one.label, "distance": round(one.distance, DECIMALS)}
             for one in self.neighbours
         ]
-        for entry, picture in zip(found, self.pictures, strict=False):
+        for entry, picture in zip(entries, self.pictures, strict=False):
             entry["picture"] = picture
         novelty = round(self.novelty, DECIMALS)
-        own = {"unfamiliar": self.unfamiliar, "novelty": novelty, "model_version": self.model_version}
-        return {"similar": found, **own}
+        facts = {"unfamiliar": self.unfamiliar, "novelty": novelty, "model_version": self.model_version}
+        return {"similar": entries, **facts}
 
 
 def _utf8(path: str) -> str:

@@ -37,13 +37,13 @@ def check(config: CheckConfig) -> Path:
     record.try_line("torch", arithmetic.torch_sees_the_gpu)
     record.try_line("cuDNN, no TF32", partial(arithmetic.convolution_is_float32, device))
     with TemporaryDirectory() as folder, (config.out / LOG).open("w", encoding="utf-8") as log:
-        made = Runs(Path(folder), config.out)
+        trained = Runs(Path(folder), config.out)
         for family in FAMILIES:
-            record.try_line(f"train {family}", partial(_quietly, log, partial(made.train, family)))
-        record.try_line("eight bits", made.eight_bits)
-        record.try_line("torch on GPU beside CPU", partial(runs.gpu_is_as_cpu, made, device))
-        record.try_line("goldens of GPU on CPU", partial(runs.goldens_of_gpu, made, device))
-        record.try_line("goldens of CPU on GPU", partial(_quietly, log, partial(runs.goldens_of_cpu, made, device)))
+            record.try_line(f"train {family}", partial(_quietly, log, partial(trained.train, family)))
+        record.try_line("eight bits", trained.eight_bits)
+        record.try_line("torch on GPU beside CPU", partial(runs.gpu_is_as_cpu, trained, device))
+        record.try_line("goldens of GPU on CPU", partial(runs.goldens_of_gpu, trained, device))
+        record.try_line("goldens of CPU on GPU", partial(_quietly, log, partial(runs.goldens_of_cpu, trained, device)))
     for family in FAMILIES:
         record.try_line(f"step {family}", partial(steps.step, family, device))
     record.try_line("NCCL", collectives.gpus_add_up)

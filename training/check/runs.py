@@ -104,9 +104,9 @@ class Runs:
         return path
 
 
-def gpu_is_as_cpu(made: Runs, device: torch.device) -> Result:
+def gpu_is_as_cpu(trained: Runs, device: torch.device) -> Result:
     """The trained weights of each family give the same probabilities on the GPU and on the CPU."""
-    worst = max(difference_from_cpu(made, family, device) for family in FAMILIES)
+    worst = max(difference_from_cpu(trained, family, device) for family in FAMILIES)
     if worst > TOLERANCE:
         raise RuntimeError(f"a probability differs by {worst:.1e}; at most {TOLERANCE:g} is allowed")
     if device.type != "cuda":
@@ -114,9 +114,9 @@ def gpu_is_as_cpu(made: Runs, device: torch.device) -> Result:
     return Result(detail=f"largest difference of a probability {worst:.1e}", numbers={"difference": worst})
 
 
-def difference_from_cpu(made: Runs, family: str, device: torch.device) -> float:
+def difference_from_cpu(trained: Runs, family: str, device: torch.device) -> float:
     """The largest difference of a probability between torch on this device and the exported file on the CPU."""
-    folder = made.finished(family).folder
+    folder = trained.finished(family).folder
     served = open_model(folder / MODEL, placement=Placement(on="cpu"))
     card, size = served.card, served.card.preprocessing
     config = TrainConfig(model=family, **FAMILIES[family])
@@ -125,19 +125,19 @@ def difference_from_cpu(made: Runs, family: str, device: torch.device) -> float:
     return float(np.abs(predict(model.to(device), images) - served.predict(images)).max())
 
 
-def goldens_of_gpu(made: Runs, device: torch.device) -> Result:
+def goldens_of_gpu(trained: Runs, device: torch.device) -> Result:
     """Cards that were evaluated on the device replay on the CPU."""
     for family in FAMILIES:
-        open_model(made.finished(family).folder / MODEL, placement=Placement(on="cpu"))
+        open_model(trained.finished(family).folder / MODEL, placement=Placement(on="cpu"))
     if device.type != "cuda":
         raise Skipped(f"{NO_GPU}; the cards of the CPU replay on the CPU")
     return Result(detail=f"{len(FAMILIES)} cards of {torch.cuda.get_device_name(device)} replay on the CPU")
 
 
-def goldens_of_cpu(made: Runs, device: torch.device) -> Result:
+def goldens_of_cpu(trained: Runs, device: torch.device) -> Result:
     """A card that was evaluated on the CPU replays on the GPU, and so does one of the GPU."""
     if device.type != "cuda":
         raise Skipped(NO_GPU)
-    for folder in (made.run("cnn", device="cpu").folder, made.finished("cnn").folder):
+    for folder in (trained.run("cnn", device="cpu").folder, trained.finished("cnn").folder):
         open_model(folder / MODEL, placement=Placement(on="cuda"))
     return Result(detail="a card of the CPU and one of the GPU replay on the GPU")

@@ -31,9 +31,9 @@ def step(family: str, device: torch.device) -> Result:
     side, batch = SIZES[family], BATCHES[family] if device.type == "cuda" else BATCH_ON_CPU
     weights: dict[str, Any] = {} if family in ("mlp", "cnn") else {"weights": "none"}
     config = settle(TrainConfig(model=family, image_size=side, batch_size=batch, **weights), training_images=10 * batch)
-    made = Preprocessing(height=side, width=side, channels=3, interpolation="area")
+    preprocessing = Preprocessing(height=side, width=side, channels=3, interpolation="area")
     scale = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
-    model = networks.build(config, made, scale, CLASSES)
+    model = networks.build(config, preprocessing, scale, CLASSES)
     model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     stepper, dtype = optimizer.make(model, config), training_dtype(config, model)
     scaler = GradScaler(device.type, enabled=dtype is torch.float16)

@@ -76,14 +76,14 @@ def import_images(config: ImportConfig) -> Path:
         raise ConfigError(f"--out {config.out}: expected an empty folder, or one that does not exist yet")
     tree = Tree(config.source, [config.out])
     paths = list(tree.files(config.source, deep=True))
-    found = list(in_threads(lambda index: _kind(paths[index]), range(len(paths)), "look"))
-    kinds = {kind for kind, _ in found}
+    inspected = list(in_threads(lambda index: _kind(paths[index]), range(len(paths)), "look"))
+    kinds = {kind for kind, _ in inspected}
     if sentences := missing(kinds):
         raise ConfigError("\n".join(sentences))
-    outputs = _outputs(config, paths, [kind for kind, _ in found])
+    outputs = _outputs(config, paths, [kind for kind, _ in inspected])
 
     def convert(index: int) -> Row:
-        kind, reason = found[index]
+        kind, reason = inspected[index]
         return _row(config, paths[index], outputs[index], kind, reason)
 
     with warnings.catch_warnings():

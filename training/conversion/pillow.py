@@ -46,8 +46,8 @@ def _bits(image: Image.Image) -> int:
 
 def _tag(image: Image.Image, tag: int) -> int:
     """A number, of several the first, that a TIFF has in its directory; else 0."""
-    found = image.getexif().get(tag, 0) if image.format == "TIFF" else 0
-    return int(found[0] if isinstance(found, tuple) else found)
+    value = image.getexif().get(tag, 0) if image.format == "TIFF" else 0
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -39,12 +39,12 @@ def values(images: ImageSet, column: str) -> list[str]:
 
     Raises DataError where an image has no value: it would be left out of no training, and tested by none.
     """
-    name, found = name_of(column), column_of(images, column)
-    without = (key for key, value in zip(images.keys, found, strict=True) if not value)
+    name, cells = name_of(column), column_of(images, column)
+    without = (key for key, value in zip(images.keys, cells, strict=True) if not value)
     refuse(images.name, f"images without a value of {name}", without)
-    if len(set(found)) < 2:
-        raise ConfigError(f"column {column}: expected 2 values or more, got {found[0]} for all images")
-    return found
+    if len(set(cells)) < 2:
+        raise ConfigError(f"column {column}: expected 2 values or more, got {cells[0]} for all images")
+    return cells
 
 
 def column_of(images: ImageSet | Source, column: str, option: str = "column") -> list[str]:
@@ -59,22 +59,22 @@ def column_of(images: ImageSet | Source, column: str, option: str = "column") ->
 
 def check_value(images: ImageSet | Source, which: LeftOut) -> None:
     """Raise ConfigError where the data does not have the column, or no image has the value."""
-    found = set(column_of(images, which.column))
-    if which.value not in found:
-        near = shortened(get_close_matches(which.value, found, cutoff=0))
+    known = set(column_of(images, which.column))
+    if which.value not in known:
+        near = shortened(get_close_matches(which.value, known, cutoff=0))
         raise ConfigError(f"--fold {which}: no image has this value; there are {near}")
 
 
 def left_out(images: ImageSet, which: LeftOut) -> Bool[np.ndarray, " images"]:
     """Which images have the value. Raises ConfigError, DataError."""
-    found: np.ndarray = np.array(values(images, which.column)) == which.value
+    mask: np.ndarray = np.array(values(images, which.column)) == which.value
     check_value(images, which)
-    return found
+    return mask
 
 
-def spanning(found: list[str], components: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, " _"]:
+def spanning(column_values: list[str], components: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, " _"]:
     """The components, groups or copies of a picture, whose images have two values or more."""
-    pairs = {(component, value) for component, value in zip(components.tolist(), found, strict=True)}
+    pairs = {(component, value) for component, value in zip(components.tolist(), column_values, strict=True)}
     numbers, counts = np.unique([component for component, _ in pairs], return_counts=True)
     parted: np.ndarray = numbers[counts > 1]
     return parted

@@ -102,7 +102,7 @@ def _best_region(whole: Stack, integrals: tuple[Stack, Stack], part: Stack) -> S
     height, width = part.shape[:2]
     part = part - part.mean((0, 1))
     energy = np.einsum("ijp,ijp->p", part, part)
-    found = []
+    similarities = []
     for top in range(len(whole) - height + 1):
         for left in range(len(whole) - width + 1):
             bottom, right = top + height, left + width
@@ -110,8 +110,8 @@ def _best_region(whole: Stack, integrals: tuple[Stack, Stack], part: Stack) -> S
                 table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left] for table in integrals
             )
             product = np.einsum("ijp,ijp->p", whole[top:bottom, left:right], part)
-            found.append(_share(product, energy * (squares - total * total / (height * width))))
-    best: Similarities = np.max(found, axis=0)
+            similarities.append(_share(product, energy * (squares - total * total / (height * width))))
+    best: Similarities = np.max(similarities, axis=0)
     return best
 
 

@@ -71,8 +71,8 @@ class Selection:
         The final model of folds is trained on all of them.
         """
         sentences = []
-        for model, made in zip(models, self.trained_on, strict=True):
-            count = np.isin(self.indices, np.r_[made["train"], made["val"]]).sum() if made else 0
+        for model, divided in zip(models, self.trained_on, strict=True):
+            count = np.isin(self.indices, np.r_[divided["train"], divided["val"]]).sum() if divided else 0
             if count:
                 sentences.append(
                     f"{model} was trained, chosen or calibrated on {count:,} of these {len(self.indices):,} images: "
@@ -128,14 +128,16 @@ def _splits_of_source(images: ImageSet) -> Splits:
     return {split: np.flatnonzero([name == split for name in images.source_splits]) for split in SPLITS}
 
 
-def choose(asked: Wanted | None, images: LabelledImages, *, remade: bool) -> tuple[str, Int64[np.ndarray, " _"], str]:
+def choose(
+    requested: Wanted | None, images: LabelledImages, *, remade: bool
+) -> tuple[str, Int64[np.ndarray, " _"], str]:
     """The images to evaluate on: their name, their indices and the reason, in words.
 
     `remade`: the splits are those of the model's training. Raises ConfigError for a split that does not exist.
     """
-    wanted: Wanted = asked or ("test" if len(images.splits["test"]) else "all")
+    wanted: Wanted = requested or ("test" if len(images.splits["test"]) else "all")
     if wanted == "all":
-        reason = "as asked" if asked else "the data is not what the model was trained on and brings no test split"
+        reason = "as asked" if requested else "the data is not what the model was trained on and brings no test split"
         return "all images", np.arange(len(images.keys)), reason
     if not len(images.splits[wanted]):
         raise ConfigError(

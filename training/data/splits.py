@@ -107,9 +107,9 @@ def divide(images: ImageSet, policy: SplitPolicy) -> Division:
             else left_out(images, which)[usable]
         )
         given = ["test" if inside else None for inside in in_fold]
-    made = complete(given, images.labels[usable], component[usable], images.classes, policy)
+    completed = complete(given, images.labels[usable], component[usable], images.classes, policy)
     assigned = np.array([split or "train" for split in images.source_splits], dtype=object)
-    for split, members in made.items():
+    for split, members in completed.items():
         assigned[usable[members]] = split
     removed = {int(i): CONTRADICTION for i in np.flatnonzero(contradictory)}
     if drop:
@@ -225,9 +225,9 @@ def complete(
             taken, drawn = drawn[chosen], np.delete(drawn, chosen)
             splits[np.isin(components, members[taken])] = split
         settled[members] = True
-    made = {split: np.flatnonzero(splits == split) for split in SPLITS}
-    _check(made, labels, classes)
-    return made
+    indices = {split: np.flatnonzero(splits == split) for split in SPLITS}
+    _check(indices, labels, classes)
+    return indices
 
 
 def _up_to(wanted: float, sizes: np.ndarray, least: int) -> list[int]:

@@ -136,10 +136,10 @@ def _development(run: Path, report: dict[str, Any], sbom: Path) -> Iterator[Part
 
 def _parity(run: Path, version: str) -> Path:
     """The newest comparison of what answers for this version; of model.int8.onnx there may be others beside it."""
-    found = (
+    reports = (
         path for path in (run / "parity").glob("*/parity.json") if json.loads(path.read_bytes())["version"] == version
     )
-    return max(found, default=run / "parity" / "parity.json")
+    return max(reports, default=run / "parity" / "parity.json")
 
 
 def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[Part]:
@@ -182,8 +182,8 @@ def _remarks(classifier: Classifier, sbom: Path) -> Iterator[str]:
     if not sbom.is_file():
         return
     try:
-        found = json.loads(sbom.read_bytes())["components"]
-        listed = {component["name"].lower(): component["version"] for component in found}
+        components = json.loads(sbom.read_bytes())["components"]
+        listed = {component["name"].lower(): component["version"] for component in components}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--sbom {sbom}: expected CycloneDX in JSON, as `make sbom` writes ({error})") from error
     for name, version in classifier.card.provenance.packages.items():

@@ -46,14 +46,14 @@ def begin(model: nn.Sequential, context: RunContext, steps_an_epoch: int) -> His
 
     How signal and gradient pass through it is measured for the own networks; timm's are mostly pretrained.
     """
-    dataset, own = context.dataset, context.config.own_network
+    dataset, own_network = context.dataset, context.config.own_network
     train = dataset.splits["train"]
     probed = train[np.linspace(0, len(train) - 1, min(PROBED, len(train)), dtype=int)]
     return History(
         classes=len(dataset.classes),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps_an_epoch=steps_an_epoch,
-        at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]) if own else [],
+        at_start=diagnostics.at_start(model, dataset.images[probed], dataset.labels[probed]) if own_network else [],
         epochs=[],
         weights=_weights(context),
     )
@@ -63,14 +63,14 @@ def _weights(context: RunContext) -> PretrainedWeights | None:
     """Those that training starts from, also by way of the run of --init-from."""
     if context.weights is not None or context.config.init_from is None:
         return context.weights.record if context.weights is not None else None
-    begun = (read(place) for place in places(context.config.init_from))
-    return next((history.weights for history in begun if history is not None), None)
+    histories = (read(place) for place in places(context.config.init_from))
+    return next((history.weights for history in histories if history is not None), None)
 
 
 def places(start: Path) -> tuple[Path, ...]:
     """Where the run is that --init-from names: its folder, or that of a checkpoint in it, the nearest first."""
-    found = start.resolve()
-    return found, *found.parents[:2]
+    resolved = start.resolve()
+    return resolved, *resolved.parents[:2]
 
 
 def write(run: Path, history: History) -> None:

@@ -31,13 +31,17 @@ def fitting_batch(model: nn.Module, context: RunContext) -> int | None:
 
 def _fits(model: nn.Module, context: RunContext, batch_size: int) -> bool:
     """Whether one step on so large a batch, shared by the processes of the group, has enough memory."""
-    made, device = context.dataset.preprocessing, context.device
+    preprocessing, device = context.dataset.preprocessing, context.device
     shared = -(-batch_size // context.group.size)
     model.requires_grad_(True).zero_grad(set_to_none=True)  # also where the first epochs freeze some
     held: list[torch.Tensor] = []
     try:
         held += [torch.zeros_like(parameter) for parameter in model.parameters() for _ in range(COPIES)]
-        images = torch.zeros((shared, made.height, made.width, made.channels), dtype=torch.uint8, device=device)
+        images = torch.zeros(
+            (shared, preprocessing.height, preprocessing.width, preprocessing.channels),
+            dtype=torch.uint8,
+            device=device,
+        )
         dtype = training_dtype(context.config, model)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             logits = model.train()(images)

@@ -64,8 +64,8 @@ def make(model: nn.Module, config: SettledConfig) -> Optimizer:
         for of_head in (False, True)
         for decayed in (True, False)
     ]
-    kind, own = KINDS[config.optimizer]
-    stepper: Optimizer = without_compiler(kind)(groups, lr=config.lr, fused=True, **own)
+    kind, options = KINDS[config.optimizer]
+    stepper: Optimizer = without_compiler(kind)(groups, lr=config.lr, fused=True, **options)
     if kind is SGD:
         # The fused kernel allocates the averages in its first step, and does not fill them where float16 skips it.
         for parameter in learning:

@@ -40,8 +40,8 @@ def serialize(model: nn.Sequential, card: ModelCard, detector: Detector | None =
     Its outputs are probabilities, the embedding, and with a detector novelty. The model itself, its device and its mode
     are not changed.
     """
-    made = card.preprocessing
-    file = onnx.load_from_string(graph(model, (made.height, made.width, made.channels)))
+    preprocessing = card.preprocessing
+    file = onnx.load_from_string(graph(model, (preprocessing.height, preprocessing.width, preprocessing.channels)))
     add_outputs(file, detector)
     onnx.helper.set_model_props(file, {METADATA_KEY: card.to_json()})
     onnx.checker.check_model(file, full_check=True)

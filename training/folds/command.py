@@ -52,12 +52,12 @@ def folds(config: FoldsConfig) -> Path:
         check_final(final, folder)
     check_options(checked if config.final else replace(checked, promote="never"))
     images = load_images(checked, partial(check_columns, config))
-    made = parts(config, images)
+    fold_parts = parts(config, images)
     if several := parted(config, images):
         print(f"warning: {several}")
-    dataset = load_dataset(replace(checked, fold=made[0].fold))
+    dataset = load_dataset(replace(checked, fold=fold_parts[0].fold))
     prepare(folder, config)
-    by_run = {folder / "runs" / part.name: part for part in made}
+    by_run = {folder / "runs" / part.name: part for part in fold_parts}
     check_unmarked(folder, list(by_run))
     missing = [run for run in by_run if outcome(run) != "done"]
     if config.leave_out is not None:
@@ -71,7 +71,7 @@ def folds(config: FoldsConfig) -> Path:
     by_value = None
     if config.leave_out is not None:
         ordinary = find_ordinary(folder.with_name(_name(config)), _options(config), dataset, answers)
-        by_value = left_out_facts(dataset, answers, made, ordinary)
+        by_value = left_out_facts(dataset, answers, fold_parts, ordinary)
     write_folds_report(folder, dataset, answers, by_value)
     if config.final and outcome(final) != "done":
         train_all({final: final_job(final, folder, config)}, config)
@@ -95,9 +95,9 @@ def _sizes(images: ImageSet, column: str) -> str:
     return ", ".join(f"{value} ({count:,} images)" for value, count in sorted(counts.items()))
 
 
-def check_unmarked(folder: Path, made: Sequence[Path]) -> None:
+def check_unmarked(folder: Path, run_folders: Sequence[Path]) -> None:
     """Raise ConfigError where `forget` has marked a run."""
-    if marked := [run for run in made if (run / FORGOTTEN).exists()]:
+    if marked := [run for run in run_folders if (run / FORGOTTEN).exists()]:
         raise ConfigError(
             f"{folder}: the weights of {len(marked)} of its runs depend on images that were forgotten; another --name "
             "begins anew"
@@ -115,8 +115,8 @@ def check_final(run: Path, folder: Path) -> None:
         return
     origin = runs.begun(run).from_folds
     if origin is None or origin.resolve() != folder.resolve():
-        found = "an ordinary run" if origin is None else f"that of the folds in {origin}"
-        raise ConfigError(f"{run}: the final model has this name, and it is {found}. --name gives another one")
+        kind = "an ordinary run" if origin is None else f"that of the folds in {origin}"
+        raise ConfigError(f"{run}: the final model has this name, and it is {kind}. --name gives another one")
 
 
 def check_complete(answers: OutOfFold, images: ImageSet, leaks: Leaks) -> None:

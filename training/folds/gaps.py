@@ -67,9 +67,11 @@ def find_ordinary(folder: Path, options: dict[str, object], images: LabelledImag
     if differing := [name for name in differing_options(theirs, options) if name not in HOW]:
         reason = f"The folds in {folder.name} are not compared: they have another {', '.join(differing)}."
         return Ordinary(probabilities=None, reason=reason)
-    found = recorded.of([images.keys[index] for index in answers.indices])
-    reason = "" if found is not None else f"The folds in {folder.name} are not compared: they are of other images."
-    return Ordinary(probabilities=found, reason=reason)
+    probabilities = recorded.of([images.keys[index] for index in answers.indices])
+    reason = (
+        "" if probabilities is not None else f"The folds in {folder.name} are not compared: they are of other images."
+    )
+    return Ordinary(probabilities=probabilities, reason=reason)
 
 
 def left_out_facts(
@@ -105,8 +107,8 @@ def left_out_facts(
 def _gap(scored: ScoredImages, ordinary: Ordinary, rows: np.ndarray) -> dict[str, Any] | None:
     if ordinary.probabilities is None:
         return None
-    labels, own, theirs = scored.labels[rows], scored.probabilities[rows], ordinary.probabilities[rows]
-    names = tuple(map(str, range(own.shape[1])))
-    before, now = (score(labels, answers, names).balanced_accuracy for answers in (theirs, own))
-    interval = balanced_accuracy_difference(labels, theirs, own, scored.components[rows])
+    labels, without_value, with_value = scored.labels[rows], scored.probabilities[rows], ordinary.probabilities[rows]
+    names = tuple(map(str, range(without_value.shape[1])))
+    before, now = (score(labels, answers, names).balanced_accuracy for answers in (with_value, without_value))
+    interval = balanced_accuracy_difference(labels, with_value, without_value, scored.components[rows])
     return asdict(Gap(ordinary=before, difference=now - before, interval=interval))

@@ -83,8 +83,8 @@ def as_frequent(labels: Labels, probabilities: Probabilities) -> Probabilities:
 
     start = np.zeros(probabilities.shape[1])
     best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-LIMIT, LIMIT)] * len(start))
-    found: Probabilities = softmax(scaled(best.x), axis=1).astype(np.float32)
-    return found
+    balanced: Probabilities = softmax(scaled(best.x), axis=1).astype(np.float32)
+    return balanced
 
 
 def mislabelled(labels: Labels, probabilities: Probabilities) -> Int64[np.ndarray, "labels classes"]:

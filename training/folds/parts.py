@@ -32,18 +32,18 @@ def parts(config: FoldsConfig, images: ImageSet) -> list[Part]:
     if config.leave_out is None:
         count = config.folds or FOLDS
         return [Part(name=f"{i}-of-{count}", fold=f"{i}/{count}") for i in range(1, count + 1)]
-    found = left_out.values(images, config.leave_out)
+    values = left_out.values(images, config.leave_out)
     column = left_out.name_of(config.leave_out)
-    made = [
+    folds = [
         Part(name=f"{number}-{in_file_name(value)}", fold=str(LeftOut(column, value)), value=value)
-        for number, value in enumerate(sorted(set(found)), 1)
+        for number, value in enumerate(sorted(set(values)), 1)
     ]
-    for part in made:
+    for part in folds:
         try:
             splits.divide(images, SplitPolicy.of(replace(config.training, fold=part.fold)))
         except DataError as error:
             raise DataError(f"{part.fold} left out: {error}") from error
-    return made
+    return folds
 
 
 def in_file_name(text: str) -> str:

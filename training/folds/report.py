@@ -79,9 +79,9 @@ def folds_summary(folder: Path) -> str:
 def _rows_of_folds(facts: dict[str, Any]) -> list[str]:
     rows = [f"{'':18}{'mean':>10}   95 % interval of such trainings"]
     for name, title in TITLES.items():
-        found = facts["means"][name]
+        mean = facts["means"][name]
         rows.append(
-            f"{title:18}" + (f"{found['mean']:10.4f}   {html.interval(found['interval'])}" if found else "         -")
+            f"{title:18}" + (f"{mean['mean']:10.4f}   {html.interval(mean['interval'])}" if mean else "         -")
         )
     return rows
 

@@ -65,33 +65,33 @@ def forget(config: ForgetConfig, interruption: Interruption | None = None) -> Pa
     cache = config.cache or out / ".cache"
     group = None if config.group is None else clean(config.group)
     person = recognise(Wanted(group=group, paths=config.path), config.data, cache, out)
-    found = scan(out, cache, person)
-    several = experiments(found.dependents)
-    files = DataFiles.of(config.data, person, found.dependents)
+    scanned = scan(out, cache, person)
+    several = experiments(scanned.dependents)
+    files = DataFiles.of(config.data, person, scanned.dependents)
     if config.delete_images:
         files.check()
     if config.retrain and person.present and isinstance(config.data, Url):
         raise ConfigError(f"--retrain: {config.data} still holds the images, and so would its copy; delete them there")
-    show_found(person, found, several, files)
+    show_found(person, scanned, several, files)
     if not config.yes:
         print("\nNothing was changed: --yes takes it away.")
         return out
-    _take_away(out, found, person)
+    _take_away(out, scanned, person)
     if config.delete_images:
         files.delete()
     again = Retraining(
         out=out,
         cache=cache,
         data=config.data,
-        dependents=found.dependents,
+        dependents=scanned.dependents,
         experiments=several,
         interruption=interruption,
     )
-    made = again.make() if config.retrain else {}
-    left = scan(out, cache, person, found)
-    append_line(out / RECORD, json.dumps(_record(config, person, found, made) | {"absent": not left.found}))
+    retrained = again.make() if config.retrain else {}
+    left = scan(out, cache, person, scanned)
+    append_line(out / RECORD, json.dumps(_record(config, person, scanned, retrained) | {"absent": not left.found}))
     print()
-    show_weights(out, found, several, again if config.retrain else None)
+    show_weights(out, scanned, several, again if config.retrain else None)
     if person.present and not config.delete_images:
         show_data(out, person, files)
     _conclude(left)
@@ -111,23 +111,23 @@ def _check(config: ForgetConfig) -> None:
         raise ConfigError(f"--out {config.out}: expected the folder of runs")
 
 
-def _take_away(out: Path, found: Scan, person: Person) -> None:
+def _take_away(out: Path, scanned: Scan, person: Person) -> None:
     """Erase what was found, and mark the runs whose weights depend on it; from now on no run reads the images.
 
     Raises ConfigError, DataError, OSError.
     """
-    for run in found.runs:
+    for run in scanned.runs:
         if runs.is_open(run):  # it would write what was taken away again
             raise ConfigError(f"{run}: a process trains in it; wait for its end, or stop it")
     if person.contents:
         forgotten.add(out, person.contents)
     with locked(out / log.LOCK), locked(out / looks.LOCK):
-        for trace in found.traces:
+        for trace in scanned.traces:
             if trace.erase is not None:
                 trace.erase()
-    for entry in found.entries:
+    for entry in scanned.entries:
         entry.erase()
-    for run in found.dependent:
+    for run in scanned.dependent:
         mark(run)
 
 
@@ -146,7 +146,7 @@ def _conclude(left: Scan) -> None:
     print("absent: yes")
 
 
-def _record(config: ForgetConfig, person: Person, found: Scan, made: dict[str, str]) -> dict[str, object]:
+def _record(config: ForgetConfig, person: Person, scanned: Scan, retrained: dict[str, str]) -> dict[str, object]:
     """The line on what was done, without a name of an image."""
     group = person.wanted.group
     return {
@@ -155,9 +155,9 @@ def _record(config: ForgetConfig, person: Person, found: Scan, made: dict[str, s
         "group_sha256": None if group is None else hashlib.sha256(group.encode()).hexdigest(),
         "note": NOTE,
         "images": len(person.keys),
-        "files": len(found.traces),
-        "cache_entries": len(found.entries),
+        "files": len(scanned.traces),
+        "cache_entries": len(scanned.entries),
         "images_deleted": config.delete_images,
-        "dependent_runs": [str(run) for run in found.dependent],
-        "retrained": made,
+        "dependent_runs": [str(run) for run in scanned.dependent],
+        "retrained": retrained,
     }

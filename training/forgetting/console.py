@@ -13,7 +13,7 @@ from training.forgetting.retraining import Retraining
 from training.forgetting.scan import Scan
 
 
-def show_found(person: Person, found: Scan, several: list[Experiment], files: DataFiles) -> None:
+def show_found(person: Person, scanned: Scan, several: list[Experiment], files: DataFiles) -> None:
     """Print what is known of the person, where, and what depends on it."""
     named = [f"{key} (a copy of {person.copies[key]})" if key in person.copies else key for key in person.keys]
     print(f"person   {len(person.keys) - len(person.copies):,} images, and {len(person.copies):,} copies of them")
@@ -22,52 +22,52 @@ def show_found(person: Person, found: Scan, several: list[Experiment], files: Da
         print(f"         and {len(named) - NAMES_SHOWN:,} more")
     for key in sorted(set(person.keys) - {*person.present}):
         print(f"warning: {key} is not in {person.images.name}: it is searched by this name alone, not by its picture")
-    print("".join(f"holds    {line}\n" for line in places(found)), end="")
+    print("".join(f"holds    {line}\n" for line in places(scanned)), end="")
     together = {one.run for each in several for one in each.dependents}
-    for one in found.dependents:
+    for one in scanned.dependents:
         if one.run not in together:
             print(f"{'weights' if one.depends else 'run':8} {one.run}: {one.sentence}")
     print("".join(f"{one.kind:8} {one.folder}: {one.sentence}\n" for one in several), end="")
     for path, what in files.listed():
         print(f"data     {path}: {what}")
-    print(f"searched {found.searched}")
+    print(f"searched {scanned.searched}")
 
 
-def places(found: Scan) -> list[str]:
+def places(scanned: Scan) -> list[str]:
     """A line for each file and cache entry with something of the person."""
     lines = [
         f"{trace.path}: {', '.join(f'{count:,} {name}' for name, count in trace.what.items())}"
         f"{'' if trace.erase else ', in a file of another kind, which only its owner can change'}"
-        for trace in found.traces
+        for trace in scanned.traces
     ]
-    return lines + [f"{entry.folder}: a cache entry with them" for entry in found.entries]
+    return lines + [f"{entry.folder}: a cache entry with them" for entry in scanned.entries]
 
 
-def show_weights(out: Path, found: Scan, several: list[Experiment], again: Retraining | None) -> None:
+def show_weights(out: Path, scanned: Scan, several: list[Experiment], again: Retraining | None) -> None:
     """Print which weights still depend on the images, and what has taken their place."""
     latest = out / runs.LATEST
     served = latest.resolve() if latest.is_symlink() else None
-    for run in found.dependent:
+    for run in scanned.dependent:
         if served == run.resolve():
-            made = again.made.get(run) if again else None
-            then = f'; `promote {made} --force --reason "..."` moves it' if made else ""
+            new = again.made.get(run) if again else None
+            then = f'; `promote {new} --force --reason "..."` moves it' if new else ""
             print(f"WARNING: {latest} leads to {run}, whose weights depend on them: it is still served{then}")
     together = {one.run for each in several for one in each.dependents}
-    for run in found.dependent:
+    for run in scanned.dependent:
         if run not in together:
             print(f"weights  {run} is marked ({runs.FORGOTTEN}); delete it where nobody needs it{_instead(run, again)}")
     for one in several:
         marked = f"{len(one.dependents)} of its {one.total} runs marked; delete it where nobody needs it"
         print(f"{one.kind:8} {one.folder} has {marked}{_instead(one.folder, again)}")
-    if found.dependent and again is None:
+    if scanned.dependent and again is None:
         print("again    with --retrain, the same command trains them again, without the images")
 
 
 def _instead(folder: Path, again: Retraining | None) -> str:
     if again is None:
         return ""
-    made = again.made.get(folder)
-    return f"; in its place is {made}" if made else f"; not made again: {again.left[folder]}"
+    new = again.made.get(folder)
+    return f"; in its place is {new}" if new else f"; not made again: {again.left[folder]}"
 
 
 def show_data(out: Path, person: Person, files: DataFiles) -> None:

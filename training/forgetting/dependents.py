@@ -65,7 +65,7 @@ class Dependent:
 
 def dependents(folders: list[Path], person: Person) -> list[Dependent]:
     """The runs among `folders` that had images of the person, those that others started from first."""
-    found = {one.run: one for run in folders if (one := _holds(run, person)) is not None}
+    holders = {one.run: one for run in folders if (one := _holds(run, person)) is not None}
     parents = {run: _parent(run, folders) for run in folders}
     ordered: dict[Path, Dependent] = {}
 
@@ -75,9 +75,9 @@ def dependents(folders: list[Path], person: Person) -> list[Dependent]:
             add(parent)
         origin = ordered.get(parent) if parent else None
         started_from = parent if origin is not None and origin.depends else None
-        own = found.get(run)
-        if own is not None or started_from is not None:
-            ordered[run] = replace(own or Dependent(run=run, splits=frozenset()), started_from=started_from)
+        holder = holders.get(run)
+        if holder is not None or started_from is not None:
+            ordered[run] = replace(holder or Dependent(run=run, splits=frozenset()), started_from=started_from)
 
     for run in folders:
         if run not in ordered:
@@ -156,10 +156,10 @@ def _data(path: Path) -> str | None:
 
 def _is_other(data: str, folder: Path, person: Person) -> bool:
     """Whether the data of this name is other data, by where it is, by its images or by those answered in a folder."""
-    own, place = person.images.name, Path(data)
-    if data == own:
+    name, place = person.images.name, Path(data)
+    if data == name:
         return False
-    if DIGITS in (data, own):
+    if DIGITS in (data, name):
         return True
     if place.exists() and person.root is not None:
         root = place if place.is_dir() else place.parent
@@ -167,7 +167,7 @@ def _is_other(data: str, folder: Path, person: Person) -> bool:
     answered = keys_in(folder / runs.PREDICTIONS)
     if answered:
         return not answered <= {*person.images.keys, *person.keys}  # a copy of the data has no others
-    return "://" in f"{data} {own}" or (place.exists() and place.resolve() != Path(own).resolve())
+    return "://" in f"{data} {name}" or (place.exists() and place.resolve() != Path(name).resolve())
 
 
 def _sample(person: Person) -> list[tuple[str, Digest]]:

@@ -44,10 +44,10 @@ class _Page:
     def drop(self, part: re.Pattern[str], unwanted: Callable[[str], bool]) -> None:
         """Take away the parts that are unwanted, and count the pictures or lines in them."""
 
-        def replacement(found: re.Match[str]) -> str:
-            if not unwanted(found[0]):
-                return found[0]
-            pictures = len(_IMG.findall(found[0]))
+        def replacement(match: re.Match[str]) -> str:
+            if not unwanted(match[0]):
+                return match[0]
+            pictures = len(_IMG.findall(match[0]))
             self.counts["pictures" if pictures else "lines"] += pictures or 1
             return ""
 

@@ -88,10 +88,10 @@ class Person:
         """The same of the pictures as a cache may hold them: stretched, padded or cropped to this size."""
         shown = []
         for way in get_args(Fit):
-            made = Preprocessing(height=height, width=width, channels=3, interpolation="area", fit=way)
+            preprocessing = Preprocessing(height=height, width=width, channels=3, interpolation="area", fit=way)
             for picture in self.pictures:
                 with suppress(ImageError):  # one too long to be cropped is in no cache of cropped ones
-                    shown.append(duplicates.fingerprint(made.fitted(picture)))
+                    shown.append(duplicates.fingerprint(preprocessing.fitted(picture)))
         return _stacked(shown)
 
 
@@ -149,13 +149,13 @@ def _root(data: Location | None) -> Path | None:
 
 
 def _of_group(source: Source, group: str) -> set[int]:
-    found = {position for position, name in enumerate(source.groups) if name == group}
-    if not found:
+    members = {position for position, name in enumerate(source.groups) if name == group}
+    if not members:
         known = sorted(set(source.groups) - {""})
         near = difflib.get_close_matches(group, known)
         there = f"near it are {shortened(near)}" if near else f"there are {len(known):,} groups"
         raise DataError(f"{source.name}: no image has the group {group!r}; {there}. --path takes names of images")
-    return found
+    return members
 
 
 def _name(path: Path, known: Container[str], root: Path | None) -> str:

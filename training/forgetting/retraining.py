@@ -50,9 +50,9 @@ class Retraining:
         """
         for folder in (*self._runs, *self._experiments):
             self._new(folder)
-        own = {run for one in self.experiments for run in (each.run for each in one.dependents)}
+        of_experiments = {run for one in self.experiments for run in (each.run for each in one.dependents)}
         for one in self.dependents:
-            if one.depends and one.run not in self._runs and one.run not in own:
+            if one.depends and one.run not in self._runs and one.run not in of_experiments:
                 self.left[one.run] = "another command has made it, and makes it again"
         return {old.name: new.name for old, new in self.made.items()}
 
@@ -62,23 +62,23 @@ class Retraining:
             return self.made.get(folder)
         origin = self._origin(folder)
         if origin != folder:
-            made = self._new(origin)
+            new = self._new(origin)
         elif folder in self._experiments:
-            made = self._experiment(self._experiments[folder])
+            new = self._experiment(self._experiments[folder])
         else:
-            made = self._run(self._runs[folder])
-        if made is None:
+            new = self._run(self._runs[folder])
+        if new is None:
             self.left.setdefault(folder, f"it follows {origin}")
         else:
-            self.made[folder] = made
-        return made
+            self.made[folder] = new
+        return new
 
     def _origin(self, folder: Path) -> Path:
         """What a folder was made again for, if that is to be made again as well; else itself."""
         base = self._base(folder)
-        found = _AGAIN.fullmatch(base)
-        before = folder.with_name(found[1] + folder.name.removeprefix(base)) if found else folder
-        return self._origin(before) if found and before in (*self._runs, *self._experiments) else folder
+        match = _AGAIN.fullmatch(base)
+        before = folder.with_name(match[1] + folder.name.removeprefix(base)) if match else folder
+        return self._origin(before) if match and before in (*self._runs, *self._experiments) else folder
 
     def _base(self, folder: Path) -> str:
         """The name that was asked for: folds by a column add the column."""
@@ -119,13 +119,13 @@ class Retraining:
         if run in self._runs:
             return self._new(run)
         folder = run.parent.parent
-        made = self._new(folder) if folder in self._experiments else None
-        start = made / "runs" / run.name if made is not None else None
+        experiment = self._new(folder) if folder in self._experiments else None
+        start = experiment / "runs" / run.name if experiment is not None else None
         return start if start is not None and start.is_dir() else None
 
     def _folds(self, folder: Path) -> Path | None:
-        found = next((each for each in self._experiments if each.resolve() == folder.resolve()), None)
-        return folder if found is None else self._new(found)
+        experiment = next((each for each in self._experiments if each.resolve() == folder.resolve()), None)
+        return folder if experiment is None else self._new(experiment)
 
     def _experiment(self, one: Experiment) -> Path | None:
         if any(each.started_from is not None for each in one.dependents):

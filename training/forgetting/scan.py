@@ -88,15 +88,15 @@ def scan(out: Path, cache: Path, person: Person, before: Scan | None = None) -> 
     With a search `before`, the runs that had the images are those of then: what shows it may be erased by now.
     """
     places = _places([out, cache])
-    begun = [folder for folder in places.folders if (folder / runs.CONFIG).is_file()]
-    known = dependents(begun, person) if before is None else before.dependents
+    run_folders = [folder for folder in places.folders if (folder / runs.CONFIG).is_file()]
+    known = dependents(run_folders, person) if before is None else before.dependents
     search = _Search(out=out, person=person, splits={one.run: one.splits for one in known})
     search.compare(places.files)
     traces = [trace for path in places.files if (trace := search.trace(path)) is not None]
     return Scan(
         traces=traces,
         entries=caches.held(places.entries, person),
-        runs=begun,
+        runs=run_folders,
         dependents=known,
         files=len(places.files),
         caches=len(places.entries),
@@ -145,25 +145,25 @@ class _Search:
 
     def compare(self, files: list[Path]) -> None:
         """Compare all photographs in pages, and all files of images, with the person's, by the audit's rule."""
-        found: dict[str | Path, np.ndarray] = {}
+        fingerprints: dict[str | Path, np.ndarray] = {}
         for path in files:
             for page in _pages(path):
                 for picture in pages.pictures(page):
-                    if picture not in found and (known := pages.fingerprint(picture)) is not None:
-                        found[picture] = known
+                    if picture not in fingerprints and (known := pages.fingerprint(picture)) is not None:
+                        fingerprints[picture] = known
             if (
                 path.suffix.lower() in IMAGE_EXTENSIONS
                 and (known := pages.fingerprint_of(path.read_bytes())) is not None
             ):
-                found[path] = known
-        self.pictures = len(found)
-        if not found:
+                fingerprints[path] = known
+        self.pictures = len(fingerprints)
+        if not fingerprints:
             return
         # Equal pictures in many pages would take all places among the nearest.
-        known, of = np.unique(np.stack([*found.values()]), return_inverse=True)
+        known, of = np.unique(np.stack([*fingerprints.values()]), return_inverse=True)
         pairs = duplicates.copies(self.person.fingerprints(), known, self.person.least_similarity)
         same = {pair.second for pair in pairs}
-        shown = [place for place, number in zip(found, of.ravel(), strict=True) if number in same]
+        shown = [place for place, number in zip(fingerprints, of.ravel(), strict=True) if number in same]
         self._shown = frozenset(place for place in shown if isinstance(place, str))
         self._images = frozenset(place for place in shown if isinstance(place, Path))
 

@@ -76,9 +76,9 @@ def _json_lines(text: str, names: Names) -> tuple[str, Counts]:
     """Each line as a record of its own, which stays: what follows from a log may depend on the number of its lines."""
     lines, counts = [], Counts()
     for line in _LINE.findall(text):
-        kept, found = _json(line, names)
+        kept, removed = _json(line, names)
         lines.append(kept)
-        counts += found
+        counts += removed
     return "".join(lines), counts
 
 
@@ -94,9 +94,9 @@ def _kept(value: Any, names: Names, counts: Counts) -> Any:
             if key in names:
                 counts["records"] += 1
             elif key == GROUPS and isinstance(item, dict):
-                own = {name: sizes for name, sizes in item.items() if f"group {name}" not in names}
-                counts["records"] += len(item) - len(own)
-                kept[key] = own
+                remaining = {name: sizes for name, sizes in item.items() if f"group {name}" not in names}
+                counts["records"] += len(item) - len(remaining)
+                kept[key] = remaining
             else:
                 kept[key] = _kept(item, names, counts)
         return kept

@@ -66,8 +66,8 @@ def with_thresholds(calibration: Calibration, scored: ScoredImages, *, by_class:
     """
     if len(scored.labels) < MIN_IMAGES or (threshold := fit_threshold(scored, calibration.level)) is None:
         return replace(calibration, threshold=None, class_thresholds=())
-    own = fit_class_thresholds(scored, calibration.level) if by_class else ()
-    return replace(calibration, threshold=threshold, class_thresholds=own)
+    class_thresholds = fit_class_thresholds(scored, calibration.level) if by_class else ()
+    return replace(calibration, threshold=threshold, class_thresholds=class_thresholds)
 
 
 def corrected(logits: Logits, calibration: Calibration) -> Logits:
@@ -162,7 +162,7 @@ def held_for(calibration: Calibration, classes: Sequence[str]) -> str:
     if not calibration.class_thresholds:
         return "and over all classes together, not for each"
     thresholds = zip(classes, calibration.class_thresholds, strict=True)
-    if few := [name for name, own in thresholds if own is None]:
+    if few := [name for name, value in thresholds if value is None]:
         return f"for each class but {', '.join(few)}, of which there were too few: they share one threshold"
     return "for each class"
 
@@ -205,11 +205,11 @@ def coverage_warnings(
     if sets is None:
         return
     held = sets[np.arange(len(sets)), scored.labels]
-    found = rate(held, np.ones(len(held), bool) if familiar is None else familiar, scored.components)
-    if found.interval is not None and found.interval[1] < level:
-        low, high = found.interval
+    reached = rate(held, np.ones(len(held), bool) if familiar is None else familiar, scored.components)
+    if reached.interval is not None and reached.interval[1] < level:
+        low, high = reached.interval
         yield (
             f"The prediction sets, meant to hold the true class of {level:.0%} of the images, hold it in "
-            f"{found.value:.1%} of {found.images:,} {kind} ({low:.1%} to {high:.1%}): these are unlike the images that "
-            "the sets were fitted to."
+            f"{reached.value:.1%} of {reached.images:,} {kind} ({low:.1%} to {high:.1%}): these are unlike the images "
+            "that the sets were fitted to."
         )

@@ -51,8 +51,8 @@ def class_curves(
     curves = [ranked.curves(np.ones((1, len(scored.labels)))) for ranked in decisions]
     replicates: list[list[np.ndarray]] = [[] for _ in decisions]
     for weights in resamples(scored.components, np.random.default_rng(seed)):
-        for ranked, found in zip(decisions, replicates, strict=True):
-            found.append(ranked.curves(weights))
+        for ranked, resampled in zip(decisions, replicates, strict=True):
+            resampled.append(ranked.curves(weights))
     return [
         ClassCurves(
             name=classes[label],
@@ -60,9 +60,9 @@ def class_curves(
             share=float(counts[label] / counts.sum()),
             roc_auc=float(roc_auc_score(scored.labels == label, scored.probabilities[:, label])),
             average_precision=float(average_precision_score(scored.labels == label, scored.probabilities[:, label])),
-            **_bands(scored, label, curve[:, 0], np.concatenate(found, axis=1)),
+            **_bands(scored, label, curve[:, 0], np.concatenate(resampled, axis=1)),
         )
-        for label, curve, found in zip(shown, curves, replicates, strict=True)
+        for label, curve, resampled in zip(shown, curves, replicates, strict=True)
     ]
 
 
@@ -81,15 +81,15 @@ class _Ranked:
         ordered = weights[:, self._order]
         hits = np.cumsum(np.add.reduceat(ordered * self._is_class, self._ties, axis=1), axis=1)
         alarms = np.cumsum(np.add.reduceat(ordered * ~self._is_class, self._ties, axis=1), axis=1)
-        found = np.full((2, len(weights), len(SHARES)), np.nan)
+        values = np.full((2, len(weights), len(SHARES)), np.nan)
         for row, (hit, alarm) in enumerate(zip(hits, alarms, strict=True)):
             if not hit[-1] or not alarm[-1]:
                 continue  # a resample without the class, or with nothing else
             sensitivity, false_alarms = hit / hit[-1], alarm / alarm[-1]
-            found[0, row] = np.interp(SHARES, np.r_[0, false_alarms], np.r_[0, sensitivity])
+            values[0, row] = np.interp(SHARES, np.r_[0, false_alarms], np.r_[0, sensitivity])
             places = np.searchsorted(sensitivity, SHARES[1:])
-            found[1, row, 1:] = hit[places] / (hit[places] + alarm[places])
-        return found
+            values[1, row, 1:] = hit[places] / (hit[places] + alarm[places])
+        return values
 
 
 def _bands(scored: ScoredImages, label: int, curves: np.ndarray, replicates: np.ndarray) -> dict[str, Band]:

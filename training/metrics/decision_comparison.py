@@ -61,7 +61,7 @@ def compare_decisions(
 ) -> list[DecisionComparison]:
     """The decisions for each class that both models decide for; `classes` names the columns of both answers."""
     first, second = ({point.label: point for point in each} for each in points)
-    found = []
+    comparisons = []
     for name in (name for name in first if name in second):
         label, pair = classes.index(name), (first[name], second[name])
         is_class = labels == label
@@ -69,8 +69,10 @@ def compare_decisions(
         sensitivity, specificity = (
             rate_difference(right[0][among], right[1][among], components[among]) for among in (is_class, ~is_class)
         )
-        found.append(DecisionComparison(label=name, points=pair, sensitivity=sensitivity, specificity=specificity))
-    return found
+        comparisons.append(
+            DecisionComparison(label=name, points=pair, sensitivity=sensitivity, specificity=specificity)
+        )
+    return comparisons
 
 
 def rate_difference(a: Right, b: Right, components: Int64[np.ndarray, " images"]) -> RateDifference | None:

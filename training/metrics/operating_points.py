@@ -63,8 +63,8 @@ class Measured:
     def cost(self) -> str:
         """How many of the measured images are decided yes, rightly and wrongly, in a sentence."""
         hits, alarms = self.rates.sensitivity, self.rates.specificity
-        found = f"{_count(hits)} of the {hits.images:,} images of {self.point.label}"
-        return f"Decided yes are {found}, and {alarms.images - _count(alarms):,} of the {alarms.images:,} others."
+        detected = f"{_count(hits)} of the {hits.images:,} images of {self.point.label}"
+        return f"Decided yes are {detected}, and {alarms.images - _count(alarms):,} of the {alarms.images:,} others."
 
     @property
     def misses_target(self) -> bool:
@@ -129,13 +129,13 @@ def choose(
     targets: Iterable[TargetScore], classes: Sequence[str], labels: Labels, probabilities: Probabilities
 ) -> tuple[OperatingPoint, ...]:
     """The operating points that reach these targets on the validation split; a target that none reaches has none."""
-    found = []
+    points = []
     for wanted in targets:
         label = classes.index(wanted.label)
         threshold = threshold_for(wanted, probabilities[:, label], labels == label)
         if threshold is not None:
-            found.append(OperatingPoint(**wanted._asdict(), threshold=threshold))
-    return tuple(found)
+            points.append(OperatingPoint(**wanted._asdict(), threshold=threshold))
+    return tuple(points)
 
 
 def threshold_for(

@@ -46,31 +46,33 @@ class Slices:
     """Columns that nobody asked for and that divide nothing, and the reason."""
 
 
-def slices(images: LabelledImages, asked: str | None, indices: Int64[np.ndarray, " _"]) -> Slices:
+def slices(images: LabelledImages, requested: str | None, indices: Int64[np.ndarray, " _"]) -> Slices:
     """The columns that --slices names; None: all that divide the images.
 
     Quartiles are those of the training split, or where there is none of the images `indices`. Raises ConfigError for a
     named column that does not exist or divides nothing.
     """
     train = images.splits["train"]
-    found = {name: _slicing(name, images.columns[name], train if len(train) else indices) for name in images.columns}
-    if asked is None:
+    by_name = {name: _slicing(name, images.columns[name], train if len(train) else indices) for name in images.columns}
+    if requested is None:
         return Slices(
-            columns=[each for each in found.values() if isinstance(each, Slicing)],
-            left_out={name: each for name, each in found.items() if isinstance(each, str)},
+            columns=[each for each in by_name.values() if isinstance(each, Slicing)],
+            left_out={name: each for name, each in by_name.items() if isinstance(each, str)},
         )
-    check_columns(asked, images.image_set)
-    return Slices(columns=[_named(name, found[name]) for name in _names(asked)])
+    check_columns(requested, images.image_set)
+    return Slices(columns=[_named(name, by_name[name]) for name in _names(requested)])
 
 
-def check_columns(asked: str | None, images: ImageSet | Source) -> None:
+def check_columns(requested: str | None, images: ImageSet | Source) -> None:
     """Raise ConfigError for a column that --slices names and that the data does not have."""
-    for name in _names(asked):
+    for name in _names(requested):
         column_of(images, name, "--slices")
 
 
-def _names(asked: str | None) -> list[str]:
-    return [] if asked in (None, NONE) else list(dict.fromkeys(clean(name).lower() for name in asked.split(",")))
+def _names(requested: str | None) -> list[str]:
+    return (
+        [] if requested in (None, NONE) else list(dict.fromkeys(clean(name).lower() for name in requested.split(",")))
+    )
 
 
 def _named(name: str, slicing: Slicing | str) -> Slicing:

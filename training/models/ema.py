@@ -26,8 +26,8 @@ class ExponentialMovingAverage:
     def load(self, state: dict[str, Any], steps: int) -> None:
         """Continue from the weights `state`, an average of `steps` steps."""
         if self._averaged is not None:
-            own = self._averaged.module.state_dict()
-            self._averaged.module.load_state_dict({name: state[name] for name in own})
+            names = self._averaged.module.state_dict()
+            self._averaged.module.load_state_dict({name: state[name] for name in names})
             self._averaged.n_averaged.fill_(steps)
 
     def update(self, model: nn.Module) -> None:

@@ -36,10 +36,10 @@ PIPELINE_ENDINGS = (".yaml", ".yml", ".json")
 
 
 def _url(value: object) -> Url:
-    found = location(value) if isinstance(value, str) else value
-    if not isinstance(found, Url):
+    url = location(value) if isinstance(value, str) else value
+    if not isinstance(url, Url):
         raise ValueError("expected a URL")
-    return found
+    return url
 
 
 Data = (

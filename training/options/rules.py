@@ -123,8 +123,8 @@ def _model_rules(config: "TrainConfig") -> Iterator[Rule]:
         )
         # What is computed once can be neither augmented nor mixed.
         drawn = {name: getattr(config, name) for name in ("augment", "symmetry", "mixup", "cutmix")}
-        asked = [f"--{name} {value}" for name, value in drawn.items() if value not in (None, "none", 0)]
-        yield not asked, "freeze", "images that stay as they are, so that features are computed once", ", ".join(asked)
+        given = [f"--{name} {value}" for name, value in drawn.items() if value not in (None, "none", 0)]
+        yield not given, "freeze", "images that stay as they are, so that features are computed once", ", ".join(given)
 
 
 def _training_rules(config: "TrainConfig") -> Iterator[Rule]:

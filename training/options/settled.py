@@ -132,16 +132,16 @@ def _balance(best_by: ScoreName | None, *, tuned: bool) -> Balance:
 
 def _symmetry(config: TrainConfig, augment: Policy | Path, classes: Sequence[str]) -> Symmetry:
     """The symmetry, where it was left open. Raises ConfigError where --views needs one that the classes do not have."""
-    asked = config.views or "none"
-    side, needed = one_sided(classes), SYMMETRIES[asked][0]
+    views = config.views or "none"
+    side, needed = one_sided(classes), SYMMETRIES[views][0]
     not_drawn = config.freeze or isinstance(augment, Path)  # what is drawn is then not for --symmetry to say
-    if asked != "none" and (config.symmetry is None or not_drawn):
+    if views != "none" and (config.symmetry is None or not_drawn):
         insisting = "" if not_drawn else f"; --symmetry {needed} beside it says that it does not"
         expected = f"none, as a mirror may change what class {side!r} means{insisting}"
-        require(side is None, "views", expected, asked)
+        require(side is None, "views", expected, views)
     if config.symmetry is not None or not_drawn:
         return config.symmetry or "none"
-    return "mirror" if asked == "none" and config.fine_tunes and side is None else needed
+    return "mirror" if views == "none" and config.fine_tunes and side is None else needed
 
 
 def one_sided(classes: Sequence[str]) -> str | None:

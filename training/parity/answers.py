@@ -52,22 +52,22 @@ class Service:
         """Raise ConfigError when the service cannot be reached, or serves another model than that of the card."""
         self._check_version(self._get("/model")["version"], card)
 
-    def answers(self, asked: Selection, card: ModelCard) -> Probabilities:
+    def answers(self, selection: Selection, card: ModelCard) -> Probabilities:
         """Probabilities `[images, classes]` of six decimals.
 
         Images that are in no file of their own are sent as PNG. Raises ConfigError when the service cannot be reached,
         refuses an image, or serves another version of the model.
         """
-        places = {key: place for place, key in enumerate(asked.source.keys)}
+        places = {key: place for place, key in enumerate(selection.source.keys)}
 
         def ask(index: int) -> Sequence[float]:
-            reply = self._get("/predict", _encoded(asked.source.read(places[asked.images.keys[index]])))
+            reply = self._get("/predict", _encoded(selection.source.read(places[selection.images.keys[index]])))
             self._check_version(reply["model_version"], card)
-            return [reply["probabilities"][name] for name in asked.images.classes]
+            return [reply["probabilities"][name] for name in selection.images.classes]
 
         with ThreadPoolExecutor(CLIENTS) as pool:
-            replies = pool.map(ask, asked.indices.tolist())
-            shown = tqdm(replies, "ask", len(asked.indices), unit=" images", disable=None, leave=False)
+            replies = pool.map(ask, selection.indices.tolist())
+            shown = tqdm(replies, "ask", len(selection.indices), unit=" images", disable=None, leave=False)
             return np.array(list(shown), np.float32)
 
     def _check_version(self, served: str, card: ModelCard) -> None:

@@ -17,7 +17,7 @@ def eight_bits(config: SettledConfig, dataset: Dataset, judge: RunJudge | None) 
         return None, None
     source = config.run / MODEL
     try:
-        made = quantize(source, int8_of(source), dataset, least_agreement=config.int8_agreement, judge=judge)
+        quantized = quantize(source, int8_of(source), dataset, least_agreement=config.int8_agreement, judge=judge)
     except ExportRefused as error:
         return None, str(error)  # the float32 file is proved, and is published
-    return made, None
+    return quantized, None

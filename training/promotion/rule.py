@@ -89,16 +89,16 @@ def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival
         intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)
     if absent := [name for label, name in enumerate(answers.classes) if label not in answers.labels]:
         warnings.append(f"The rule says nothing of {', '.join(absent)}: no image that it judges is of such a class.")
-    own = balanced_accuracy(answers.labels, answers.probabilities)
+    achieved = balanced_accuracy(answers.labels, answers.probabilities)
     measured = Certificate(
         rule="better",
         test_split=answers.digest,
         images=len(answers.labels),
-        balanced_accuracy=own,
+        balanced_accuracy=achieved,
         chance=1 / len(np.unique(answers.labels)),
         margin=config.margin,
         floors=tuple(_floors(config, intervals)),
-        champion=_compared(answers, own, rival),
+        champion=_compared(answers, achieved, rival),
     )
     faults = [*_never(answers, measured), *_missed(config, measured), *_lost(measured, rival)]
     served = rival.digest if rival else None

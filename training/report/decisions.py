@@ -67,7 +67,7 @@ def cost_facts(card: ModelCard, scored: ScoredImages) -> dict[str, Any] | None:
 
 def curve_pictures(decisions: Decisions) -> list[dict[str, str]]:
     """By class with curves, both as drawings; the dot is its operating point."""
-    measured = {found.point.label: found for found in decisions.points}
+    measured = {each.point.label: each for each in decisions.points}
     return [
         {
             "roc": html.drawing(figures.roc(curves, measured.get(curves.name))),
@@ -77,13 +77,13 @@ def curve_pictures(decisions: Decisions) -> list[dict[str, str]]:
     ]
 
 
-def decision_warnings(decisions: Decisions, asked: Sequence[str], images: str) -> Iterator[str]:
+def decision_warnings(decisions: Decisions, targets: Sequence[str], images: str) -> Iterator[str]:
     """Sentences on demands that are not met on `images`, and on thresholds that few images chose.
 
     `asked` is what --operate demands; empty where that is not known.
     """
     by_label = {measured.point.label: measured for measured in decisions.points}
-    for text in asked:
+    for text in targets:
         if operating_points.parse(text).label not in by_label:
             yield f"No threshold reaches `--operate {text}` on validation images: the model has no such decision."
     for label, measured in by_label.items():
@@ -95,10 +95,10 @@ def decision_warnings(decisions: Decisions, asked: Sequence[str], images: str) -
                 f"{point.target:g} is wanted, and the 95 % interval there is {html.interval(chosen.interval)}."
             )
         if measured.misses_target:
-            found = measured.rates.of(point.score)
+            rate = measured.rates.of(point.score)
             yield (
-                f"The {point.score} of the decision for {label} is {html.number(found.value)} "
-                f"({html.interval(found.interval)}) on {images}, below the {point.target:g} that its threshold reaches "
+                f"The {point.score} of the decision for {label} is {html.number(rate.value)} "
+                f"({html.interval(rate.interval)}) on {images}, below the {point.target:g} that its threshold reaches "
                 "on validation images."
             )
 

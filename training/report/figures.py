@@ -88,16 +88,16 @@ def _panel(axes: Axes, lines: Mapping[str, Sequence[Sequence[float | None]]], *,
     """Draw each line of one panel: the mean over its seeds, and a band where it has several."""
     dots: dict[str, Any] = {"marker": "o", "markersize": 3} if logarithmic else {}
     for number, (line, seeds) in enumerate(lines.items()):
-        begun = [values for values in seeds if values]
-        length = min(map(len, begun), default=0)
-        values = np.array([values[:length] for values in begun], float).reshape(len(begun), length)
+        series = [values for values in seeds if values]
+        length = min(map(len, series), default=0)
+        values = np.array([values[:length] for values in series], float).reshape(len(series), length)
         if logarithmic:
             values[values == 0] = np.nan
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         places = np.arange(1, length + 1)
-        means = values.mean(0) if begun else []
+        means = values.mean(0) if series else []
         axes.plot(places, means, color=colour, linestyle=dashes, label=line, **dots)
-        if len(begun) > 1:
+        if len(series) > 1:
             axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
 
 

@@ -104,12 +104,12 @@ def percent_interval(limits: Sequence[float] | None) -> str:
     return "-" if limits is None else f"{limits[0]:.1%} to {limits[1]:.1%}"
 
 
-def gap(found: Mapping[str, Any] | None) -> str:
+def gap(difference: Mapping[str, Any] | None) -> str:
     """A difference of scores with its interval; a dash where there is none."""
-    if found is None:
+    if difference is None:
         return "-"
-    low, high = found["interval"]
-    return f"{found['difference']:+.3f}, {low:+.3f} to {high:+.3f}"
+    low, high = difference["interval"]
+    return f"{difference['difference']:+.3f}, {low:+.3f} to {high:+.3f}"
 
 
 def novelty_lines(unknown: dict[str, Any] | None, images: str) -> list[str]:

@@ -131,9 +131,11 @@ def record(out: Path, look: Look) -> EarlierLooks:
         with locked(out / LOCK):
             earlier, unreadable = _read(out / LOG)
             same = [each for each in earlier if each.test_split == look.test_split]
-            own = [place for place, each in enumerate(same) if look.checkpoint and each.checkpoint == look.checkpoint]
-            if own:
-                same = same[: own[0]]
+            repeats = [
+                place for place, each in enumerate(same) if look.checkpoint and each.checkpoint == look.checkpoint
+            ]
+            if repeats:
+                same = same[: repeats[0]]
             else:
                 append_line(out / LOG, json.dumps(asdict(look), ensure_ascii=False))
     except OSError as error:

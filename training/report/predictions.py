@@ -44,8 +44,8 @@ class Recorded:
         rows = {key: row for row, key in enumerate(self.keys)}
         if any(key not in rows for key in keys):
             return None
-        found: Probabilities = self.probabilities[[rows[key] for key in keys]]
-        return found
+        selected: Probabilities = self.probabilities[[rows[key] for key in keys]]
+        return selected
 
 
 def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> np.ndarray:

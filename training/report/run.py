@@ -125,7 +125,7 @@ def run_summary(run: Path) -> str:
             f"Parity held on all {parity['images']:,} test images: pixels equal, 0 labels differ"
             f"{f' (but {ties} between equally probable ones)' if ties else ''}, "
             f"probabilities within {worst:.1e} (at most {parity['tolerance']:g}).",
-            *([found["sentence"]] if (found := facts.get("views")) else []),  # absent in older versions' runs
+            *([views["sentence"]] if (views := facts.get("views")) else []),  # absent in older versions' runs
             *_int8(facts["quantized"]),
             "",
             f"report  {run / REPORT / 'report.html'}",

@@ -214,8 +214,8 @@ def _warnings(inputs: ReportInput) -> Iterator[str]:
         count = len(inputs.dataset.splits["val"])
         what = "prediction sets" if count >= MIN_IMAGES else "a temperature and for prediction sets"
         yield f"{count} validation images are too few for {what} at a level of {calibration.level:.0%}."
-    if (asked := inputs.config.unfamiliar) and inputs.card.familiarity is None and inputs.out_of_fold is None:
-        yield why_none(inputs.dataset.components[inputs.dataset.splits["val"]], asked)
+    if (demanded := inputs.config.unfamiliar) and inputs.card.familiarity is None and inputs.out_of_fold is None:
+        yield why_none(inputs.dataset.components[inputs.dataset.splits["val"]], demanded)
     yield from _eight_bit_warnings(inputs)
     training, validation = inputs.scores["train"].accuracy, inputs.scores["val"].accuracy
     if training - validation >= OVERFITTING_GAP:

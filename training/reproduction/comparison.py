@@ -20,13 +20,13 @@ def differing_results(cards: tuple[ModelCard, ModelCard], files: tuple[Path, Pat
     The graph is all of the file but its card.
     """
     first, second = cards
-    found = []
+    differing = []
     if first.provenance.checkpoint_digest != second.provenance.checkpoint_digest:
-        found.append("weights")
+        differing.append("weights")
     if _graph(files[0]) != _graph(files[1]):
-        found.append("graph")
+        differing.append("graph")
     names = [field.name for field in fields(ModelCard) if field.name not in (*NOT_COMPUTED, "version")]
-    return found + [name for name in names if getattr(first, name) != getattr(second, name)]
+    return differing + [name for name in names if getattr(first, name) != getattr(second, name)]
 
 
 def differing_conditions(then: Provenance, now: Provenance) -> list[str]:
@@ -35,7 +35,7 @@ def differing_conditions(then: Provenance, now: Provenance) -> list[str]:
 
 
 def _conditions(then: Provenance, now: Provenance) -> Iterator[tuple[str, str, str]]:
-    weights = [made.weights.digest if made.weights else "none" for made in (then, now)]
+    weights = [provenance.weights.digest if provenance.weights else "none" for provenance in (then, now)]
     yield "pretrained weights", weights[0], weights[1]
     for name in dict.fromkeys((*then.packages, *now.packages)):
         yield name, then.packages.get(name, UNKNOWN), now.packages.get(name, UNKNOWN)

@@ -93,8 +93,8 @@ def _exceeds(step: Step, limits: Mapping[str, float]) -> bool:
 def _harmless(steps: Sequence[Step]) -> list[Step]:
     """Steps of each change that were shown to be harmless before its first harm."""
     changes = dict.fromkeys(step.change for step in steps)
-    own = ([step for step in steps if step.change == change] for change in changes)
-    before = (takewhile(lambda step: step.effect != "harmful", mine) for mine in own)
+    by_change = ([step for step in steps if step.change == change] for change in changes)
+    before = (takewhile(lambda step: step.effect != "harmful", mine) for mine in by_change)
     return [step for mine in before for step in mine if step.effect == "harmless"]
 
 

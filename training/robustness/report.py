@@ -125,8 +125,8 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
 
     drops = [drop(each.change, each.strength, each.probabilities) for each in report.answers]
     steps = [
-        Step(change=each.change, effect=found.effect(report.margin), indices=each.indices)
-        for each, found in zip(report.answers, drops, strict=True)
+        Step(change=each.change, effect=paired.effect(report.margin), indices=each.indices)
+        for each, paired in zip(report.answers, drops, strict=True)
         if each.change in {change.name for change in DRIFTS}
     ]
     decisive, others = drop(DECISIVE, 1, report.without.decisive), drop(OTHERS, 1, report.without.others)

@@ -89,8 +89,8 @@ def _shared(path: Path) -> Options:
     """The options of a file, such as a run's config.yaml, without those that a study sets itself, which are printed."""
     from_yaml(path)  # raises for an unknown option
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if own := [key for key in values if key in document.OWN]:
-        print(f"config {path}: without {', '.join(own)}, which a study sets itself")
+    if excluded := [key for key in values if key in document.OWN]:
+        print(f"config {path}: without {', '.join(excluded)}, which a study sets itself")
     return {key: option(key, value, str(path)) for key, value in values.items() if key not in document.OWN}
 
 

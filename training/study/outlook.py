@@ -35,12 +35,12 @@ def image_outlook(study: Study, results: Sequence[RunResult]) -> list[dict[str, 
         by_others[", ".join(others)].append(result)
     curves = {title: curves_of(of) for title, of in by_others.items()}
     best = max(curves, key=lambda title: _score_at_most(curves[title][OVERALL]))
-    found = [
+    forecasts = [
         each
         for title, scored in curves.items()
         for each in _more(title, scored if title == best else {OVERALL: scored[OVERALL]})
     ]
-    return [*found, *_tested(best, by_others[best])]
+    return [*forecasts, *_tested(best, by_others[best])]
 
 
 def _more(title: str, scored: Curves) -> Iterator[dict[str, Any]]:
@@ -106,9 +106,9 @@ def curves_of(results: Sequence[RunResult]) -> Curves:
 
 def seed_outlook(conclusions: Sequence[Conclusion | None]) -> list[dict[str, Any]]:
     """How many seeds would decide each question that is open."""
-    asked = [conclusion for conclusion in conclusions if conclusion is not None]
-    tested = sum(conclusion.tested for conclusion in asked)
-    return [each for conclusion in asked if not conclusion.decided for each in _seeds(conclusion, tested)]
+    answered = [conclusion for conclusion in conclusions if conclusion is not None]
+    tested = sum(conclusion.tested for conclusion in answered)
+    return [each for conclusion in answered if not conclusion.decided for each in _seeds(conclusion, tested)]
 
 
 def _seeds(conclusion: Conclusion, tested: int) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ def more_images(curve: Curve) -> MoreImages:
         given = f"{sizes} and {len(curve)}"
         return _unknown(most, f"a law needs {FEWEST_SIZES} numbers of images and 2 seeds, the runs have {given}")
     law = _fit(list(curve.values()))
-    if law is None or (found := _needed(law, most)) is None:
+    if law is None or (images_needed := _needed(law, most)) is None:
         return _unknown(most, "the curve is flat, or its end too near for 5 points more")
     rng, seeds = np.random.default_rng(0), list(curve.values())
     drawn = [[seeds[i] for i in rng.integers(0, len(seeds), len(seeds))] for _ in range(RESAMPLES)]
@@ -61,7 +61,7 @@ def more_images(curve: Curve) -> MoreImages:
     if not math.isfinite(high):
         return _unknown(most, "another draw of the seeds would make the curve flat")
     score = 1 - float(_error(np.array(most), *law))
-    return MoreImages(images=most, score=score, more=round(found), interval=(float(low), float(high)))
+    return MoreImages(images=most, score=score, more=round(images_needed), interval=(float(low), float(high)))
 
 
 def more_tested(recall: float, images: int) -> int:
@@ -108,10 +108,10 @@ def _fit(curves: Sequence[Mapping[int, float]]) -> tuple[float, float, float] | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)  # without a covariance: the bootstrap gives the interval
         try:
-            found, _ = curve_fit(_error, sizes, errors, start, bounds=((0, 0, 0.01), (1, np.inf, 2)), max_nfev=2000)
+            fitted, _ = curve_fit(_error, sizes, errors, start, bounds=((0, 0, 0.01), (1, np.inf, 2)), max_nfev=2000)
         except RuntimeError:
             return None
-    floor, scale, rate = map(float, found)
+    floor, scale, rate = map(float, fitted)
     return floor, scale, rate
 
 

@@ -97,9 +97,9 @@ class Comparisons:
 
 def conclude(questions: Sequence[Question], results: Sequence[RunResult]) -> list[Conclusion | None]:
     """The answer of these results to each question; None when no run, or none of its reference, has a value."""
-    asked = [_compare(question, results) for question in questions]
-    corrected = iter(holm([p for of in asked if of is not None for p in of.p_values]))
-    return [None if of is None else _conclusion(of, corrected) for of in asked]
+    comparisons = [_compare(question, results) for question in questions]
+    corrected = iter(holm([p for of in comparisons if of is not None for p in of.p_values]))
+    return [None if of is None else _conclusion(of, corrected) for of in comparisons]
 
 
 def why_none(question: Question, results: Sequence[RunResult]) -> str:
@@ -134,14 +134,14 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
         reference = max(measured, key=lambda level: sign * fmean(values[level].values()))
     if reference not in measured:
         return None
-    asked = question.compare[:1] if question.compare else [level for level in levels if level != reference]
+    compared = question.compare[:1] if question.compare else [level for level in levels if level != reference]
     lost = _not_reached(question, selected)
     differences = [
         replace(
             paired_difference(level, values[level], values[reference], exact=measure.exact),
             not_reached=lost[level] + lost[reference],
         )
-        for level in asked
+        for level in compared
     ]
     return Comparisons(
         question=question,
@@ -170,26 +170,30 @@ def _p_of_pairs(values: Mapping[str, Values], *, exact: bool) -> list[float | No
     return [paired_difference(a, values[a], values[b], exact=exact).p for a, b in combinations(values, 2)]
 
 
-def _conclusion(asked: Comparisons, corrected: Iterator[float | None]) -> Conclusion:
+def _conclusion(comparisons: Comparisons, corrected: Iterator[float | None]) -> Conclusion:
     """Take the next corrected p values, one for each that the question has."""
-    question, reference = asked.question, asked.reference
-    taken = list(islice(corrected, len(asked.p_values)))
-    differences = [replace(difference, corrected_p=p) for difference, p in zip(asked.differences, taken, strict=False)]
+    question, reference = comparisons.question, comparisons.reference
+    taken = list(islice(corrected, len(comparisons.p_values)))
+    differences = [
+        replace(difference, corrected_p=p) for difference, p in zip(comparisons.differences, taken, strict=False)
+    ]
     sentence = (
         _pair(MEASURES[question.measure], differences[0], reference)
         if question.compare
-        else _all(question, differences, reference, asked.reference_values)
+        else _all(question, differences, reference, comparisons.reference_values)
     )
-    is_loss = MEASURES[question.measure].is_loss(asked.selected[0].cell.score)
+    is_loss = MEASURES[question.measure].is_loss(comparisons.selected[0].cell.score)
     scale = ["The score is a log loss: lower is better."] if is_loss else []
     levels = [*(difference.level for difference in differences), reference]
     return Conclusion(
         question=question,
         reference=reference,
         differences=differences,
-        sentence=" ".join([sentence[0].upper() + sentence[1:], *scale, *_losses(question, asked.selected, levels)]),
+        sentence=" ".join(
+            [sentence[0].upper() + sentence[1:], *scale, *_losses(question, comparisons.selected, levels)]
+        ),
         decided=any(difference.verdict in ("higher", "lower", "equal") for difference in differences),
-        tested=sum(p is not None for p in asked.p_values),
+        tested=sum(p is not None for p in comparisons.p_values),
     )
 
 

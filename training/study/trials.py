@@ -73,12 +73,12 @@ class Record:
             self._give_lost_again()
             trials = self.study.get_trials(deepcopy=False)
             repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
-            made = [
+            trials_made = [
                 trial
                 for trial in trials
                 if trial.params and trial.number not in repeated and trial.state != TrialState.WAITING
             ]
-            if len(made) >= most:
+            if len(trials_made) >= most:
                 return None
             # By its number, so that processes that share a search, or one that is continued, do not draw the same.
             self.study.sampler = optuna.samplers.TPESampler(seed=SEED + len(trials))

@@ -59,8 +59,10 @@ class Calibration:
         Call it only if there is a `threshold`.
         """
         assert self.threshold is not None
-        own = self.class_thresholds or (self.threshold,)
-        sets = probabilities >= np.array([self.threshold if value is None else value for value in own], np.float32)
+        thresholds = self.class_thresholds or (self.threshold,)
+        sets = probabilities >= np.array(
+            [self.threshold if value is None else value for value in thresholds], np.float32
+        )
         sets[np.arange(len(sets)), probabilities.argmax(1)] = True
         return sets
 

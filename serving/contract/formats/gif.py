@@ -92,12 +92,12 @@ def _frames(data: bytes) -> Iterator[Frame]:
     """The first frame and, where there are more, the second."""
     at, common = _table(data, _TABLE_AT, data[_DESCRIPTOR])
     transparent_index = None
-    blocks = found = 0
-    while found < 2 and data[at] != _TRAILER:
+    blocks = frames = 0
+    while frames < 2 and data[at] != _TRAILER:
         start, kind = at, data[at]
         if kind == _FRAME:
             left, top, width, height, flags = struct.unpack_from("<4HB", data, at + 1)
-            at, own = _table(data, at + 10, flags)
+            at, local_table = _table(data, at + 10, flags)
             codes_at = at
             at += 1
         elif kind == _EXTENSION:
@@ -116,14 +116,14 @@ def _frames(data: bytes) -> Iterator[Frame]:
         if data.startswith(_GRAPHIC_CONTROL, start):
             transparent_index = data[start + 6] if data[start + 3] & 1 else None
         elif kind == _FRAME:
-            found += 1
+            frames += 1
             yield Frame(
                 left=left,
                 top=top,
                 width=width,
                 height=height,
                 interlaced=bool(flags & _INTERLACED),
-                table=own or common,
+                table=local_table or common,
                 transparent_index=transparent_index,
                 codes=data[codes_at:at],
             )

@@ -81,7 +81,7 @@ class TrainingIndex:
     ) -> "TrainingIndex":
         """The index of images, each with its path and the digest of its pixels."""
         digests = [bytes.fromhex(digest) for _, digest in images]
-        made = cls(
+        index = cls(
             metric=metric,
             classes=classes,
             points=points,
@@ -91,7 +91,7 @@ class TrainingIndex:
             places=np.arange(len(images)),
             rows=np.empty((0, 32), np.uint8),
         )
-        return replace(made, rows=np.frombuffer(b"".join(made._digests()), np.uint8).reshape(-1, 32))
+        return replace(index, rows=np.frombuffer(b"".join(index._digests()), np.uint8).reshape(-1, 32))
 
     @cached_property
     def digest(self) -> Digest:
@@ -135,8 +135,8 @@ class TrainingIndex:
         """The `count` nearest rows to an embedding of length 1, the nearest first; fewer where there are fewer."""
         distances = self.distances(embedding)
         count = min(count, len(distances))
-        found = np.argpartition(distances, count - 1)[:count] if count else np.arange(0)
-        found = found[np.lexsort((found, distances[found]))]
+        rows = np.argpartition(distances, count - 1)[:count] if count else np.arange(0)
+        rows = rows[np.lexsort((rows, distances[rows]))]
         return [
             Neighbour(
                 path=self.paths[row],
@@ -144,7 +144,7 @@ class TrainingIndex:
                 distance=float(distances[row]),
                 pixels=Digest(self.pixels[row].tobytes().hex()),
             )
-            for row in found.tolist()
+            for row in rows.tolist()
         ]
 
     def distances(self, embedding: Float32[np.ndarray, " features"]) -> Float32[np.ndarray, " rows"]:

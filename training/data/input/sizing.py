@@ -43,8 +43,8 @@ def choose(config: TrainConfig, sizes: Sequence[Size]) -> Sizing:
 
 def _model(config: TrainConfig, sizes: Sequence[Size]) -> tuple[str, str]:
     if layers := config.layer_options:
-        own, given = ("mlp", "hidden") if "hidden" in layers else ("cnn", layers[0])
-        return own, f"--{given.replace('_', '-')} is an option of its layers"
+        family, given = ("mlp", "hidden") if "hidden" in layers else ("cnn", layers[0])
+        return family, f"--{given.replace('_', '-')} is an option of its layers"
     side = median(min(size) for size in sizes) if sizes else 0
     if side >= PHOTOGRAPH_SIDE:
         return BACKBONE, f"photographs: the median shorter side is {side:.0f} px, at least {PHOTOGRAPH_SIDE}"

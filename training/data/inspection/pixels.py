@@ -82,11 +82,12 @@ def resized_pixels(source: Source, preprocessing: Preprocessing, cache: Cache) -
     return cache.arrays(_IMAGES, (source.identity, preprocessing), make)[_IMAGES]
 
 
-def _check_room(folder: Path, images: int, made: Preprocessing) -> None:
+def _check_room(folder: Path, images: int, preprocessing: Preprocessing) -> None:
     """Raise OSError where the disk is too small for the rows, which would fill it only after hours of reading."""
-    needed, disk = images * made.height * made.width * made.channels, shutil.disk_usage(folder)
+    height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
+    needed, disk = images * height * width * channels, shutil.disk_usage(folder)
     if disk.total and needed > disk.free:  # of some network file systems all sizes are 0
-        size = f"{images:,} images of {made.height} x {made.width} x {made.channels} need {needed / 1e6:,.0f} MB"
+        size = f"{images:,} images of {height} x {width} x {channels} need {needed / 1e6:,.0f} MB"
         raise OSError(errno.ENOSPC, f"{size}, of which {disk.free / 1e6:,.0f} MB are free")
 
 

@@ -179,7 +179,7 @@ def _empty(tree: Tree, listing: Listing) -> list[str]:
     shown = [
         f"{name} ({_endings(files) or 'empty'})"
         for name, files in listing.empty.items()
-        if files or not any(own.startswith(f"{name}/") for own in tree.own)
+        if files or not any(written.startswith(f"{name}/") for written in tree.own)
     ]
     accepted = " ".join(sorted(IMAGE_EXTENSIONS))
     hint = import_hint(tree.root, (file for files in listing.empty.values() for file in files))

@@ -44,8 +44,8 @@ class Forgotten:
     def of(cls, folder: Path) -> "Forgotten":
         """What counts for a folder of runs, or for a run or a file in it. Raises DataError, OSError."""
         place = folder.resolve()
-        found = [path for above in (place, *place.parents) if (path := above / LIST).is_file()]
-        return cls(frozenset(content for path in found for content in _read(path)))
+        lists = [path for above in (place, *place.parents) if (path := above / LIST).is_file()]
+        return cls(frozenset(content for path in lists for content in _read(path)))
 
     @property
     def identity(self) -> tuple[str, ...]:

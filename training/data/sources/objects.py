@@ -111,11 +111,11 @@ class Copy:
         Store(self.url).copy(self.path)
         forms = [(line, {plain(line.row.path), plain(line.row.path.strip())}) for line in listed(self.path)]
         versions = self.folder.versions()
-        found = {path: plain(path) for path in versions if path == posixpath.normpath(path)}
-        there = set(found.values())
+        plain_names = {path: plain(path) for path in versions if path == posixpath.normpath(path)}
+        there = set(plain_names.values())
         refuse_absent(str(self.url), str(self.url.folder), [line for line, names in forms if there.isdisjoint(names)])
         wanted = {plain(self.url.name)} | {name for _, names in forms for name in names}
-        return {path: versions[path] for path, name in found.items() if name in wanted}
+        return {path: versions[path] for path, name in plain_names.items() if name in wanted}
 
     def _fetch(self, paths: Sequence[str]) -> tuple[list[str], list[OSError]]:
         """Copy these objects; which are there now, and what went wrong with others."""

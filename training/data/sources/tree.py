@@ -106,8 +106,10 @@ def is_image(path: Path) -> bool:
 
 def import_hint(root: Path, paths: Iterable[Path]) -> str:
     """A sentence, after a blank, where some of these files can be imported; else nothing."""
-    found = any(path.suffix.lower() in IMPORTED_EXTENSIONS for path in paths)
-    return f" `python -m training import {root} --out FOLDER` makes a copy in which they are read." if found else ""
+    importable = any(path.suffix.lower() in IMPORTED_EXTENSIONS for path in paths)
+    return (
+        f" `python -m training import {root} --out FOLDER` makes a copy in which they are read." if importable else ""
+    )
 
 
 def _real(folder: Path) -> Real:

@@ -74,8 +74,8 @@ def measure(model: nn.Sequential, evaluation: Evaluation, dataset: Dataset, kind
     """What the views of a finished `model` cost and change; None without views."""
     if kind == "none":
         return None
-    made = dataset.preprocessing
-    shape = (made.height, made.width, made.channels)
+    preprocessing = dataset.preprocessing
+    shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
     seconds, seconds_without = median_seconds(one_image(model, shape), one_image(views.without(model), shape))
     return MeasuredViews(
         views=kind,
@@ -89,8 +89,8 @@ def warnings(measured: MeasuredViews | None) -> Iterator[str]:
     """A sentence where views make the model worse."""
     if measured is None or measured.gain is None:
         return
-    found = measured.gain.comparison.differences["balanced_accuracy"]
-    if found.better == "A":
+    difference = measured.gain.comparison.differences["balanced_accuracy"]
+    if difference.better == "A":
         yield f"`--views {measured.views}` costs time and makes the answers worse. {measured.sentence}"
 
 

@@ -73,6 +73,6 @@ def faults_of_index(index: TrainingIndex, classifier: Classifier, dataset: Datas
     originals = [dataset.unresized(dataset.keys.index(index.paths[row])) for row in rows]
     embeddings = classifier.answers(np.stack([dataset.preprocessing.fitted(pixels) for pixels in originals])).embeddings
     assert embeddings is not None
-    away = float(np.median([index.distances(own)[row] for own, row in zip(embeddings, rows, strict=True)]))
+    away = float(np.median([index.distances(embedding)[row] for embedding, row in zip(embeddings, rows, strict=True)]))
     most = FROM_OWN_ROW * classifier.card.familiarity.threshold
     return [] if away <= most else [f"training images are {away:.2g} from their own rows (at most {most:.2g})"]

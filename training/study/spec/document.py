@@ -57,14 +57,14 @@ def read(path: Path) -> Study:
     seeds = _value(parts["seeds"]) if "seeds" in parts else 3
     if not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"{_at(path, parts['seeds'])}: seeds: expected a number of 1 or more, got {seeds!r}")
-    asked = _elements(path, "questions", parts["questions"]) if "questions" in parts else []
+    questions = _elements(path, "questions", parts["questions"]) if "questions" in parts else []
     study = Study(
         title=str(_value(parts["title"])) if "title" in parts else path.stem,
         base=_options(path, parts["base"]) if "base" in parts else {},
         axes=axes,
         ranges=ranges,
         seeds=seeds,
-        questions=tuple(_question(path, node, axes) for node in asked) or tuple(_default_questions(axes)),
+        questions=tuple(_question(path, node, axes) for node in questions) or tuple(_default_questions(axes)),
     )
     check(study, str(path))
     return study
