@@ -92,7 +92,7 @@ def describe_batch(
     check_output(answers)
     probabilities = answers.probabilities
     novelty = [None] * len(probabilities) if answers.novelty is None else answers.novelty.tolist()
-    limit = math.inf if card.familiarity is None else card.familiarity.threshold
+    familiarity = card.familiarity
     sets = None if (included := card.prediction_sets(probabilities, answers.novelty)) is None else included.tolist()
     points = [(card.classes.index(point.label), point) for point in card.operating_points]
     least = None if card.costs is None else [card.costs.actions[index] for index in card.least_cost(probabilities)]
@@ -109,9 +109,9 @@ def describe_batch(
             prediction_set=None if sets is None else [card.classes[index] for index in order if sets[row][index]],
             probabilities=ranked,
             model_version=card.version,
-            decisions={point.label: values[index] >= point.threshold for index, point in points} if points else None,
+            decisions={point.label: point.decides(values[index]) for index, point in points} if points else None,
             least_cost=None if least is None else least[row],
-            unfamiliar=None if new is None else new > limit,
+            unfamiliar=None if familiarity is None or new is None else familiarity.unfamiliar(new),
             novelty=None if new is None else round(new, DECIMALS),
         )
         predictions.append(prediction)

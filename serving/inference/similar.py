@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 
 import cv2
-import numpy as np
 
 from serving.contract.decode import Decoded, Digest, checked_header, content, decode_checked, pixel_digest
 from serving.contract.formats.image_header import ImageError
@@ -98,7 +97,7 @@ class Searcher:
             neighbours=neighbours,
             pictures=[self._picture(one) for one in neighbours] if self._settings.show_training else [],
             novelty=answer.novelty,
-            unfamiliar=familiarity.unfamiliar(np.array([answer.novelty], np.float32)).item(),
+            unfamiliar=familiarity.unfamiliar(answer.novelty),
             model_version=predictor.card.version,
         )
 

@@ -1,7 +1,7 @@
 """How the model decides: what turns its logits and novelty into answers, by numbers that the validation split sets."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -80,11 +80,13 @@ class OperatingPoint:
     target: float
     threshold: float
 
-    def decides(self, probabilities: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
-        """The decision for each of these probabilities of the class."""
-        # In double precision, as `describe_batch` compares: rounded to float32, the threshold may pass a probability.
-        decisions: np.ndarray = probabilities.astype(np.float64) >= self.threshold
-        return decisions
+    @overload
+    def decides(self, probability: float) -> bool: ...
+    @overload
+    def decides(self, probability: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]: ...
+    def decides(self, probability: float | Float32[np.ndarray, " images"]) -> bool | np.ndarray:
+        """The decision for a probability of the class, or for each of several."""
+        return _in_double_precision(probability) >= self.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,15 @@ class Familiarity:
     images: int
     """Number of validation images that set the threshold."""
 
-    def unfamiliar(self, novelty: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
-        """The decision for each of these values."""
-        decisions: np.ndarray = novelty.astype(np.float64) > self.threshold  # as `describe_batch` compares
-        return decisions
+    @overload
+    def unfamiliar(self, novelty: float) -> bool: ...
+    @overload
+    def unfamiliar(self, novelty: Float32[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]: ...
+    def unfamiliar(self, novelty: float | Float32[np.ndarray, " images"]) -> bool | np.ndarray:
+        """The decision for a value, or for each of several."""
+        return _in_double_precision(novelty) > self.threshold
+
+
+def _in_double_precision(values: float | np.ndarray) -> float | np.ndarray:
+    """As the thresholds are: one that is rounded to float32 may pass a value."""
+    return values.astype(np.float64) if isinstance(values, np.ndarray) else values
