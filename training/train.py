@@ -229,7 +229,7 @@ def conclude(
         quantized=quantized,
         no_int8=no_int8,
         leak_free=evaluation.leak_free,
-        strange=evaluation.unknown.strange if evaluation.unknown else {},
+        blank=evaluation.novelty.blank if evaluation.novelty else {},
         looks=look_of_run(run, digest_of_test(images), tested, weights_digest),
         environment=provenance.environment(context.device, context.group.size),
         promotion=outcome.not_settled(run, config.promote, judgement),

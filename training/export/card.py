@@ -39,7 +39,7 @@ def build_card(
         operating_points=evaluation.operating_points,
         costs=costs.read(config.costs, dataset.classes) if config.costs else None,
         statement=statement,
-        familiarity=evaluation.unknown.familiarity if evaluation.unknown else None,
-        neighbours=evaluation.unknown.index.digest if evaluation.unknown else None,
+        familiarity=evaluation.novelty.familiarity if evaluation.novelty else None,
+        neighbours=evaluation.novelty.index.digest if evaluation.novelty else None,
         views=config.views,
     )

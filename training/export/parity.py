@@ -61,12 +61,12 @@ class Evaluated:
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Evaluated":
         """What the file must compute: the answers of its own model, also where the scores are of others."""
-        unknown = evaluation.unknown
+        novelty = evaluation.novelty
         return cls(
             probabilities=evaluation.probabilities["test"] if evaluation.own is None else evaluation.own,
-            detector=unknown.detector if unknown else None,
-            novelty=unknown.test if unknown else None,
-            index=unknown.index if unknown else None,
+            detector=novelty.detector if novelty else None,
+            novelty=novelty.test if novelty else None,
+            index=novelty.index if novelty else None,
         )
 
 

@@ -181,7 +181,7 @@ def coverage(
     if sets is None or not len(labels):
         return None
     held = sets[np.arange(len(labels)), labels]
-    known = None if familiar is None else coverage(labels[familiar], sets[familiar], level, classes)
+    of_familiar = None if familiar is None else coverage(labels[familiar], sets[familiar], level, classes)
     return Coverage(
         level=level,
         images=len(labels),
@@ -191,7 +191,7 @@ def coverage(
             name: float(held[labels == label].mean()) if (labels == label).any() else None
             for label, name in enumerate(classes)
         },
-        familiar=known,
+        familiar=of_familiar,
     )
 
 

@@ -31,7 +31,7 @@ from training.storage import copied
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
-STRANGE_IMAGES = 64
+BLANK_IMAGES = 64
 """Number of images of each kind that shows nothing. By them the report says whether novelty works at all."""
 
 
@@ -96,14 +96,14 @@ class LeakFree:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unknown:
+class NoveltyEvaluation:
     """How the model finds images that are unlike those of its training."""
 
     detector: Detector
     familiarity: Familiarity
     validation: Novelty
     test: Novelty
-    strange: dict[str, Novelty]
+    blank: dict[str, Novelty]
     """Novelty of images that show nothing, by their kind."""
     index: TrainingIndex
 
@@ -126,7 +126,7 @@ class Evaluation:
     --views."""
     own: Probabilities | None = None
     """What the model itself answers to the test images, where `probabilities` has the answers of the folds' models."""
-    unknown: Unknown | None = None
+    novelty: NoveltyEvaluation | None = None
     """None without --unfamiliar, where the validation split is too small for it, and for the final model of folds."""
 
 
@@ -142,8 +142,8 @@ def evaluate_best(
     embeddings = {split: _embeddings(body, dataset, split) for split in SPLITS}
     logits = {split: _finite(prediction.logits(head, embeddings[split]), split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
-    unknown = _unknown(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None
-    calibrated = calibrate(dataset, logits["val"], config, unknown)
+    novelty_evaluation = _evaluate_novelty(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None
+    calibrated = calibrate(dataset, logits["val"], config, novelty_evaluation)
     if calibrated.threshold is None:
         count, groups = len(val), len(np.unique(dataset.components[val]))
         images = f"{count} validation images" + (f" of {groups} groups" if groups < count else "")
@@ -161,7 +161,7 @@ def evaluate_best(
         operating_points=operating_points.choose(targets, dataset.classes, dataset.labels[val], probabilities["val"]),
         leak_free=_leak_free(dataset, probabilities["test"]),
         plain=plain,
-        unknown=unknown,
+        novelty=novelty_evaluation,
     )
 
 
@@ -172,7 +172,9 @@ def evaluate_plain(model: nn.Sequential, dataset: Dataset, config: SettledConfig
     return calibrated_probabilities(compute_logits(learner, dataset, "test"), fitted)
 
 
-def calibrate(dataset: Dataset, logits: Logits, config: SettledConfig, unknown: Unknown | None = None) -> Calibration:
+def calibrate(
+    dataset: Dataset, logits: Logits, config: SettledConfig, novelty_evaluation: NoveltyEvaluation | None = None
+) -> Calibration:
     """Fit bias, temperature, priors and prediction sets to the logits of the validation split.
 
     The sets to its familiar images alone, as only their like have one.
@@ -183,8 +185,8 @@ def calibrate(dataset: Dataset, logits: Logits, config: SettledConfig, unknown: 
     fitted = calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
     probabilities = calibrated_probabilities(logits, fitted)
     scored = ScoredImages(labels=labels, probabilities=probabilities, components=components)
-    if unknown is not None:
-        scored = scored.chosen(~unknown.familiarity.unfamiliar(unknown.validation))
+    if novelty_evaluation is not None:
+        scored = scored.chosen(~novelty_evaluation.familiarity.unfamiliar(novelty_evaluation.validation))
     return calibration.with_thresholds(fitted, scored, by_class=config.sets == "class")
 
 
@@ -202,9 +204,9 @@ def _embeddings(body: nn.Module, dataset: Dataset, split: Split) -> Features:
     return prediction.logits(body, dataset.images, indices)
 
 
-def _unknown(
+def _evaluate_novelty(
     body: nn.Module, embeddings: dict[Split, Features], dataset: Dataset, false_alarms: float
-) -> Unknown | None:
+) -> NoveltyEvaluation | None:
     labels, components = dataset.labels[scored(dataset, "train")], dataset.components[dataset.splits["val"]]
     detector = novelty.fit(embeddings["train"], labels)
     validation = detector.novelty(embeddings["val"])
@@ -213,24 +215,25 @@ def _unknown(
     if familiarity is None:
         print(f"warning: {novelty.why_none(components, false_alarms)}")
         return None
-    return Unknown(
+    return NoveltyEvaluation(
         detector=detector,
         familiarity=familiarity,
         validation=validation,
         test=detector.novelty(embeddings["test"]),
-        strange={
-            name: detector.novelty(prediction.logits(body, images)) for name, images in _strange(dataset.preprocessing)
+        blank={
+            name: detector.novelty(prediction.logits(body, images))
+            for name, images in _blank_images(dataset.preprocessing)
         },
         index=training_index(body, dataset, detector, embeddings["train"]),
     )
 
 
-def _strange(made: Preprocessing) -> Iterator[tuple[str, Images]]:
+def _blank_images(preprocessing: Preprocessing) -> Iterator[tuple[str, Images]]:
     """Images that show nothing, by their kind."""
     rng = np.random.default_rng(0)
-    shape = (STRANGE_IMAGES, made.height, made.width, made.channels)
+    shape = (BLANK_IMAGES, preprocessing.height, preprocessing.width, preprocessing.channels)
     yield "noise", rng.integers(0, 256, shape, dtype=np.uint8)
-    colours = rng.integers(0, 256, (STRANGE_IMAGES, 1, 1, made.channels), dtype=np.uint8)
+    colours = rng.integers(0, 256, (BLANK_IMAGES, 1, 1, preprocessing.channels), dtype=np.uint8)
     yield "one colour", np.ascontiguousarray(np.broadcast_to(colours, shape))
 
 

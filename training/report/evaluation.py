@@ -20,7 +20,7 @@ from training.metrics.calibration import Sets, coverage, coverage_warnings, held
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.metrics.decision_comparison import DecisionComparison, compare_decisions
-from training.metrics.familiarity.novelty import Novelty, known_images, novelty_facts, novelty_warnings
+from training.metrics.familiarity.novelty import Novelty, familiar_images, novelty_facts, novelty_warnings
 from training.metrics.slices import Slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.report import figures, html
@@ -178,12 +178,12 @@ def _facts(
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.images, evaluation.indices
     sets, card = _sets(evaluation.models[0], images.classes), evaluation.models[0].classifier.card
-    familiar = known_images(card, evaluation.models[0].novelty)
+    familiar = familiar_images(card, evaluation.models[0].novelty)
     unknown = novelty_facts(
         card.familiarity,
         evaluation.models[0].novelty,
         evaluation.scored.components,
-        strange={},
+        blank={},
     )
     columns = columns_by_score(evaluation.slices.columns, indices, evaluation.scored, sets)
     return {
@@ -232,7 +232,7 @@ def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores
     """The facts of one model."""
     classifier, images, indices = model.classifier, evaluation.images, evaluation.indices
     card, labels = classifier.card, images.labels[indices]
-    familiar = known_images(card, model.novelty)
+    familiar = familiar_images(card, model.novelty)
     covered = coverage(labels, _sets(model, images.classes), card.calibration.level, images.classes, familiar)
     return {
         "model": {

@@ -112,14 +112,14 @@ def gap(difference: Mapping[str, Any] | None) -> str:
     return f"{difference['difference']:+.3f}, {low:+.3f} to {high:+.3f}"
 
 
-def novelty_lines(unknown: dict[str, Any] | None, images: str) -> list[str]:
+def novelty_lines(facts: dict[str, Any] | None, images: str) -> list[str]:
     """How many images are unfamiliar, in a line for the console; none for a model without novelty."""
-    if unknown is None:
+    if facts is None:
         return []
-    measured = unknown["measured"]
+    measured = facts["measured"]
     return [
         f"{percent(measured['value'])} ({percent_interval(measured['interval'])}) of the {images} are unfamiliar; the "
-        f"limit is set for {percent(unknown['false_alarms'])} at most."
+        f"limit is set for {percent(facts['false_alarms'])} at most."
     ]
 
 

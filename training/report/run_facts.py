@@ -29,7 +29,7 @@ from training.metrics.classification import (
     risk_coverage,
 )
 from training.metrics.evaluation import LeakFree
-from training.metrics.familiarity.novelty import Novelty, known_images, novelty_facts, novelty_warnings, why_none
+from training.metrics.familiarity.novelty import Novelty, familiar_images, novelty_facts, novelty_warnings, why_none
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights
@@ -65,7 +65,7 @@ class ReportInput:
     """Why the eight-bit file was refused."""
     environment: dict[str, str]
     leak_free: LeakFree | None
-    strange: dict[str, Novelty]
+    blank: dict[str, Novelty]
     """Novelty of images that show nothing, by their kind; empty where the model has none."""
     looks: EarlierLooks
     """At the test split, before this run's."""
@@ -100,9 +100,9 @@ def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:
     columns = columns_by_score(sliced.columns, dataset.splits["test"], inputs.scored("test"), sets)
     labels = dataset.labels[dataset.splits["test"]]
     unknown = novelty_facts(
-        inputs.card.familiarity, parity.served_novelty, inputs.scored("test").components, inputs.strange
+        inputs.card.familiarity, parity.served_novelty, inputs.scored("test").components, inputs.blank
     )
-    familiar = known_images(inputs.card, parity.served_novelty)
+    familiar = familiar_images(inputs.card, parity.served_novelty)
     covered = coverage(labels, sets, inputs.card.calibration.level, dataset.classes, familiar)
     return {
         "run": inputs.config.run.name,

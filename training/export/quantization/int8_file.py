@@ -127,12 +127,12 @@ class _TestSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unknown:
+class _QuantizedNovelty:
     """Novelty of the quantised graph's embeddings."""
 
     detector: Detector
     familiarity: Familiarity
-    known: Bool[np.ndarray, " validation"]
+    familiar: Bool[np.ndarray, " validation"]
     """Which validation images are familiar: their like have prediction sets."""
     test: Novelty
     """Novelty of the test images."""
@@ -161,15 +161,15 @@ def quantize(
         session = _Session(graph, views)
         val, test = (session.run(dataset.images, dataset.splits[split]) for split in ("val", "test"))
         evaluated = _evaluate(test.probabilities, dataset, judge)
-        unknown = _unknown(session, val, test, dataset, float32.card.familiarity)
-        card = _card(float32.card, val.probabilities, dataset, evaluated, unknown)
+        int8_novelty = _quantized_novelty(session, val, test, dataset, float32.card.familiarity)
+        card = _card(float32.card, val.probabilities, dataset, evaluated, int8_novelty)
         card = replace(card, goldens=tuple(_golden(golden, card, session) for golden in card.goldens))
-    add_outputs(graph, unknown.detector if unknown else None)
+    add_outputs(graph, int8_novelty.detector if int8_novelty else None)
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.to_json()})
     with candidate(path, graph.SerializeToString()) as file:
         int8 = open_model(file)
         served = _served(int8, dataset)
-        _check(served, evaluated, unknown)
+        _check(served, evaluated, int8_novelty)
         quantized = _compare((float32, int8), served.probabilities, dataset, evaluated, least_agreement)
         if quantized.published:
             publish(file, path)
@@ -179,7 +179,11 @@ def quantize(
 
 
 def _card(
-    card: ModelCard, probabilities: Probabilities, dataset: Dataset, evaluated: _TestSplit, unknown: _Unknown | None
+    card: ModelCard,
+    probabilities: Probabilities,
+    dataset: Dataset,
+    evaluated: _TestSplit,
+    int8_novelty: _QuantizedNovelty | None,
 ) -> ModelCard:
     """The card of the quantised file but for its goldens: what depends on probabilities is computed again.
 
@@ -189,12 +193,12 @@ def _card(
     labels, components = dataset.labels[val], dataset.components[val]
     if calibrated.threshold is not None:
         validation = ScoredImages(labels=labels, probabilities=probabilities, components=components)
-        familiar = validation.chosen(unknown.known) if unknown else validation
+        familiar = validation.chosen(int8_novelty.familiar) if int8_novelty else validation
         calibrated = calibration.with_thresholds(calibrated, familiar, by_class=bool(calibrated.class_thresholds))
     targets = map(operating_points.TargetScore.of, card.operating_points)
     return replace(
         card,
-        familiarity=unknown.familiarity if unknown else None,
+        familiarity=int8_novelty.familiarity if int8_novelty else None,
         neighbours=None,  # its embeddings are others than those of the float32 file
         operating_points=operating_points.choose(targets, card.classes, labels, probabilities),
         certificate=evaluated.verdict.certificate if evaluated.verdict else None,
@@ -205,19 +209,21 @@ def _card(
     )
 
 
-def _unknown(
+def _quantized_novelty(
     session: _Session, val: _Computed, test: _Computed, dataset: Dataset, familiarity: Familiarity | None
-) -> _Unknown | None:
+) -> _QuantizedNovelty | None:
     """Novelty by the graph's own embeddings, of as many false alarms as that of the float32 file; None without it."""
     if familiarity is None:
         return None
     train = scored(dataset, "train")
     detector = novelty.fit(session.run(dataset.images, train).embeddings, dataset.labels[train])
     validation = detector.novelty(val.embeddings)
-    own = novelty.choose(validation, dataset.components[dataset.splits["val"]], familiarity.false_alarms)
-    assert own is not None  # of as many validation images as in float32
-    known = ~own.unfamiliar(validation)
-    return _Unknown(detector=detector, familiarity=own, known=known, test=detector.novelty(test.embeddings))
+    limit = novelty.choose(validation, dataset.components[dataset.splits["val"]], familiarity.false_alarms)
+    assert limit is not None  # of as many validation images as in float32
+    familiar = ~limit.unfamiliar(validation)
+    return _QuantizedNovelty(
+        detector=detector, familiarity=limit, familiar=familiar, test=detector.novelty(test.embeddings)
+    )
 
 
 def _served(classifier: Classifier, dataset: Dataset) -> Answers:
@@ -226,7 +232,7 @@ def _served(classifier: Classifier, dataset: Dataset) -> Answers:
     return Answers.concatenate([classifier.answers(batch) for batch in shown])
 
 
-def _check(served: Answers, evaluated: _TestSplit, unknown: _Unknown | None) -> None:
+def _check(served: Answers, evaluated: _TestSplit, int8_novelty: _QuantizedNovelty | None) -> None:
     """Raise ExportRefused where the finished file does not answer what was evaluated."""
     difference = float(np.abs(served.probabilities - evaluated.probabilities).max())
     if difference > TOLERANCE:
@@ -234,7 +240,7 @@ def _check(served: Answers, evaluated: _TestSplit, unknown: _Unknown | None) -> 
             f"a probability of the int8 file differs by {difference:.2g} from the evaluated one; "
             f"at most {TOLERANCE:g} is allowed"
         )
-    check = parity.check_novelty(unknown.familiarity, unknown.test, served.novelty) if unknown else None
+    check = parity.check_novelty(int8_novelty.familiarity, int8_novelty.test, served.novelty) if int8_novelty else None
     if check is not None and not check.holds:
         raise ExportRefused(f"the int8 file, {check}")
 

@@ -65,7 +65,7 @@ class Detector:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlike:
+class Separation:
     """Novelty of images that show nothing, beside that of test images."""
 
     name: str
@@ -156,15 +156,15 @@ def why_none(components: Int64[np.ndarray, " images"], false_alarms: float) -> s
     )
 
 
-def known_images(card: ModelCard, novelty: Novelty | None) -> Bool[np.ndarray, " images"] | None:
+def familiar_images(card: ModelCard, novelty: Novelty | None) -> Bool[np.ndarray, " images"] | None:
     """Which images are familiar to a model; None where it says of no image that it is unfamiliar."""
     return None if card.familiarity is None or novelty is None else ~card.familiarity.unfamiliar(novelty)
 
 
-def compare(name: str, familiarity: Familiarity, test: Novelty, others: Novelty) -> Unlike:
+def compare(name: str, familiarity: Familiarity, test: Novelty, others: Novelty) -> Separation:
     """How `others` stand out from test images."""
     of_others = np.r_[np.zeros(len(test)), np.ones(len(others))]
-    return Unlike(
+    return Separation(
         name=name,
         images=len(others),
         unfamiliar=float(familiarity.unfamiliar(others).mean()),
@@ -176,16 +176,16 @@ def novelty_facts(
     familiarity: Familiarity | None,
     novelty: Novelty | None,
     components: Int64[np.ndarray, " images"],
-    strange: Mapping[str, Novelty],
+    blank: Mapping[str, Novelty],
 ) -> dict[str, Any] | None:
-    """The part of report.json and evaluation.json: false alarms on these images, and how `strange` ones stand out."""
+    """The part of report.json and evaluation.json: false alarms on these images, and how `blank` ones stand out."""
     if familiarity is None or novelty is None:
         return None
     alarms = rate(familiarity.unfamiliar(novelty), np.ones(len(novelty), bool), components)
     return {
         **asdict(familiarity),
         "measured": asdict(alarms),
-        "unlike": [asdict(compare(name, familiarity, novelty, others)) for name, others in strange.items()],
+        "unlike": [asdict(compare(name, familiarity, novelty, others)) for name, others in blank.items()],
     }
 
 
@@ -199,9 +199,9 @@ def novelty_warnings(facts: dict[str, Any] | None, images: str) -> Iterator[str]
             f"{measured['value']:.1%} of the {measured['images']:,} {images} are unfamiliar to the model, more than "
             f"the {wanted:.1%} that its limit is set for: they differ from the validation images."
         )
-    for found in facts["unlike"]:
-        if found["unfamiliar"] < LEAST_DETECTED:
+    for other in facts["unlike"]:
+        if other["unfamiliar"] < LEAST_DETECTED:
             yield (
-                f"Only {found['unfamiliar']:.0%} of {found['images']} images of {found['name']} are unfamiliar to the "
+                f"Only {other['unfamiliar']:.0%} of {other['images']} images of {other['name']} are unfamiliar to the "
                 "model: that an image is familiar says little."
             )
