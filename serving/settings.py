@@ -14,10 +14,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from serving.contract import gpu
 from serving.contract.decode import MAX_BYTES, MAX_PIXELS
 from serving.contract.drift import FEATURES, LIMIT, MIN_WINDOW, Feature
-from serving.contract.model_files import MODEL
+from serving.contract.files.names import MODEL
+from serving.contract.files.signature import EXPECTED_KEY, PublicKey, SignatureRefused
 from serving.contract.objects import Url, location
 from serving.contract.session import Placement
-from serving.contract.signature import EXPECTED_KEY, PublicKey, SignatureRefused
 
 PREFIX = "TWINLENS_"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from serving.contract.model_files import files_of
+from serving.contract.files.names import files_of
 from training.engine import runs
 from training.errors import ConfigError
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from serving.contract.model_files import MODEL
+from serving.contract.files.names import MODEL
 from training import failures
 from training.data.dataset import Dataset, digest_of_test, load_dataset
 from training.device import find_device, full_float32, sound_kernels, training_dtype

@@ -6,8 +6,8 @@ from time import perf_counter
 import numpy as np
 
 from serving.contract.card.model_card import TOLERANCE
+from serving.contract.files.names import int8_of
 from serving.contract.model import Classifier, open_model
-from serving.contract.model_files import int8_of
 from serving.contract.selfcheck import Result, Skipped
 from serving.contract.session import Placement
 from serving.settings import Settings

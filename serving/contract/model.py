@@ -26,13 +26,13 @@ from serving.contract.card.model_card import (
     ModelCard,
 )
 from serving.contract.decode import Digest, pixel_digest
+from serving.contract.files.names import neighbours_of
+from serving.contract.files.signature import PublicKey, SignatureRefused
 from serving.contract.formats.image_header import ImageError
-from serving.contract.model_files import neighbours_of
 from serving.contract.neighbours.file import NeighboursRefused, read
 from serving.contract.neighbours.index import TrainingIndex
 from serving.contract.scene import decoded
 from serving.contract.session import CUDA, Placement, SessionError, open_session
-from serving.contract.signature import PublicKey, SignatureRefused
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 Probabilities = Float32[np.ndarray, "batch classes"]

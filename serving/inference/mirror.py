@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
-from serving.contract.model_files import neighbours_of, signature_of
+from serving.contract.files.names import neighbours_of, signature_of
 from serving.contract.objects import Store, StoreUnusable, Url, Version
 from serving.metrics import FetchOutcome
 from serving.settings import Settings

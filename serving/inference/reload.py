@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
+from serving.contract.files.names import neighbours_of, signature_of
+from serving.contract.files.signature import SignatureRefused
 from serving.contract.model import Classifier, ModelRefused
-from serving.contract.model_files import neighbours_of, signature_of
-from serving.contract.signature import SignatureRefused
 from serving.metrics import ReloadOutcome
 
 log = logging.getLogger("bentoml.twinlens")

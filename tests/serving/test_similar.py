@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
+from serving.contract.files.names import neighbours_of
 from serving.contract.model import ModelRefused, open_model
-from serving.contract.model_files import neighbours_of
 from serving.contract.neighbours.file import from_bytes, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
 from tests.support.processes import wait_until

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from serving.contract.card.model_card import TOLERANCE
+from serving.contract.files.names import MODEL, int8_of
 from serving.contract.model import open_model
-from serving.contract.model_files import MODEL, int8_of
 from serving.contract.selfcheck import NO_GPU, Result, Skipped
 from serving.contract.session import Placement
 from training.engine import checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from serving.contract.model_files import MODEL
+from serving.contract.files.names import MODEL
 from training.dossier.archive import write_archive
 from training.dossier.contents import FOLDERS, HEADINGS, Contents, collect
 from training.report import html

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from serving.contract.files.names import MODEL, signature_of
 from serving.contract.model import Classifier, open_model
-from serving.contract.model_files import MODEL, signature_of
 from training.engine import history, runs
 from training.errors import ConfigError
 from training.promotion import log

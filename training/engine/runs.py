@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from serving.contract.model_files import MODEL
+from serving.contract.files.names import MODEL
 from serving.contract.objects import Url
 from training.engine.history import HISTORY
 from training.errors import CheckpointRefused, ConfigError

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from serving.contract.card.model_card import ModelCard
+from serving.contract.files.names import neighbours_of
 from serving.contract.model import ModelRefused
-from serving.contract.model_files import neighbours_of
 from serving.contract.neighbours.file import to_bytes
 from serving.contract.session import RUNTIME_ERRORS, lacks_memory
 from training.data.dataset import Dataset

@@ -17,8 +17,8 @@ from scipy.special import softmax
 from torch import nn
 
 from serving.contract.card.decisions import Calibration
+from serving.contract.files.names import MODEL
 from serving.contract.model import open_model
-from serving.contract.model_files import MODEL
 from training.data.dataset import Dataset
 from training.data.sources.source import SPLITS, Split
 from training.engine import history, runs

@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 
 from serving.contract.decode import Digest
+from serving.contract.files.names import MODEL
 from serving.contract.formats.image_header import ImageError
 from serving.contract.model import ModelRefused
-from serving.contract.model_files import MODEL
 from training.data.dataset import training_division
 from training.data.formats import DIGITS
 from training.data.inspection.image_file import read

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.contract.files.names import NEIGHBOURS
 from serving.contract.formats.image_header import IMAGE_EXTENSIONS
-from serving.contract.model_files import NEIGHBOURS
 from training.data import duplicates
 from training.data.sources.source import Split
 from training.engine import runs

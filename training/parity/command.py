@@ -10,8 +10,8 @@ from time import perf_counter
 import tyro
 
 from serving.contract import gpu
+from serving.contract.files.names import MODEL
 from serving.contract.model import Classifier, open_model
-from serving.contract.model_files import MODEL
 from serving.contract.session import Placement
 from training.data.selection import Selection, Wanted, select
 from training.device import unusable_gpu

@@ -7,8 +7,8 @@ import tyro
 
 from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Digest
+from serving.contract.files.names import MODEL
 from serving.contract.model import open_model
-from serving.contract.model_files import MODEL
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.metrics.bootstrap import bootstrap

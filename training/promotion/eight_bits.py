@@ -1,6 +1,6 @@
 """The eight-bit file of a run: it goes live with the run, so it is judged by its own answers."""
 
-from serving.contract.model_files import MODEL, int8_of
+from serving.contract.files.names import MODEL, int8_of
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.quantization.int8_file import Quantized, quantize

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from serving.contract.model_files import MODEL
+from serving.contract.files.names import MODEL
 from training.data.dataset import digest_of_test
 from training.engine.runs import REPORT, UNSETTLED, is_finished
 from training.engine.train_state import RunContext

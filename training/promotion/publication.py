@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from serving.contract.files.names import MODEL, files_of
 from serving.contract.model import open_model
-from serving.contract.model_files import MODEL, files_of
 from serving.contract.objects import Store, StoreUnusable, Url, location
 from training.engine import runs
 from training.errors import ConfigError

@@ -11,8 +11,8 @@ from jaxtyping import Int64
 
 from serving.contract.card.model_card import METADATA_KEY, CardError, ModelCard
 from serving.contract.decode import Digest
+from serving.contract.files.names import MODEL
 from serving.contract.model import ModelRefused, open_model
-from serving.contract.model_files import MODEL
 from training.data.dataset import LabelledImages, training_division
 from training.engine.runs import LATEST, PREDICTIONS, REPORT_FACTS
 from training.errors import DataError

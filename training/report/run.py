@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from serving.contract.files.names import MODEL
 from serving.contract.model import Answers
-from serving.contract.model_files import MODEL
 from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch

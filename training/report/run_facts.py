@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from serving.contract.card.model_card import TOLERANCE, ModelCard
-from serving.contract.model_files import MODEL
+from serving.contract.files.names import MODEL
 from training.data.dataset import Dataset, digest_of_test
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.sources.source import Split

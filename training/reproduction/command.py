@@ -14,8 +14,8 @@ import tyro
 
 from serving.contract.card.model_card import ModelCard
 from serving.contract.card.provenance import Provenance
+from serving.contract.files.names import INT8, MODEL
 from serving.contract.model import Classifier, open_model
-from serving.contract.model_files import INT8, MODEL
 from training.data.cache import Cache
 from training.data.formats import find
 from training.data.selection import check_labels, gather

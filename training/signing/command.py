@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from serving.contract.files.names import MODEL, int8_of, signature_of
 from serving.contract.model import ModelRefused, open_model
-from serving.contract.model_files import MODEL, int8_of, signature_of
 from training.errors import ConfigError
 from training.storage import write_atomically
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from serving.contract import drift
+from serving.contract.files.signature import PublicKey
 from serving.contract.model import Classifier, open_model
-from serving.contract.signature import PublicKey
 from serving.inference import reload
 from serving.inference.reload import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reloader
 from serving.metrics import ReloadOutcome

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.contract.files.signature import PublicKey
 from serving.contract.model import open_model
-from serving.contract.signature import PublicKey
 from tests.support.promotions import copied, latest
 from tests.support.signed import keys, sign
 from tests.support.trainer import command

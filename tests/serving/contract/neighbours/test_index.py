@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import Digest
-from serving.contract.model_files import neighbours_of
+from serving.contract.files.names import neighbours_of
 from serving.contract.neighbours.file import NeighboursRefused, from_bytes, read, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
 from training.metrics.familiarity import novelty

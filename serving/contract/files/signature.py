@@ -6,7 +6,7 @@ They are what `openssl pkeyutl -sign -rawin` makes and `-verify` checks, so nobo
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.contract.model_files import signature_of
+from serving.contract.files.names import signature_of
 
 LENGTH = 64
 """Bytes of an Ed25519 signature (RFC 8032)."""

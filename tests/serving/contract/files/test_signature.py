@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.contract.files.signature import PublicKey, SignatureRefused
 from serving.contract.model import ModelRefused, open_model
-from serving.contract.signature import PublicKey, SignatureRefused
 from tests.support.signed import keys, sign
 
 
