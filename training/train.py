@@ -25,11 +25,11 @@ from training.engine.train_state import RunContext
 from training.engine.transfer import inherit, transfer
 from training.errors import NonFiniteLoss
 from training.export import provenance
+from training.export.candidate import export
 from training.export.card import build_card
 from training.export.features import with_features
 from training.export.measures.views import measure
 from training.export.parity import Evaluated
-from training.export.publication import export
 from training.folds import final
 from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain
 from training.models import backbones, networks, views, weights

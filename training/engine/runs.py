@@ -40,7 +40,7 @@ STUDY = "study.yaml"
 """File in the folder above the runs of a study, its specification."""
 JOURNAL = "journal.log"
 """The same of a search: Optuna's record of its trials."""
-UNSETTLED = ".unpublished"
+PENDING_PROMOTION = ".unpublished"
 """File in a run whose report is written and for which it is not settled whether `latest` moves to it."""
 FORGOTTEN = "forgotten.json"
 """File in a run whose weights depend on images that were forgotten: it is not promoted again."""
@@ -123,7 +123,7 @@ def has_checkpoint(run: Path) -> bool:
 
 def is_finished(run: Path) -> bool:
     """Whether the run has written all its results, the report last, and its promotion is settled."""
-    return (run / REPORT).is_dir() and not (run / UNSETTLED).exists()
+    return (run / REPORT).is_dir() and not (run / PENDING_PROMOTION).exists()
 
 
 def to_resume(resume: str, out: Path, name: str | None) -> Path | None:

@@ -24,7 +24,7 @@ from training.data.sources.source import SPLITS, Split
 from training.engine import history, runs
 from training.engine.runs import CONFIG
 from training.errors import ConfigError, DataError
-from training.export.publication import refusals
+from training.export.candidate import refusals
 from training.folds.config import CHANGE_NO_FOLD, FITTED
 from training.folds.results import OutOfFold, collect
 from training.metrics import evaluation, operating_points

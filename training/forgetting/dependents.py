@@ -23,7 +23,7 @@ from training.data.splits import Division
 from training.engine import history, runs
 from training.errors import ConfigError
 from training.forgetting.person import Person
-from training.promotion.rival import Incomparable, card_of
+from training.promotion.champion import Incomparable, card_of
 from training.report.predictions import keys_in
 from training.storage import write_atomically
 

@@ -13,8 +13,8 @@ from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.metrics.bootstrap import bootstrap
 from training.promotion import log
+from training.promotion.champion import ChampionFile, find_champion, find_champion_file, scored_on
 from training.promotion.log import Entry
-from training.promotion.rival import Served, find_rival, find_served, scored_on
 from training.promotion.rule import HAS_LEARNED, Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
 from training.storage import digest, locked
@@ -56,8 +56,8 @@ def promote(config: PromoteConfig) -> Path:
     out, classifier = run.parent, open_model(run / MODEL, threads=0)  # no reason promotes what the service refuses
     _refuse_folder(out)
     with locked(out / log.LOCK):
-        served = find_served(out)
-        if served and served.digest == classifier.digest:
+        champion = find_champion_file(out)
+        if champion and champion.digest == classifier.digest:
             return out
         judgement = _judge(run, classifier.card)
         faults = judgement.faults if judgement else (_unjudged(classifier.card),)
@@ -70,8 +70,8 @@ def promote(config: PromoteConfig) -> Path:
             event="refused" if refused else "promoted",
             run=run.name,
             digest=classifier.digest,
-            replaced=served.target if served else None,
-            replaced_digest=served.digest if served else None,
+            replaced=champion.target if champion else None,
+            replaced_digest=champion.digest if champion else None,
             numbers=asdict(judgement.measured) if judgement else None,
             faults=faults,
             reason=config.reason,
@@ -90,18 +90,18 @@ def rollback(config: RollbackConfig) -> Path:
         raise ConfigError(f"--out {out}: expected the folder of runs")
     _refuse_folder(out)
     with locked(out / log.LOCK):
-        served = find_served(out)
+        champion = find_champion_file(out)
         targets = log.targets(log.history(out))
-        if served is None or not targets or targets[-1][0] != served.target:
-            where = f"points to {served.target}" if served else "does not exist"
+        if champion is None or not targets or targets[-1][0] != champion.target:
+            where = f"points to {champion.target}" if champion else "does not exist"
             raise ConfigError(f"{out / runs.LATEST} {where}, and {out / log.LOG} has not moved it there: {_BY_NAME}")
         if len(targets) < 2:
-            raise ConfigError(f"{out / log.LOG}: nothing to roll back to: {served.target} was the first; {_BY_NAME}")
+            raise ConfigError(f"{out / log.LOG}: nothing to roll back to: {champion.target} was the first; {_BY_NAME}")
         target, expected = targets[-2]
         if (out / target / runs.FORGOTTEN).exists():
             raise ConfigError(f"{out / target}: {HAS_LEARNED}; {_BY_NAME}, with --force")
         _check_is_as_logged(out / target / MODEL, expected)
-        log.move(out, _back_to(target, digest(out / target / MODEL), served, config.reason))
+        log.move(out, _back_to(target, digest(out / target / MODEL), champion, config.reason))
     return out
 
 
@@ -145,7 +145,7 @@ def _judge(run: Path, card: ModelCard) -> Judgement | None:
         probabilities=recorded.probabilities,
     )
     intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)
-    return judge(answers, intervals, runs.begun(run), find_rival(run.parent, answers, None))
+    return judge(answers, intervals, runs.begun(run), find_champion(run.parent, answers, None))
 
 
 def _unjudged(card: ModelCard) -> str:
@@ -163,13 +163,13 @@ def _check_is_as_logged(file: Path, expected: str | None) -> None:
     open_model(file, threads=0)
 
 
-def _back_to(target: str, own: Digest, served: Served, reason: str) -> Entry:
+def _back_to(target: str, target_digest: Digest, champion: ChampionFile, reason: str) -> Entry:
     return Entry(
         event="rolled back",
         run=target,
-        digest=own,
-        replaced=served.target,
-        replaced_digest=served.digest,
+        digest=target_digest,
+        replaced=champion.target,
+        replaced_digest=champion.digest,
         numbers=None,
         faults=(),
         reason=reason,

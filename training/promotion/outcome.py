@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from serving.contract.files.names import MODEL
 from training.data.dataset import digest_of_test
-from training.engine.runs import REPORT, UNSETTLED, is_finished
+from training.engine.runs import PENDING_PROMOTION, REPORT, is_finished
 from training.engine.train_state import RunContext
 from training.metrics.bootstrap import Intervals
 from training.metrics.classification import Probabilities
@@ -16,16 +16,16 @@ from training.metrics.evaluation import Evaluation
 from training.options.choices import Promote
 from training.options.config import TrainConfig
 from training.promotion import log
+from training.promotion.champion import find_champion, find_champion_file
 from training.promotion.log import Entry
-from training.promotion.rival import find_rival, find_served
-from training.promotion.rule import Judgement, Rival, TestAnswers, judge, refusal
+from training.promotion.rule import Champion, Judgement, TestAnswers, judge, refusal
 from training.report.promotion import Promotion, write_promotion
 from training.storage import digest, locked, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """What is left to settle of a run: the content of its file UNSETTLED."""
+    """What is left to settle of a run: the content of its file PENDING_PROMOTION."""
 
     promote: Promote
     judgement: Judgement | None
@@ -43,11 +43,11 @@ class RunJudge:
     answers: TestAnswers
     """Answers of the best epoch."""
     config: TrainConfig
-    rival: Rival | None
+    champion: Champion | None
 
     def __call__(self, probabilities: Probabilities, intervals: Intervals) -> Judgement:
         """Judge these answers to the test split; `intervals` are theirs."""
-        return judge(replace(self.answers, probabilities=probabilities), intervals, self.config, self.rival)
+        return judge(replace(self.answers, probabilities=probabilities), intervals, self.config, self.champion)
 
 
 def run_judge(context: RunContext, evaluation: Evaluation) -> RunJudge | None:
@@ -66,7 +66,7 @@ def run_judge(context: RunContext, evaluation: Evaluation) -> RunJudge | None:
         probabilities=evaluation.probabilities["test"],
         of_folds=of_folds,
     )
-    return RunJudge(answers=answers, config=config, rival=find_rival(config.out, answers, images))
+    return RunJudge(answers=answers, config=config, champion=find_champion(config.out, answers, images))
 
 
 def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> None:
@@ -76,9 +76,9 @@ def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> N
     """
     if promote != "never":
         content = _PENDING.dump_json(Pending(promote=promote, judgement=judgement))
-        write_atomically(run / UNSETTLED, lambda file: file.write(content))
+        write_atomically(run / PENDING_PROMOTION, lambda file: file.write(content))
     else:
-        (run / UNSETTLED).unlink(missing_ok=True)  # of the same run, before it was killed
+        (run / PENDING_PROMOTION).unlink(missing_ok=True)  # of the same run, before it was killed
 
 
 def finished(run: Path, promote: Promote) -> bool:
@@ -94,14 +94,14 @@ def settle(run: Path, promote: Promote) -> None:
     `promote` may be another than the run began with. A judgement holds against the model that `latest` served then; if
     that is another by now, the run is refused. Raises OSError whose message says that the run is complete.
     """
-    if not (run / UNSETTLED).exists():
+    if not (run / PENDING_PROMOTION).exists():
         return
-    pending = _read(run / UNSETTLED)
+    pending = _read(run / PENDING_PROMOTION)
     try:
         with locked(run.parent / log.LOCK):
             promotion = _settle(run, pending, promote)
         write_promotion(run, promotion)
-        (run / UNSETTLED).unlink()
+        (run / PENDING_PROMOTION).unlink()
     except OSError as error:
         lost = f"{error.strerror or error}; {run} is complete; --resume {run} tries again"
         raise OSError(error.errno, lost, error.filename) from error
@@ -130,24 +130,26 @@ def _as_asked(pending: Pending | None, promote: Promote) -> Pending | None:
     return Pending(promote=promote, judgement=pending.judgement if pending and promote == "never" else None)
 
 
-def _settle(run: Path, pending: Pending | None, asked: Promote) -> Promotion:
-    out, served, own = run.parent, find_served(run.parent), digest(run / MODEL)
-    now = served.digest if served else None
-    if now == own:  # a process was killed after the move
+def _settle(run: Path, pending: Pending | None, requested: Promote) -> Promotion:
+    out, champion, challenger = run.parent, find_champion_file(run.parent), digest(run / MODEL)
+    now = champion.digest if champion else None
+    if now == challenger:  # a process was killed after the move
         return _as_settled(run, pending.promote if pending else "better", pending.judgement if pending else None, None)
-    pending = _as_asked(pending, asked)
+    pending = _as_asked(pending, requested)
     judgement, promote = (pending.judgement, pending.promote) if pending else (None, "better")
     if promote == "never":
         return not_settled(run, promote, judgement)
-    faults = judgement.faults if judgement else () if pending else (BY_OLDER_VERSION,)
-    if judgement and now != judgement.rival:
-        target = served.target if served else "nothing"
-        faults = (*faults, f"`latest` has moved to {target} since it was judged; without --force it is judged anew")
+    faults: tuple[str, ...] = () if pending else (BY_OLDER_VERSION,)
+    if judgement:
+        faults = judgement.faults
+        if now != judgement.rival:
+            target = champion.target if champion else "nothing"
+            faults += (f"`latest` has moved to {target} since it was judged; without --force it is judged anew",)
     entry = Entry(
         event="refused" if faults else "promoted",
         run=run.name,
-        digest=own,
-        replaced=served.target if served else None,
+        digest=challenger,
+        replaced=champion.target if champion else None,
         replaced_digest=now,
         numbers=asdict(judgement.measured) if judgement else None,
         faults=faults,

@@ -12,7 +12,7 @@ from serving.contract.objects import Store, StoreUnusable, Url, location
 from training.engine import runs
 from training.errors import ConfigError
 from training.promotion import log
-from training.promotion.rival import find_served
+from training.promotion.champion import find_champion_file
 from training.promotion.rule import HAS_LEARNED
 from training.storage import digest, locked
 
@@ -41,12 +41,12 @@ def publish(config: PublishConfig) -> Path:
     """
     link, store = config.out / runs.LATEST, _store(config.to)
     with locked(config.out / log.LOCK):  # `latest` does not move meanwhile
-        served = find_served(config.out)
-        if served is None or served.digest is None:
+        champion = find_champion_file(config.out)
+        if champion is None or champion.digest is None:
             raise ConfigError(f"{link / MODEL}: there is no promoted model to publish")
         entries, run = log.history(config.out), link.resolve()
-        if log.targets(entries)[-1:] != [(served.target, served.digest)]:
-            raise ConfigError(f"{link} points to {served.target}, and {config.out / log.LOG} has not moved it there")
+        if log.targets(entries)[-1:] != [(champion.target, champion.digest)]:
+            raise ConfigError(f"{link} points to {champion.target}, and {config.out / log.LOG} has not moved it there")
         [*_, moved] = (entry for entry in entries if entry.event != "refused")
         if (run / runs.FORGOTTEN).exists() and HAS_LEARNED not in moved.faults:
             raise ConfigError(f"{run}: {HAS_LEARNED}; promote another run first")

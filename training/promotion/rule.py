@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from serving.contract.card.certificate import Certificate, Champion, Floor
+from serving.contract.card.certificate import Certificate, ChampionComparison, Floor
 from serving.contract.decode import Digest
 from training.metrics.bootstrap import Intervals, balanced_accuracy_difference, bootstrap
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy
@@ -41,7 +41,7 @@ class TestAnswers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
+class Champion:
     """What `latest` serves, and its answers to the same images."""
 
     digest: Digest
@@ -74,7 +74,7 @@ class Judgement:
         return None if self.faults else self.measured
 
 
-def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival: Rival | None) -> Judgement:
+def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, champion: Champion | None) -> Judgement:
     """Apply the rule that a run has declared in its options; `intervals` are those of its answers.
 
     Images that leak are not judged. Where all do, all are, and that is a fault.
@@ -85,7 +85,7 @@ def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival
             f"The rule leaves out {answers.leaks.sum():,} of the {len(answers.leaks):,} test images: their picture or "
             "group is in training or validation, too."
         )
-        answers, rival = _without_leaks(answers, rival)
+        answers, champion = _without_leaks(answers, champion)
         intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)
     if absent := [name for label, name in enumerate(answers.classes) if label not in answers.labels]:
         warnings.append(f"The rule says nothing of {', '.join(absent)}: no image that it judges is of such a class.")
@@ -98,17 +98,17 @@ def judge(answers: TestAnswers, intervals: Intervals, config: TrainConfig, rival
         chance=1 / len(np.unique(answers.labels)),
         margin=config.margin,
         floors=tuple(_floors(config, intervals)),
-        champion=_compared(answers, achieved, rival),
+        champion=_compared(answers, achieved, champion),
     )
-    faults = [*_never(answers, measured), *_missed(config, measured), *_lost(measured, rival)]
-    served = rival.digest if rival else None
+    faults = [*_never(answers, measured), *_missed(config, measured), *_lost(measured, champion)]
+    served = champion.digest if champion else None
     return Judgement(measured=measured, faults=tuple(faults), rival=served, warnings=tuple(warnings))
 
 
-def _without_leaks(answers: TestAnswers, rival: Rival | None) -> tuple[TestAnswers, Rival | None]:
+def _without_leaks(answers: TestAnswers, champion: Champion | None) -> tuple[TestAnswers, Champion | None]:
     kept = ~answers.leaks
-    if rival and rival.probabilities is not None:
-        rival = replace(rival, probabilities=rival.probabilities[kept])
+    if champion and champion.probabilities is not None:
+        champion = replace(champion, probabilities=champion.probabilities[kept])
     return replace(
         answers,
         keys=[key for key, is_kept in zip(answers.keys, kept, strict=True) if is_kept],
@@ -116,7 +116,7 @@ def _without_leaks(answers: TestAnswers, rival: Rival | None) -> tuple[TestAnswe
         components=answers.components[kept],
         leaks=answers.leaks[kept],
         probabilities=answers.probabilities[kept],
-    ), rival
+    ), champion
 
 
 def refusal(run: Path, faults: tuple[str, ...]) -> str:
@@ -136,19 +136,23 @@ def _floors(config: TrainConfig, intervals: Intervals) -> Iterator[Floor]:
             yield Floor(name=wanted.name, least=wanted.least, lower=interval[0])
 
 
-def _compared(answers: TestAnswers, own_score: float, rival: Rival | None) -> Champion | None:
-    if rival is None or rival.probabilities is None:
+def _compared(answers: TestAnswers, challenger_score: float, champion: Champion | None) -> ChampionComparison | None:
+    if champion is None or champion.probabilities is None:
         return None
     labels = answers.labels
-    own, theirs = (found.argmax(1) == labels for found in (answers.probabilities, rival.probabilities))
-    before = balanced_accuracy(labels, rival.probabilities)
-    return Champion(
-        digest=rival.digest,
-        version=rival.version,
+    challenger_hits, champion_hits = (
+        probabilities.argmax(1) == labels for probabilities in (answers.probabilities, champion.probabilities)
+    )
+    before = balanced_accuracy(labels, champion.probabilities)
+    return ChampionComparison(
+        digest=champion.digest,
+        version=champion.version,
         score=before,
-        difference=own_score - before,
-        interval=balanced_accuracy_difference(labels, rival.probabilities, answers.probabilities, answers.components),
-        p_value=sign_flip(theirs, own, answers.components),
+        difference=challenger_score - before,
+        interval=balanced_accuracy_difference(
+            labels, champion.probabilities, answers.probabilities, answers.components
+        ),
+        p_value=sign_flip(champion_hits, challenger_hits, answers.components),
     )
 
 
@@ -177,19 +181,19 @@ def _missed(config: TrainConfig, measured: Certificate) -> Iterator[str]:
             yield f"--floor {wanted.name}={wanted.least:g}: the 95 % interval begins at {floor.lower:.3f}"
 
 
-def _lost(measured: Certificate, rival: Rival | None) -> Iterator[str]:
+def _lost(measured: Certificate, champion: Champion | None) -> Iterator[str]:
     """That the model may be worse than what `latest` serves by more than the margin."""
-    champion = measured.champion
-    if rival and champion is None:
-        yield f"it cannot be compared with version {rival.version}, which `latest` serves: {rival.incomparable}"
-    if champion and champion.interval[0] < -measured.margin:
-        low, high = champion.interval
+    comparison = measured.champion
+    if champion and comparison is None:
+        yield f"it cannot be compared with version {champion.version}, which `latest` serves: {champion.incomparable}"
+    if comparison and comparison.interval[0] < -measured.margin:
+        low, high = comparison.interval
         yield (
-            f"its balanced accuracy is {measured.balanced_accuracy:.3f}, that of version {champion.version}, which "
-            f"`latest` serves, {champion.score:.3f} on the same {measured.images:,} test images; the 95 % interval of "
-            f"the difference, {low:+.3f} to {high:+.3f}, does not exclude a loss of more than --margin "
-            f"{measured.margin:g} (sign-flip p = {champion.p_value:.2g})"
+            f"its balanced accuracy is {measured.balanced_accuracy:.3f}, that of version {comparison.version}, which "
+            f"`latest` serves, {comparison.score:.3f} on the same {measured.images:,} test images; the 95 % interval "
+            f"of the difference, {low:+.3f} to {high:+.3f}, does not exclude a loss of more than --margin "
+            f"{measured.margin:g} (sign-flip p = {comparison.p_value:.2g})"
         )
-        if rival and rival.learned_from:
-            count = rival.learned_from
-            yield f"version {champion.version} has learned from {count:,} of these images, its score is too high"
+        if champion and champion.learned_from:
+            count = champion.learned_from
+            yield f"version {comparison.version} has learned from {count:,} of these images, its score is too high"

@@ -19,7 +19,7 @@ class Floor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Champion:
+class ChampionComparison:
     """The model that was served when this one was judged, compared with it on the same test images."""
 
     digest: Digest
@@ -49,5 +49,5 @@ class Certificate:
     margin: float
     """The loss of balanced accuracy, declared before the training, that the champion's interval excludes."""
     floors: tuple[Floor, ...]
-    champion: Champion | None
+    champion: ChampionComparison | None
     """None: no model was served."""

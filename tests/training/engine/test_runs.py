@@ -14,7 +14,7 @@ from tests.support.checkpoints import last, same
 from tests.support.trainer import STEPS_AN_EPOCH, After, config, start
 from training.__main__ import main, options
 from training.engine import runs
-from training.engine.runs import UNSETTLED, is_finished
+from training.engine.runs import PENDING_PROMOTION, is_finished
 from training.errors import CheckpointRefused, ConfigError, Interrupted
 from training.options.config import TrainConfig
 from training.promotion.outcome import leave_pending, settle
@@ -354,4 +354,4 @@ def test_a_promotion_that_failed_is_resumed_and_leaves_nothing(uninterrupted: Pa
     assert train(options("train", ["--resume", str(run)])) == run
     assert is_finished(run)
     assert (tmp_path / "latest").resolve() == run
-    assert not (run / UNSETTLED).exists()
+    assert not (run / PENDING_PROMOTION).exists()

@@ -19,11 +19,11 @@ from training.data.augmentation import pipeline
 from training.data.dataset import Dataset
 from training.distributed import ALONE
 from training.errors import ExportRefused
+from training.export.candidate import export
 from training.export.card import build_card
 from training.export.goldens import goldens
 from training.export.onnx import serialize
 from training.export.parity import Evaluated, Parity, prove
-from training.export.publication import export
 from training.export.ways import check_way
 from training.metrics.evaluation import evaluate_best, predict
 from training.options.choices import Activation

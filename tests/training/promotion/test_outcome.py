@@ -14,7 +14,7 @@ from tests.support.promotions import POOR, copied, latest, log, make, options
 from tests.support.trainer import After
 from training.__main__ import main
 from training.__main__ import options as parsed
-from training.engine.runs import UNSETTLED, is_finished
+from training.engine.runs import PENDING_PROMOTION, is_finished
 from training.engine.train_state import RunContext
 from training.errors import ConfigError, Interrupted
 from training.metrics.evaluation import Evaluation
@@ -180,17 +180,17 @@ def test_a_resumed_run_keeps_what_it_declared(photos: Path, two: Path, tmp_path:
 def test_a_run_that_was_killed_before_it_was_settled_is_settled_when_resumed(two: Path, tmp_path: Path) -> None:
     out = copied(two, tmp_path / "runs")
     again = parsed("train", ["--resume", str(out / "poor")])
-    (out / "poor" / UNSETTLED).write_text('{"promote": "always", "judgement": null}')
+    (out / "poor" / PENDING_PROMOTION).write_text('{"promote": "always", "judgement": null}')
     train(again)
     assert latest(out) == "poor"
     assert reported(out / "poor")["outcome"] == "promoted"
     moved = (out / "promotions.jsonl").read_bytes()
-    (out / "poor" / UNSETTLED).write_text('{"promote": "always", "judgement": null}')  # killed after the move
+    (out / "poor" / PENDING_PROMOTION).write_text('{"promote": "always", "judgement": null}')  # killed after the move
     train(again)
     assert (out / "promotions.jsonl").read_bytes() == moved
-    assert not (out / "poor" / UNSETTLED).exists()
+    assert not (out / "poor" / PENDING_PROMOTION).exists()
     assert (reported(out / "poor")["outcome"], reported(out / "poor")["time"]) == ("promoted", None)
-    (out / "good" / UNSETTLED).touch()  # as older versions left it
+    (out / "good" / PENDING_PROMOTION).touch()  # as older versions left it
     train(parsed("train", ["--resume", str(out / "good")]))
     assert latest(out) == "poor"
     assert "older version" in log(out)[-1]["faults"][0]
@@ -200,18 +200,20 @@ def test_another_promote_than_that_of_the_start_holds_for_what_is_not_settled(tw
     out = copied(two, tmp_path / "runs")
     judged = {"measured": log(out)[0]["numbers"], "faults": [], "rival": digest(out / "good" / "model.onnx")}
     moved, resume = (out / "promotions.jsonl").read_bytes(), ["--resume", str(out / "poor")]
-    (out / "poor" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged}))
+    (out / "poor" / PENDING_PROMOTION).write_text(json.dumps({"promote": "better", "judgement": judged}))
     assert main([*resume, "--promote", "never"]) == 0
     assert (latest(out), reported(out / "poor")["outcome"]) == ("good", "not asked")
     assert (out / "promotions.jsonl").read_bytes() == moved
-    assert not (out / "poor" / UNSETTLED).exists()
-    (out / "poor" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged | {"faults": ["bad"]}}))
+    assert not (out / "poor" / PENDING_PROMOTION).exists()
+    (out / "poor" / PENDING_PROMOTION).write_text(
+        json.dumps({"promote": "better", "judgement": judged | {"faults": ["bad"]}})
+    )
     assert main([*resume, "--promote", "always"]) == 0
     assert (latest(out), log(out)[-1]["reason"]) == ("poor", "--promote always")
-    (out / "poor" / UNSETTLED).write_text('{"promote": "always", "judgement": null}')  # killed after the move
+    (out / "poor" / PENDING_PROMOTION).write_text('{"promote": "always", "judgement": null}')  # killed after the move
     assert main([*resume, "--promote", "never"]) == 0
     assert "by the rule `--promote always`" in reported(out / "poor")["sentence"]
-    (out / "good" / UNSETTLED).touch()  # as older versions left it
+    (out / "good" / PENDING_PROMOTION).touch()  # as older versions left it
     assert main(["--resume", str(out / "good"), "--promote", "always"]) == 0
     assert latest(out) == "good"
 
@@ -220,7 +222,7 @@ def test_a_judgement_holds_against_what_was_served_then(two: Path, tmp_path: Pat
     out = copied(two, tmp_path / "runs")
     judged = {"measured": log(out)[0]["numbers"], "faults": [], "rival": digest(out / "good" / "model.onnx")}
     shutil.copytree(out / "good", out / "new")
-    (out / "new" / UNSETTLED).write_text(json.dumps({"promote": "better", "judgement": judged}))
+    (out / "new" / PENDING_PROMOTION).write_text(json.dumps({"promote": "better", "judgement": judged}))
     (out / "latest").unlink()
     (out / "latest").symlink_to("poor")  # another run ended meanwhile
     settle(out / "new", "better")
@@ -248,7 +250,7 @@ def test_a_report_says_that_nothing_is_settled_until_it_is(
     assert reported(tmp_path / "x")["outcome"] == "promoted"
     assert "not settled" not in page.read_text()
     before = page.read_bytes(), (tmp_path / "x" / "report" / "report.md").read_bytes()
-    (tmp_path / "x" / UNSETTLED).write_text('{"promote": "never", "judgement": null}')
+    (tmp_path / "x" / PENDING_PROMOTION).write_text('{"promote": "never", "judgement": null}')
     (tmp_path / "x" / "report" / "report.json").write_text("{}")  # as an older version wrote it
     settle(tmp_path / "x", "never")
     assert before == (page.read_bytes(), (tmp_path / "x" / "report" / "report.md").read_bytes())

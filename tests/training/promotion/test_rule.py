@@ -6,7 +6,7 @@ import pytest
 from serving.contract.decode import Digest
 from training.metrics.bootstrap import bootstrap
 from training.options.config import TrainConfig
-from training.promotion.rule import Judgement, Rival, TestAnswers, judge, refusal
+from training.promotion.rule import Champion, Judgement, TestAnswers, judge, refusal
 
 CLASSES = ("cat", "dog", "eel")
 LABELS = np.arange(300) % 3
@@ -25,7 +25,7 @@ def wrong_on(rows: range) -> np.ndarray:
 
 def judged(
     probabilities: np.ndarray,
-    rival: Rival | None = None,
+    served_model: Champion | None = None,
     *,
     labels: np.ndarray = LABELS,
     leaks: np.ndarray | None = None,
@@ -41,11 +41,11 @@ def judged(
         probabilities=probabilities,
     )
     intervals = bootstrap(labels, probabilities, answers.components, CLASSES)
-    return judge(answers, intervals, TrainConfig(**options), rival)  # type: ignore[arg-type]
+    return judge(answers, intervals, TrainConfig(**options), served_model)  # type: ignore[arg-type]
 
 
-def rival(probabilities: np.ndarray | None, why: str = "") -> Rival:
-    return Rival(digest=RIVAL, version="old", probabilities=probabilities, incomparable=why)
+def served_model(probabilities: np.ndarray | None, why: str = "") -> Champion:
+    return Champion(digest=RIVAL, version="old", probabilities=probabilities, incomparable=why)
 
 
 def test_a_first_model_needs_no_rival_to_be_certified() -> None:
@@ -81,7 +81,7 @@ def test_images_that_leak_are_not_judged() -> None:
     leaks = np.arange(300) < 240
     answers = wrong_on(range(240, 300))
     assert judged(answers).faults == ()
-    found = judged(answers, rival(wrong_on(range(30))), leaks=leaks, floor=("accuracy=0.5",))
+    found = judged(answers, served_model(wrong_on(range(30))), leaks=leaks, floor=("accuracy=0.5",))
     assert found.measured.images == 60
     assert found.measured.balanced_accuracy == 0
     assert found.measured.champion is not None
@@ -106,8 +106,8 @@ def test_chance_is_not_enough() -> None:
 
 def test_what_is_equal_or_better_holds_and_the_certificate_has_the_comparison() -> None:
     for before in (wrong_on(range(30)), wrong_on(range(60))):
-        assert judged(wrong_on(range(30)), rival(before)).faults == ()
-    champion = judged(wrong_on(range(30)), rival(wrong_on(range(60)))).measured.champion
+        assert judged(wrong_on(range(30)), served_model(before)).faults == ()
+    champion = judged(wrong_on(range(30)), served_model(wrong_on(range(60)))).measured.champion
     assert champion is not None
     assert champion.difference == pytest.approx(0.1)
     assert champion.interval[0] < 0.1 < champion.interval[1]
@@ -116,19 +116,19 @@ def test_what_is_equal_or_better_holds_and_the_certificate_has_the_comparison() 
 
 
 def test_what_may_be_worse_than_the_margin_is_refused_with_the_numbers() -> None:
-    judgement = judged(wrong_on(range(60)), rival(wrong_on(range(30))))
+    judgement = judged(wrong_on(range(60)), served_model(wrong_on(range(30))))
     assert judgement.certificate is None
     sentence = refusal(Path("runs/x"), judgement.faults)
     assert "is 0.800, that of version old" in sentence
     assert "0.900 on the same 300 test images" in sentence
     assert "more than --margin 0.02 (sign-flip p = 1.9e-09)" in sentence
     assert '`python -m training promote runs/x --force --reason "..."`' in sentence
-    assert judged(wrong_on(range(60)), rival(wrong_on(range(30))), margin=0.2).faults == ()
+    assert judged(wrong_on(range(60)), served_model(wrong_on(range(30))), margin=0.2).faults == ()
 
 
 def test_a_loss_that_is_not_excluded_is_refused_though_the_scores_are_equal() -> None:
     """Non-inferiority is shown, not assumed: two models that err on other images may differ on others, too."""
-    judgement = judged(wrong_on(range(60)), rival(wrong_on(range(60, 120))))
+    judgement = judged(wrong_on(range(60)), served_model(wrong_on(range(60, 120))))
     champion = judgement.measured.champion
     assert champion is not None
     assert champion.difference == pytest.approx(0)
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_excluded_is_refused_though_the_scores_are_equal() ->
 
 
 def test_what_cannot_be_compared_is_refused_with_the_reason() -> None:
-    judgement = judged(wrong_on(range(3)), rival(None, "other classes"))
+    judgement = judged(wrong_on(range(3)), served_model(None, "other classes"))
     assert judgement.faults == ("it cannot be compared with version old, which `latest` serves: other classes",)
     assert judgement.rival == RIVAL
 

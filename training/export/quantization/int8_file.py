@@ -28,9 +28,9 @@ from serving.contract.session import Placement, open_session
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export import drift_reference, parity
+from training.export.candidate import candidate, commit, refusals
 from training.export.measures.timing import median_ratio
 from training.export.novelty_graph import add_outputs
-from training.export.publication import candidate, publish, refusals
 from training.export.quantization.graph import CALIBRATION_BATCH, quantized_graph
 from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
@@ -172,7 +172,7 @@ def quantize(
         _check(served, evaluated, int8_novelty)
         quantized = _compare((float32, int8), served.probabilities, dataset, evaluated, least_agreement)
         if quantized.published:
-            publish(file, path)
+            commit(file, path)
         else:
             path.unlink(missing_ok=True)  # of the same run, before it was killed
     return quantized

@@ -19,13 +19,13 @@ from training.errors import DataError
 from training.metrics.classification import Probabilities
 from training.metrics.comparison import unshared
 from training.models.prediction import predict_images
-from training.promotion.rule import Rival, TestAnswers
+from training.promotion.rule import Champion, TestAnswers
 from training.report.predictions import read_predictions
 from training.storage import digest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ChampionFile:
     """The model file that `latest` leads to."""
 
     target: str
@@ -38,23 +38,23 @@ class Incomparable(ValueError):
     """Two models without answers to the same images; the message says why."""
 
 
-def find_served(out: Path) -> Served | None:
+def find_champion_file(out: Path) -> ChampionFile | None:
     """What `latest` in `out` leads to; None without a link. Raises OSError."""
     link = out / LATEST
     if not link.is_symlink():
         return None
     file = link / MODEL
-    return Served(target=str(link.readlink()), digest=digest(file) if file.is_file() else None)
+    return ChampionFile(target=str(link.readlink()), digest=digest(file) if file.is_file() else None)
 
 
-def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -> Rival | None:
+def find_champion(out: Path, answers: TestAnswers, images: LabelledImages | None) -> Champion | None:
     """What `latest` in `out` serves, with its answers to the images of `answers`; None if it serves nothing.
 
     Its own record is read where its run was scored on the same test split; else its file is run on the test split of
     `images`, if they are given. Raises OSError.
     """
-    served = find_served(out)
-    if served is None or served.digest is None:
+    champion = find_champion_file(out)
+    if champion is None or champion.digest is None:
         return None
     folder, version = (out / LATEST).resolve(), "unknown"
     try:
@@ -74,8 +74,8 @@ def find_rival(out: Path, answers: TestAnswers, images: LabelledImages | None) -
             probabilities = predict_images(open_model(folder / MODEL, threads=0), images, test)
             learned_from = _learned_from(images, test[~answers.leaks], card)
     except (Incomparable, ModelRefused, DataError) as error:
-        return Rival(digest=served.digest, version=version, probabilities=None, incomparable=str(error))
-    return Rival(digest=served.digest, version=version, probabilities=probabilities, learned_from=learned_from)
+        return Champion(digest=champion.digest, version=version, probabilities=None, incomparable=str(error))
+    return Champion(digest=champion.digest, version=version, probabilities=probabilities, learned_from=learned_from)
 
 
 def scored_on(run: Path, card: ModelCard) -> Digest | None:

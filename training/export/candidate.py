@@ -1,4 +1,4 @@
-"""Publish a model file: write it under a hidden name, prove it, and only then give it its own name."""
+"""Commit a model file: write it under a hidden name, prove it, and only then give it its own name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +28,13 @@ def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: E
         parity = prove(model, file, dataset, evaluated)
         if (index := evaluated.index) is not None:
             write_atomically(neighbours_of(path), lambda stream: stream.write(to_bytes(index)))
-        publish(file, path)
+        commit(file, path)
     return parity
 
 
 @contextmanager
 def candidate(path: Path, content: bytes) -> Iterator[Path]:
-    """A hidden file beside `path` with this content; what is not published inside the `with` is removed.
+    """A hidden file beside `path` with this content; what is not committed inside the `with` is removed.
 
     Turns refusals inside the `with` into ExportRefused, as `refusals` does.
     """
@@ -60,7 +60,7 @@ def refusals() -> Iterator[None]:
         raise ExportRefused(f"ONNX Runtime cannot run the file: {error}") from error
 
 
-def publish(file: Path, path: Path) -> None:
+def commit(file: Path, path: Path) -> None:
     """Rename a candidate to its own name, in one step that outlasts a power failure."""
     file.replace(path)
     sync(path.parent)

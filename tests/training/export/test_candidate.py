@@ -10,8 +10,8 @@ from serving.contract.card.model_card import ModelCard
 from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
+from training.export.candidate import candidate, export
 from training.export.parity import Evaluated
-from training.export.publication import candidate, export
 from training.metrics.evaluation import predict
 
 
