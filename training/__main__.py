@@ -185,14 +185,15 @@ def options(verb: str, arguments: list[str]) -> Any:
         default = replace(default, weights=None)  # those that a run of the file has begun with
     if kind is not TrainConfig:
         return tyro.cli(kind, prog=program, args=others, default=kind(**vars(default)))
-    config = tyro.cli(TrainConfig, prog=program, args=others, default=default)
-    if config.resume is None or (run := runs.to_resume(config.resume, config.out, config.name)) is None:
-        return config
-    begun = replace(runs.begun(run), resume=config.resume)
-    default = begun if known.config is None else replace(begun, **runs.changed_by_file(begun, config))
-    resumed = runs.as_begun(begun, tyro.cli(TrainConfig, prog=program, args=others, default=default))
-    runs.refuse_changes(begun, resumed)
-    return resumed
+
+    def parse(default: TrainConfig) -> TrainConfig:
+        return tyro.cli(TrainConfig, prog=program, args=others, default=default)
+
+    requested = parse(default)
+    if requested.resume is None:
+        return requested
+    run = runs.to_resume(requested.resume, requested.out, requested.name)
+    return requested if run is None else runs.resumed_config(run, requested, parse, from_file=known.config is not None)
 
 
 if __name__ == "__main__":

@@ -105,5 +105,5 @@ def _use(run: Path, device: torch.device) -> str:
     used = f"{peak / 2**30:.1f} GiB used at most"
     if not (run / runs.CONFIG).exists():
         return used
-    config = runs.begun(run)
+    config = runs.load_config(run)
     return f"{used} with --batch-size {config.batch_size} --image-size {config.image_size} --workers {config.workers}"

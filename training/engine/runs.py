@@ -2,11 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +34,7 @@ MAY_CHANGE = {"cache", "device", "workers", "worker_timeout", "resume", "promote
 """Options that do not change the result of a run."""
 OPEN = {"model": "auto", "augment_on": "auto"}
 """Values that leave to the run what it has decided."""
+_NAMES = [field.name for field in fields(TrainConfig)]
 LATEST = "latest"
 STUDY = "study.yaml"
 """File in the folder above the runs of a study, its specification."""
@@ -144,18 +144,18 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
     return max(unfinished, key=lambda run: (run / CONFIG).stat().st_mtime_ns, default=None)
 
 
-def begun(run: Path) -> TrainConfig:
-    """The options of a run that has begun, as its config.yaml has them; its copies of files are where it is now.
+def load_config(run: Path) -> TrainConfig:
+    """The options in the config.yaml of a run; files that they name are the run's copies. Raises ConfigError.
 
-    Raises ConfigError.
+    Where the run is, its folder says: it may have moved.
     """
-    own = from_yaml(run / CONFIG, of_run=True)
+    run_config = from_yaml(run / CONFIG, of_run=True)
     return replace(
-        own,
+        run_config,
         out=run.parent,
         name=run.name,
-        augment=_copy(run, own.augment) if isinstance(own.augment, Path) else own.augment,
-        costs=None if own.costs is None else _copy(run, own.costs),
+        augment=_copy(run, run_config.augment) if isinstance(run_config.augment, Path) else run_config.augment,
+        costs=None if run_config.costs is None else _copy(run, run_config.costs),
     )
 
 
@@ -165,23 +165,46 @@ def _copy(run: Path, file: Path) -> Path:
     return copy if copy.is_file() else file
 
 
-def as_begun(own: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """`asked` with what the run has decided where they say the same: open options, and its copies of equal files.
+def resumed_config(
+    run: Path, requested: TrainConfig, parse: Callable[[TrainConfig], TrainConfig], *, from_file: bool
+) -> TrainConfig:
+    """The options with which a run resumes: its own, and of MAY_CHANGE those that are requested.
 
-    Raises CheckpointRefused for another content, ConfigError for a file that cannot be read.
+    `requested` are the options of the command line as for a new run; with `from_file`, over those of --config's file.
+    `parse` reads the command line over other defaults: over the run's options, what it does not name is as the run has
+    it. In a file any default may stand for what the run has decided since, such as a batch size. So only its other
+    values count, and not the place of the run, which --resume names.
+
+    Raises CheckpointRefused for another value, or another content of a file, that would change the result; ConfigError.
     """
-    kept = {name: getattr(own, name) for name, choice in OPEN.items() if getattr(asked, name) == choice}
-    if own.own_network and asked.weights == "none":
-        kept["weights"] = own.weights
+    run_config = replace(load_config(run), resume=requested.resume)
+    defaults = run_config
+    if from_file:
+        requested = _with_decisions(requested, run_config)
+        names = [name for name in _NAMES if name not in ("out", "name")]
+        given = [name for name in names if getattr(requested, name) != getattr(TrainConfig, name)]
+        _refuse_changes(run_config, requested, given)
+        defaults = replace(run_config, **{name: getattr(requested, name) for name in given})
+    resumed = _with_decisions(parse(defaults), run_config)
+    _refuse_changes(run_config, resumed, _NAMES)
+    return resumed
+
+
+def _with_decisions(requested: TrainConfig, run_config: TrainConfig) -> TrainConfig:
+    """The requested options, where they leave open what the run has decided, or name a file that it has copied.
+
+    Raises CheckpointRefused where the file has another content than the copy, ConfigError where it cannot be read.
+    """
+    decided = {name: getattr(run_config, name) for name, left in OPEN.items() if getattr(requested, name) == left}
+    if run_config.own_network and requested.weights == "none":
+        decided["weights"] = run_config.weights
     for name, same in (("augment", same_bytes), ("costs", costs.same)):
-        copy, given = getattr(own, name), getattr(asked, name)
-        if isinstance(copy, Path) and isinstance(given, Path) and given != copy:
-            if not same(given, copy):
-                raise CheckpointRefused(
-                    f"--{name} {given}: its content is not that of {copy}, with which the run began"
-                )
-            kept[name] = copy
-    return replace(asked, **kept)
+        copy, file = getattr(run_config, name), getattr(requested, name)
+        if isinstance(copy, Path) and isinstance(file, Path) and file != copy:
+            if not same(file, copy):
+                raise CheckpointRefused(f"--{name} {file}: its content is not that of {copy}, with which the run began")
+            decided[name] = copy
+    return replace(requested, **decided)
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -192,38 +215,20 @@ def same_bytes(one: Path, other: Path) -> bool:
         raise ConfigError(f"--augment {one}: cannot be compared with {other} ({error.strerror})") from error
 
 
-def refuse_changes(own: TrainConfig, asked: TrainConfig) -> None:
-    """Raise CheckpointRefused, with both values, when the options differ from those of the run to resume."""
-    _refuse(own, asked, [field.name for field in fields(TrainConfig)])
-
-
-def changed_by_file(own: TrainConfig, asked: TrainConfig) -> dict[str, Any]:
-    """What `asked`, the options with a file of --config, change in the run to resume without changing its result.
-
-    A default in a file may stand for what the run has decided since, such as a batch size. Where the run is, --resume
-    says. Raises CheckpointRefused, with both values, for what changes the result, and ConfigError as `as_begun`.
-    """
-    asked = as_begun(own, asked)
-    names = [field.name for field in fields(TrainConfig) if field.name not in ("out", "name")]
-    given = [name for name in names if getattr(asked, name) not in (getattr(TrainConfig, name), getattr(own, name))]
-    _refuse(own, asked, given)
-    return {name: getattr(asked, name) for name in given}
-
-
-def _refuse(own: TrainConfig, asked: TrainConfig, names: Iterable[str]) -> None:
+def _refuse_changes(run_config: TrainConfig, requested: TrainConfig, names: Iterable[str]) -> None:
+    """Raise CheckpointRefused, with both values, where options of these names differ that may not change."""
     differing = [
-        f"--{name.replace('_', '-')} was {getattr(own, name)}, now it is {getattr(asked, name)}"
+        f"--{name.replace('_', '-')} was {getattr(run_config, name)}, now it is {getattr(requested, name)}"
         for name in names
-        if name not in MAY_CHANGE and _kept(getattr(own, name)) != _kept(getattr(asked, name))
+        if name not in MAY_CHANGE and _as_written(getattr(run_config, name)) != _as_written(getattr(requested, name))
     ]
     if differing:
-        raise CheckpointRefused(
-            f"{own.out / (own.name or '')} cannot continue with other options: {', '.join(differing)}"
-        )
+        run = run_config.out / (run_config.name or "")
+        raise CheckpointRefused(f"{run} cannot continue with other options: {', '.join(differing)}")
 
 
-def _kept(value: object) -> object:
-    """The value as a run's config.yaml keeps it: a URL without password or signature."""
+def _as_written(value: object) -> object:
+    """The value as config.yaml has it: a URL without password or signature."""
     return str(value) if isinstance(value, Url) else value
 
 

@@ -113,7 +113,7 @@ def check_final(run: Path, folder: Path) -> None:
     if not (run / CONFIG).exists():
         runs.refuse_taken(run)
         return
-    origin = runs.begun(run).from_folds
+    origin = runs.load_config(run).from_folds
     if origin is None or origin.resolve() != folder.resolve():
         kind = "an ordinary run" if origin is None else f"that of the folds in {origin}"
         raise ConfigError(f"{run}: the final model has this name, and it is {kind}. --name gives another one")

@@ -31,7 +31,7 @@ class DataFiles:
         tables: list[Path | None] = [data] if isinstance(data, Path) and data.suffix.lower() == ".csv" else []
         for one in dependents:
             try:
-                tables.append(runs.begun(one.run).corrections)
+                tables.append(runs.load_config(one.run).corrections)
             except ConfigError:  # a run of another version
                 continue
         names = person.names

@@ -132,7 +132,7 @@ def _trained_on(run: Path, person: Person) -> tuple[ImageSet, Division] | None:
 def _parent(run: Path, others: list[Path]) -> Path | None:
     """The one of the others whose weights a run started from."""
     try:
-        start = runs.begun(run).init_from
+        start = runs.load_config(run).init_from
     except ConfigError:  # a run of another version
         return None
     if start is None:

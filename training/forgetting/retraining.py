@@ -85,7 +85,7 @@ class Retraining:
         return self._experiments[folder].base.name if folder in self._experiments else folder.name
 
     def _run(self, one: Dependent) -> Path | None:
-        options = replace(runs.begun(one.run), resume=None)
+        options = replace(runs.load_config(one.run), resume=None)
         if one.splits:  # else its weights depend on them by those that it started from, and its data is other data
             options = replace(options, data=self.data)
         if one.started_from is not None:

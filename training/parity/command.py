@@ -123,7 +123,7 @@ def _ways(
     """All that can be asked here; what the others are compared with comes first."""
     path, card = classifier.path, classifier.card
     if _of_run(path):
-        network = TorchModel(runs.begun(path.parent), _checkpoint(path), card)
+        network = TorchModel(runs.load_config(path.parent), _checkpoint(path), card)
         yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
     kept = read_predictions(path.parent / runs.PREDICTIONS, asked.images.classes) if _of_run(path) else None
     recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None

@@ -145,7 +145,7 @@ def _judge(run: Path, card: ModelCard) -> Judgement | None:
         probabilities=recorded.probabilities,
     )
     intervals = bootstrap(answers.labels, answers.probabilities, answers.components, answers.classes)
-    return judge(answers, intervals, runs.begun(run), find_champion(run.parent, answers, None))
+    return judge(answers, intervals, runs.load_config(run), find_champion(run.parent, answers, None))
 
 
 def _unjudged(card: ModelCard) -> str:

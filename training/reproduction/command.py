@@ -131,7 +131,7 @@ def _options(config: ReproduceConfig, card: ModelCard, folder: Path) -> TrainCon
     begun = sorted(run.parent for run in config.runs.glob(f"{card.version}-*/{runs.CONFIG}"))
     unfinished = [run for run in begun if not runs.is_finished(run)]
     if unfinished:
-        begun_before = replace(runs.begun(unfinished[-1]), data=config.data, corrections=config.corrections)
+        begun_before = replace(runs.load_config(unfinished[-1]), data=config.data, corrections=config.corrections)
         return replace(begun_before, resume=str(unfinished[-1]), cache=config.cache)
     return TrainConfig(
         **{key: option(key, value, where) for key, value in values.items()},

@@ -144,7 +144,7 @@ def test_the_options_with_which_a_run_began_may_be_given_again(photos: Path, tmp
     ]
     with pytest.raises(Interrupted):
         train(options("train", asked), After(2))
-    begun = runs.begun(tmp_path / "x")
+    begun = runs.load_config(tmp_path / "x")
     resumed = options("train", [*asked, "--resume", "auto"])
     assert resumed == replace(begun, resume="auto")
     with pytest.raises(CheckpointRefused, match="cannot continue with other options: --augment-on was"):
@@ -193,7 +193,7 @@ def test_a_run_that_has_moved_continues_with_its_own_copies_of_files(photos: Pat
 
 def test_an_option_that_an_older_version_did_not_use_is_none_of_its_run(tmp_path: Path) -> None:
     (tmp_path / runs.CONFIG).write_text("model: cnn\nhidden: [64]\nwidth: 8\n")
-    assert (runs.begun(tmp_path).hidden, runs.begun(tmp_path).width) == (TrainConfig.hidden, 8)
+    assert (runs.load_config(tmp_path).hidden, runs.load_config(tmp_path).width) == (TrainConfig.hidden, 8)
     with pytest.raises(ConfigError, match="expected mlp beside --hidden, got cnn"):
         options("train", ["--config", str(tmp_path / runs.CONFIG)])
 

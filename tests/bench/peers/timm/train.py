@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from training.data.dataset import Dataset, load_dataset
-from training.engine.runs import begun
+from training.engine.runs import load_config
 from training.metrics.classification import Probabilities, score
 from training.metrics.comparison import compare
 from training.models import backbones, weights
@@ -70,7 +70,7 @@ class Pictures(TorchDataset[tuple[Any, int]]):
 
 def main() -> None:
     options = tyro.cli(Options)
-    config = begun(options.run)
+    config = load_config(options.run)
     if config.views != "none":
         raise SystemExit(f"{options.run} answers by the mean over views, timm's script by one: expected --views none")
     config = replace(config, data=options.data or config.data, epochs=options.epochs or config.epochs)

@@ -10,7 +10,7 @@ import pytest
 
 from serving.contract.model import open_model
 from serving.contract.session import Placement, open_session
-from training.engine.runs import begun
+from training.engine.runs import load_config
 from training.export.measures.views import Gain, MeasuredViews, warnings
 from training.export.onnx import graph
 from training.metrics.classification import score
@@ -50,8 +50,8 @@ def turned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file_answers_the_geometric_mean_of_its_answers_to_images_turned_by_hand(turned: Path) -> None:
     classifier = open_model(turned / "model.onnx")
     card = classifier.card
-    assert (card.views, begun(turned).symmetry) == ("turns", "square")
-    torch_model = TorchModel(begun(turned), turned / "checkpoints" / "best.pt", card)
+    assert (card.views, load_config(turned).symmetry) == ("turns", "square")
+    torch_model = TorchModel(load_config(turned), turned / "checkpoints" / "best.pt", card)
     plain = open_session(graph(without(torch_model._model), (16, 16, 3)), Placement(on="cpu"), threads=1)
     images = np.random.default_rng(1).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     by_hand = [np.rot90(each, quarters, axes=(1, 2)) for quarters in range(4) for each in (images, images[:, :, ::-1])]
@@ -97,7 +97,7 @@ def test_a_frozen_body_is_averaged_too(turned: Path, pictures: Path, tmp_path: P
     options = OPTIONS | {"init_from": turned, "freeze": True, "views": "flips"}
     run = train(TrainConfig(data=pictures, out=tmp_path, name="frozen", **options))
     report = json.loads((run / "report" / "report.json").read_text())
-    assert (report["views"]["count"], report["parity"]["held"], begun(run).symmetry) == (2, True, "none")
+    assert (report["views"]["count"], report["parity"]["held"], load_config(run).symmetry) == (2, True, "none")
     classifier = open_model(run / "model.onnx")
     images = np.random.default_rng(1).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     mirrored = np.ascontiguousarray(images[:, :, ::-1])
