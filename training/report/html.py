@@ -35,7 +35,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places, "code": code}
     environment.filters["percent_interval"] = percent_interval
-    environment.filters["gap"] = gap
+    environment.filters |= {"gap": gap, "name": name, "sentence": sentence}
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment
 
@@ -77,6 +77,16 @@ def thumbnail(pixels: np.ndarray) -> str:
 def code(text: str) -> Markup:
     """Escaped text in which what stands between backticks is set as code, as in Markdown."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (it is escaped)
+
+
+def name(text: str) -> str:
+    """A name from the data in Markdown, as it is: one line without HTML, links, code, emphasis or columns."""
+    return re.sub(r"[&<>\[\]`*|\\]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+
+
+def sentence(text: str) -> str:
+    """A sentence of ours in Markdown, which may hold names from the data: one line without HTML and links."""
+    return re.sub(r"<(?=[\w/!?])|(?<=\])[(\[:]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
 def percent(share: float | None) -> str:

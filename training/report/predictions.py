@@ -154,8 +154,7 @@ def class_table(scores: Scores, intervals: Intervals | None = None) -> str:
     for row in scores.by_class:
         recall = _with_interval(row.recall, recalls.get(row.name))
         precision = _with_interval(row.precision, precisions.get(row.name))
-        name = row.name.replace("|", "&#124;")
-        lines.append(f"| {name} | {recall} | {precision} | {html.number(row.f1)} | {row.support:,} |")
+        lines.append(f"| {html.name(row.name)} | {recall} | {precision} | {html.number(row.f1)} | {row.support:,} |")
     return "\n".join(lines)
 
 
