@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import cv2
@@ -20,6 +21,7 @@ from serving.contract.model import Answer
 from serving.inference.batching import BACKGROUND_ALONE, Overloaded
 from serving.inference.prediction import check_output
 from serving.inference.predictor import Predictor
+from serving.inference.threads import run_in_thread
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -69,10 +71,9 @@ class Explainer:
             raise Overloaded(f"{self._running} explanations are running already")
         self._running += 1
         try:
-            loop = asyncio.get_running_loop()
-            original, fitted = await loop.run_in_executor(self._thread, self._decode, predictor, data)
+            original, fitted = await run_in_thread(self._thread, partial(self._decode, predictor), data)
             explanation = await _explain(predictor, original, fitted, label)
-            drawn = await loop.run_in_executor(self._thread, draw, explanation)
+            drawn = await run_in_thread(self._thread, draw, explanation)
             self._metrics.inference.explained()
             return drawn
         finally:

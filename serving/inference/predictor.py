@@ -17,6 +17,7 @@ from serving.cores import available_cores
 from serving.inference.batching import Batcher
 from serving.inference.padding import batch_sizes, padded
 from serving.inference.prediction import Prediction, check_output, describe
+from serving.inference.threads import run_in_thread
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.tracing import Tracing
@@ -151,8 +152,7 @@ class Predictor:
             except ImageError as error:
                 if error.code != "image_too_large":
                     raise
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, self._decode, data, self._settings.max_pixels)
+        return await run_in_thread(self._decoders, partial(self._decode, max_pixels=self._settings.max_pixels), data)
 
     def _warm_up(self) -> tuple[float, int]:
         """Run the largest and the smallest batch, so that no request waits for their memory.
