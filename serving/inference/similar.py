@@ -77,14 +77,15 @@ class Searcher:
         if self._rows and self._rows + rows > MOST_ROWS:
             raise Overloaded(f"{self._rows:,} rows are searched already")
         self._rows += rows
+        deadline = perf_counter() + self._settings.timeout_s
         try:
             answer = await predictor.embed(data)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._nearest, predictor, answer, count)
+            return await loop.run_in_executor(self._thread, self._nearest, predictor, answer, count, deadline)
         finally:
             self._rows -= rows
 
-    def _nearest(self, predictor: Predictor, answer: Answer, count: int) -> Similar:
+    def _nearest(self, predictor: Predictor, answer: Answer, count: int, deadline: float) -> Similar:
         start = perf_counter()
         index, familiarity = predictor.classifier.index, predictor.card.familiarity
         assert index is not None
@@ -93,9 +94,11 @@ class Searcher:
         assert answer.novelty is not None
         neighbours = index.nearest(answer.embedding, count)
         self._metrics.inference.searched(perf_counter() - start)
+        shown = neighbours if self._settings.show_training else []
         return Similar(
             neighbours=neighbours,
-            pictures=[self._picture(one) for one in neighbours] if self._settings.show_training else [],
+            # After the deadline no client waits, and 50 large images take many seconds of the one thread.
+            pictures=[self._picture(one) if perf_counter() < deadline else None for one in shown],
             novelty=answer.novelty,
             unfamiliar=familiarity.unfamiliar(answer.novelty),
             model_version=predictor.card.version,

@@ -1,5 +1,6 @@
 """/similar, on a real service: the nearest training images, their pictures, and what is answered without them."""
 
+import asyncio
 import base64
 import shutil
 from collections.abc import Callable
@@ -10,11 +11,16 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from serving.contract.files.names import neighbours_of
 from serving.contract.model import ModelRefused, open_model
 from serving.contract.neighbours.file import from_bytes, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
+from serving.inference.predictor import Predictor
+from serving.inference.similar import Searcher
+from serving.metrics import Metrics
+from serving.settings import Settings
 from tests.support.processes import wait_until
 from tests.support.replies import error, metric
 from tests.support.server import serving
@@ -99,6 +105,19 @@ def test_pictures_are_shown_where_the_operator_says_so_and_the_file_is_as_it_was
     assert correlation[0, 1] > 0.95
     assert again[second] is None, "another picture is at this path now"
     assert sum(picture is None for picture in found.values()) <= 1
+
+
+def test_no_picture_is_read_after_the_deadline(pictures: Path, index: TrainingIndex, copied: Path) -> None:
+    image = (pictures / index.paths[0]).read_bytes()
+
+    def shown(timeout_s: float) -> list[str | None]:
+        settings = Settings(timeout_s=timeout_s, show_training=True, training_data=pictures)
+        metrics = Metrics(CollectorRegistry())
+        predictor = Predictor(open_model(copied, training_images=True), settings, metrics)
+        return asyncio.run(Searcher(settings, metrics).search(predictor, image, 50)).pictures
+
+    assert shown(1e-6) == [None] * 50
+    assert None not in shown(60)
 
 
 def test_without_training_images_all_else_is_answered(
