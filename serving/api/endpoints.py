@@ -51,7 +51,7 @@ async def predict(request: Request, state: ServiceState) -> Response:
 async def predict_batch(request: Request, state: ServiceState) -> Response:
     top_k = _whole_number(request, "top_k")
     predictor = state.readiness.current_predictor()
-    with state.admission.reserve() as reservation:
+    with state.admission.reserve(batch=True) as reservation:
         images = await read_files(request, "images", Limits.of_batch(state.settings), reservation)
         reservation.add_images(len(images))
         return JSONResponse({"results": await _results(request, state, predictor, images, top_k)})
@@ -60,7 +60,7 @@ async def predict_batch(request: Request, state: ServiceState) -> Response:
 async def predict_instances(request: Request, state: ServiceState) -> Response:
     predictor = state.readiness.current_predictor()
     limits = Limits.of_batch(state.settings)
-    with state.admission.reserve() as reservation:
+    with state.admission.reserve(batch=True) as reservation:
         body = await read_body(request, vertex_ai.most_bytes(state.settings), limits, reservation)
         images, top_k = vertex_ai.parse(body, limits.files)
         reservation.add_images(len(images))

@@ -51,6 +51,11 @@ async def _drop(receive: Receive) -> None:
         size += len(message.get("body", b""))
 
 
+def declared_bytes(content_length: bytes) -> int:
+    """The number in a Content-Length; 0 where there is none. `int` takes no more than 4,300 digits, also of zeros."""
+    return int(content_length.lstrip(b"0")[:20] or b"0") if content_length.isdigit() else 0
+
+
 class Exchange:
     """A request and its answer: whether the body has been read when the answer is complete.
 
@@ -60,9 +65,8 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: MutableMapping[bytes, bytes] = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
         self._chunked = b"transfer-encoding" in headers
-        self._declared = int(length) if length.isdigit() else 0
+        self._declared = declared_bytes(headers.get(b"content-length", b""))
         self._unread = self._chunked or self._declared > 0
         # A client that waits for 100 Continue sends nothing after another answer.
         self._begun = headers.get(b"expect", b"").lower() != b"100-continue"

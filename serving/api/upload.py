@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serving.api.admission import Reservation
 from serving.api.errors import RequestError
+from serving.api.linger import declared_bytes
 from serving.api.waiting import await_unless
 from serving.settings import Settings
 
@@ -15,6 +16,8 @@ MULTIPART_OVERHEAD = 64 * 1024
 """Bytes for boundaries and part headers around the files."""
 BATCH_BODY_FILES = 4
 """A body of several images may have the bytes of this many largest files; MAX_BATCH bounds the number of files."""
+CROWDED_IDLE_S = 1.0
+"""Seconds without a byte after which an upload ends while bodies take more than half of their memory."""
 HOW_TO_SEND = (
     "send the image as multipart field {field!r}, or as the raw body with Content-Type image/jpeg, image/png, ..."
 )
@@ -65,8 +68,7 @@ async def read_files(request: Request, field: str, limits: Limits, reservation: 
 
 async def read_body(request: Request, most: int, limits: Limits, reservation: Reservation) -> bytes:
     """The body, at most `most` bytes. Raises RequestError, Overloaded, ClientDisconnect."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
+    if declared_bytes(request.headers.get("content-length", "").encode("latin-1")) > most:
         raise _too_large(most)
     clock = asyncio.get_running_loop().time
     start = latest = clock()
@@ -89,10 +91,13 @@ async def read_body(request: Request, most: int, limits: Limits, reservation: Re
             if not message.get("more_body", False):
                 return body[0] if len(body) == 1 else b"".join(body)
 
+    def idle_s() -> float:
+        return min(limits.idle_s, CROWDED_IDLE_S) if reservation.crowded else limits.idle_s
+
     async def stalled() -> Exception:
-        while (left := min(start + limits.seconds, latest + limits.idle_s) - clock()) > 0:
-            await asyncio.sleep(left)
-        late = f"the body did not arrive within {limits.seconds:g} s, or nothing of it for {limits.idle_s:g} s"
+        while (left := min(start + limits.seconds, latest + idle_s()) - clock()) > 0:
+            await asyncio.sleep(min(left, CROWDED_IDLE_S))  # others may have filled the memory meanwhile
+        late = f"the body did not arrive within {limits.seconds:g} s, or nothing of it for {idle_s():g} s"
         return RequestError(408, "upload_timeout", late, {"Connection": "close"})
 
     return await await_unless(read(), stalled, within=min(limits.seconds, limits.idle_s))

@@ -46,7 +46,7 @@ async def metadata(request: Request, state: ServiceState) -> Response:
 async def infer(request: Request, state: ServiceState) -> Response:
     predictor, settings = _predictor(request, state), state.settings
     limits = Limits.of_batch(settings)
-    with state.admission.reserve() as reservation:
+    with state.admission.reserve(batch=True) as reservation:
         body = await read_body(request, limits.bytes, limits, reservation)
         header_length = request.headers.get(HEADER_LENGTH)
         wanted = parse(body, header_length, predictor.card, settings.max_batch)

@@ -115,6 +115,18 @@ def test_images_and_bytes_are_bounded_and_released() -> None:
         reservation.add_images(3)
 
 
+def test_bodies_of_several_images_take_half_of_the_memory() -> None:
+    limit = admission()
+    with limit.reserve(batch=True) as reservation, limit.reserve() as other:
+        reservation.add_bytes(8_000)
+        with pytest.raises(Overloaded, match="8,000 bytes"):
+            limit.reserve(batch=True).add_bytes(1)
+        assert not limit.crowded
+        other.add_bytes(1)
+        assert limit.crowded
+    limit.reserve(batch=True).add_bytes(8_000)
+
+
 def test_a_request_that_fails_releases_its_share() -> None:
     limit = admission(max_images=1)
 

@@ -1,8 +1,11 @@
 import asyncio
+import select
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from socket import socket
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -44,18 +47,42 @@ def without_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+def unfinished(address: str, missing: int) -> socket:
+    """A connection whose body of LIMIT bytes has arrived but for its last ones."""
+    connection = connect(address)
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {LIMIT}\r\n"
+    connection.sendall(f"{head}Authorization: Bearer right\r\n\r\n".encode() + bytes(LIMIT - missing))
+    return connection
+
+
 @pytest.fixture(scope="module")
 def full(strict: str) -> Iterator[str]:
     """The same server while other bodies, which do not end, take all the memory for bodies."""
+    ended = Event()
+
+    def drip(connections: list[socket]) -> None:
+        while not ended.wait(0.3):  # one that stalls is ended after a second
+            for connection in connections:
+                connection.sendall(b"0")
+
     with ExitStack() as stack:
-        for _ in range(16):
-            connection = stack.enter_context(connect(strict))
-            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {LIMIT}\r\n"
-            connection.sendall(f"{head}Authorization: Bearer right\r\n\r\n".encode() + bytes(LIMIT - 1))
+        connections = [stack.enter_context(unfinished(strict, 1000)) for _ in range(16)]
+        dripping = Thread(target=drip, args=(connections,))
+        dripping.start()
+        stack.callback(dripping.join)
+        stack.callback(ended.set)
         until = time.monotonic() + 30
         while CLIENTS["httpx"](f"{strict}/predict", bytes(LIMIT), RAW | TOKEN) != 429:
             assert time.monotonic() < until, "the server has not read the other bodies"
         yield strict
+
+
+def test_uploads_that_stall_end_soon_once_they_fill_half_of_the_memory(strict: str) -> None:
+    """TWINLENS_IDLE_S is 60 s here."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(unfinished(strict, 1)) for _ in range(9)]
+        ended, _, _ = select.select(connections, [], [], 8)
+        assert ended[0].recv(65_536).startswith(b"HTTP/1.1 408")
 
 
 @pytest.mark.parametrize("kind", [RAW, FORM], ids=["raw", "form"])
@@ -77,7 +104,9 @@ class TestAnAnswerBeforeTheBodyWasReadArrives:
 def test_a_small_body_that_is_refused_keeps_its_connection(strict: str) -> None:
     with connect(strict) as connection:
         for _ in range(2):
-            head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+            head = (
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+            )
             connection.sendall(head + bytes(1000))
             answer = connection.recv(65_536)
             while not answer.endswith(b"}}"):  # head and body may arrive apart
@@ -89,7 +118,9 @@ def test_a_small_body_that_is_refused_keeps_its_connection(strict: str) -> None:
 def test_a_client_that_stops_sending_is_let_go(strict: str) -> None:
     with connect(strict) as connection:
         connection.settimeout(8)
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + bytes(1000))
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n" + bytes(1000)
+        )
         received = b""
         while part := connection.recv(65_536):
             received += part
