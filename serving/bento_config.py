@@ -4,13 +4,16 @@ BentoML itself honours host, port, TLS and backlog. This service honours `http.c
 `services.twinlens`, and refuses what one of its own settings replaces.
 """
 
+import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from threading import Thread
 from typing import Any
 
 from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.utils import circus
 from bentoml.exceptions import BentoMLException
 from opentelemetry.sdk.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
@@ -27,6 +30,8 @@ OPTIONS = {
 """Options of `bentoml serve` that would have no effect: the variable of each, and the setting to use."""
 TIMEOUT_S = 60
 """BentoML's default of `traffic.timeout`."""
+SOCKET_OPTION = "--fd"
+"""Of a worker's command line: the descriptor of the socket on which it listens."""
 FLUSH_S = 2
 """Seconds at the end of a worker in which its last spans may be sent; those of a collector that hangs are lost."""
 
@@ -62,6 +67,31 @@ def check(workers: int, arguments: Sequence[str] | None = None) -> None:
             f"tracing in BentoML's configuration: {error}; exporter_type otlp with protocol http needs "
             f"a package: {install_command('otlp')}"
         ) from error
+
+
+class _PrivateArbiter(circus.Arbiter):
+    def __init__(self, watchers: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
+        if not options.get("plugins"):  # that of `--reload` is a process of its own
+            endpoint, pubsub_endpoint = "inproc://twinlens-control", "inproc://twinlens-events"
+        super().__init__(watchers, endpoint, pubsub_endpoint, **options)
+
+
+def close_control_ports() -> None:
+    """Keep the supervisor from taking commands at ports of the loopback; call it before BentoML makes the supervisor.
+
+    They ask for no secret, so any user of the machine could run programs as the user of the service.
+    """
+    circus.Arbiter = _PrivateArbiter  # type: ignore[misc]
+
+
+def listens_on_loopback() -> bool:
+    """Whether only this machine can reach this worker. False in a process that is no worker of BentoML."""
+    if SOCKET_OPTION not in sys.argv:
+        return False
+    with socket.socket(fileno=os.dup(int(sys.argv[sys.argv.index(SOCKET_OPTION) + 1]))) as listening:
+        if listening.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 def with_cors(application: ASGIApp) -> ASGIApp:

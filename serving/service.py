@@ -18,11 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving import bento_config, logs
 from serving.api.admission import Admission
 from serving.api.bearer import BearerTokens
-from serving.api.middleware import Middleware
+from serving.api.middleware import ANY, LOOPBACK, Middleware
 from serving.api.readiness import Readiness
 from serving.api.routes import routes_of
 from serving.api.state import ServiceState
 from serving.api.ui import Page
+from serving.connection import bound_connections
 from serving.contract import gpu
 from serving.contract.drift import LIMIT
 from serving.contract.model import Classifier, ModelRefused, open_model
@@ -92,6 +93,7 @@ class DirectService(bentoml.Service[object]):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that a worker serves."""
         life_cycle = super().to_asgi(is_main)
+        bound_connections()  # BentoML asks for the application before it configures uvicorn
 
         async def direct(scope: Scope, receive: Receive, send: Send) -> None:
             await (life_cycle if scope["type"] == "lifespan" else _Worker.application)(scope, receive, send)
@@ -126,7 +128,8 @@ class Twinlens:
         self._tracing = bento_config.tracing()
         self._reloader = Reloader(settings.file, _open, self._serve, metrics.model.reloaded)
         self._reloader.start()
-        self._middleware = Middleware(self._state)
+        hosts = settings.hosts or (LOOPBACK if bento_config.listens_on_loopback() else ANY)
+        self._middleware = Middleware(self._state, hosts)
         traced = Traced(self._middleware, self._tracing, routes_of(settings)) if self._tracing else self._middleware
         _Worker.application = bento_config.with_cors(traced)
         # Objects that live as long as the process are left out of garbage collection.
@@ -194,6 +197,7 @@ class Twinlens:
         It checks in a child process, so that the supervisor holds neither the model's memory nor a CUDA context.
         """
         logs.write_json()
+        bento_config.close_control_ports()
         if number_of_workers > 1:
             # In a container BentoML does not replace a worker that dies. A single worker's death ends the container,
             # which restarts; of several workers, the others would continue with less capacity, unnoticed.

@@ -40,6 +40,12 @@ Interval = Annotated[float, Field(ge=0, allow_inf_nan=False, description="0 or a
 Confidence = Annotated[float | None, Field(gt=0, lt=1, description="a number above 0 and below 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="letters, digits, ., _ and -")]
 UrlPath = Annotated[str | None, Field(pattern=r"^/[^\s{}?#]+$", description="a path that begins with /")]
+Hosts = Annotated[
+    frozenset[Annotated[str, Field(pattern=r"^(\*|[a-z0-9_.-]+|\[[0-9a-f:.]+\])$")]] | None,
+    NoDecode,
+    BeforeValidator(lambda text: [host.strip().lower() for host in text.split(",")] if isinstance(text, str) else text),
+    Field(description="names of hosts without a port, separated by commas, or *"),
+]
 TrustedKey = Annotated[
     PublicKey | None,
     BeforeValidator(lambda text: PublicKey.read(text) if isinstance(text, str) else text),
@@ -110,6 +116,7 @@ class Settings(BaseSettings):
     timeout_s: Seconds = 10.0
     idle_s: Seconds = 5.0
     grace_s: Seconds = 25.0
+    hosts: Hosts = None
     token_file: Path | None = None
     protect_metrics: Flag = False
     health_route: UrlPath = None

@@ -29,6 +29,10 @@ ABOUT_THE_INPUT = frozenset({400, 408, 413, 415, 422})
 """Statuses that speak of what the client sent, and not of its token, its address or the state of the service."""
 LAST_REFUSALS_S = 1.0
 """Seconds in which requests that a shutdown cuts off are answered with 503."""
+ANY = frozenset({"*"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""The hosts of requests to a service that only this machine can reach. A web page of another name, whose owner has its
+name resolve to 127.0.0.1 (DNS rebinding), sends that name."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -39,9 +43,10 @@ class Middleware:
     images a second must be able to refuse many thousands more.
     """
 
-    def __init__(self, state: ServiceState) -> None:
+    def __init__(self, state: ServiceState, hosts: frozenset[str] = ANY) -> None:
         settings = state.settings
         self._state = state
+        self._hosts = None if hosts >= ANY else hosts
         self._routes = RouteTable(routes_of(settings))
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
         self._unprotected = {Kind.PROBE, Kind.PAGE} if settings.protect_metrics else set(Kind) - {Kind.API}
@@ -93,6 +98,8 @@ class Middleware:
 
     def _reason_to_refuse(self, scope: Scope, route: Route | None) -> Exception | None:
         kind = route.kind if route else Kind.API
+        if self._hosts is not None and kind is not Kind.PROBE and not self._hosts >= _hosts(scope):
+            return RequestError(421, "misdirected_request", "this service has another name; see TWINLENS_HOSTS")
         if kind in self._unprotected:
             return None
         if self._tokens is not None and not self._tokens.accept(_header(scope, b"authorization")):
@@ -114,6 +121,8 @@ class Middleware:
         if settings.log_requests or status >= 500 or seconds >= settings.slow_s:
             level = logging.ERROR if status >= 500 else logging.INFO
             fields = _fields(scope, route, status, seconds)
+            if settings.log_requests:
+                fields |= _result(scope)
             log.log(level, "%s %s", scope["method"], status, extra={FIELDS: fields})
 
     async def drain(self, grace_s: float) -> None:
@@ -161,6 +170,12 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
+def _hosts(scope: Scope) -> set[str]:
+    """The names in the Host headers without their ports; none where there is no such header."""
+    values = [value.decode("latin-1").lower() for key, value in scope["headers"] if key == b"host"]
+    return {host if host.endswith("]") else host.rpartition(":")[0] or host for host in values}
+
+
 def _name(route: Route | None) -> str:
     """A name from the table, never a path from a caller, who could otherwise add any number of series."""
     return route.name if route else "other"
@@ -175,9 +190,14 @@ def _fields(scope: Scope, route: Route | None, status: int, seconds: float) -> d
         "status": status,
         "seconds": round(seconds, 6),
     }
-    if images := state.get("images"):
-        fields["images"] = [hashlib.sha256(image).hexdigest()[:12] for image in images]
     if code := state.get("code"):
         fields["code"] = code
-    fields.update(state.get("fields", {}))
     return fields
+
+
+def _result(scope: Scope) -> dict[str, object]:
+    """Which images a request had, by their digests, and what the model answered: for TWINLENS_LOG_REQUESTS alone."""
+    state = scope["state"]
+    images = [hashlib.sha256(image).hexdigest()[:12] for image in state.get("images", ())]
+    answer: dict[str, object] = state.get("fields", {})
+    return ({"images": images} if images else {}) | answer

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
+from serving import bento_config
 from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.markdown import blocks
 from tests.support.otlp import Collector, Span, collector
@@ -238,3 +240,18 @@ def test_the_last_spans_are_sent_at_the_end(run: Path, tmp_path: Path, png: Call
         with serving(run / "model.onnx", BENTOML_HOME=str(tmp_path), **config) as address:
             httpx.post(f"{address}/predict", files={"image": png(picture("blue"))})
         assert {span.name for span in spans.spans} == {"POST /predict", "decode", "queue", "infer"}
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1", True), ("127.0.0.2", True), ("0.0.0.0", False)],
+)
+def test_a_worker_knows_whether_only_its_machine_can_reach_it(
+    monkeypatch: pytest.MonkeyPatch, address: str, expected: bool
+) -> None:
+    with socket.create_server((address, 0)) as listening:
+        monkeypatch.setattr("sys.argv", ["worker", "--fd", str(listening.fileno()), "--backlog", "1"])
+        assert bento_config.listens_on_loopback() is expected
+        assert listening.getsockname(), "it is still open"
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    assert not bento_config.listens_on_loopback()

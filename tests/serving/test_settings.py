@@ -62,6 +62,7 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         "TWINLENS_GPU_MEM_LIMIT": "2000000000",
         "TWINLENS_WORKERS": "gpus",
         "TWINLENS_PROTECT_METRICS": "0",
+        "TWINLENS_HOSTS": "Clinic.example, [::1]",
         "TWINLENS_TOKEN_FILE": "/run/tokens",
         "TWINLENS_MAX_BATCH": "4",
         "TWINLENS_TIMEOUT_S": "0.5",
@@ -77,6 +78,7 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         "require_gpu": True,
         "gpu_mem_limit": 2_000_000_000,
         "workers": "gpus",
+        "hosts": {"clinic.example", "[::1]"},
         "token_file": Path("/run/tokens"),
         "max_batch": 4,
         "timeout_s": 0.5,
@@ -105,6 +107,10 @@ def test_defaults_and_every_kind_of_value(environment: pytest.MonkeyPatch) -> No
         ("TWINLENS_NAME", "", "letters, digits, ., _ and -"),
         ("TWINLENS_NAME", "my model", "letters, digits, ., _ and -"),
         ("TWINLENS_NAME", "a/b", "letters, digits, ., _ and -"),
+        *(
+            ("TWINLENS_HOSTS", value, "names of hosts without a port, separated by commas, or *")
+            for value in ("", "clinic.example:3000", "https://clinic.example", "a,,b", "[::1", "*.example")
+        ),
         ("TWINLENS_HEALTH_ROUTE", "ping", "a path that begins with /"),
         ("TWINLENS_PREDICT_ROUTE", "/v1/{name}", "a path that begins with /"),
         ("TWINLENS_DRIFT_WINDOW", "499", "a whole number of at least 500"),

@@ -20,7 +20,9 @@ from tests.support.server import free_port, started
 def half_sent(address: str, body: bytes) -> socket.socket:
     """A connection on which a request's headers and half of its body have been sent."""
     connection = socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=30)
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + body[: len(body) // 2])
     return connection
 

@@ -36,7 +36,11 @@ def raw(*headers: str, body: bytes = PNG, length: int | None = None) -> bytes:
 # --- 3a. HTTP framing; no code: uvicorn answers in plain text, before there is a request
 
 row(1, "content length that is none", 400, None, {n: raw(f"Content-Length: {n}") for n in ("abc", "-1")})
+# The parser takes any number of zeros before a length.
+row(1, "content length of 4,301 digits", 200, None, raw(f"Content-Length: {len(PNG):04301}"))
 row(2, "two content lengths", 400, None, raw("Content-Length: 5", length=-1))
+PIPELINED = b"GET /model HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+row(2, "a thousand pipelined requests", 400, None, PIPELINED)
 row(3, "content length and chunked", 400, None, raw("Transfer-Encoding: chunked", length=-1))
 row(4, "chunk of no size", 400, None, raw("Transfer-Encoding: chunked", body=b"zz\r\nabc\r\n0\r\n\r\n"))
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
@@ -44,10 +48,16 @@ row(5, "TLS on a plain port", 400, None, HELLO)
 # What is no HTTP/1.1 request but can be understood is answered: nothing here depends on Host.
 row(5, "HTTP/0.9", 405, "method_not_allowed", b"GET /predict\r\n\r\n")
 row(5, "no Host", 405, "method_not_allowed", b"GET /predict HTTP/1.1\r\nConnection: close\r\n\r\n")
-# 431 is the ingress's to say, which sees all headers first; here the image is answered.
-row(6, "header of 100 KB", 200, None, raw("X-Long: " + "a" * 100_000, length=-1))
-# 414 is the ingress's; here the parser refuses it.
-row(7, "URL of 100 KB", 400, None, request(PNG, "image/png", target="/" + "a" * 100_000))
+row(6, "header of 100 KB", 431, None, raw("X-Long: " + "a" * 100_000, length=-1))
+row(
+    6,
+    "headers of 400 MB",
+    431,
+    None,
+    {"": lambda address: exchange(address, [b"GET / HTTP/1.1\r\nA: ", *[bytes([97]) * MIB] * 400])},
+)
+# 414 is the ingress's; here the parser refuses it, or what bounds the whole head.
+row(7, "URL of 100 KB", (400, 431), None, request(PNG, "image/png", target="/" + "a" * 100_000))
 SOCKET = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
 
 

@@ -44,7 +44,7 @@ def request(
     length: int | None = -1,
 ) -> bytes:
     """One HTTP/1.1 request; `length` None leaves Content-Length out, another number is what it claims."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: x", "Connection: close", *headers]
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     if kind is not None:
         lines.append(f"Content-Type: {kind}")
     if length is not None:

@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -95,6 +97,16 @@ def test_a_sender_that_is_too_slow_gets_its_answer_and_leaves_nothing_behind(has
 def test_every_row_of_the_list_is_here() -> None:
     tests_of_their_own = {76, 86}
     assert {row.number for row in ROWS} == set(range(1, 97)) - tests_of_their_own
+
+
+def test_only_the_port_of_the_service_listens(attacked: Watched) -> None:
+    """BentoML's supervisor would run commands of any user of the machine that come to two more."""
+    supervisor = attacked.worker.parent()
+    assert supervisor is not None
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    connections = [one for process in processes for one in process.net_connections()]
+    ports = {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+    assert ports == {urlsplit(attacked.address).port}
 
 
 def test_fifty_at_once_are_all_answered(attacked: Watched) -> None:

@@ -34,7 +34,7 @@ def strict(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     """A server with a token and a small limit."""
     folder = tmp_path_factory.mktemp("strict")
     (folder / "tokens").write_text("right\n")
-    settings = {"TOKEN_FILE": str(folder / "tokens"), "MAX_BYTES": str(LIMIT), "IDLE_S": "60", "TIMEOUT_S": "60"}
+    settings = {"TOKEN_FILE": str(folder / "tokens"), "MAX_BYTES": str(LIMIT), "IDLE_S": "600", "TIMEOUT_S": "600"}
     environment: dict[str, Any] = {f"TWINLENS_{name}": value for name, value in settings.items()}
     with serving(run / "model.onnx", BENTOML_HOME=str(folder / "home"), **environment) as address:
         yield address
@@ -61,12 +61,12 @@ def full(strict: str) -> Iterator[str]:
     ended = Event()
 
     def drip(connections: list[socket]) -> None:
-        while not ended.wait(0.3):  # one that stalls is ended after a second
+        while not ended.wait(0.05):  # one that stalls is ended after a second
             for connection in connections:
                 connection.sendall(b"0")
 
     with ExitStack() as stack:
-        connections = [stack.enter_context(unfinished(strict, 1000)) for _ in range(16)]
+        connections = [stack.enter_context(unfinished(strict, 10_000)) for _ in range(16)]
         dripping = Thread(target=drip, args=(connections,))
         dripping.start()
         stack.callback(dripping.join)
@@ -78,7 +78,7 @@ def full(strict: str) -> Iterator[str]:
 
 
 def test_uploads_that_stall_end_soon_once_they_fill_half_of_the_memory(strict: str) -> None:
-    """TWINLENS_IDLE_S is 60 s here."""
+    """TWINLENS_IDLE_S is 600 s here."""
     with ExitStack() as stack:
         connections = [stack.enter_context(unfinished(strict, 1)) for _ in range(9)]
         ended, _, _ = select.select(connections, [], [], 8)

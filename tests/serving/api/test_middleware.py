@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive
 
 from serving.api.admission import Admission
-from serving.api.middleware import Middleware
+from serving.api.middleware import ANY, Middleware
 from serving.api.readiness import Readiness
 from serving.api.state import ServiceState
 from serving.api.ui import Page
@@ -23,6 +24,7 @@ from serving.contract.model import open_model
 from serving.inference.occlusion import Explainer
 from serving.inference.predictor import Predictor
 from serving.inference.similar import Searcher
+from serving.logs import FIELDS
 from serving.metrics import Metrics
 from serving.settings import Settings
 from tests.support.replies import error, metric
@@ -56,7 +58,7 @@ def test_every_answer_has_a_request_id(server: str) -> None:
 def test_an_oversized_body_is_refused_before_it_is_sent(server: str) -> None:
     with connection_to(server) as connection:
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             b"Content-Length: 999999999\r\nExpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413")
@@ -117,21 +119,24 @@ def test_a_request_needs_a_token_and_a_probe_does_not(guarded: Guarded, image: b
 def test_a_changed_token_file_is_read_at_the_next_request(guarded: Guarded, image: bytes) -> None:
     guarded.tokens.write_text("first\nsecond\n")
     assert guarded.post(image, "Bearer second").status_code == guarded.post(image, "bearer first").status_code == 200
-    guarded.tokens.write_text("")
-    assert guarded.post(image, "Bearer second").status_code == 200, "with an empty file the previous tokens stay valid"
+    guarded.tokens.unlink()
+    assert guarded.post(image, "Bearer second").status_code == 200, "a mount that is being replaced"
     guarded.tokens.write_text("# of ward 3\nthird\n")
-    assert guarded.post(image, "Bearer second").status_code == 200, "nor is a file with a comment taken"
+    assert guarded.post(image, "Bearer second").status_code == 401, "a malformed file withdraws tokens, too"
     assert guarded.post(image, "Bearer ward").status_code == 401
-    guarded.tokens.write_text("third\n")
-    assert guarded.post(image, "Bearer second").status_code == 401
     assert guarded.post(image, "Bearer third").status_code == 200
+    guarded.tokens.write_text("")
+    assert guarded.post(image, "Bearer third").status_code == guarded.post(image, "Bearer").status_code == 401
+    log = guarded.log.read_text()
+    for fault in ("the previous tokens stay valid", "line 1 has a blank", "the file holds no token"):
+        assert fault in log
 
 
 def test_an_upload_that_stalls_ends_with_408(guarded: Guarded) -> None:
     with connection_to(guarded.address) as stalled:
         start = time.monotonic()  # before the upload: the server's second begins when it has arrived
         stalled.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first\r\n"
             b"Content-Type: image/png\r\nContent-Length: 9\r\n\r\n1"
         )
         assert stalled.recv(65_536).startswith(b"HTTP/1.1 408")
@@ -152,6 +157,43 @@ def test_a_log_line_describes_the_request_without_its_file_name(guarded: Guarded
     assert answered["seconds"] > 0
     refused = next(line for line in lines if line.get("route") == "/predict" and line["status"] == 401)
     assert refused["code"] == "unauthorized"
+
+
+def test_a_line_of_a_slow_request_has_no_result(run: Path, image: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """With TWINLENS_LOG_REQUESTS it has, as the line above."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": image, "more_body": False}
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(InProcess(run / "model.onnx", Settings(slow_s=1e-9)).post(receive))
+    [fields] = [getattr(record, FIELDS) for record in caplog.records if record.name == "bentoml.twinlens.requests"]
+    assert fields.keys() == {"request_id", "route", "status", "seconds"}
+
+
+LOCAL = ("localhost", "LOCALHOST:3000", "127.0.0.1", "[::1]:80")
+
+
+def test_a_service_of_one_machine_answers_no_page_of_another_name(server: str) -> None:
+    for host in ("evil.example", "evil.example:3000", "127.0.0.1.evil.example", ""):
+        reply = httpx.get(f"{server}/model", headers={"Host": host})
+        assert (reply.status_code, error(reply)) == (421, "misdirected_request")
+        assert httpx.get(f"{server}/readyz", headers={"Host": host}).status_code == 200, "a probe"
+    assert {httpx.get(f"{server}/model", headers={"Host": host}).status_code for host in LOCAL} == {200}
+
+
+def test_hosts_are_those_of_the_setting(run: Path) -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    def status(hosts: frozenset[str], *given: bytes) -> int:
+        service = InProcess(run / "model.onnx", hosts=hosts)
+        asyncio.run(service.post(receive, *[(b"host", host) for host in given]))
+        return service.statuses[0]
+
+    ours = frozenset({"clinic.example"})
+    assert status(ours, b"Clinic.example:443") == status(ours) == status(ANY, b"evil.example") == 499
+    assert status(ours, b"localhost") == status(ours, b"clinic.example", b"evil.example") == 421
 
 
 PROBES = ("/readyz", "/ping", "/v2/health/ready", "/v2/models/twinlens/ready")
@@ -198,8 +240,8 @@ def test_metrics_count_an_alias_under_its_route(server: str, image: bytes) -> No
 class InProcess:
     """The application of a worker, without its process; the statuses of its answers."""
 
-    def __init__(self, model: Path) -> None:
-        settings, self.registry = Settings(), CollectorRegistry()
+    def __init__(self, model: Path, settings: Settings | None = None, hosts: frozenset[str] = ANY) -> None:
+        settings, self.registry = settings or Settings(), CollectorRegistry()
         metrics = Metrics(self.registry)
         state = ServiceState(
             settings=settings,
@@ -215,11 +257,11 @@ class InProcess:
         classifier = open_model(model)
         metrics.serves(classifier)
         state.readiness.predictor = Predictor(classifier, settings, metrics)
-        self.middleware = Middleware(state)
+        self.middleware = Middleware(state, hosts)
         self.statuses: list[int] = []
 
-    async def post(self, receive: Receive) -> None:
-        headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"chunked")]
+    async def post(self, receive: Receive, *more: tuple[bytes, bytes]) -> None:
+        headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"chunked"), *more]
         scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
         await self.middleware(scope | {"state": {}}, receive, self._send)
 
