@@ -21,13 +21,11 @@ HEAD_S = 10.0
 class BoundedProtocol(HttpToolsProtocol):
     """Answers 400 to too many pipelined requests, 431 to a head that is too large, 408 to one that stalls; then closes.
 
-    Bytes are counted by the pieces in which they arrive, which costs under a microsecond a request, and exactly only
-    where a piece is larger than a head may be.
+    Bytes are counted by the pieces in which they arrive, and exactly only where a piece is larger than a head may be.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._in_head = self._progress = False
         self._last_progress = self._since = 0
         """Bytes of the last piece in which a head began or ended or a part of a body came, and of those after it."""
         self._head_timer: TimerHandle | None = None
@@ -46,25 +44,25 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse a piece, and count and time what stays unfinished."""
-        self._progress = False
+        scope, in_head = self.scope, self._in_head
+        body = 0 if self.cycle is None else len(self.cycle.body)
         self._since += len(data)
         super().data_received(data)
-        if self._progress:
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:
+            self._last_progress, self._since = len(data), 0
+            return  # nearly all requests: they arrive in one piece
+        if self.scope is not scope or self._in_head != in_head or (cycle is not None and len(cycle.body) > body):
             self._last_progress, self._since = len(data), 0
         if self._since > MAX_HEAD_BYTES:
             self._refuse(431)
         elif self._in_head and self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_S, self._on_late_head)
 
-    def on_message_begin(self) -> None:
-        """A head begins."""
-        super().on_message_begin()
-        self._in_head = self._progress = True
-
     def on_headers_complete(self) -> None:
         """A head is complete. The parser turns what is raised here into a call of `send_400_response`."""
-        self._in_head, self._progress = False, True
-        self._cancel_head_timer()
+        if self._head_timer is not None:
+            self._cancel_head_timer()
         if self._last_progress + self._since > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             self._status = 431
             raise ValueError("the head is too large")
@@ -72,14 +70,13 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("too many pipelined requests")
         super().on_headers_complete()
 
-    def on_body(self, body: bytes) -> None:
-        """A part of a body."""
-        self._progress = True
-        super().on_body(body)
-
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed, or what `on_headers_complete` has refused."""
         self._refuse(self._status)
+
+    @property
+    def _in_head(self) -> bool:
+        return self.scope is not None and "method" not in self.scope  # the parser begins it, and adds the method last
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from socket import socket
-from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -47,32 +46,22 @@ def without_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def unfinished(address: str, missing: int) -> socket:
-    """A connection whose body of LIMIT bytes has arrived but for its last ones."""
+def unfinished(address: str, path: str, size: int) -> socket:
+    """A connection whose body of this size has arrived but for its last byte."""
     connection = connect(address)
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {LIMIT}\r\n"
-    connection.sendall(f"{head}Authorization: Bearer right\r\n\r\n".encode() + bytes(LIMIT - missing))
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {size}\r\n"
+    connection.sendall(f"{head}Authorization: Bearer right\r\n\r\n".encode() + bytes(size - 1))
     return connection
 
 
 @pytest.fixture(scope="module")
 def full(strict: str) -> Iterator[str]:
-    """The same server while other bodies, which do not end, take all the memory for bodies."""
-    ended = Event()
-
-    def drip(connections: list[socket]) -> None:
-        while not ended.wait(0.05):  # one that stalls is ended after a second
-            for connection in connections:
-                connection.sendall(b"0")
-
+    """The same server while bodies of several images, which do not end, take all their memory: that of eight files."""
     with ExitStack() as stack:
-        connections = [stack.enter_context(unfinished(strict, 10_000)) for _ in range(16)]
-        dripping = Thread(target=drip, args=(connections,))
-        dripping.start()
-        stack.callback(dripping.join)
-        stack.callback(ended.set)
+        for _ in range(2):
+            stack.enter_context(unfinished(strict, "/predict_batch", 4 * LIMIT))
         until = time.monotonic() + 30
-        while CLIENTS["httpx"](f"{strict}/predict", bytes(LIMIT), RAW | TOKEN) != 429:
+        while CLIENTS["httpx"](f"{strict}/predict_batch", bytes(LIMIT), RAW | TOKEN) != 429:
             assert time.monotonic() < until, "the server has not read the other bodies"
         yield strict
 
@@ -80,7 +69,7 @@ def full(strict: str) -> Iterator[str]:
 def test_uploads_that_stall_end_soon_once_they_fill_half_of_the_memory(strict: str) -> None:
     """TWINLENS_IDLE_S is 600 s here."""
     with ExitStack() as stack:
-        connections = [stack.enter_context(unfinished(strict, 1)) for _ in range(9)]
+        connections = [stack.enter_context(unfinished(strict, "/predict", LIMIT)) for _ in range(9)]
         ended, _, _ = select.select(connections, [], [], 8)
         assert ended[0].recv(65_536).startswith(b"HTTP/1.1 408")
 
@@ -98,7 +87,8 @@ class TestAnAnswerBeforeTheBodyWasReadArrives:
         assert client(f"{without_model}/predict", body_of(kind, 12 * MIB), kind) == 503
 
     def test_429(self, full: str, client: Client, kind: dict[str, str]) -> None:
-        assert client(f"{full}/predict", body_of(kind, LIMIT), kind | TOKEN) == 429
+        assert client(f"{full}/predict_batch", body_of(kind, LIMIT), kind | TOKEN) == 429
+        assert client(f"{full}/predict", body_of(kind, 1000), kind | TOKEN) == 415, "one image still has room"
 
 
 def test_a_small_body_that_is_refused_keeps_its_connection(strict: str) -> None:
