@@ -120,11 +120,8 @@ def _together(layer: str, parts: list[_Part]) -> Activations:
 
 def _note(parts: list[_Part], images: int, layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
     every = -(-output[0].numel() * images // VALUES_AT_MOST)
-    zero = (
-        (output == 0).transpose(0, 1).flatten(1).all(1).cpu().numpy()
-        if isinstance(layer, (nn.ReLU, nn.ReLU6))
-        else None
-    )
+    is_relu = isinstance(layer, (nn.ReLU, nn.ReLU6))
+    zero = (output.amax((0, *range(2, output.ndim))) == 0).cpu().numpy() if is_relu else None
     # A copy, as a view would keep the whole output, in which a later layer may compute in place.
     parts.append(_Part(output.flatten()[::every].float().cpu().numpy().copy(), zero))
 
