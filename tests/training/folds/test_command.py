@@ -166,7 +166,7 @@ def test_a_fold_s_error_has_its_own_exit_code_and_its_own_words(
 def test_folds_that_are_stopped_say_what_continues_them(photos: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "training", *arguments(photos, tmp_path, "--epochs", "1000", "--jobs", "1")]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: bool([*tmp_path.glob("folds/x/runs/*/checkpoints/last.pt")]))
+    wait_until(lambda: bool([*tmp_path.glob("folds/x/runs/*/checkpoints/last.pt")]), 200)
     process.terminate()
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143
