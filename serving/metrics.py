@@ -268,8 +268,8 @@ class ModelMetrics:
         self._reloads[outcome].inc()
         self._refused.set(outcome in ("refused", "failed"))
 
-    def looked(self, outcome: FetchOutcome) -> None:
-        """Count a look at the object of the model."""
+    def polled(self, outcome: FetchOutcome) -> None:
+        """Count a poll of the object of the model."""
         self._fetches[outcome].inc()
 
 

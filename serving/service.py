@@ -43,8 +43,8 @@ log = logging.getLogger("bentoml.twinlens")
 
 FETCH_S = 10
 """Seconds that the start waits for an object. A store that accepts connections and hangs may take minutes to fail."""
-LOOK_S = 1
-"""Seconds between two looks of one of several workers at its own model."""
+POLL_S = 1
+"""Seconds between two polls by one of several workers at its own model."""
 LAST_ANSWERS_S = 1
 """Seconds in which a worker that has lost its model may still answer what it has taken."""
 
@@ -153,8 +153,8 @@ class Twinlens:
         self._state.readiness.predictor = predictor
 
     def _looked(self, outcome: FetchOutcome) -> None:
-        self._state.metrics.model.looked(outcome)
-        self._state.readiness.looked(outcome)
+        self._state.metrics.model.polled(outcome)
+        self._state.readiness.polled(outcome)
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def watch(self) -> None:
@@ -175,7 +175,7 @@ class Twinlens:
         """
         readiness = self._state.readiness
         while readiness.alive or readiness.draining:  # a shutdown ends it anyway
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         log.error(
             "the model has failed three times in a row, or hangs; this worker ends, and another one takes its place"
         )
@@ -242,7 +242,7 @@ def _check_model() -> None:
         if settings.token_file:
             BearerTokens(settings.token_file)
         if mirror := mirror_of(settings, training_images=settings.similar):
-            mirror.refresh_within(FETCH_S if settings.reload_s else None)  # without reloads this is the only look
+            mirror.refresh_within(FETCH_S if settings.reload_s else None)  # without reloads this is the only poll
     except ValueError as error:
         raise SystemExit(str(error)) from error
     if not settings.file.exists():

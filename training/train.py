@@ -118,18 +118,18 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
     if not runs.has_checkpoint(config.out / (config.name or "")):
         config = inherit(config)
     config = backbones.check(config)
-    found = find_weights(config, group)  # before the data, which takes longer to read
+    pretrained = find_weights(config, group)  # before the data, which takes longer to read
     dataset = load_dataset(config, lambda source: group.broadcast(lambda: check_source(config, source)))
     if dataset.sizing.reason:
         print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)
-    found = found or find_weights(config, group)
-    settled = group.broadcast(lambda: decide(config, dataset, found, group))
+    pretrained = pretrained or find_weights(config, group)
+    settled = group.broadcast(lambda: decide(config, dataset, pretrained, group))
     return RunContext(
         config=settled,
         dataset=dataset,
         normalization=normalization(settled, dataset.images, dataset.splits["train"]),
-        weights=found,
+        weights=pretrained,
         device=device,
         group=group,
         interruption=interruption,
@@ -186,13 +186,13 @@ def describe(context: RunContext, model: nn.Module) -> str:
     """The data, the model and the device of a run, in three lines."""
     config, dataset, device, group = context.config, context.dataset, context.device, context.group
     sizes = ", ".join(f"{split} {len(indices):,}" for split, indices in dataset.splits.items())
-    made = dataset.preprocessing
+    preprocessing = dataset.preprocessing
     together = f" in each of {group.size} processes" if group.size > 1 else ""
     arithmetic = str(training_dtype(config, model)).removeprefix("torch.")
     return (
         f"data   {dataset.name}: {len(dataset.keys):,} images, {len(dataset.classes)} classes ({sizes})\n"
         f"model  {config.model}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
-        f"images of {made.height} x {made.width} x {made.channels}\n"
+        f"images of {preprocessing.height} x {preprocessing.width} x {preprocessing.channels}\n"
         f"device {device.type}, {arithmetic}, {torch.get_num_threads()} threads{together}"
     )
 

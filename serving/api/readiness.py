@@ -20,8 +20,8 @@ class Readiness:
         self.draining = False
         self._waiting = NO_MODEL
 
-    def looked(self, outcome: FetchOutcome) -> None:
-        """Say why there is no model yet, if the last look at its object explains it."""
+    def polled(self, outcome: FetchOutcome) -> None:
+        """Say why there is no model yet, if the last poll of its object explains it."""
         self._waiting = NOT_FETCHED.get(outcome, NO_MODEL)
 
     def current_predictor(self) -> Predictor:

@@ -87,12 +87,12 @@ class Mirror:
         In a daemon thread, because a store that does not answer must not delay the end of the process.
         """
 
-        def look() -> None:
+        def poll() -> None:
             while True:
                 observe(self.refresh())
                 time.sleep(every_s)
 
-        threading.Thread(target=look, name="mirror", daemon=True).start()
+        threading.Thread(target=poll, name="mirror", daemon=True).start()
 
     def _versions(self) -> dict[str, Version]:
         """The versions of the objects by the names of their files. Raises FileNotFoundError if there is no model."""
@@ -148,7 +148,7 @@ class Mirror:
         self._intact = True
 
     def _fails(self, outcome: FetchOutcome, error: OSError) -> FetchOutcome:
-        """Log an error once, not at every look."""
+        """Log an error once, not at every poll."""
         if str(error) != self._said:
             self._said = str(error)
             still = "the last copy is used" if self.file.exists() else "there is no copy yet"

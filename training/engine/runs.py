@@ -139,8 +139,8 @@ def to_resume(resume: str, out: Path, name: str | None) -> Path | None:
         return run.resolve() if run.name in ("", "..") or run.is_symlink() else run  # else it has not the run's name
     if name is not None:
         return out / name if (out / name / CONFIG).is_file() else None
-    begun = [path.parent for path in out.glob(f"*/{CONFIG}") if not path.parent.is_symlink()]
-    unfinished = [run for run in begun if not is_finished(run)]
+    run_folders = [path.parent for path in out.glob(f"*/{CONFIG}") if not path.parent.is_symlink()]
+    unfinished = [run for run in run_folders if not is_finished(run)]
     return max(unfinished, key=lambda run: (run / CONFIG).stat().st_mtime_ns, default=None)
 
 
@@ -264,7 +264,7 @@ def refuse_taken(run: Path) -> None:
         raise ConfigError(
             f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} continues it"
         )
-    begun = {path for name in BEGUN for path in run.glob(name)} if (run / LOCK).exists() else set()
-    others = [run] if run.is_file() else sorted(set(run.rglob("*")) - begun)
+    leftovers = {path for name in BEGUN for path in run.glob(name)} if (run / LOCK).exists() else set()
+    others = [run] if run.is_file() else sorted(set(run.rglob("*")) - leftovers)
     if others:
         raise ConfigError(f"--name {run.name}: {others[0]} is there and would be written over; give another name")

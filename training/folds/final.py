@@ -48,12 +48,12 @@ def runs_of(folder: Path) -> list[Path]:
         facts = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--from-folds {folder}: expected the folder of finished folds, with folds.json") from error
-    found = [folder / each["run"] for each in facts["folds"]]
-    if missing := [run for run in found if not runs.is_finished(run)]:
+    run_folders = [folder / each["run"] for each in facts["folds"]]
+    if missing := [run for run in run_folders if not runs.is_finished(run)]:
         raise ConfigError(
             f"--from-folds {folder}: {missing[0]} is missing; the command that made the folds makes it again"
         )
-    return found
+    return run_folders
 
 
 def with_best_epoch(config: TrainConfig) -> TrainConfig:
@@ -73,9 +73,9 @@ def check(config: SettledConfig, dataset: Dataset) -> None:
         return
     for run in runs_of(config.from_folds):
         theirs = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        own = yaml.safe_load(_with_their_pipeline(config, run, theirs["augment"]).to_yaml())
-        if differing := [name for name in own if name not in MAY_DIFFER and own[name] != theirs.get(name)]:
-            changes = "; ".join(f"{name} was {theirs.get(name)}, here it is {own[name]}" for name in differing)
+        options = yaml.safe_load(_with_their_pipeline(config, run, theirs["augment"]).to_yaml())
+        if differing := [name for name in options if name not in MAY_DIFFER and options[name] != theirs.get(name)]:
+            changes = "; ".join(f"{name} was {theirs.get(name)}, here it is {options[name]}" for name in differing)
             raise ConfigError(f"--from-folds {run}: its model is of other options: {changes}")
     _answers(config.from_folds, dataset)
 
@@ -114,11 +114,11 @@ def evaluate_out_of_fold(
     answered, logits = _fold_answers(_answers(config.from_folds, dataset), dataset)
     fitted = evaluation.calibrate(dataset, logits, config)  # each image is in all three splits
     recalibrated = calibrated_probabilities(logits, fitted)
-    own = calibrated_probabilities(compute_logits(learner, dataset, "test"), fitted)
+    by_final_model = calibrated_probabilities(compute_logits(learner, dataset, "test"), fitted)
     model.append(Calibrate(fitted).to(next(model.parameters()).device))
     targets = operating_points.parse_all(config.operate)
     scored = np.searchsorted(everything, evaluation.scored(dataset, "train"))
-    answers: dict[Split, Probabilities] = {"train": own[scored], "val": recalibrated, "test": answered}
+    answers: dict[Split, Probabilities] = {"train": by_final_model[scored], "val": recalibrated, "test": answered}
     return Evaluation(
         uncalibrated=evaluation.score(dataset, "test", softmax(logits, axis=1)),
         calibration=fitted,
@@ -127,7 +127,7 @@ def evaluate_out_of_fold(
         intervals=bootstrap(labels, answered, dataset.components[everything], dataset.classes),
         operating_points=operating_points.choose(targets, dataset.classes, labels, recalibrated),
         leak_free=None,
-        own=own,
+        own=by_final_model,
     )
 
 

@@ -118,22 +118,25 @@ def _placements(provider: str | None) -> dict[str, Placement]:
 
 
 def _ways(
-    classifier: Classifier, asked: Selection, placements: dict[str, Placement], service: Service | None
+    classifier: Classifier, selection: Selection, placements: dict[str, Placement], service: Service | None
 ) -> Iterator[Way]:
     """All that can be asked here; what the others are compared with comes first."""
     path, card = classifier.path, classifier.card
     if _of_run(path):
         network = TorchModel(runs.load_config(path.parent), _checkpoint(path), card)
-        yield "torch, the run's checkpoint, on the CPU", partial(predict_images, network, asked.images, asked.indices)
-    kept = read_predictions(path.parent / runs.PREDICTIONS, asked.images.classes) if _of_run(path) else None
-    recorded = kept.of([asked.images.keys[index] for index in asked.indices]) if kept else None
+        yield (
+            "torch, the run's checkpoint, on the CPU",
+            partial(predict_images, network, selection.images, selection.indices),
+        )
+    kept = read_predictions(path.parent / runs.PREDICTIONS, selection.images.classes) if _of_run(path) else None
+    recorded = kept.of([selection.images.keys[index] for index in selection.indices]) if kept else None
     if recorded is not None:
         yield "predictions.csv, what the run evaluated", lambda: recorded
     for name, placement in placements.items():
         placed = open_model(path, placement=placement, threads=0)
-        yield f"{path.name} on {name}", partial(predict_images, placed, asked.images, asked.indices)
+        yield f"{path.name} on {name}", partial(predict_images, placed, selection.images, selection.indices)
     if service is not None:
-        yield f"the service at {service.url}", partial(service.answers, asked, card)
+        yield f"the service at {service.url}", partial(service.answers, selection, card)
 
 
 def _checkpoint(path: Path) -> Path:

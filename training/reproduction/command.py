@@ -128,11 +128,11 @@ def _options(config: ReproduceConfig, card: ModelCard, folder: Path) -> TrainCon
     if card.costs is not None:
         costs.write(folder / "costs.csv", card.costs, card.classes)
         values["costs"] = str(folder / "costs.csv")
-    begun = sorted(run.parent for run in config.runs.glob(f"{card.version}-*/{runs.CONFIG}"))
-    unfinished = [run for run in begun if not runs.is_finished(run)]
+    run_folders = sorted(run.parent for run in config.runs.glob(f"{card.version}-*/{runs.CONFIG}"))
+    unfinished = [run for run in run_folders if not runs.is_finished(run)]
     if unfinished:
-        begun_before = replace(runs.load_config(unfinished[-1]), data=config.data, corrections=config.corrections)
-        return replace(begun_before, resume=str(unfinished[-1]), cache=config.cache)
+        run_config = replace(runs.load_config(unfinished[-1]), data=config.data, corrections=config.corrections)
+        return replace(run_config, resume=str(unfinished[-1]), cache=config.cache)
     return TrainConfig(
         **{key: option(key, value, where) for key, value in values.items()},
         data=config.data,
