@@ -4,6 +4,9 @@ A study compares much at once, and one comparison in twenty would seem decided b
 values that are corrected for all comparisons of the study (Holm, A simple sequentially rejective multiple test
 procedure, 1979). The best of many equal levels is far from some of them by chance. So where the data choose the
 reference, all pairs of levels count as compared. Intervals are those of each comparison alone.
+
+They are about the mean over all seeds on these images. Seeds share the images, so intervals are too narrow for a claim
+about new ones (Nadeau and Bengio, Inference for the generalization error, 2003).
 """
 
 import math

@@ -31,6 +31,8 @@ def test_answers_tables_curves_and_what_went_wrong_are_on_every_page(tmp_path: P
     for text in (page, markdown, study_summary(tmp_path)):
         assert sentence in (unescape(text) if text is page else text)
         assert "24 runs: 21 done, 3 diverged. 3 diverged: regulariser=all,seed=0;" in text
+    for text in (page, markdown):
+        assert "intervals and verdicts are about trainings on these images" in " ".join(text.split())
     assert "A &lt;b&gt;title&lt;/b&gt;" in page
     assert page.count("data:image/svg+xml") == 4, "the page is one file"
     assert "<script" not in page
