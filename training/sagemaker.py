@@ -19,7 +19,7 @@ from training.errors import ConfigError
 ROOT = Path("/opt/ml")
 PORT = 29500
 """Port of the first host, for the processes that train together; SageMaker leaves all ports between hosts open."""
-RESULTS = (runs.CONFIG, runs.AUDIT, runs.PREDICTIONS, runs.REPORT)
+RESULTS = (runs.CONFIG, runs.AUDIT, runs.PREDICTIONS, runs.PREDICTIONS_VAL, runs.REPORT)
 """The parts of a run that become model.tar.gz beside its model files; SageMaker keeps checkpoints in another place."""
 
 

@@ -222,7 +222,7 @@ def conclude(
         scores=evaluation.scores,
         intervals=evaluation.intervals,
         uncalibrated=evaluation.uncalibrated,
-        validation=evaluation.probabilities["val"],
+        validation=evaluation.validation,
         out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
         parity=parity,
         views=measured_views,

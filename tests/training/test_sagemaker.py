@@ -29,7 +29,7 @@ def test_a_job_trains_by_its_hyperparameters_and_leaves_the_model(opt_ml: Path, 
     (opt_ml / "input" / "data" / "training").symlink_to(photos)
     assert __main__.main(["train"], opt_ml) == 0
     left = {path.name for path in (opt_ml / "model").iterdir()}
-    assert left == {"model.onnx", "config.yaml", "audit.json", "predictions.csv", "report"}
+    assert left == {"model.onnx", "config.yaml", "audit.json", "predictions.csv", "predictions-val.csv", "report"}
     config = (opt_ml / "model" / "config.yaml").read_text()
     assert "batch_norm: true" in config
     assert "lr: 0.001" in config
@@ -51,7 +51,7 @@ def test_a_model_that_is_not_promoted_is_kept_where_nothing_serves_it(opt_ml: Pa
     (opt_ml / "input" / "config" / "hyperparameters.json").write_text(json.dumps(given))
     assert __main__.main(["train"], opt_ml) == 0
     left = {path.name for path in (opt_ml / "model").iterdir()}
-    assert left == {"config.yaml", "audit.json", "predictions.csv", "report"}
+    assert left == {"config.yaml", "audit.json", "predictions.csv", "predictions-val.csv", "report"}
     assert {path.name for path in (opt_ml / "output" / "data").iterdir()} == {"model.onnx"}
 
 

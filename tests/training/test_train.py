@@ -45,6 +45,7 @@ def test_it_learns_and_leaves_everything_a_run_should_hold(run: Path) -> None:
         "history.json",
         "model.onnx",
         "predictions.csv",
+        "predictions-val.csv",
         "checkpoints/best.pt",
         "checkpoints/last.pt",
         "checkpoints/previous.pt",

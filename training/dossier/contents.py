@@ -143,7 +143,7 @@ def _parity(run: Path, version: str) -> Path:
 
 
 def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[Part]:
-    yield _file(4, run / runs.REPORT / "report.html", "the report, with pictures of test images")
+    yield _file(4, run / runs.REPORT / "report.html", "the report, with pictures of validation and test images")
     yield _file(4, run / runs.REPORT_FACTS, "the report for programs, with the proof of the export")
     yield _file(4, run / runs.PREDICTIONS, "every test image with its label and every probability")
     if parity.is_file():

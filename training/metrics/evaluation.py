@@ -10,6 +10,7 @@ from torch import nn
 
 from serving.contract.card.decisions import Calibration, Familiarity, OperatingPoint
 from serving.contract.decode import Preprocessing
+from serving.contract.model import Answers
 from serving.contract.neighbours.index import TrainingIndex
 from training.data import class_balance
 from training.data.dataset import Dataset
@@ -128,6 +129,11 @@ class Evaluation:
     """What the model itself answers to the test images, where `probabilities` has the answers of the folds' models."""
     novelty: NoveltyEvaluation | None = None
     """None without --unfamiliar, where the validation split is too small for it, and for the final model of folds."""
+
+    @property
+    def validation(self) -> Answers:
+        """Answers to the validation images."""
+        return Answers(self.probabilities["val"], self.unknown.validation if self.unknown else None)
 
 
 def evaluate_best(

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ from serving.contract.model import Answers
 from training.data import loader
 from training.data.dataset import Dataset
 from training.engine.progress import Epoch
-from training.engine.runs import LATEST, PREDICTIONS, REPORT, REPORT_FACTS
+from training.engine.runs import LATEST, PREDICTIONS, PREDICTIONS_VAL, REPORT, REPORT_FACTS
 from training.metrics.calibration import held_for
 from training.metrics.classification import TITLES, reliability, risk_coverage
 from training.options.settled import SettledConfig
@@ -28,7 +28,7 @@ SHEET_ROWS, SHEET_COLUMNS = 6, 6
 
 
 def write_report(inputs: ReportInput) -> None:
-    """Write `report/` and `predictions.csv` into the run's folder, both or neither.
+    """Write `report/` and the tables of predictions into the run's folder, all or none.
 
     Raises OSError whose message says that the model is complete.
     """
@@ -37,7 +37,8 @@ def write_report(inputs: ReportInput) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
         _write_into(partial, inputs)
-        (partial / PREDICTIONS).replace(run / PREDICTIONS)
+        for table in partial.glob("*.csv"):
+            table.replace(run / table.name)
         partial.replace(run / REPORT)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,13 +69,14 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
     decisions = measure_decisions(inputs)
     facts = run_facts(inputs, decisions)
     audit = audit_facts(dataset.audit)
-    worst = worst_mistakes(labels, answers, MISTAKES)
+    own = inputs.out_of_fold is None  # else the answers to the validation split are once more those of the test split
     shown = {
         "pictures": pictures,
         "curve_pictures": curve_pictures(decisions),
         "decided_on": "test images",
         "held_for": held_for(inputs.card.calibration, dataset.classes),
-        "mistakes": mistakes(dataset, test[worst], answers[worst]),
+        "mistakes": _mistakes(inputs, "test"),
+        "validation_mistakes": _mistakes(inputs, "val") if own else None,
         "audit": audit,
         "pairs": duplicate_examples(dataset.audit, dataset.original),
         "sheets": class_sheets(dataset.audit, dataset.original),
@@ -90,6 +92,14 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
     )
     served = Answers(inputs.parity.served, inputs.parity.served_novelty)
     write_predictions(folder / PREDICTIONS, dataset, test, served, inputs.card)
+    if own:
+        write_predictions(folder / PREDICTIONS_VAL, dataset, dataset.splits["val"], inputs.validation, inputs.card)
+
+
+def _mistakes(inputs: ReportInput, split: Literal["val", "test"]) -> list[dict[str, str]]:
+    scored = inputs.scored(split)
+    worst = worst_mistakes(scored.labels, scored.probabilities, MISTAKES)
+    return mistakes(inputs.dataset, inputs.dataset.splits[split][worst], scored.probabilities[worst])
 
 
 def run_summary(run: Path) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from serving.contract.card.model_card import TOLERANCE, ModelCard
 from serving.contract.files.names import MODEL
+from serving.contract.model import Answers
 from training.data.dataset import Dataset, digest_of_test
 from training.data.metadata_baseline import LARGE_SHARE
 from training.data.sources.source import Split
@@ -53,7 +54,7 @@ class ReportInput:
     intervals: Intervals
     uncalibrated: Scores
     """Scores on the test split before the calibration."""
-    validation: Probabilities
+    validation: Answers
     """Calibrated, of the validation split."""
     out_of_fold: Probabilities | None
     """The answers that are scored, where they are of the folds' models and not of the served file."""
@@ -82,7 +83,7 @@ class ReportInput:
         indices = self.dataset.splits[split]
         return ScoredImages(
             labels=self.dataset.labels[indices],
-            probabilities=self.validation if split == "val" else self.answers,
+            probabilities=self.validation.probabilities if split == "val" else self.answers,
             components=self.dataset.components[indices],
         )
 

@@ -35,7 +35,7 @@ def write_results(writer: SummaryWriter, report_input: ReportInput) -> None:
 
     Also the precision-recall curve of each class on the test split, and the hyperparameters. Of the exported weights.
     """
-    dataset, validation = report_input.dataset, report_input.validation
+    dataset, validation = report_input.dataset, report_input.validation.probabilities
     val = dataset.splits["val"]
     assert len(validation) == len(val)
     shown = min(GALLERY, len(val))

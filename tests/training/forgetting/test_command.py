@@ -74,7 +74,8 @@ def forget(*more: str) -> int:
 
 
 def rows_of(run: Path) -> list[list[str]]:
-    return list(csv.reader((run / "predictions.csv").read_text().splitlines()))
+    tables = [run / name for name in ("predictions.csv", "predictions-val.csv")]
+    return [row for table in tables for row in csv.reader(table.read_text().splitlines())]
 
 
 def mentions(path: Path) -> list[str]:
@@ -90,7 +91,14 @@ def test_without_yes_it_lists_and_changes_nothing(runs: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "9 images, and 3 copies of them" in said
     assert all(f"{name} (a copy of " in said for name in COPIES), "also re-encoded, cropped and mirrored"
-    for place in ("a/predictions.csv", "a/audit.json", "a/report/report.html", "a/dossier.zip", "audits/x/audit.html"):
+    for place in (
+        "a/predictions.csv",
+        "a/predictions-val.csv",
+        "a/audit.json",
+        "a/report/report.html",
+        "a/dossier.zip",
+        "audits/x/audit.html",
+    ):
         assert f"{runs / place}: " in said, place
     assert f"weights  {runs / 'a'}: its weights depend on them (train, val, test)" in said
     assert f"weights  {runs / 'c'}: its weights depend on them, as it started from" in said

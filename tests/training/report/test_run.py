@@ -21,18 +21,28 @@ from training.train import train
 HOSTILE = '<img src=x onerror=alert(1)> | "'
 
 
-def test_predictions_hold_every_test_image_once(run: Path) -> None:
+@pytest.mark.parametrize(("table", "split"), [("predictions.csv", "test"), ("predictions-val.csv", "val")])
+def test_predictions_hold_every_image_of_their_split_once(table: str, split: str, run: Path) -> None:
     report = json.loads((run / "report" / "report.json").read_text())
-    with (run / "predictions.csv").open(newline="") as file:
+    with (run / table).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len({row["path"] for row in rows}) == len(rows) == report["scores"]["test"]["images"]
+    assert len({row["path"] for row in rows}) == len(rows) == report["scores"][split]["images"]
     names = report["card"]["classes"]
     for row in rows:
         values = [float(row[name]) for name in names]
         assert sum(values) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == names[values.index(max(values))]
     accuracy = sum(row["true"] == row["predicted"] for row in rows) / len(rows)
-    assert accuracy == report["scores"]["test"]["accuracy"]
+    assert accuracy == report["scores"][split]["accuracy"]
+
+
+def test_the_tables_of_both_splits_have_the_same_columns_and_no_image_in_common(run: Path) -> None:
+    test, validation = (
+        list(csv.DictReader((run / name).read_text().splitlines()))
+        for name in ("predictions.csv", "predictions-val.csv")
+    )
+    assert [*test[0]] == [*validation[0]]
+    assert not {row["path"] for row in test} & {row["path"] for row in validation}
 
 
 def test_risk_coverage_begins_with_the_accuracy_of_all_test_images(run: Path) -> None:
@@ -86,6 +96,18 @@ def test_class_names_cannot_write_html(doubtful: Path) -> None:
     assert HOSTILE not in text
     assert "&lt;img src=x onerror=alert(1)&gt; | &#34;" in text
     assert all(reference.startswith("data:") for reference in page.found)
+
+
+def test_mistakes_on_validation_images_are_shown_and_those_on_test_images_are_folded(doubtful: Path) -> None:
+    text = html.unescape((doubtful / "report" / "report.html").read_text())
+    shown, folded = text.split("<h2>Most confident mistakes</h2>")[1].split("<h2>")[0].split("<details>")
+    for part, table in ((shown, "predictions-val.csv"), (folded, "predictions.csv")):
+        rows = csv.DictReader((doubtful / table).read_text().splitlines())
+        wrong = {row["path"] for row in rows if row["true"] != row["predicted"]}
+        assert wrong
+        assert {key for key in wrong if f'alt="{key}"' in part} == wrong
+        assert part.count("<figure>") == len(wrong)
+    assert "predictions-val.csv" in shown
 
 
 def test_what_makes_a_model_doubtful_is_on_the_first_screen_and_on_the_console(doubtful: Path) -> None:
@@ -171,7 +193,7 @@ def test_the_model_outlives_a_disk_that_fills_while_the_report_is_written(
     photos: Path, tmp_path: Path, run: Path
 ) -> None:
     """In a mount of its own, with room for all that the run leaves but for half of the report."""
-    report = [path for path in [*(run / "report").rglob("*"), run / "predictions.csv"] if path.is_file()]
+    report = [path for path in [*(run / "report").rglob("*"), *run.glob("*.csv")] if path.is_file()]
     other = [path for path in run.rglob("*") if path.is_file() and path not in report]
     files = {path.stat().st_ino: path for path in other}.values()  # a checkpoint may have two names
     room = sum(blocks(path) for path in files) + sum(blocks(path) for path in report) // 2
@@ -193,7 +215,7 @@ def test_the_model_outlives_a_disk_that_fills_while_the_report_is_written(
     assert "exit 6" in done.stdout
     left = done.stdout.split("exit 6\n")[1].split()
     assert "model.onnx" in left
-    assert not {"report", ".report", "predictions.csv"} & set(left)
+    assert not {"report", ".report", "predictions.csv", "predictions-val.csv"} & set(left)
 
 
 def blocks(path: Path) -> int:
