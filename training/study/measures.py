@@ -101,7 +101,7 @@ def epochs_to(goal: float, epochs: Sequence[Epoch]) -> float | None:
 
 
 def best(epochs: Sequence[Epoch]) -> float | None:
-    """The validation score of the epoch that a run with this history exports, before calibration."""
+    """The validation score of the epoch that a run with this history exports, before the bias is fitted."""
     chosen = [line.val_score for line in epochs if line.best]
     return chosen[-1] if chosen else None
 
@@ -160,13 +160,13 @@ MEASURES: dict[str, Measure] = {
         of=lambda run: None if run.scores is None else run.scores["val"][run.score],
     ),
     "final_val_score": Measure(
-        title="validation score after the last epoch, before calibration",
+        title="validation score after the last epoch, before the bias is fitted",
         better="as the score",
         sentence="{a} scored {x} on validation images after the last epoch against {y} of {b}",
         of=_last(lambda line: line.val_score),
     ),
     IN_EQUAL_TIME: Measure(
-        title="validation score in equal training time, before calibration",
+        title="validation score in equal training time, before the bias is fitted",
         better="as the score",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
         of=lambda run: in_time(run.history.epochs, run.reference.time_s),

@@ -65,7 +65,7 @@ def collect(study: Study, folders: Sequence[Path]) -> list[RunResult]:
 
 
 def read_history(run: Path, score: ScoreName) -> History | None:
-    """The history of a run, its validation scores being this one; of the network as trained, before calibration.
+    """The history of a run, its validation scores being this one; of the network before its bias is fitted.
 
     None before the run's first step. A run chose its epoch by its own --best-by, which is `score` unless that was open.
     """

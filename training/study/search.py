@@ -38,7 +38,7 @@ def search(config: StudyConfig) -> Path:
 
     The options are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011) and judged by
     the validation score of the exported model. After a third of its epochs a trial stops when its best score so far,
-    before calibration, is worse than the median of the others' at that epoch (Golovin et al. 2017). The same command
+    without a fitted bias, is worse than the median of the others' at that epoch (Golovin et al. 2017). The same command
     continues a search; trials that were running when it stopped start again. Several processes or pods with the same
     folder make its trials together, and each returns when all have ended.
 
