@@ -133,7 +133,7 @@ class Evaluation:
     @property
     def validation(self) -> Answers:
         """Answers to the validation images."""
-        return Answers(self.probabilities["val"], self.unknown.validation if self.unknown else None)
+        return Answers(self.probabilities["val"], self.novelty.validation if self.novelty else None)
 
 
 def evaluate_best(
