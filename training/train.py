@@ -223,7 +223,7 @@ def conclude(
         intervals=evaluation.intervals,
         uncalibrated=evaluation.uncalibrated,
         validation=evaluation.validation,
-        out_of_fold=None if evaluation.own is None else evaluation.probabilities["test"],
+        out_of_fold=None if evaluation.by_final_model is None else evaluation.probabilities["test"],
         parity=parity,
         views=measured_views,
         quantized=quantized,

@@ -87,8 +87,8 @@ async def similar(request: Request, state: ServiceState) -> Response:
         request.state.images = [data]
         reservation.add_images(1)
         searching = state.searcher.search(predictor, data, count)
-        found = await await_for_client(request, searching, state.settings.timeout_s)
-    return JSONResponse(found.body)
+        nearest = await await_for_client(request, searching, state.settings.timeout_s)
+    return JSONResponse(nearest.body)
 
 
 async def model_card(request: Request, state: ServiceState) -> Response:

@@ -63,7 +63,9 @@ class Evaluated:
         """What the file must compute: the answers of its own model, also where the scores are of others."""
         novelty = evaluation.novelty
         return cls(
-            probabilities=evaluation.probabilities["test"] if evaluation.own is None else evaluation.own,
+            probabilities=evaluation.probabilities["test"]
+            if evaluation.by_final_model is None
+            else evaluation.by_final_model,
             detector=novelty.detector if novelty else None,
             novelty=novelty.test if novelty else None,
             index=novelty.index if novelty else None,

@@ -31,7 +31,7 @@ def collect(context: RunContext, weights_digest: Digest) -> Provenance:
 
     The content of an --augment file is included.
     """
-    config, begun = context.config, history.read(context.config.run)
+    config, record = context.config, history.read(context.config.run)
     values = yaml.safe_load(config.to_yaml())
     if isinstance(config.augment, Path):
         from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
@@ -44,7 +44,7 @@ def collect(context: RunContext, weights_digest: Digest) -> Provenance:
         checkpoint_digest=weights_digest,
         git_revision=context.revision,
         packages={name: _version(name) for name in PACKAGES},
-        weights=begun.weights if begun else None,
+        weights=record.weights if record else None,
         environment=environment(context.device, context.group.size),
     )
 

@@ -127,7 +127,7 @@ def evaluate_out_of_fold(
         intervals=bootstrap(labels, answered, dataset.components[everything], dataset.classes),
         operating_points=operating_points.choose(targets, dataset.classes, labels, recalibrated),
         leak_free=None,
-        own=by_final_model,
+        by_final_model=by_final_model,
     )
 
 

@@ -125,7 +125,7 @@ class Evaluation:
     plain: Float32[np.ndarray, "tested classes"] | None = None
     """Answers of the same weights to the test images as they are, with a calibration of their own; None without
     --views."""
-    own: Probabilities | None = None
+    by_final_model: Probabilities | None = None
     """What the model itself answers to the test images, where `probabilities` has the answers of the folds' models."""
     novelty: NoveltyEvaluation | None = None
     """None without --unfamiliar, where the validation split is too small for it, and for the final model of folds."""

@@ -55,7 +55,7 @@ def run_judge(context: RunContext, evaluation: Evaluation) -> RunJudge | None:
     config, images = context.config, context.dataset
     if config.promote != "better":
         return None
-    test, of_folds = images.splits["test"], evaluation.own is not None
+    test, of_folds = images.splits["test"], evaluation.by_final_model is not None
     answers = TestAnswers(
         digest=digest_of_test(images),
         classes=images.classes,

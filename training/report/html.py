@@ -81,12 +81,12 @@ def code(text: str) -> Markup:
 
 def name(text: str) -> str:
     """A name from the data in Markdown, as it is: one line without HTML, links, code, emphasis or columns."""
-    return re.sub(r"[&<>\[\]`*|\\]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    return re.sub(r"[&<>\[\]`*|\\]", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
 def sentence(text: str) -> str:
     """A sentence of ours in Markdown, which may hold names from the data: one line without HTML and links."""
-    return re.sub(r"<(?=[\w/!?])|(?<=\])[(\[:]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    return re.sub(r"<(?=[\w/!?])|(?<=\])[(\[:]", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
 def percent(share: float | None) -> str:

@@ -56,7 +56,7 @@ def write_promotion(run: Path, promotion: Promotion) -> None:
         for part in PARTS:
             rendered = html.render(template, promotion=facts, part=part)
             between = re.compile(rf"(<!-- promotion {part} -->\n).*?(<!-- end -->)", re.DOTALL)
-            text = between.sub(lambda found, new=rendered: f"{found[1]}{new}{found[2]}", text)  # type: ignore[misc]
+            text = between.sub(lambda match, new=rendered: f"{match[1]}{new}{match[2]}", text)  # type: ignore[misc]
         _write(folder / name, text)
 
 
