@@ -84,14 +84,15 @@ def close_control_ports() -> None:
     circus.Arbiter = _PrivateArbiter  # type: ignore[misc]
 
 
-def listens_on_loopback() -> bool:
-    """Whether only this machine can reach this worker. False in a process that is no worker of BentoML."""
+def loopback_address() -> str | None:
+    """The address of this worker where only its machine reaches it; None in a process that is no worker of BentoML."""
     if SOCKET_OPTION not in sys.argv:
-        return False
+        return None
     with socket.socket(fileno=os.dup(int(sys.argv[sys.argv.index(SOCKET_OPTION) + 1]))) as listening:
         if listening.family not in (socket.AF_INET, socket.AF_INET6):
-            return False
-        return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+            return None
+        address: str = listening.getsockname()[0]
+        return address if ipaddress.ip_address(address).is_loopback else None
 
 
 def with_cors(application: ASGIApp) -> ASGIApp:

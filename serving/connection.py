@@ -58,6 +58,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431)
         elif self._in_head and self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_S, self._on_late_head)
+        elif self._idle and self.timeout_keep_alive_task is None:  # empty lines alone, which the parser skips
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_headers_complete(self) -> None:
         """A head is complete. The parser turns what is raised here into a call of `send_400_response`."""
@@ -77,6 +81,10 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _in_head(self) -> bool:
         return self.scope is not None and "method" not in self.scope  # the parser begins it, and adds the method last
+
+    @property
+    def _idle(self) -> bool:
+        return not self._in_head and (self.cycle is None or self.cycle.response_complete)
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

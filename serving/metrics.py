@@ -16,7 +16,7 @@ SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 DECISIONS = {True: "yes", False: "no"}
 """The values of the label `decision`."""
-NO_WORK = frozenset({401, 404, 405, 408, 429, 503})
+NO_WORK = frozenset({401, 404, 405, 408, 421, 429, 503})
 """Statuses of requests that were refused at once, or whose body never arrived. Under overload the microseconds of the
 first would hide how long others wait; the seconds of the second are the client's."""
 NOT_MEASURED = -math.inf

@@ -128,8 +128,8 @@ class Twinlens:
         self._tracing = bento_config.tracing()
         self._reloader = Reloader(settings.file, _open, self._serve, metrics.model.reloaded)
         self._reloader.start()
-        hosts = settings.hosts or (LOOPBACK if bento_config.listens_on_loopback() else ANY)
-        self._middleware = Middleware(self._state, hosts)
+        address = bento_config.loopback_address()
+        self._middleware = Middleware(self._state, LOOPBACK | {address} if address else ANY)
         traced = Traced(self._middleware, self._tracing, routes_of(settings)) if self._tracing else self._middleware
         _Worker.application = bento_config.with_cors(traced)
         # Objects that live as long as the process are left out of garbage collection.
@@ -152,7 +152,7 @@ class Twinlens:
             )
         self._state.readiness.predictor = predictor
 
-    def _looked(self, outcome: FetchOutcome) -> None:
+    def _polled(self, outcome: FetchOutcome) -> None:
         self._state.metrics.model.polled(outcome)
         self._state.readiness.polled(outcome)
 
@@ -165,7 +165,7 @@ class Twinlens:
         if not settings.reload_s:
             return
         if mirror := mirror_of(settings, training_images=settings.similar):
-            mirror.watch(settings.reload_s, self._looked)
+            mirror.watch(settings.reload_s, self._polled)
         self._watching = asyncio.create_task(self._reloader.watch(settings.reload_s))
 
     async def _end_without_model(self) -> None:

@@ -204,5 +204,6 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
-    shutil.rmtree(get_temp_dir(), ignore_errors=True)  # with the sockets of workers
+    with suppress(OSError):  # it makes the folder where there is none
+        shutil.rmtree(get_temp_dir())  # with the sockets of workers
     os._exit(code)

@@ -44,9 +44,12 @@ class Middleware:
     """
 
     def __init__(self, state: ServiceState, hosts: frozenset[str] = ANY) -> None:
+        """`hosts` are those of the address at which the service listens, where TWINLENS_HOSTS names none."""
         settings = state.settings
         self._state = state
-        self._hosts = None if hosts >= ANY else hosts
+        self._hosts = settings.hosts or hosts
+        # Prometheus scrapes a pod by its address, whatever names its clients use.
+        self._of_any_host = {Kind.PROBE, Kind.METRICS} if settings.hosts else {Kind.PROBE}
         self._routes = RouteTable(routes_of(settings))
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
         self._unprotected = {Kind.PROBE, Kind.PAGE} if settings.protect_metrics else set(Kind) - {Kind.API}
@@ -98,7 +101,7 @@ class Middleware:
 
     def _reason_to_refuse(self, scope: Scope, route: Route | None) -> Exception | None:
         kind = route.kind if route else Kind.API
-        if self._hosts is not None and kind is not Kind.PROBE and not self._hosts >= _hosts(scope):
+        if not self._hosts >= ANY and kind not in self._of_any_host and not self._hosts >= _hosts(scope):
             return RequestError(421, "misdirected_request", "this service has another name; see TWINLENS_HOSTS")
         if kind in self._unprotected:
             return None
@@ -171,9 +174,9 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 
 def _hosts(scope: Scope) -> set[str]:
-    """The names in the Host headers without their ports; none where there is no such header."""
+    """The names in the Host headers without their ports and final dots; none where there is no such header."""
     values = [value.decode("latin-1").lower() for key, value in scope["headers"] if key == b"host"]
-    return {host if host.endswith("]") else host.rpartition(":")[0] or host for host in values}
+    return {host if host.endswith("]") else (host.rpartition(":")[0] or host).removesuffix(".") for host in values}
 
 
 def _name(route: Route | None) -> str:

@@ -244,14 +244,14 @@ def test_the_last_spans_are_sent_at_the_end(run: Path, tmp_path: Path, png: Call
 
 @pytest.mark.parametrize(
     ("address", "expected"),
-    [("127.0.0.1", True), ("127.0.0.2", True), ("0.0.0.0", False)],
+    [("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("0.0.0.0", None)],
 )
 def test_a_worker_knows_whether_only_its_machine_can_reach_it(
-    monkeypatch: pytest.MonkeyPatch, address: str, expected: bool
+    monkeypatch: pytest.MonkeyPatch, address: str, expected: str | None
 ) -> None:
     with socket.create_server((address, 0)) as listening:
         monkeypatch.setattr("sys.argv", ["worker", "--fd", str(listening.fileno()), "--backlog", "1"])
-        assert bento_config.listens_on_loopback() is expected
+        assert bento_config.loopback_address() == expected
         assert listening.getsockname(), "it is still open"
     monkeypatch.setattr("sys.argv", ["pytest"])
-    assert not bento_config.listens_on_loopback()
+    assert bento_config.loopback_address() is None

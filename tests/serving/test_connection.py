@@ -25,7 +25,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def reply(port: int, pieces: Sequence[bytes], *, pause_s: float = 0.0) -> bytes:
+async def reply(port: int, pieces: Sequence[bytes], *, pause_s: float = 0.0, wait_s: float = 0.3) -> bytes:
     """What the server sends to a client that sends these pieces until it is answered and then waits; with its end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
@@ -42,7 +42,7 @@ async def reply(port: int, pieces: Sequence[bytes], *, pause_s: float = 0.0) -> 
         await asyncio.sleep(pause_s)
         if received:
             break
-    await asyncio.wait([reading], timeout=0.3)
+    await asyncio.wait([reading], timeout=wait_s)
     reading.cancel()
     writer.close()
     return received
@@ -104,6 +104,14 @@ def test_trailers_are_bounded() -> None:
         assert (await reply(port, [CHUNKED, b"X-Sum: 1\r\n\r\n"])).startswith(b"HTTP/1.1 200")
         endless = await reply(port, [CHUNKED, *[b"X: a\r\n" * KIB] * 20], pause_s=0.005)
         assert endless.startswith(b"HTTP/1.1 431")
+
+    served(asked)
+
+
+def test_empty_lines_alone_do_not_hold_a_connection() -> None:
+    async def asked(port: int) -> None:
+        assert await reply(port, [b"\r\n"], wait_s=3) == b"closed"
+        assert (await reply(port, [GET, b"\r\n"], pause_s=0.1)).startswith(b"HTTP/1.1 200")
 
     served(asked)
 

@@ -143,8 +143,8 @@ class CheckpointFolder:
             state.load_state_dict(content)
         except ValueError as error:  # of torch's optimizers, for another number of parameters in a group
             raise CheckpointRefused(
-                f"{self.folder}: begun by an older version, which decayed the positions of this architecture; under "
-                f"another --name it begins anew ({error})"
+                f"{self.folder}: its optimizer is that of another version ({error}); older ones decayed the positions "
+                "of transformers. A new run begins anew"
             ) from error
         progress = RunProgress.from_state(content["progress"])
         print(f"resume {self.folder.parent}: epoch {progress.epoch + 1}, after step {progress.step}")

@@ -181,8 +181,12 @@ def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
 
 def fold_failure(job: Job, code: int, failed: str) -> FoldFailed:
     """The error of a fold that ended with `code`, minus the number of the signal that killed it."""
-    reason = f"killed by {signal.Signals(-code).name}" if code < 0 else _last_error(job.log)
-    code = 128 - code if code < 0 else code  # as a shell has it
+    if code < 0:
+        reason, code = f"killed by {signal.Signals(-code).name}", 128 - code  # as a shell has it
+    elif code > 128:  # its log ends with a hint at --resume, after errors of earlier attempts
+        reason = f"stopped by {signal.Signals(code - 128).name}"
+    else:
+        reason = _last_error(job.log)
     again = f"the same command makes {failed} again"
     return FoldFailed(f"fold {job.name} failed with exit code {code} ({job.log}); {again}\n{reason}", code)
 

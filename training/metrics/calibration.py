@@ -60,13 +60,12 @@ def fit(labels: Labels, logits: Logits, level: float, balance: Balance, frequenc
 
 
 def with_thresholds(calibration: Calibration, scored: ScoredImages, *, by_class: bool) -> Calibration:
-    """The calibration with the thresholds of its prediction sets; none from fewer than 30 images, or for its level.
+    """The calibration with the thresholds of its prediction sets; none where the images are too few for its level.
 
     `by_class`: also a threshold for each class with 20 or more images and groups.
     """
-    if len(scored.labels) < MIN_IMAGES or (threshold := fit_threshold(scored, calibration.level)) is None:
-        return replace(calibration, threshold=None, class_thresholds=())
-    class_thresholds = fit_class_thresholds(scored, calibration.level) if by_class else ()
+    threshold = fit_threshold(scored, calibration.level)
+    class_thresholds = fit_class_thresholds(scored, calibration.level) if by_class and threshold is not None else ()
     return replace(calibration, threshold=threshold, class_thresholds=class_thresholds)
 
 

@@ -1,7 +1,7 @@
 """What a model predicts on a split of the data, and how good that is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -84,7 +84,8 @@ def validate(model: nn.Module, dataset: Dataset, config: SettledConfig, group: G
     scores = score(dataset, "val", softmax(logits, axis=1))
     if config.best_by != "log_loss":
         return scores, scores
-    fitted = calibrate(dataset, logits, replace(config, balance="none"))
+    labels = dataset.labels[dataset.splits["val"]]
+    fitted = calibration.fit(labels, logits, config.confidence_level, "none", np.ones(logits.shape[1]))
     return scores, score(dataset, "val", calibrated_probabilities(logits, fitted))
 
 
@@ -189,6 +190,8 @@ def calibrate(
     labels, components = dataset.labels[val], dataset.components[val]
     frequencies = class_balance.frequencies(dataset.labels[dataset.splits["train"]], len(dataset.classes))
     fitted = calibration.fit(labels, logits, config.confidence_level, config.balance, frequencies)
+    if len(labels) < calibration.MIN_IMAGES:
+        return fitted
     probabilities = calibrated_probabilities(logits, fitted)
     scored = ScoredImages(labels=labels, probabilities=probabilities, components=components)
     if novelty_evaluation is not None:

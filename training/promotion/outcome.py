@@ -142,7 +142,7 @@ def _settle(run: Path, pending: Pending | None, requested: Promote) -> Promotion
     faults: tuple[str, ...] = () if pending else (BY_OLDER_VERSION,)
     if judgement:
         faults = judgement.faults
-        if now != judgement.rival:
+        if now != judgement.rival:  # a key of files on disk, hence the older word
             target = champion.target if champion else "nothing"
             faults += (f"`latest` has moved to {target} since it was judged; without --force it is judged anew",)
     entry = Entry(

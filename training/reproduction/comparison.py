@@ -1,7 +1,7 @@
 """Whether two model files are one to the last bit, and in what their trainings differ."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import onnx
@@ -25,6 +25,8 @@ def differing_results(cards: tuple[ModelCard, ModelCard], files: tuple[Path, Pat
         differing.append("weights")
     if _graph(files[0]) != _graph(files[1]):
         differing.append("graph")
+    if first.calibration.prior_correction is None:  # older versions had none
+        second = replace(second, calibration=replace(second.calibration, prior_correction=None))
     names = [field.name for field in fields(ModelCard) if field.name not in (*NOT_COMPUTED, "version")]
     return differing + [name for name in names if getattr(first, name) != getattr(second, name)]
 

@@ -30,7 +30,7 @@ TERMINATED = 128 + signal.SIGTERM
 UNJUDGED = 1 / 3
 """Share of a trial's epochs in which it is not stopped: low rates and strong augmentation learn later, not worse."""
 WAIT_S = 2.0
-"""Between two looks for trials that other processes have lost."""
+"""Seconds between two polls for trials that other processes have lost."""
 
 
 def search(config: StudyConfig) -> Path:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive
 
 from serving.api.admission import Admission
-from serving.api.middleware import ANY, Middleware
+from serving.api.middleware import ANY, LOOPBACK, Middleware
 from serving.api.readiness import Readiness
 from serving.api.state import ServiceState
 from serving.api.ui import Page
@@ -171,7 +171,7 @@ def test_a_line_of_a_slow_request_has_no_result(run: Path, image: bytes, caplog:
     assert fields.keys() == {"request_id", "route", "status", "seconds"}
 
 
-LOCAL = ("localhost", "LOCALHOST:3000", "127.0.0.1", "[::1]:80")
+LOCAL = ("localhost", "localhost.:3000", "LOCALHOST:3000", "127.0.0.1", "[::1]:80")
 
 
 def test_a_service_of_one_machine_answers_no_page_of_another_name(server: str) -> None:
@@ -186,14 +186,16 @@ def test_hosts_are_those_of_the_setting(run: Path) -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    def status(hosts: frozenset[str], *given: bytes) -> int:
-        service = InProcess(run / "model.onnx", hosts=hosts)
-        asyncio.run(service.post(receive, *[(b"host", host) for host in given]))
+    def status(hosts: frozenset[str] | None, *given: bytes, path: str = "/predict") -> int:
+        service = InProcess(run / "model.onnx", Settings(hosts=hosts), hosts=LOOPBACK)
+        asyncio.run(service.post(receive, *[(b"host", host) for host in given], path=path))
         return service.statuses[0]
 
     ours = frozenset({"clinic.example"})
     assert status(ours, b"Clinic.example:443") == status(ours) == status(ANY, b"evil.example") == 499
     assert status(ours, b"localhost") == status(ours, b"clinic.example", b"evil.example") == 421
+    assert status(ours, b"10.0.0.7:3000", path="/metrics") == 405, "Prometheus names the address of a pod"
+    assert status(None, b"evil.example", path="/metrics") == 421
 
 
 PROBES = ("/readyz", "/ping", "/v2/health/ready", "/v2/models/twinlens/ready")
@@ -260,9 +262,9 @@ class InProcess:
         self.middleware = Middleware(state, hosts)
         self.statuses: list[int] = []
 
-    async def post(self, receive: Receive, *more: tuple[bytes, bytes]) -> None:
+    async def post(self, receive: Receive, *more: tuple[bytes, bytes], path: str = "/predict") -> None:
         headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"chunked"), *more]
-        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
         await self.middleware(scope | {"state": {}}, receive, self._send)
 
     async def _send(self, message: Message) -> None:

@@ -147,6 +147,7 @@ def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path
     [
         ("error: cuDNN error\nthe GPU or its driver failed\n--resume x continues\n", 5, 5, "cuDNN error\nthe GPU or"),
         ("error: of a run before\n", -9, 137, "killed by SIGKILL"),
+        ("error: of a run before\nstopped by SIGTERM; --resume x continues\n", 143, 143, "stopped by SIGTERM"),
         ("error: of a run before\nTraceback (most recent call last):\nKeyError: 1\n", 1, 1, "KeyError: 1"),
     ],
 )

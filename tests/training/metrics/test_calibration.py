@@ -31,6 +31,8 @@ def alone(labels: np.ndarray, probabilities: np.ndarray) -> ScoredImages:
 def with_sets(labels: np.ndarray, logits: np.ndarray, level: float = 0.9) -> Calibration:
     """Fitted to images each of its own group, of classes that were not balanced."""
     fitted = calibration.fit(labels, logits, level, "none", np.full(logits.shape[1], 1 / logits.shape[1]))
+    if len(labels) < calibration.MIN_IMAGES:
+        return fitted
     probabilities = softmax(calibration.corrected(logits, fitted), axis=1)
     return calibration.with_thresholds(fitted, alone(labels, probabilities), by_class=False)
 
