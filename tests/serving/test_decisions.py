@@ -136,7 +136,7 @@ def test_the_report_counts_the_decisions_of_predictions_csv(decisive: Path, pict
     assert [curves["name"] for curves in report["decisions"]["curves"]["classes"]] == ["bright", "dark", "medium"]
     page = (decisive / "report" / "report.html").read_text()
     assert "dark: yes where its probability is at least" in page
-    assert page.count("<details>") == 3
+    assert page.count("<details>") == 4
     again = evaluate(EvaluateConfig(run=decisive, data=pictures, out=tmp_path / "again"))
     assert (again / "predictions.csv").read_bytes() == (decisive / "predictions.csv").read_bytes()
     others = json.loads((again / "evaluation.json").read_text())["decisions"]

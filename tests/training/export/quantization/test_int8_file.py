@@ -71,7 +71,8 @@ def test_a_file_whose_labels_disagree_is_not_published(run: Path, dataset: Datas
 
 @pytest.mark.slow
 def test_from_the_head_on_nothing_is_rounded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the logits nor those with the bias for rare classes, which 18 validation images do not give."""
+    """Neither the logits nor those with the bias for rare classes, which 18 validation images alone do not give."""
+    monkeypatch.setattr(calibration, "MIN_IMAGES", 18)
     monkeypatch.setattr(calibration, "fit_bias", lambda *_: (0.1, 0.0, -0.2))
     options: dict[str, Any] = OPTIONS | {"epochs": 1, "balance": "bias", "quantize": "int8", "int8_agreement": 0.01}
     run = train(TrainConfig(data=photos, out=tmp_path, name="x", **options))
