@@ -498,8 +498,10 @@ def test_sigterm_at_any_moment_ends_within_25_seconds_and_the_run_continues(
     sign = {"reading": ".lock", "validation": "validates", "save": "checkpoints/.best.pt.partial"}[moment]
     # There shall be no checkpoint within the epoch, and a file when validation begins.
     script = "import os, pathlib, sys; from training import __main__; from training.engine import checkpoint, loop; "
-    script += "checkpoint.SAVE_FIRST_S = 600; predict = loop.predict; "
-    script += f"loop.predict = lambda *given: (pathlib.Path({str(run / 'validates')!r}).touch(), predict(*given))[1]; "
+    script += "checkpoint.SAVE_FIRST_S = 600; validate = loop.validate; "
+    script += (
+        f"loop.validate = lambda *given: (pathlib.Path({str(run / 'validates')!r}).touch(), validate(*given))[1]; "
+    )
     script += "os._exit(__main__.main(sys.argv[1:]))"
     trainer = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
