@@ -53,7 +53,7 @@ def in_vain(config: "SettledConfig") -> Iterator[str]:
         (config.freeze, "drop_path", 0.0, frozen),
         (config.best_epoch is not None, "patience", None, "beside --best-epoch, which says when to stop"),
         (config.normalization != "standard", "mean_std", None, measured),
-        (config.fit != "pad", "fill", NEUTRAL, f"beside --fit {config.fit}, which leaves no ground"),
+        (config.fit != "pad", "fill", NEUTRAL, f"beside --fit {config.fit}, which leaves no border to fill"),
     ):
         if idle and (value := getattr(config, name)) != default:
             yield f"--{name.replace('_', '-')} {value} changes nothing {why}"

@@ -231,7 +231,7 @@ def test_a_run_says_what_it_has_decided_and_what_changes_nothing(
     lines = capsys.readouterr().out.splitlines()
     line = "auto   --balance none (--best-by accuracy counts each image alike, whatever its class)"
     assert (line in lines) is said
-    assert "warning: --fill 0 changes nothing beside --fit stretch, which leaves no ground" in lines
+    assert "warning: --fill 0 changes nothing beside --fit stretch, which leaves no border to fill" in lines
 
 
 FROZEN = "beside --freeze, which trains the last layer on features that are computed once"
@@ -249,7 +249,7 @@ FROZEN = "beside --freeze, which trains the last layer on features that are comp
             {"normalization": "image", "mean_std": "dataset"},
             "--mean-std dataset changes nothing beside --normalization image, which measures each image",
         ),
-        ({"fit": "crop", "fill": 0}, "--fill 0 changes nothing beside --fit crop, which leaves no ground"),
+        ({"fit": "crop", "fill": 0}, "--fill 0 changes nothing beside --fit crop, which leaves no border to fill"),
         ({"fit": "pad", "fill": 0}, None),
         ({"epochs": 4, "warmup_epochs": 3}, "--warmup-epochs 3: the warm-up ends after half of the 4 epochs"),
         ({"epochs": 4, "warmup_epochs": 2}, None),
