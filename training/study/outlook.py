@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from training.engine.runs import REPORT_FACTS
+from training.study.conclusions import Conclusion
 from training.study.results import RunResult
 from training.study.sample_size import GAIN, MoreImages, more_images, more_seeds, more_tested
 from training.study.spec.grid import Study
-from training.study.statistics import Conclusion
 
 CAP = "images_per_class"
 OVERALL = "balanced accuracy"

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from training.report import figures, html
 from training.report.figures import Panels
 from training.storage import write_atomically
+from training.study.conclusions import Conclusion, conclude, why_none
 from training.study.measures import MEASURES
 from training.study.outlook import image_outlook, seed_outlook
 from training.study.results import RunResult, write_csv
 from training.study.spec.grid import Question, Study, plain
-from training.study.statistics import Conclusion, conclude, why_none
 
 COLUMNS = (
     "val_score",

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.studies import invented_results
+from training.study.conclusions import conclude
 from training.study.outlook import image_outlook, seed_outlook
 from training.study.report import study_summary, write_study_report
 from training.study.results import RunResult
 from training.study.sample_size import more_seeds
 from training.study.spec.document import read
-from training.study.statistics import conclude
 
 STUDY = """
 axes:

@@ -8,10 +8,11 @@ import pytest
 from scipy.stats import ttest_rel
 
 from training.metrics.correction import holm
+from training.study.conclusions import Conclusion, conclude, why_none
 from training.study.measures import MEASURES
 from training.study.results import RunResult
 from training.study.spec.grid import Cell, Question
-from training.study.statistics import Conclusion, conclude, student, why_none
+from training.study.statistics import student
 
 
 def result(
