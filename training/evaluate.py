@@ -101,10 +101,7 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], select
         print(f"left out {key}: {why}")
     models = [_predicted(classifier, images, indices) for classifier in classifiers]
     return Evaluation(
-        images=images,
-        split=selection.split,
-        reason=selection.reason,
-        indices=indices,
+        selection=selection,
         warnings=warnings,
         models=models,
         looks=None,
@@ -124,10 +121,10 @@ def _predicted(classifier: Classifier, images: LabelledImages, indices: Int64[np
 
 def _look(evaluation: Evaluation) -> EarlierLooks | None:
     """Log the look at the test images, and return those before; None for training and validation images."""
-    images, indices = evaluation.images, evaluation.indices
-    if evaluation.split in ("train split", "val split"):
+    images, indices, split = evaluation.selection.images, evaluation.selection.indices, evaluation.selection.split
+    if split in ("train split", "val split"):
         return None
-    if len(test := images.splits["test"]) and evaluation.split == "all images":
+    if len(test := images.splits["test"]) and split == "all images":
         indices = test  # the split that the runs are scored on is among them
     files = [model.classifier.path for model in evaluation.models]
     of_run = (files[0].parent / runs.CONFIG).is_file()

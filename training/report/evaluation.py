@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
 from serving.contract.card.decisions import Costs
 from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answers, Classifier
-from training.data.dataset import LabelledImages
+from training.data.selection import Selection
 from training.engine.runs import PREDICTIONS
 from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import Sets, coverage, coverage_warnings, held_for
@@ -49,13 +48,9 @@ class ModelPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The predictions of one model, or of two to compare, for the images `indices`."""
+    """The predictions of one model, or of two to compare, for the images of `selection`."""
 
-    images: LabelledImages
-    split: str
-    reason: str
-    """Why these images were chosen, in words."""
-    indices: Int64[np.ndarray, " _"]
+    selection: Selection
     warnings: Sequence[str]
     models: Sequence[ModelPredictions]
     costs: Costs | None = None
@@ -74,13 +69,18 @@ class Evaluation:
     @property
     def scored(self) -> ScoredImages:
         """What the first model answers."""
-        labels, components = self.images.labels[self.indices], self.images.components[self.indices]
-        return ScoredImages(labels=labels, probabilities=self.models[0].probabilities, components=components)
+        images, indices = self.selection.images, self.selection.indices
+        return ScoredImages(
+            labels=images.labels[indices],
+            probabilities=self.models[0].probabilities,
+            components=images.components[indices],
+        )
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write all three files into `folder`; predictions.csv is of the first model."""
-    images, indices, probabilities = evaluation.images, evaluation.indices, evaluation.models[0].probabilities
+    images, indices = evaluation.selection.images, evaluation.selection.indices
+    probabilities = evaluation.models[0].probabilities
     labels = images.labels[indices]
     scores = [score(labels, model.probabilities, images.classes) for model in evaluation.models]
     compared = None
@@ -91,7 +91,9 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     facts = _facts(evaluation, scores, compared, decisions)
     pictures = {
         "confusion": html.drawing(figures.confusion(scores[0])),
-        "reliability": html.drawing(figures.reliability(reliability(labels, probabilities), evaluation.split)),
+        "reliability": html.drawing(
+            figures.reliability(reliability(labels, probabilities), evaluation.selection.split)
+        ),
     }
     worst = worst_mistakes(labels, probabilities, MISTAKES)
     disputed = indices[compared.disagreements[:MISTAKES]] if compared else []
@@ -161,7 +163,7 @@ def _sentences(comparison: dict[str, Any] | None) -> list[str]:
 def _decisions(evaluation: Evaluation) -> Decisions:
     """Decisions of the first model; what its thresholds were chosen on is not at hand."""
     points = evaluation.models[0].classifier.card.operating_points
-    return measure(points, evaluation.images.classes, evaluation.scored, None)
+    return measure(points, evaluation.selection.images.classes, evaluation.scored, None)
 
 
 def _compared_decisions(evaluation: Evaluation) -> list[DecisionComparison]:
@@ -169,14 +171,14 @@ def _compared_decisions(evaluation: Evaluation) -> list[DecisionComparison]:
     a, b = evaluation.models
     points = a.classifier.card.operating_points, b.classifier.card.operating_points
     scored, answers = evaluation.scored, (a.probabilities, b.probabilities)
-    return compare_decisions(points, answers, evaluation.images.classes, scored.labels, scored.components)
+    return compare_decisions(points, answers, evaluation.selection.images.classes, scored.labels, scored.components)
 
 
 def _facts(
     evaluation: Evaluation, scores: Sequence[Scores], compared: Comparison | None, decisions: Decisions
 ) -> dict[str, object]:
     """The content of evaluation.json, from which the page is filled too."""
-    images, indices = evaluation.images, evaluation.indices
+    images, indices = evaluation.selection.images, evaluation.selection.indices
     sets, card = _sets(evaluation.models[0], images.classes), evaluation.models[0].classifier.card
     familiar = familiar_images(card, evaluation.models[0].novelty)
     unknown = novelty_facts(
@@ -193,8 +195,8 @@ def _facts(
             "images": len(images.keys),
             "digest": images.digest,
             "unreadable": images.unreadable,
-            "split": evaluation.split,
-            "reason": evaluation.reason,
+            "split": evaluation.selection.split,
+            "reason": evaluation.selection.reason,
             "components": len(np.unique(images.components[indices])),
         },
         "test_looks": evaluation.looks and evaluation.looks.facts(),
@@ -230,7 +232,8 @@ def _verdict(evaluation: Evaluation, compared: Comparison) -> str:
 
 def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores) -> dict[str, object]:
     """The facts of one model."""
-    classifier, images, indices = model.classifier, evaluation.images, evaluation.indices
+    classifier = model.classifier
+    images, indices = evaluation.selection.images, evaluation.selection.indices
     card, labels = classifier.card, images.labels[indices]
     familiar = familiar_images(card, model.novelty)
     covered = coverage(labels, _sets(model, images.classes), card.calibration.level, images.classes, familiar)
@@ -259,11 +262,12 @@ def _sets(model: ModelPredictions, classes: tuple[str, ...]) -> Sets | None:
 
 
 def _disagreement(evaluation: Evaluation, row: int) -> dict[str, object]:
-    index, classes = evaluation.indices[row], evaluation.images.classes
+    images, index = evaluation.selection.images, evaluation.selection.indices[row]
+    classes = images.classes
     predicted = zip("AB", (model.probabilities[row] for model in evaluation.models), strict=True)
     return {
-        "path": evaluation.images.keys[index],
-        "true": classes[evaluation.images.labels[index]],
+        "path": images.keys[index],
+        "true": classes[images.labels[index]],
         **{
             letter: {"label": classes[probabilities.argmax()], "confidence": round(float(probabilities.max()), 6)}
             for letter, probabilities in predicted

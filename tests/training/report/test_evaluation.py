@@ -11,7 +11,7 @@ from serving.contract.model import open_model
 from tests.support.pages import References
 from training.data.cache import Cache
 from training.data.formats import find
-from training.data.selection import gather
+from training.data.selection import Selection, gather
 from training.models import prediction
 from training.report.evaluation import Evaluation, ModelPredictions, evaluation_summary, write_evaluation
 from training.report.html import render
@@ -21,7 +21,8 @@ from training.report.html import render
 def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Results of one model, and of the same model against one that answers a third of the images the other way."""
     classifier = open_model(run / "model.onnx")
-    images, _ = gather(find(photos, Cache()), Cache(), [classifier.card])
+    source = find(photos, Cache())
+    images, trained_on = gather(source, Cache(), [classifier.card])
     images.unreadable["broken <b>.png"] = "cut off"
     first = prediction.predict_images(classifier, images, np.arange(90))
     other = first.copy()
@@ -33,15 +34,20 @@ def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
         ModelPredictions(classifier=classifier, probabilities=first),
         ModelPredictions(classifier=second, probabilities=other),
     ]
+    selection = Selection(
+        source=source,
+        images=images,
+        split="all images",
+        indices=np.arange(90),
+        reason="as asked",
+        trained_on=trained_on,
+    )
     found = []
     for count in (1, 2):
         found.append(tmp_path_factory.mktemp("evaluation"))
         write_evaluation(
             Evaluation(
-                images=images,
-                split="all images",
-                reason="as asked",
-                indices=np.arange(90),
+                selection=selection,
                 warnings=["a <i>warning"],
                 models=models[:count],
                 looks=None,
