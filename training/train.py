@@ -66,9 +66,10 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     folder = runs.opened(run, resume=config.resume is not None) if group.first else nullcontext()
     arithmetic = full_float32() if config.precision == "float32" else nullcontext()
     with failures.explain_errors(run, device), folder, arithmetic, ExitStack() as until_the_end:
-        if group.broadcast(lambda: ready(run, config)):
+        if group.broadcast(lambda: outcome.finish(run, config.promote)):
             print(f"{run} is finished: there is nothing to resume")
             return run
+        group.broadcast(lambda: check(config))
         is_new = group.broadcast(lambda: not (run / runs.CONFIG).exists())
         try:
             context = load(config, device, group, interruption or Interruption())
@@ -100,14 +101,11 @@ def train(config: TrainConfig, interruption: Interruption | None = None, group: 
     return run
 
 
-def ready(run: Path, config: TrainConfig) -> bool:
-    """Whether the run is finished already; if not, its options are checked. Raises ConfigError, OSError."""
-    if outcome.finished(run, config.promote):
-        return True
+def check(config: TrainConfig) -> None:
+    """Refuse, before the weights and the data are read, what needs neither. Raises ConfigError, OSError."""
     check_options(config)
     if config.from_folds is not None:
         final.runs_of(config.from_folds)
-    return False
 
 
 def load(config: TrainConfig, device: torch.device, group: Group, interruption: Interruption) -> RunContext:
@@ -115,15 +113,16 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
 
     Raises ConfigError, DataError, WeightsMissing, CheckpointRefused.
     """
-    if not runs.has_checkpoint(config.out / (config.name or "")):
-        config = inherit(config)
-    config = backbones.check(config)
-    pretrained = find_weights(config, group)  # before the data, which takes longer to read
+    resumes = runs.has_checkpoint(config.out / (config.name or ""))
+    config = backbones.check(config if resumes else inherit(config))
+    # The checkpoint has the weights of a run that resumes. Before the data, which takes longer to read.
+    pretrained = None if resumes else find_weights(config, group)
     dataset = load_dataset(config, lambda source: group.broadcast(lambda: check_source(config, source)))
     if dataset.sizing.reason:
         print(f"auto   {dataset.sizing.model} ({dataset.sizing.reason})")
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)
-    pretrained = pretrained or find_weights(config, group)
+    if pretrained is None and not resumes:
+        pretrained = find_weights(config, group)  # of the model that `auto` has become
     settled = group.broadcast(lambda: decide(config, dataset, pretrained, group))
     return RunContext(
         config=settled,
@@ -138,13 +137,13 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
 
 
 def find_weights(config: TrainConfig, group: Group) -> Weights | None:
-    """The pretrained weights to start from.
+    """The pretrained weights to start from; None without any, and while the model is not known.
 
-    None without any, before the model is known, for a run that has a checkpoint, and in all processes but the first,
-    whose weights the others receive. Raises WeightsMissing, CheckpointRefused.
+    None in all processes but the first, from which the others receive them. Raises WeightsMissing, CheckpointRefused.
     """
-    started = config.model == "auto" or not config.pretrained or runs.has_checkpoint(config.out / (config.name or ""))
-    return None if started or not group.first else weights.find(config)
+    if not group.first or not config.pretrained or config.model == "auto":
+        return None
+    return weights.find(config)
 
 
 def start(context: RunContext) -> nn.Sequential:
@@ -205,7 +204,7 @@ def conclude(
     Raises ExportRefused, OSError.
     """
     config, images, run = context.config, context.dataset, context.config.run
-    evaluation = evaluate(model, dataset, context)
+    evaluation = evaluate_best_epoch(model, dataset, context)
     judge = outcome.run_judge(context, evaluation)
     judgement = judge(evaluation.probabilities["test"], evaluation.intervals) if judge else None
     certificate = judgement.certificate if judgement else None
@@ -241,7 +240,7 @@ def conclude(
     outcome.settle(run, config.promote)
 
 
-def evaluate(model: nn.Sequential, dataset: Dataset, context: RunContext) -> Evaluation:
+def evaluate_best_epoch(model: nn.Sequential, dataset: Dataset, context: RunContext) -> Evaluation:
     """Load the weights of the best epoch, calibrate and score them; of a final model, by the folds' answers."""
     config = context.config
     if context.device.type == "cuda":

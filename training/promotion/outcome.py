@@ -81,8 +81,8 @@ def leave_pending(run: Path, promote: Promote, judgement: Judgement | None) -> N
         (run / PENDING_PROMOTION).unlink(missing_ok=True)  # of the same run, before it was killed
 
 
-def finished(run: Path, promote: Promote) -> bool:
-    """Whether the run is finished. Where nothing but `settle` is left, that is done. Raises OSError."""
+def finish(run: Path, promote: Promote) -> bool:
+    """Settle the promotion of a run that has its report, and return whether the run is finished. Raises OSError."""
     if (run / REPORT).is_dir():
         settle(run, promote)
     return is_finished(run)

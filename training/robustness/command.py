@@ -90,6 +90,7 @@ def robustness(config: RobustnessConfig) -> Path:
             examples=examples,
             without=answers_without_regions(classifier, images, indices, examples, config.seed),
             margin=config.margin,
+            seed=config.seed,
             warnings=warnings,
         )
         write_robustness(report, folder)
@@ -109,7 +110,7 @@ def answered(
         change=change.name,
         strength=strength,
         probabilities=probabilities[:, [classifier.card.classes.index(name) for name in shown.classes]],
-        indices=distances(classifier.card.reference, np.concatenate(rows)),
+        stability=distances(classifier.card.reference, np.concatenate(rows)),
     )
 
 

@@ -36,7 +36,7 @@ class Step:
 
     change: str
     effect: Effect
-    indices: dict[str, float]
+    stability: dict[str, float]
     """Stability index of each feature of the card; empty without a reference, or of too few images for one."""
 
 
@@ -49,7 +49,7 @@ def feature_rows(fitted: Images, probabilities: Probabilities) -> FeatureRows:
 
 def distances(reference: Mapping[str, Histogram], rows: FeatureRows) -> dict[str, float]:
     """The stability index of each feature that a change can alter."""
-    return stability_indices({name: of for name, of in reference.items() if name not in SIZES}, rows)
+    return stability_indices({name: values for name, values in reference.items() if name not in SIZES}, rows)
 
 
 def drift_limits(steps: Sequence[Step]) -> dict[str, float]:
@@ -60,17 +60,17 @@ def drift_limits(steps: Sequence[Step]) -> dict[str, float]:
     at least NO_DRIFT. A feature that notices no harm has LIMIT at least. `steps` are in the order of changes and
     strengths; what comes after the first harm of a change may be luck.
     """
-    features = dict.fromkeys(name for step in steps for name in step.indices)
+    features = dict.fromkeys(name for step in steps for name in step.stability)
     harms = _first_harms(steps)
-    limits = {name: max([NO_DRIFT, *(step.indices[name] for step in _harmless(steps))]) for name in features}
+    limits = {name: max([NO_DRIFT, *(step.stability[name] for step in _harmless(steps))]) for name in features}
     for harm in harms:
-        shares = {name: index / limits[name] for name, index in harm.indices.items() if index > NO_DRIFT}
+        shares = {name: index / limits[name] for name, index in harm.stability.items() if index > NO_DRIFT}
         if shares and max(shares.values()) <= 1:
             name = max(shares, key=shares.__getitem__)
-            before = [step.indices[name] for step in _harmless(steps) if step.change == harm.change]
-            limits[name] = max([NO_DRIFT, *(index for index in before if index < harm.indices[name])])
+            before = [step.stability[name] for step in _harmless(steps) if step.change == harm.change]
+            limits[name] = max([NO_DRIFT, *(index for index in before if index < harm.stability[name])])
     for name, limit in limits.items():
-        if not any(harm.indices[name] > limit for harm in harms):
+        if not any(harm.stability[name] > limit for harm in harms):
             limits[name] = max(LIMIT, limit)
     # Rounded up: what was harmless does not exceed its limit. First to more places, as 10,000 * 2.341 is above 23,410.
     return {name: math.ceil(round(10_000 * limit, 6)) / 10_000 for name, limit in limits.items()}
@@ -87,7 +87,7 @@ def false_alarms(steps: Sequence[Step], limits: Mapping[str, float]) -> list[str
 
 
 def _exceeds(step: Step, limits: Mapping[str, float]) -> bool:
-    return any(step.indices[name] > limit for name, limit in limits.items())
+    return any(step.stability[name] > limit for name, limit in limits.items())
 
 
 def _harmless(steps: Sequence[Step]) -> list[Step]:

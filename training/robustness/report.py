@@ -33,7 +33,7 @@ class Answered:
     change: str
     strength: float
     probabilities: Probabilities
-    indices: dict[str, float]
+    stability: dict[str, float]
     """`drift_limits.distances` of the changed images."""
 
 
@@ -52,6 +52,8 @@ class RobustnessReport:
     examples: Sequence[int]
     """Images that the page shows changed."""
     margin: float
+    seed: int
+    """Of what the changes draw."""
     warnings: Sequence[str]
     """On the images, as sentences."""
 
@@ -125,7 +127,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
 
     drops = [drop(each.change, each.strength, each.probabilities) for each in report.answers]
     steps = [
-        Step(change=each.change, effect=paired.effect(report.margin), indices=each.indices)
+        Step(change=each.change, effect=paired.effect(report.margin), stability=each.stability)
         for each, paired in zip(report.answers, drops, strict=True)
         if each.change in {change.name for change in DRIFTS}
     ]
@@ -244,7 +246,7 @@ def _example(report: RobustnessReport, change: Change) -> dict[str, Any]:
         "change": change.name,
         "strength": f"{strength:g} {change.unit}".strip() if change.unit else "",
         "pictures": [
-            html.thumbnail(change.apply(report.images.original(i), strength, np.random.default_rng((0, i))))
+            html.thumbnail(change.apply(report.images.original(i), strength, np.random.default_rng((report.seed, i))))
             for i in report.examples
         ],
     }

@@ -54,13 +54,15 @@ def more_images(curve: Curve) -> MoreImages:
     law = _fit(list(curve.values()))
     if law is None or (images_needed := _needed(law, most)) is None:
         return _unknown(most, "the curve is flat, or its end too near for 5 points more")
+    score = 1 - float(_error(np.array(most), *law))
     rng, seeds = np.random.default_rng(0), list(curve.values())
     drawn = [[seeds[i] for i in rng.integers(0, len(seeds), len(seeds))] for _ in range(RESAMPLES)]
-    needed = [_needed(law, most) if (law := _fit(each)) else None for each in drawn]
-    low, high = np.quantile([math.inf if n is None else n for n in needed], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    laws = [_fit(each) for each in drawn]
+    needed = [resampled and _needed(resampled, most) for resampled in laws]
+    with np.errstate(invalid="ignore"):  # between two that are infinite
+        low, high = np.quantile([math.inf if n is None else n for n in needed], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if not math.isfinite(high):
         return _unknown(most, "another draw of the seeds would make the curve flat")
-    score = 1 - float(_error(np.array(most), *law))
     return MoreImages(images=most, score=score, more=round(images_needed), interval=(float(low), float(high)))
 
 

@@ -14,10 +14,10 @@ from training.robustness.drift_limits import (
 )
 
 
-def step(change: str, harmful: bool | None, **indices: float) -> Step:
+def step(change: str, harmful: bool | None, **stability: float) -> Step:
     """None: not decided."""
     effects: dict[bool | None, Effect] = {True: "harmful", False: "harmless", None: "undecided"}
-    return Step(change=change, effect=effects[harmful], indices=indices)
+    return Step(change=change, effect=effects[harmful], stability=stability)
 
 
 def test_the_limit_is_the_largest_index_that_was_harmless() -> None:

@@ -29,6 +29,13 @@ def test_a_planted_law_is_found() -> None:
     assert noisy.interval[0] <= 4097 <= noisy.interval[1]
 
 
+def test_the_score_is_that_of_all_seeds() -> None:
+    """A law of three parameters meets the mean of each of three sizes; a resample of the seeds has another mean."""
+    curve = planted(0.004, seeds=4)
+    mean = np.mean([of_seed[640] for of_seed in curve.values()])
+    assert more_images(curve).score == pytest.approx(mean, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("curve", "reason"),
     [
