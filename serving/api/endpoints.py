@@ -20,7 +20,7 @@ from serving.inference.heatmap import as_json, as_png, overlay
 from serving.inference.occlusion import Explanation
 from serving.inference.prediction import Prediction
 from serving.inference.predictor import Predictor
-from serving.inference.similar import rows_of
+from serving.inference.similar import training_images
 
 SIMILAR, MOST_SIMILAR = 5, 50
 """Training images that /similar answers with: without `k`, and at most."""
@@ -81,7 +81,7 @@ async def explain(request: Request, state: ServiceState) -> Response:
 async def similar(request: Request, state: ServiceState) -> Response:
     predictor = state.readiness.current_predictor()
     count = _whole_number(request, "k", MOST_SIMILAR) or SIMILAR
-    rows_of(predictor)  # before the body is read
+    training_images(predictor)  # raises before the body is read
     with state.admission.reserve() as reservation:
         [data] = await read_files(request, "image", Limits.of_one(state.settings), reservation)
         request.state.images = [data]

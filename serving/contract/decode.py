@@ -85,7 +85,7 @@ class Preprocessing:
         ImageError (image_too_large) if cropping would cut off more than `max_pixels`: a line of 8 x 65,500 px, resized
         to cover the input, would take a gigabyte.
         """
-        height, width = self.resized(*pixels.shape[:2])
+        height, width = self.resized_size(*pixels.shape[:2])
         if height * width - self.height * self.width > max_pixels:
             size = (
                 f"the image is {pixels.shape[1]} x {pixels.shape[0]} px, resized for the model {width:,} x {height:,}"
@@ -106,7 +106,7 @@ class Preprocessing:
 
     def window(self, height: int, width: int) -> Window:
         """Where the input lies in an image of this height and width; with `pad` it reaches beyond the image."""
-        resized_height, resized_width = self.resized(height, width)
+        resized_height, resized_width = self.resized_size(height, width)
         top, left = (resized_height - self.height) / 2, (resized_width - self.width) / 2
         return (
             top / resized_height,
@@ -115,7 +115,7 @@ class Preprocessing:
             (left + self.width) / resized_width,
         )
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which an image of this height and width is resized, before it is padded or cropped."""
         if self.fit == "stretch":
             return self.height, self.width
@@ -203,7 +203,9 @@ def fit(pixels: Decoded, height: int, width: int, interpolation: Interpolation) 
     return resized.reshape(height, width, pixels.shape[2])
 
 
-def content(data: bytes, header: Header, pixels: Decoded) -> UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]:
+def identifying_values(
+    data: bytes, header: Header, pixels: Decoded
+) -> UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]:
     """What tells an image from others: its RGB pixels, of more than 8 bits its `stored_values`.
 
     `header` is what `checked_header` has returned, `pixels` what `decode_checked`. Raises ImageError as `decode` does.

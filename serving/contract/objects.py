@@ -136,7 +136,7 @@ class Store:
             listing = sorted(files.find(root, detail=True).items())
         return {path.removeprefix(root): self._version(facts) for path, facts in listing if not path.endswith("/")}
 
-    def copy(self, file: Path, name: str | None = None) -> None:
+    def download(self, file: Path, name: str | None = None) -> None:
         """Copy the object, or the one called `name` in the folder, to `file`, which has all of it or is left as it was.
 
         Of an object that is written meanwhile the copy may be a mixture: large ones are read in parts at the same time.
@@ -155,7 +155,7 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
 
-    def write(self, file: Path) -> None:
+    def upload(self, file: Path) -> None:
         """Write a file into the folder, under its own name; stores show it when all of it is there."""
         with self._explained("written"):
             files, root = self._opened

@@ -129,7 +129,7 @@ class Mirror:
         fetched = {file: file.with_name(f".{file.name}.new") for file in self._stores if file.name in wanted}
         try:
             for file, new in fetched.items():
-                self._stores[file].copy(new)
+                self._stores[file].download(new)
             if self._versions() != wanted:
                 raise OSError(f"{self.url}: changed while it was read; it is read again at the next look")
             digests = {file.name: _digest(new) for file, new in fetched.items()}

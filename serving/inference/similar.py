@@ -9,10 +9,10 @@ from time import perf_counter
 
 import cv2
 
-from serving.contract.decode import Decoded, Digest, checked_header, content, decode_checked, pixel_digest
+from serving.contract.decode import Decoded, Digest, checked_header, decode_checked, identifying_values, pixel_digest
 from serving.contract.formats.image_header import ImageError
 from serving.contract.model import Answer
-from serving.contract.neighbours.index import Neighbour
+from serving.contract.neighbours.index import Neighbour, TrainingIndex
 from serving.inference.batching import Overloaded
 from serving.inference.prediction import DECIMALS
 from serving.inference.predictor import Predictor
@@ -73,7 +73,7 @@ class Searcher:
 
         Raises NoTrainingImages, Overloaded while searches of MOST_ROWS are under way, ImageError, InvalidOutput.
         """
-        rows = rows_of(predictor)
+        rows = len(training_images(predictor).paths)
         if self._rows and self._rows + rows > MOST_ROWS:
             raise Overloaded(f"{self._rows:,} rows are searched already")
         self._rows += rows
@@ -109,15 +109,15 @@ class Searcher:
         return picture(self._settings.training_data, neighbour, self._settings)
 
 
-def rows_of(predictor: Predictor) -> int:
-    """The number of training images that the predictor's model has beside it. Raises NoTrainingImages."""
+def training_images(predictor: Predictor) -> TrainingIndex:
+    """The index of training images beside the predictor's model. Raises NoTrainingImages."""
     if predictor.card.neighbours is None:
         raise NoTrainingImages("this model has no training images to compare with; `--unfamiliar` makes them")
     if predictor.classifier.index is None:
         raise NoTrainingImages(
             "no training images are shown: their file is not beside this model, or TWINLENS_SIMILAR=0"
         )
-    return len(predictor.classifier.index.paths)
+    return predictor.classifier.index
 
 
 def picture(root: Path, neighbour: Neighbour, settings: Settings) -> str | None:
@@ -138,7 +138,7 @@ def _decoded(data: bytes, settings: Settings) -> tuple[Decoded, Digest]:
     """RGB pixels, and the digest that the training has of their content."""
     header = checked_header(data, max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
     pixels = decode_checked(data, header)
-    return pixels, pixel_digest(content(data, header, pixels))
+    return pixels, pixel_digest(identifying_values(data, header, pixels))
 
 
 def _as_data_uri(pixels: Decoded) -> str:

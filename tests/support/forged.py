@@ -28,7 +28,7 @@ TIFF_OF_TWO_PAGES = encoded(PHOTO, "TIFF", save_all=True, append_images=[PHOTO])
 
 def flat(width: int, height: int, mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:
     """A picture of one colour: as few bytes as its pixels allow."""
-    return encoded(Image.new(mode, (width, height), 90 if mode in ("L", "I;16") else None or 0), kind, **options)
+    return encoded(Image.new(mode, (width, height), 90 if mode in ("L", "I;16") else 0), kind, **options)
 
 
 def chunk(kind: bytes, data: bytes, *, claims: int | None = None, crc: int | None = None) -> bytes:

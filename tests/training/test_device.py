@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.trainer import config
 from training.device import find_device, full_float32, sound_kernels, unusable_gpu
 from training.errors import DeviceMissing
-from training.models.prediction import logits
+from training.models.prediction import outputs
 from training.options.config import TrainConfig
 from training.train import train
 
@@ -153,7 +153,7 @@ class Flags(nn.Module):
 @pytest.mark.usefixtures("_flags")
 def test_evaluation_computes_with_cudnn_and_without_tf32() -> None:
     layer = Flags()
-    logits(layer, np.zeros((3, 4, 4, 3), np.uint8))
+    outputs(layer, np.zeros((3, 4, 4, 3), np.uint8))
     assert [(seen["enabled"], seen["convolutions in tf32"], seen["products in tf32"]) for seen in layer.seen] == [
         (True, False, False)
     ]

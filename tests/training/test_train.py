@@ -372,7 +372,7 @@ def test_the_averaged_weights_are_scored_kept_and_exported(photos: Path, tmp_pat
     scored = classification.score(dataset.labels[dataset.splits["val"]], probabilities, dataset.classes)
     history = json.loads((run / "report" / "report.json").read_text())["history"]
     assert scored.log_loss == pytest.approx(history[len(best["progress"]["history"]) - 1]["val_loss"], rel=1e-4)
-    logits = prediction.logits(model, dataset.images[dataset.splits["test"]]) / card.calibration.temperature
+    logits = prediction.outputs(model, dataset.images[dataset.splits["test"]]) / card.calibration.temperature
     served = open_model(run / "model.onnx").predict(dataset.images[dataset.splits["test"]])
     assert np.abs(softmax(logits, axis=1) - served).max() < 1e-5
 

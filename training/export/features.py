@@ -34,7 +34,7 @@ def with_features(dataset: Dataset, body: nn.Sequential, group: Group) -> Datase
         for start in range(shard.start, shard.stop, CHUNK):
             chunk = np.arange(start, min(start + CHUNK, shard.stop))
             if session is None:
-                rows.append(prediction.logits(body, images, chunk))
+                rows.append(prediction.outputs(body, images, chunk))
             else:
                 rows += parallel(joblib.delayed(_run)(session, images[index : index + 1]) for index in chunk)
             release(images)

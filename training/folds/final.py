@@ -117,7 +117,7 @@ def evaluate_out_of_fold(
     by_final_model = calibrated_probabilities(compute_logits(learner, dataset, "test"), fitted)
     model.append(Calibrate(fitted).to(next(model.parameters()).device))
     targets = operating_points.parse_all(config.operate)
-    scored = np.searchsorted(everything, evaluation.scored(dataset, "train"))
+    scored = np.searchsorted(everything, evaluation.scored_indices(dataset, "train"))
     answers: dict[Split, Probabilities] = {"train": by_final_model[scored], "val": recalibrated, "test": answered}
     return Evaluation(
         uncalibrated=evaluation.score(dataset, "test", softmax(logits, axis=1)),

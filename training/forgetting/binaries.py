@@ -36,19 +36,19 @@ def without_pictures(content: bytes, splits: frozenset[Split]) -> tuple[bytes, C
     return b"".join(kept), counts
 
 
-def without_rows(content: bytes, path: Path, names: Names, person: Person) -> tuple[Counts, bytes | None]:
-    """The rows of an index of these names or of the person's pixels, counted, and the content without them.
+def without_rows(content: bytes, path: Path, names: Names, person: Person) -> tuple[bytes | None, Counts]:
+    """An index without the rows of these names or of the person's pixels, and how many they were.
 
     None in its place: the file is no index that this version reads.
     """
     try:
         index = from_bytes(content, path)
     except NeighboursRefused:
-        return Counts(names=int(content.decode(errors="surrogateescape") in names)), None
+        return None, Counts(names=int(content.decode(errors="surrogateescape") in names))
     theirs = np.array([key in names.exact for key in index.paths], bool)
     digests = [pixels.tobytes().hex() in person.digests for pixels in index.pixels]
     removed = theirs | np.array(digests, bool)
-    return Counts(rows=int(removed.sum())), to_bytes(index.without(removed)) if removed.any() else content
+    return to_bytes(index.without(removed)) if removed.any() else content, Counts(rows=int(removed.sum()))
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -169,7 +169,7 @@ class _Search:
 
     def trace(self, path: Path) -> Trace | None:
         """What a file holds of the person; None for nothing. Raises OSError."""
-        what, content = self._without(path)
+        content, what = self._without(path)
         what = +what
         if not what:
             return None
@@ -177,26 +177,25 @@ class _Search:
         return Trace(path=path, what=what, erase=None if foreign else partial(self._erase, path))
 
     def _erase(self, path: Path) -> None:
-        _, content = self._without(path)
+        content, _ = self._without(path)
         if content is None:
             path.unlink()
         else:
             write_atomically(path, lambda file: file.write(content))
 
-    def _without(self, path: Path) -> tuple[Counts, bytes | None]:
-        """What a file holds of the person, and the file without it; None: nothing of it can stay."""
+    def _without(self, path: Path) -> tuple[bytes | None, Counts]:
+        """The file without what it holds of the person, None where nothing of it can stay; and what that is."""
         names = NOTHING if self._is_of_other_data(path.parent) else self._names
         held = self._held(path.parent)
         if path in self._images or (path.name == AUGMENTED and "train" in held):
-            return Counts(pictures=1), None
+            return None, Counts(pictures=1)
         if path.suffix == ARCHIVE:
-            return self._in_archive(path, names, held), None
+            return None, self._in_archive(path, names, held)
         content = path.read_bytes()
         if path.name.endswith(NEIGHBOURS):
             return binaries.without_rows(content, path, names, self.person)
         if path.name.startswith(EVENTS):
-            kept, what = binaries.without_pictures(content, held)
-            return what, kept
+            return binaries.without_pictures(content, held)
         text = content.decode(errors="surrogateescape")
         if path.suffix == ".html":
             unwanted = Unwanted(names=names, pictures=self._shown, sheet="train" in held, examples=bool(held))
@@ -204,8 +203,8 @@ class _Search:
         elif path.suffix in TEXTS:
             text, what = texts.without_names(path.suffix, text, names)
         else:
-            return Counts(names=int(text in names)), None
-        return what, text.encode(errors="surrogateescape")
+            return None, Counts(names=int(text in names))
+        return text.encode(errors="surrogateescape"), what
 
     def _in_archive(self, path: Path, names: Names, held: frozenset[Split]) -> Counts:
         """Files in an archive that have a name or a picture; a dossier is made again from its run."""

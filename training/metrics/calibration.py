@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
@@ -28,7 +28,6 @@ LOG_TEMPERATURE_BOUNDS = (math.log(0.05), math.log(20))
 
 Logits = Float32[np.ndarray, "images classes"]
 Sets = Bool[np.ndarray, "images classes"]
-Components = Int64[np.ndarray, " images"]
 Frequencies = Float64[np.ndarray, " classes"]
 """Share of each class among the training images."""
 

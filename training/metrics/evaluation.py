@@ -36,24 +36,19 @@ BLANK_IMAGES = 64
 """Number of images of each kind that shows nothing. By them the report says whether novelty works at all."""
 
 
-def predict(model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE) -> Probabilities:
-    """Probabilities `[images, classes]` of one split: the softmax of `compute_logits`."""
-    return softmax(compute_logits(model, dataset, split, group), axis=1)
-
-
 def compute_logits(
     model: nn.Module, dataset: Dataset, split: Split, group: Group = ALONE
 ) -> Float32[np.ndarray, "images classes"]:
-    """Logits of the images `scored`.
+    """Logits of the images `scored_indices`.
 
     Each process of a group predicts a part, and every process returns the whole. Raises NonFiniteLoss.
     """
-    indices = scored(dataset, split)
+    indices = scored_indices(dataset, split)
     shard = group.shard(len(indices))
-    return _finite(group.gather(prediction.logits(model, dataset.images, indices[shard.start : shard.stop])), split)
+    return _finite(group.gather(prediction.outputs(model, dataset.images, indices[shard.start : shard.stop])), split)
 
 
-def scored(dataset: Dataset, split: Split) -> Int64[np.ndarray, " _"]:
+def scored_indices(dataset: Dataset, split: Split) -> Int64[np.ndarray, " _"]:
     """The images of a split that are scored; of the training split 5,000 at most, spread evenly over it."""
     indices = dataset.splits[split]
     if split != "train" or len(indices) <= TRAINING_IMAGES_SCORED:
@@ -69,8 +64,8 @@ def _finite(logits: Float32[np.ndarray, "images classes"], split: Split) -> Floa
 
 
 def score(dataset: Dataset, split: Split, probabilities: Probabilities) -> Scores:
-    """Scores of the probabilities that `predict` returned for this split."""
-    labels = dataset.labels[scored(dataset, split)]
+    """Scores of these probabilities of a split's `scored_indices`."""
+    labels = dataset.labels[scored_indices(dataset, split)]
     return classification.score(labels, probabilities, dataset.classes)
 
 
@@ -147,7 +142,7 @@ def evaluate_best(
     """
     body, head = networks.features_and_head(model)
     embeddings = {split: _embeddings(body, dataset, split) for split in SPLITS}
-    logits = {split: _finite(prediction.logits(head, embeddings[split]), split) for split in SPLITS}
+    logits = {split: _finite(prediction.outputs(head, embeddings[split]), split) for split in SPLITS}
     val, test = dataset.splits["val"], dataset.splits["test"]
     novelty_evaluation = _evaluate_novelty(body, embeddings, dataset, config.unfamiliar) if config.unfamiliar else None
     calibrated = calibrate(dataset, logits["val"], config, novelty_evaluation)
@@ -206,17 +201,17 @@ def calibrated_probabilities(logits: Logits, fitted: Calibration) -> Probabiliti
 
 
 def _embeddings(body: nn.Module, dataset: Dataset, split: Split) -> Features:
-    indices = scored(dataset, split)
+    indices = scored_indices(dataset, split)
     if dataset.images.ndim == 2:
         features: Features = copied(dataset.images, indices)
         return features
-    return prediction.logits(body, dataset.images, indices)
+    return prediction.outputs(body, dataset.images, indices)
 
 
 def _evaluate_novelty(
     body: nn.Module, embeddings: dict[Split, Features], dataset: Dataset, false_alarms: float
 ) -> NoveltyEvaluation | None:
-    labels, components = dataset.labels[scored(dataset, "train")], dataset.components[dataset.splits["val"]]
+    labels, components = dataset.labels[scored_indices(dataset, "train")], dataset.components[dataset.splits["val"]]
     detector = novelty.fit(embeddings["train"], labels)
     validation = detector.novelty(embeddings["val"])
     differ = novelty.spread(embeddings["train"], labels) >= novelty.LEAST_SPREAD
@@ -230,7 +225,7 @@ def _evaluate_novelty(
         validation=validation,
         test=detector.novelty(embeddings["test"]),
         blank={
-            name: detector.novelty(prediction.logits(body, images))
+            name: detector.novelty(prediction.outputs(body, images))
             for name, images in _blank_images(dataset.preprocessing)
         },
         index=training_index(body, dataset, detector, embeddings["train"]),

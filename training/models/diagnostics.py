@@ -88,7 +88,7 @@ def observe(model: nn.Module, images: prediction.Images | prediction.Features) -
         for name, layer in activations.items()
     ]
     try:
-        prediction.logits(model, images)
+        prediction.outputs(model, images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -48,13 +48,13 @@ def predict(
     model: nn.Module, images: Images | Features, indices: Indices | None = None
 ) -> Float32[np.ndarray, "indices classes"]:
     """Softmax of the model's logits."""
-    return softmax(logits(model, images, indices), axis=1)
+    return softmax(outputs(model, images, indices), axis=1)
 
 
-def logits(
+def outputs(
     model: nn.Module, images: Images | Features, indices: Indices | None = None
-) -> Float32[np.ndarray, "indices classes"]:
-    """The model's output before the softmax, in float32 without TF32, computed on the model's own device.
+) -> Float32[np.ndarray, "indices _"]:
+    """What the model computes, logits or a body's features, in float32 without TF32, on the model's own device.
 
     For the images `indices`, by default all; one batch at a time is copied.
     """

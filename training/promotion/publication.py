@@ -54,7 +54,7 @@ def publish(config: PublishConfig) -> Path:
         files = files_of(run)
         for file in files:
             if file.is_file():
-                store.write(file)
+                store.upload(file)
         for file in files:
             if not file.is_file():
                 store.delete(file.name)
@@ -80,6 +80,6 @@ def _store(to: str) -> Store:
 def _check(store: Store, model: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, MODEL)
-        store.copy(copy, MODEL)
+        store.download(copy, MODEL)
         if digest(copy) != digest(model):
             raise OSError(f"{store.url}: {MODEL} reads otherwise than it was written; publish it again")

@@ -80,7 +80,7 @@ def curve_pictures(decisions: Decisions) -> list[dict[str, str]]:
 def decision_warnings(decisions: Decisions, targets: Sequence[str], images: str) -> Iterator[str]:
     """Sentences on demands that are not met on `images`, and on thresholds that few images chose.
 
-    `asked` is what --operate demands; empty where that is not known.
+    `targets` is what --operate demands; empty where that is not known.
     """
     by_label = {measured.point.label: measured for measured in decisions.points}
     for text in targets:

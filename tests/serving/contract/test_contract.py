@@ -330,7 +330,7 @@ def test_padded_and_cropped_images_are_what_albumentations_makes(
     assert np.array_equal(fitted, A.Compose(steps)(image=pixels)["image"])
     top, bottom, left, right = preprocessing.window(*source[:2])
     assert (bottom - top) * (right - left) == pytest.approx(
-        np.prod(target) / np.prod(preprocessing.resized(*source[:2]))
+        np.prod(target) / np.prod(preprocessing.resized_size(*source[:2]))
     )
     assert top + bottom == pytest.approx(1)
     assert left + right == pytest.approx(1)

@@ -58,7 +58,7 @@ def test_a_folder_is_listed_with_versions(tmp_path: Path) -> None:
     versions = store.versions()
     assert list(versions) == ["3.csv", "a/1.png", "a/b/2.png"]
     assert len(set(versions.values())) == 3
-    store.copy(tmp_path / "copy", "a/b/2.png")
+    store.download(tmp_path / "copy", "a/b/2.png")
     assert (tmp_path / "copy").read_bytes() == b"a/b/2.png"
 
 
@@ -66,9 +66,9 @@ def test_a_copy_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"before")
     with web() as files:
         with pytest.raises(FileNotFoundError):
-            Store(Url(f"{files.address}/absent")).copy(tmp_path / "file")
+            Store(Url(f"{files.address}/absent")).download(tmp_path / "file")
         files.files["there"] = b"now"
-        Store(Url(f"{files.address}/there")).copy(tmp_path / "file2")
+        Store(Url(f"{files.address}/there")).download(tmp_path / "file2")
     assert (tmp_path / "file").read_bytes() == b"before"
     assert (tmp_path / "file2").read_bytes() == b"now"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file2"], "nothing is left"

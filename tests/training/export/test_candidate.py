@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.special import softmax
 
 from serving.contract.card.model_card import ModelCard
 from serving.contract.model import open_model
@@ -12,12 +13,18 @@ from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.candidate import candidate, export
 from training.export.parity import Evaluated
-from training.metrics.evaluation import predict
+from training.metrics.evaluation import compute_logits
 
 
 def refusal(model: torch.nn.Sequential, card: ModelCard, dataset: Dataset, folder: Path) -> str:
     with pytest.raises(ExportRefused) as error:
-        export(model, card, dataset, Evaluated(probabilities=predict(model, dataset, "test")), folder / "model.onnx")
+        export(
+            model,
+            card,
+            dataset,
+            Evaluated(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
+            folder / "model.onnx",
+        )
     assert list(folder.iterdir()) == [], "nothing is published and nothing is left"
     return str(error.value)
 
@@ -27,7 +34,7 @@ def test_a_proved_file_is_published(run: Path, model: torch.nn.Sequential, datas
         model,
         open_model(run / "model.onnx").card,
         dataset,
-        Evaluated(probabilities=predict(model, dataset, "test")),
+        Evaluated(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
         tmp_path / "model.onnx",
     )
     assert not parity.faults

@@ -33,7 +33,7 @@ def test_probabilities_stay_to_the_bit_and_novelty_is_that_of_the_detector(name:
     made = Preprocessing(height=32, width=32, channels=3, interpolation="area", fit="stretch", fill=0)
     model = networks.build(CONFIGS[name], made, NORMALIZATION, 3).eval()
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-    features = prediction.logits(networks.features_and_head(model)[0], images)
+    features = prediction.outputs(networks.features_and_head(model)[0], images)
     detector = fit(features, np.arange(40) % 3)
     file = onnx.load_from_string(graph(model, (32, 32, 3)))
     [before] = session(file).run(None, {"images": images})

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from serving.contract.card.model_card import NormalizationMode
 from serving.contract.decode import Fit, Preprocessing, decode
@@ -25,7 +26,7 @@ from training.export.goldens import goldens
 from training.export.onnx import serialize
 from training.export.parity import Evaluated, Parity, prove
 from training.export.ways import check_way
-from training.metrics.evaluation import evaluate_best, predict
+from training.metrics.evaluation import compute_logits, evaluate_best
 from training.options.choices import Activation
 from training.options.config import TrainConfig
 from training.signals import Interruption
@@ -112,7 +113,12 @@ def test_a_file_with_other_weights_is_refused(
     card = dataclasses.replace(open_model(run / "model.onnx").card, goldens=goldens(other, dataset.preprocessing))
     (tmp_path / "model.onnx").write_bytes(serialize(other, card))
     with pytest.raises(ExportRefused) as error:
-        prove(model, tmp_path / "model.onnx", dataset, Evaluated(probabilities=predict(model, dataset, "test")))
+        prove(
+            model,
+            tmp_path / "model.onnx",
+            dataset,
+            Evaluated(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
+        )
     [line] = str(error.value).splitlines()
     assert "service's loader" in line, "the other checks hold"
     assert re.search(r"pixels equal in 100.0% of the images, \d+ labels differ, .* 0\.\d+ \(at most 0.0001\)", line)

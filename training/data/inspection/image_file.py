@@ -11,9 +11,9 @@ from serving.contract.decode import (
     Digest,
     as_channels,
     checked_header,
-    content,
     decode,
     decode_checked,
+    identifying_values,
     pixel_digest,
 )
 from serving.contract.formats.depth import SHIFTED, Depth
@@ -33,7 +33,7 @@ class ImageFile:
 
     `bytes` is the size of the file, 0 where there is none. `digest` is that of the decoded pixels: a PNG file with the
     pixels of a JPEG file has the same digest. Of an image of more than 8 bits, digest and colour are those of its
-    stored values (`content`).
+    stored values (`identifying_values`).
     """
 
     format: str
@@ -53,7 +53,7 @@ def read(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:
     if isinstance(raw, bytes):
         header = checked_header(raw)
         pixels = decode_checked(raw, header, depth=depth)
-        values = content(raw, header, pixels)
+        values = identifying_values(raw, header, pixels)
     else:
         mode = "RGB" if raw.ndim == 3 and raw.shape[2] == 3 else "L"
         pixels, header = as_channels(raw, 3), Header(format=ARRAY, height=raw.shape[0], width=raw.shape[1], mode=mode)

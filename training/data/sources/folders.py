@@ -113,8 +113,8 @@ def _by_split(tree: Tree, tops: Sequence[Folder], splits: dict[Path, Split]) -> 
         if top.path in splits:
             for label, files in top.classes.items():
                 listing.add(f"{tree.name(top.path)}/{label}", label, splits[top.path], files)
-    others = [f"{top.path.name} ({_count(top.all_files):,})" for top in tops if top.path not in splits]
-    if outside := [name for name in others if not name.endswith(" (0)")]:
+    counts = {top.path.name: _count(top.all_files) for top in tops if top.path not in splits}
+    if outside := [f"{name} ({count:,})" for name, count in counts.items() if count]:
         listing.notes.append(f"folders beside the splits are left out, with their images: {shortened(outside)}.")
     return listing
 

@@ -108,7 +108,7 @@ class Copy:
 
     def _of_manifest(self) -> dict[str, Version]:
         """The manifest, fetched to know the others, and the images that it lists. Raises DataError, OSError."""
-        Store(self.url).copy(self.path)
+        Store(self.url).download(self.path)
         forms = [(line, {plain(line.row.path), plain(line.row.path.strip())}) for line in listed(self.path)]
         versions = self.folder.versions()
         plain_names = {path: plain(path) for path in versions if path == posixpath.normpath(path)}
@@ -127,9 +127,9 @@ class Copy:
     def _try(self, path: str) -> OSError | None:
         try:
             if path == self.url.name and _is_file(self.url):
-                Store(self.url).copy(self.root / path)  # with what the query of its own URL asks
+                Store(self.url).download(self.root / path)  # with what the query of its own URL asks
             else:
-                self.folder.copy(self.root / path, path)
+                self.folder.download(self.root / path, path)
         except OSError as error:
             return error
         return None

@@ -35,7 +35,7 @@ from training.export.quantization.graph import CALIBRATION_BATCH, quantized_grap
 from training.metrics import calibration, classification, operating_points
 from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, ScoredImages, Scores
-from training.metrics.evaluation import scored
+from training.metrics.evaluation import scored_indices
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.novelty import Detector, Novelty
 from training.models.prediction import Features, Images, Indices, batches
@@ -215,7 +215,7 @@ def _quantized_novelty(
     """Novelty by the graph's own embeddings, of as many false alarms as that of the float32 file; None without it."""
     if familiarity is None:
         return None
-    train = scored(dataset, "train")
+    train = scored_indices(dataset, "train")
     detector = novelty.fit(session.run(dataset.images, train).embeddings, dataset.labels[train])
     validation = detector.novelty(val.embeddings)
     limit = novelty.choose(validation, dataset.components[dataset.splits["val"]], familiarity.false_alarms)

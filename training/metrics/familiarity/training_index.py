@@ -30,7 +30,7 @@ def training_index(body: nn.Module, dataset: Dataset, detector: Detector, known:
     distance = metric(detector)
     features = iter([known]) if len(known) == len(chosen) else batches(dataset.images, chosen)
     points = [
-        distance.points(unit(part if part.ndim == 2 else prediction.logits(body, part))).astype(np.float16)
+        distance.points(unit(part if part.ndim == 2 else prediction.outputs(body, part))).astype(np.float16)
         for part in features
     ]
     return TrainingIndex.of(
