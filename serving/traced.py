@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.routes import Kind, Route, RouteTable
+from serving.api.routes import Route, RouteKind, RouteTable
 from serving.tracing import Tracing, finished
 
 
@@ -25,7 +25,7 @@ class Traced:
             await self._application(scope, receive, send)
             return
         route, _ = self._routes.find(scope["path"])
-        if route and route.kind is Kind.PROBE:
+        if route and route.kind is RouteKind.PROBE:
             await self._application(scope, receive, send)
             return
         status = 0

@@ -26,7 +26,7 @@ from training.metrics.comparison import unshared
 from training.metrics.slices import slices
 from training.models.prediction import fitted_batches
 from training.options.choices import Data
-from training.report.evaluation import Evaluation, ModelPredictions, write_evaluation
+from training.report.evaluation import EvaluationReport, ModelPredictions, write_evaluation
 from training.report.looks import EarlierLooks, Look, record, runs_folder
 
 
@@ -83,7 +83,7 @@ def _name(data: Location | None) -> str:
     return data.name if isinstance(data, Url) else data.resolve().name
 
 
-def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], selection: Selection) -> Evaluation:
+def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], selection: Selection) -> EvaluationReport:
     """Say which images they are, and predict. Raises ConfigError, DataError, OSError."""
     images, indices = selection.images, selection.indices
     sliced = slices(images, config.slices, indices)
@@ -100,7 +100,7 @@ def _evaluated(config: EvaluateConfig, classifiers: Sequence[Classifier], select
     for key, why in list(images.unreadable.items())[:NAMES_SHOWN]:
         print(f"left out {key}: {why}")
     models = [_predicted(classifier, images, indices) for classifier in classifiers]
-    return Evaluation(
+    return EvaluationReport(
         selection=selection,
         warnings=warnings,
         models=models,
@@ -119,7 +119,7 @@ def _predicted(classifier: Classifier, images: LabelledImages, indices: Int64[np
     )
 
 
-def _look(evaluation: Evaluation) -> EarlierLooks | None:
+def _look(evaluation: EvaluationReport) -> EarlierLooks | None:
     """Log the look at the test images, and return those before; None for training and validation images."""
     images, indices, split = evaluation.selection.images, evaluation.selection.indices, evaluation.selection.split
     if split in ("train split", "val split"):

@@ -25,7 +25,7 @@ data."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """A command line of this program, and the file for its output."""
 
     name: str
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Running:
-    job: Job
+    job: TrainingJob
     slot: int
     process: BaseProcess
 
@@ -53,8 +53,8 @@ class ProcessPool:
         *,
         size: int,
         threads: int,
-        ended: Callable[[Job, int], None],
-        hopeless: Callable[[Job], bool] = lambda job: False,
+        ended: Callable[[TrainingJob, int], None],
+        hopeless: Callable[[TrainingJob], bool] = lambda job: False,
     ) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
@@ -68,7 +68,7 @@ class ProcessPool:
         self._terminated: set[int] = set()
         """Sentinels. A second SIGTERM would end a run before it has saved itself."""
 
-    def run(self, jobs: Iterable[Job]) -> None:
+    def run(self, jobs: Iterable[TrainingJob]) -> None:
         """Run all jobs; the next is taken from `jobs` when a slot is free.
 
         When this raises, running jobs get SIGTERM and are waited for, so that they can save themselves. They get it
@@ -90,7 +90,7 @@ class ProcessPool:
             for running in self._running.values():
                 running.process.join()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: TrainingJob) -> None:
         slot = self._free_slots.popleft()
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         process = self._context.Process(target=_work, args=(job, self._threads, gpu), name=job.name)
@@ -127,7 +127,7 @@ def visible_gpus() -> list[str]:
     return named[: torch.cuda.device_count()] or [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _work(job: Job, threads: int, gpu: str | None) -> None:
+def _work(job: TrainingJob, threads: int, gpu: str | None) -> None:
     os.setsid()  # Ctrl-C reaches the pool's own process only, which sends each job one SIGTERM
     # Not signals.end_with_parent: for the kernel, the parent of this process is the server it is forked from.
     Thread(target=_end_with_pool, daemon=True).start()

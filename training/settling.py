@@ -14,7 +14,7 @@ from training.models.weights import Weights
 from training.options.choices import Symmetry
 from training.options.config import TrainConfig
 from training.options.rules import in_vain
-from training.options.settled import Processes, SettledConfig, one_sided, settle
+from training.options.settled import ProcessCounts, SettledConfig, one_sided, settle
 from training.validation import check_dataset
 
 
@@ -30,7 +30,7 @@ def decide(config: TrainConfig, dataset: Dataset, pretrained: Weights | None, gr
         training_images=len(dataset.splits["train"]),
         classes=dataset.classes,
         has_drop_path=config.fine_tunes and backbones.has_drop_path(config.model),
-        processes=Processes(group.size, group.local_size),
+        processes=ProcessCounts(group.size, group.local_size),
     )
     final.check(settled, dataset)
     for sentence in in_vain(settled):

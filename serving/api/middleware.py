@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketClose
 from serving.api.bearer import BearerTokens
 from serving.api.errors import RequestError
 from serving.api.linger import Exchange, Lingering
-from serving.api.routes import Kind, Route, RouteTable, refusal, respond, routes_of
+from serving.api.routes import Route, RouteKind, RouteTable, refusal, respond, routes_of
 from serving.api.state import ServiceState
 from serving.inference.batching import Overloaded
 from serving.inference.prediction import InvalidOutput
@@ -49,10 +49,12 @@ class Middleware:
         self._state = state
         self._hosts = settings.hosts or hosts
         # Prometheus scrapes a pod by its address, whatever names its clients use.
-        self._of_any_host = {Kind.PROBE, Kind.METRICS} if settings.hosts else {Kind.PROBE}
+        self._of_any_host = {RouteKind.PROBE, RouteKind.METRICS} if settings.hosts else {RouteKind.PROBE}
         self._routes = RouteTable(routes_of(settings))
         self._tokens = BearerTokens(settings.token_file) if settings.token_file else None
-        self._unprotected = {Kind.PROBE, Kind.PAGE} if settings.protect_metrics else set(Kind) - {Kind.API}
+        self._unprotected = (
+            {RouteKind.PROBE, RouteKind.PAGE} if settings.protect_metrics else set(RouteKind) - {RouteKind.API}
+        )
         self._lingering = Lingering()
         self._running: set[asyncio.Task[object]] = set()
         self._all_answered = asyncio.Event()
@@ -100,14 +102,14 @@ class Middleware:
         await exchange.finish(self._lingering)
 
     def _reason_to_refuse(self, scope: Scope, route: Route | None) -> Exception | None:
-        kind = route.kind if route else Kind.API
+        kind = route.kind if route else RouteKind.API
         if not self._hosts >= ANY and kind not in self._of_any_host and not self._hosts >= _hosts(scope):
             return RequestError(421, "misdirected_request", "this service has another name; see TWINLENS_HOSTS")
         if kind in self._unprotected:
             return None
         if self._tokens is not None and not self._tokens.accept(_header(scope, b"authorization")):
             return RequestError(401, "unauthorized", "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
-        if self._state.readiness.draining and kind is not Kind.METRICS:
+        if self._state.readiness.draining and kind is not RouteKind.METRICS:
             elsewhere = {"Retry-After": "1", "Connection": "close"}
             return RequestError(503, "shutting_down", "the service is shutting down; ask another replica", elsewhere)
         if scope["method"] == "POST" and self._state.admission.full:
@@ -116,7 +118,7 @@ class Middleware:
 
     def _record(self, scope: Scope, route: Route | None, status: int, seconds: float) -> None:
         metrics, settings = self._state.metrics.requests, self._state.settings
-        if route and route.kind is Kind.PROBE:
+        if route and route.kind is RouteKind.PROBE:
             return  # probes come every few seconds; the metrics count them
         code = scope["state"].get("code")
         if status in ABOUT_THE_INPUT or code == InvalidOutput.code:

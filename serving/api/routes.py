@@ -19,7 +19,7 @@ from serving.api.state import ServiceState
 from serving.settings import Settings
 
 
-class Kind(Enum):
+class RouteKind(Enum):
     """What the middleware asks of a request to a route."""
 
     API = "the token; refused during a shutdown or while no image more is admitted"
@@ -36,7 +36,7 @@ class Route:
     """In braces: parameters, each one segment of the path."""
     endpoint: Callable[[Request, ServiceState], Awaitable[Response]]
     method: str = "GET"
-    kind: Kind = Kind.API
+    kind: RouteKind = RouteKind.API
     alias_of: str = ""
     """The path under which the metrics count this route, if not its own."""
 
@@ -61,19 +61,19 @@ ROUTES = (
     Route("/explain", endpoints.explain, "POST"),
     Route("/similar", endpoints.similar, "POST"),
     Route("/model", endpoints.model_card),
-    Route("/ui", endpoints.ui, kind=Kind.PAGE),
-    Route(LIVE, endpoints.livez, kind=Kind.PROBE),
-    Route(READY, endpoints.readyz, kind=Kind.PROBE),
-    Route("/metrics", endpoints.metrics, kind=Kind.METRICS),
+    Route("/ui", endpoints.ui, kind=RouteKind.PAGE),
+    Route(LIVE, endpoints.livez, kind=RouteKind.PROBE),
+    Route(READY, endpoints.readyz, kind=RouteKind.PROBE),
+    Route("/metrics", endpoints.metrics, kind=RouteKind.METRICS),
     Route("/docs.json", endpoints.docs),
     Route("/schema.json", endpoints.bento_schema),
-    Route("/", endpoints.home, kind=Kind.PAGE),
+    Route("/", endpoints.home, kind=RouteKind.PAGE),
     # SageMaker's names.
     Route("/invocations", endpoints.predict, "POST", alias_of="/predict"),
-    Route("/ping", endpoints.readyz, kind=Kind.PROBE, alias_of=READY),
+    Route("/ping", endpoints.readyz, kind=RouteKind.PROBE, alias_of=READY),
     Route(OPEN_INFERENCE, protocol.server),
-    Route(f"{OPEN_INFERENCE}/health/live", protocol.live, kind=Kind.PROBE, alias_of=LIVE),
-    Route(f"{OPEN_INFERENCE}/health/ready", protocol.ready, kind=Kind.PROBE, alias_of=READY),
+    Route(f"{OPEN_INFERENCE}/health/live", protocol.live, kind=RouteKind.PROBE, alias_of=LIVE),
+    Route(f"{OPEN_INFERENCE}/health/ready", protocol.ready, kind=RouteKind.PROBE, alias_of=READY),
     Route(MODEL, protocol.metadata),
     Route(MODEL_READY, protocol.ready, alias_of=READY),
     Route(f"{MODEL}/infer", protocol.infer, "POST"),
@@ -88,9 +88,9 @@ def routes_of(settings: Settings) -> tuple[Route, ...]:
     """All routes of a service, also those whose paths the settings name, which come last and replace others."""
     # Without a token for this model only: for another name the answer would tell which model there is.
     its_own = MODEL_READY.format(name=settings.name)
-    named = [Route(its_own, protocol.ready, kind=Kind.PROBE, alias_of=READY)]
+    named = [Route(its_own, protocol.ready, kind=RouteKind.PROBE, alias_of=READY)]
     if settings.health_route:
-        named.append(Route(settings.health_route, endpoints.readyz, kind=Kind.PROBE, alias_of=READY))
+        named.append(Route(settings.health_route, endpoints.readyz, kind=RouteKind.PROBE, alias_of=READY))
     if settings.predict_route:
         named.append(Route(settings.predict_route, endpoints.predict_instances, "POST", alias_of="/predict_instances"))
     return (*ROUTES, *named)

@@ -31,7 +31,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class CheckLine:
     """A line of the table."""
 
     name: str
@@ -51,7 +51,7 @@ class SelfCheck:
 
     def __init__(self, side: Literal["training", "serving"]) -> None:
         self._side = side
-        self.lines: list[Line] = []
+        self.lines: list[CheckLine] = []
 
     def try_line(self, name: str, attempt: Callable[[], Result]) -> None:
         """Add a line and print it: passed with what `attempt` returns, skipped if it raises Skipped, else failed."""
@@ -64,7 +64,7 @@ class SelfCheck:
         except Exception as error:  # whatever it is, the other lines are tried
             status, detail = "failed", f"{type(error).__name__}: {error}"
         seconds = round(perf_counter() - start, 3)
-        self.lines.append(Line(name=name, status=status, detail=detail, seconds=seconds, numbers=numbers))  # type: ignore[arg-type]
+        self.lines.append(CheckLine(name=name, status=status, detail=detail, seconds=seconds, numbers=numbers))  # type: ignore[arg-type]
         print(self.lines[-1], flush=True)
 
     @property

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from serving.api.routes import Kind, routes_of
+from serving.api.routes import RouteKind, routes_of
 from serving.metrics import Metrics
 from serving.settings import Settings
 from tests.support.paths import ROOT
@@ -84,7 +84,7 @@ def test_alerts_and_panels_leave_out_all_probes_and_scrapes() -> None:
     queries = " ".join([rule["expr"] for rule in RULES] + [query for panel in PANELS.values() for query in panel])
     selectors = re.findall(r"twinlens_requests_total(\{[^}]*\})?", queries)
     assert len(selectors) == 8
-    always = {route.name for route in routes_of(Settings()) if route.kind in (Kind.PROBE, Kind.METRICS)}
+    always = {route.name for route in routes_of(Settings()) if route.kind in (RouteKind.PROBE, RouteKind.METRICS)}
     for selector in selectors:
         left_out = set(re.findall(r'route!~"([^"]*)"', selector)[0].split("|"))
         assert left_out in (always, always | {"/explain", "/similar"}), selector

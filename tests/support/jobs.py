@@ -13,13 +13,13 @@ from tests.support.server import free_port
 Process = subprocess.Popen[str]
 
 
-class Job:
+class DistributedJob:
     """`torchrun` with several processes, or the processes alone; what is left of it at the end is killed."""
 
     def __init__(self) -> None:
         self.processes: list[Process] = []
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> "DistributedJob":
         return self
 
     def __exit__(self, *_: object) -> None:

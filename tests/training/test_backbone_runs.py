@@ -16,7 +16,7 @@ import torch
 from serving.contract.model import open_model
 from tests.support.backbones import FAMILIES
 from tests.support.checkpoints import furthest, last, same
-from tests.support.jobs import Job, done
+from tests.support.jobs import DistributedJob, done
 from tests.support.server import serving
 from tests.support.trainer import After
 from training.__main__ import options
@@ -228,8 +228,8 @@ def test_the_service_predicts_and_explains(finished: Finished, photos: Path, tmp
 
 
 @pytest.fixture
-def job() -> Iterator[Job]:
-    with Job() as started:
+def job() -> Iterator[DistributedJob]:
+    with DistributedJob() as started:
         yield started
 
 
@@ -237,7 +237,7 @@ EXACT: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0, "precision": "float32
 """What draws by process is off, and the steps are small: sums in another order are not amplified."""
 
 
-def by_two(job: Job, alone: Path, out: Path, *more: str) -> Path:
+def by_two(job: DistributedJob, alone: Path, out: Path, *more: str) -> Path:
     """The folder of a run with the options of the run `alone`, by two processes."""
     arguments = ["--config", str(alone / "config.yaml"), "--out", str(out), "--name", "two", *more]
     printed = done(job.torchrun(*arguments))
@@ -247,13 +247,15 @@ def by_two(job: Job, alone: Path, out: Path, *more: str) -> Path:
 
 
 @pytest.mark.long
-def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, job: Job) -> None:
+def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, job: DistributedJob) -> None:
     alone = stopped(config(photos, tmp_path, WITHOUT_BATCH_NORM, name="one", **EXACT))
     assert furthest(by_two(job, alone, tmp_path), alone) < 1e-4
 
 
 @pytest.mark.long
-def test_two_processes_with_batch_normalisation_learn_as_well(photos: Path, tmp_path: Path, job: Job) -> None:
+def test_two_processes_with_batch_normalisation_learn_as_well(
+    photos: Path, tmp_path: Path, job: DistributedJob
+) -> None:
     """Each measures its part of a batch, so they differ a little from one process."""
     alone = stopped(config(photos, tmp_path, name="one", **EXACT))
     one, two = (last(run)["progress"]["history"] for run in (alone, by_two(job, alone, tmp_path)))
@@ -261,7 +263,7 @@ def test_two_processes_with_batch_normalisation_learn_as_well(photos: Path, tmp_
 
 
 @pytest.mark.long
-def test_two_processes_train_one_head_on_the_same_features(photos: Path, tmp_path: Path, job: Job) -> None:
+def test_two_processes_train_one_head_on_the_same_features(photos: Path, tmp_path: Path, job: DistributedJob) -> None:
     """The first process alone reads the file, and the other one computes its features by the same weights."""
     torch.save(backbones.timm().create_model(FAST, num_classes=7).state_dict(), tmp_path / "w.pth")
     alone = stopped(frozen(photos, tmp_path, name="one", weights=tmp_path / "w.pth", **EXACT), 2 * FROZEN_LOOKS - 1)

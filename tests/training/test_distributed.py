@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore
 from serving.contract.decode import Preprocessing
 from tests.support.checkpoints import furthest, last
 from tests.support.configs import settled
-from tests.support.jobs import Job, done, until, workers
+from tests.support.jobs import DistributedJob, done, until, workers
 from tests.support.server import free_port
 from training.__main__ import main
 from training.data.loader import Batches, TrainingSet
@@ -30,7 +30,7 @@ from training.errors import ConfigError
 from training.models import networks, prediction
 from training.models.normalization import normalization
 from training.options.config import TrainConfig
-from training.options.settled import Processes
+from training.options.settled import ProcessCounts
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (62, 16, 16, 3), dtype=np.uint8)
@@ -110,12 +110,12 @@ def test_images_are_mixed_with_the_neighbours_they_have_in_the_whole_batch(size:
 def test_a_batch_with_too_few_images_to_share_is_refused_with_both_numbers() -> None:
     sizes = {"image_size": 16, "training_images": 100}
     with pytest.raises(ConfigError, match=r"--batch-size: expected 4 or more images for 4 processes to share, got 3"):
-        settled(TrainConfig(batch_size=3), **sizes, processes=Processes(4))
+        settled(TrainConfig(batch_size=3), **sizes, processes=ProcessCounts(4))
     with pytest.raises(ConfigError, match="expected 8 or more images for 4 processes to share, got 7"):
-        settled(TrainConfig(batch_size=7, model="mlp", batch_norm=True), **sizes, processes=Processes(4))
-    assert settled(TrainConfig(batch_size=7), **sizes, processes=Processes(4)).batch_size == 7
+        settled(TrainConfig(batch_size=7, model="mlp", batch_norm=True), **sizes, processes=ProcessCounts(4))
+    assert settled(TrainConfig(batch_size=7), **sizes, processes=ProcessCounts(4)).batch_size == 7
     cores = len(os.sched_getaffinity(0))
-    assert settled(TrainConfig(), **sizes, processes=Processes(2, cores)).workers == 0, "no core is left for them"
+    assert settled(TrainConfig(), **sizes, processes=ProcessCounts(2, cores)).workers == 0, "no core is left for them"
 
 
 def test_a_part_of_no_images_has_no_answers() -> None:
@@ -152,8 +152,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job() -> Iterator[Job]:
-    with Job() as started:
+def job() -> Iterator[DistributedJob]:
+    with DistributedJob() as started:
         yield started
 
 
@@ -184,7 +184,9 @@ def one_process(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
+def test_two_processes_learn_what_one_does(
+    digits: Path, tmp_path: Path, one_process: Path, job: DistributedJob
+) -> None:
     """The curve to 1e-5 and the weights to 1e-4, in float32; one of them prints and writes."""
     printed = done(job.torchrun(*arguments(digits, tmp_path, "two", *EXACT)))
     assert np.abs(curve(tmp_path / "two") - curve(one_process)).max() < 1e-5
@@ -202,7 +204,7 @@ def test_two_processes_learn_what_one_does(digits: Path, tmp_path: Path, one_pro
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_where_layers_stand_still_at_first(
-    digits: Path, tmp_path: Path, job: Job
+    digits: Path, tmp_path: Path, job: DistributedJob
 ) -> None:
     """By SGD: AdamW's first step of a weight is the sign of its gradient, also where that is but rounding."""
     options = ["--model", "mlp", "--hidden", "16", "--optimizer", "sgd", "--freeze-epochs", "1", "--accumulate", "2"]
@@ -214,7 +216,7 @@ def test_two_processes_learn_what_one_does_where_layers_stand_still_at_first(
 
 @pytest.mark.long
 def test_asked_to_stop_they_save_and_one_process_continues(
-    digits: Path, tmp_path: Path, one_process: Path, job: Job
+    digits: Path, tmp_path: Path, one_process: Path, job: DistributedJob
 ) -> None:
     """SIGTERM to torchrun; the weights in the end are those of a run that one process made, never stopped."""
     options = arguments(digits, tmp_path, "x", *EXACT)
@@ -231,7 +233,7 @@ def test_asked_to_stop_they_save_and_one_process_continues(
 
 @pytest.mark.long
 def test_a_killed_process_is_replaced_and_the_run_finished(
-    digits: Path, tmp_path: Path, one_process: Path, job: Job
+    digits: Path, tmp_path: Path, one_process: Path, job: DistributedJob
 ) -> None:
     torchrun = job.torchrun(
         *arguments(digits, tmp_path, "x", *EXACT, "--resume", "auto"), options=("--max-restarts=1",)
@@ -244,7 +246,9 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
 
 
 @pytest.mark.long
-def test_a_killed_process_ends_the_others_and_the_next_job_continues(digits: Path, tmp_path: Path, job: Job) -> None:
+def test_a_killed_process_ends_the_others_and_the_next_job_continues(
+    digits: Path, tmp_path: Path, job: DistributedJob
+) -> None:
     options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
     torchrun = job.torchrun(*options)
     until(torchrun, "epoch  ")
@@ -263,7 +267,7 @@ def test_a_killed_process_ends_the_others_and_the_next_job_continues(digits: Pat
 
 
 @pytest.mark.long
-def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_path: Path, job: Job) -> None:
+def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_path: Path, job: DistributedJob) -> None:
     """Augmentation, dropout, and batch normalisation, which on CPUs measures parts of batches: within 5 points."""
     levers = ["--augment", "light", "--dropout", "0.2", "--width", "16", "--epochs", "6"]
     assert main(arguments(digits, tmp_path, "one", *levers)) == 0
@@ -275,7 +279,9 @@ def test_with_all_that_differs_by_process_they_learn_as_well(digits: Path, tmp_p
 
 
 @pytest.mark.long
-def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_process: Path, job: Job) -> None:
+def test_two_machines_that_meet_by_rendezvous(
+    digits: Path, tmp_path: Path, one_process: Path, job: DistributedJob
+) -> None:
     meeting = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=x")
     options = arguments(digits, tmp_path, "x", *EXACT)
     nodes = [job.torchrun(*options, processes=1, options=meeting) for _ in range(2)]
@@ -285,7 +291,9 @@ def test_two_machines_that_meet_by_rendezvous(digits: Path, tmp_path: Path, one_
 
 
 @pytest.mark.long
-def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp_path: Path, job: Job) -> None:
+def test_without_torchrun_exit_codes_are_kept_and_one_says_why(
+    digits: Path, tmp_path: Path, job: DistributedJob
+) -> None:
     """Refused data, a loss that is not finite, and SIGTERM to one process of two: both end alike, with one message."""
     missing = [done(process, code=3) for process in job.plain(*arguments(tmp_path / "nowhere", tmp_path, "absent"))]
     assert sum(each.count("error: ") for each in missing) == 1
@@ -307,7 +315,7 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(digits: Path, tmp
 
 @pytest.mark.long
 def test_one_process_under_torchrun_is_as_one_without(
-    digits: Path, tmp_path: Path, one_process: Path, job: Job
+    digits: Path, tmp_path: Path, one_process: Path, job: DistributedJob
 ) -> None:
     done(job.torchrun(*arguments(digits, tmp_path, "x", *EXACT), processes=1))
     assert furthest(tmp_path / "x", one_process) == 0.0

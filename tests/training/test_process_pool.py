@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from training.process_pool import Job, ProcessPool, pool_size
+from training.process_pool import ProcessPool, TrainingJob, pool_size
 
 
 @pytest.mark.slow
@@ -28,10 +28,12 @@ def test_jobs_run_in_processes_of_their_own_and_report_their_exit_codes(tmp_path
     codes: dict[str, int] = {}
     last = tmp_path / "runs" / "endless" / "checkpoints" / "last.pt"
 
-    def jobs() -> list[Job]:
-        return [Job(name=name, arguments=arguments, log=tmp_path / name) for name, arguments in arguments_of.items()]
+    def jobs() -> list[TrainingJob]:
+        return [
+            TrainingJob(name=name, arguments=arguments, log=tmp_path / name) for name, arguments in arguments_of.items()
+        ]
 
-    def hopeless(job: Job) -> bool:
+    def hopeless(job: TrainingJob) -> bool:
         asked.append(job.name)
         return job.name == "endless" and last.exists()
 

@@ -54,7 +54,7 @@ class ImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ImportRow:
     """What was done with one file: a row of import.csv."""
 
     source: str
@@ -82,7 +82,7 @@ def import_images(config: ImportConfig) -> Path:
         raise ConfigError("\n".join(sentences))
     outputs = _outputs(config, paths, [kind for kind, _ in inspected])
 
-    def convert(index: int) -> Row:
+    def convert(index: int) -> ImportRow:
         kind, reason = inspected[index]
         return _row(config, paths[index], outputs[index], kind, reason)
 
@@ -142,15 +142,15 @@ def _ending(path: Path) -> str:
     return FILE_EXTENSIONS[checked_header(path.read_bytes()).format][0]
 
 
-def _row(config: ImportConfig, path: Path, output: Path, kind: Kind, reason: str) -> Row:
+def _row(config: ImportConfig, path: Path, output: Path, kind: Kind, reason: str) -> ImportRow:
     assert kind in KINDS
     name = str(path.relative_to(config.source))
     try:
         sha256 = digest(path)
     except (FileNotFoundError, PermissionError) as error:
-        return Row(source=name, sha256="", output="", done=f"refused: {error.strerror}")
+        return ImportRow(source=name, sha256="", output="", done=f"refused: {error.strerror}")
     if kind == "other":
-        return Row(source=name, sha256=sha256, output="", done="left out, no image")
+        return ImportRow(source=name, sha256=sha256, output="", done="left out, no image")
     picture = None
     try:
         if kind == "damaged":
@@ -158,17 +158,17 @@ def _row(config: ImportConfig, path: Path, output: Path, kind: Kind, reason: str
         picture = CONVERTERS[kind](path) if kind in CONVERTERS else None
     except FAULTS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return Row(source=name, sha256=sha256, output="", done=f"refused: {reason}")
+        return ImportRow(source=name, sha256=sha256, output="", done=f"refused: {reason}")
     output.parent.mkdir(parents=True, exist_ok=True)
     if picture is None:
         shutil.copyfile(path, output)
     else:
         picture.image.save(output, "PNG")
     done = "copied" if picture is None else "converted"
-    return Row(source=name, sha256=sha256, output=str(output.relative_to(config.out)), done=done, picture=picture)
+    return ImportRow(source=name, sha256=sha256, output=str(output.relative_to(config.out)), done=done, picture=picture)
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[ImportRow]) -> str:
     text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -179,5 +179,5 @@ def _table(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _shown(rows: Sequence[Row]) -> str:
+def _shown(rows: Sequence[ImportRow]) -> str:
     return "".join(f"\n  {row.source}: {row.done}" for row in rows[:NAMES_SHOWN])

@@ -7,7 +7,7 @@ import tyro
 
 from serving.contract.files.names import MODEL
 from training.dossier.archive import write_archive
-from training.dossier.contents import FOLDERS, HEADINGS, Contents, collect
+from training.dossier.contents import FOLDERS, HEADINGS, Dossier, collect
 from training.report import html
 from training.storage import digest, write_atomically
 
@@ -37,9 +37,9 @@ def dossier(config: DossierConfig) -> Path:
     """
     run = config.run.resolve()  # `latest` is a link
     contents = collect(run, config.sbom)
-    files = {part.path: part.content for part in contents.parts} | {VERIFY: _verify(contents).encode()}
+    files = {file.path: file.content for file in contents.files} | {VERIFY: _verify(contents).encode()}
     out = config.out or config.run / "dossier.zip"
-    write_atomically(out, lambda file: write_archive(files, file))
+    write_atomically(out, lambda target: write_archive(files, target))
     for sentence in (*contents.missing, *contents.remarks):
         print(sentence)
     return out
@@ -50,7 +50,7 @@ def dossier_summary(path: Path) -> str:
     return f"dossier {path}\nSHA-256 {digest(path)}"
 
 
-def _verify(contents: Contents) -> str:
+def _verify(contents: Dossier) -> str:
     test = contents.report["scores"]["test"]
     return html.render(
         "verify.md.jinja",
@@ -61,8 +61,8 @@ def _verify(contents: Contents) -> str:
         model=f"{FOLDERS[1]}/{MODEL}",
         folders=FOLDERS,
         headings=HEADINGS,
-        parts=contents.parts,
-        names=[part.name for part in contents.parts],
+        files=contents.files,
+        names=[file.name for file in contents.files],
         missing=contents.missing,
         remarks=contents.remarks,
     )

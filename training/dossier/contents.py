@@ -32,7 +32,7 @@ FOLDERS = {1: "1-general", 2: "2-development", 4: "4-performance", 6: "6-changes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class DossierFile:
     """A file of a dossier."""
 
     heading: int
@@ -47,20 +47,20 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class Dossier:
     """The files of a dossier, and what it lacks."""
 
     run: str
     classifier: Classifier
     report: dict[str, Any]
-    parts: tuple[Part, ...]
+    files: tuple[DossierFile, ...]
     missing: tuple[str, ...]
     """A sentence for each thing that could be there, with the command that makes it."""
     remarks: tuple[str, ...]
     """Sentences on what does not fit together."""
 
 
-def collect(run: Path, sbom: Path) -> Contents:
+def collect(run: Path, sbom: Path) -> Dossier:
     """Read all that belongs to a finished run. Raises ConfigError, ModelRefused, OSError."""
     if not (run / runs.REPORT_FACTS).is_file() or not runs.is_finished(run):
         raise ConfigError(f"{run}: expected the folder of a finished run, with its report")
@@ -74,15 +74,15 @@ def collect(run: Path, sbom: Path) -> Contents:
         "parity": _parity(run, classifier.card.version),
     }
     missing = [MISSING[name] for name, path in optional.items() if not path.is_file()]
-    parts = [
+    files = [
         *_general(run, classifier),
         *_development(run, report, sbom),
         *_performance(run, report, optional["parity"]),
     ]
     promotions = _lines(run.parent / log.LOG, lambda entry: _is_of(entry, run.name, classifier.digest))
     if promotions:
-        parts.append(
-            Part(
+        files.append(
+            DossierFile(
                 heading=6,
                 name="promotions.jsonl",
                 what="each move of `latest` to it or away, and each refusal",
@@ -91,11 +91,11 @@ def collect(run: Path, sbom: Path) -> Contents:
         )
     else:
         missing.append(f"{log.LOG} has no line on it.")
-    return Contents(
+    return Dossier(
         run=run.name,
         classifier=classifier,
         report=report,
-        parts=tuple(sorted(parts, key=lambda part: part.path)),
+        files=tuple(sorted(files, key=lambda file: file.path)),
         missing=tuple(missing),
         remarks=tuple(_remarks(classifier, sbom)),
     )
@@ -111,25 +111,25 @@ MISSING = {
 }
 
 
-def _general(run: Path, classifier: Classifier) -> Iterator[Part]:
+def _general(run: Path, classifier: Classifier) -> Iterator[DossierFile]:
     card = replace(classifier.card, goldens=())
     yield _file(1, run / MODEL, "the model that is served")
     if (signature := signature_of(run / MODEL)).is_file():
         yield _file(1, signature, "its signature, Ed25519")
     text = json.dumps(json.loads(card.to_json()), indent=1, ensure_ascii=False)
-    yield Part(
+    yield DossierFile(
         heading=1, name="card.json", what="what the model file says of itself, without goldens", content=text.encode()
     )
     yield _file(1, run / runs.REPORT / "report.md", "model card: intended use, limits, scores")
 
 
-def _development(run: Path, report: dict[str, Any], sbom: Path) -> Iterator[Part]:
+def _development(run: Path, report: dict[str, Any], sbom: Path) -> Iterator[DossierFile]:
     audit = json.loads((run / runs.AUDIT).read_bytes())
     sheet = html.render("data_sheet.md.jinja", data=report["data"], audit=audit)
     yield _file(2, run / runs.CONFIG, "all options of the training")
     yield _file(2, run / history.HISTORY, "figures of each epoch")
     yield _file(2, run / runs.AUDIT, "the data's audit: duplicates, leaks, damaged files, shortcuts")
-    yield Part(heading=2, name="data-sheet.md", what="the data on a page", content=sheet.encode())
+    yield DossierFile(heading=2, name="data-sheet.md", what="the data on a page", content=sheet.encode())
     if sbom.is_file():
         yield replace(_file(2, sbom, "all installed packages, CycloneDX"), name="sbom.json")
 
@@ -142,7 +142,7 @@ def _parity(run: Path, version: str) -> Path:
     return max(reports, default=run / "parity" / "parity.json")
 
 
-def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[Part]:
+def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[DossierFile]:
     yield _file(4, run / runs.REPORT / "report.html", "the report, with pictures of validation and test images")
     yield _file(4, run / runs.REPORT_FACTS, "the report for programs, with the proof of the export")
     yield _file(4, run / runs.PREDICTIONS, "every test image with its label and every probability")
@@ -153,11 +153,11 @@ def _performance(run: Path, report: dict[str, Any], parity: Path) -> Iterator[Pa
     folder = looks.runs_folder(run.absolute().parent)
     looked = _lines(folder / looks.LOG, lambda entry: bool(entry.get("test_split") == split))
     if looked:
-        yield Part(heading=4, name="looks.jsonl", what="every recorded look at this test split", content=looked)
+        yield DossierFile(heading=4, name="looks.jsonl", what="every recorded look at this test split", content=looked)
 
 
-def _file(heading: int, path: Path, what: str) -> Part:
-    return Part(heading=heading, name=path.name, what=what, content=path.read_bytes())
+def _file(heading: int, path: Path, what: str) -> DossierFile:
+    return DossierFile(heading=heading, name=path.name, what=what, content=path.read_bytes())
 
 
 def _lines(path: Path, chosen: Callable[[dict[str, Any]], bool]) -> bytes:

@@ -25,7 +25,7 @@ changes of the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class GoldenKind:
     """A kind of file: what a service that decodes or resizes otherwise would get wrong."""
 
     height: int
@@ -63,17 +63,17 @@ def _deep(picture: Image.Image) -> Image.Image:
 
 
 KINDS = (
-    Kind(height=61, width=97, encode=_saved("PNG")),
-    Kind(height=64, width=48, encode=_transparent),
-    Kind(height=80, width=112, encode=_saved("JPEG", quality=90, subsampling="4:4:4")),
+    GoldenKind(height=61, width=97, encode=_saved("PNG")),
+    GoldenKind(height=64, width=48, encode=_transparent),
+    GoldenKind(height=80, width=112, encode=_saved("JPEG", quality=90, subsampling="4:4:4")),
     # Colour at half the resolution, as cameras save it: decoders differ in how they double it.
-    Kind(height=450, width=600, encode=_saved("JPEG", quality=75, subsampling="4:2:0")),
-    Kind(height=96, width=72, encode=_turned),
-    Kind(height=90, width=90, encode=lambda picture: _saved("JPEG", quality=90)(picture.convert("L"))),
-    Kind(height=88, width=66, encode=_saved("WEBP", quality=80)),
-    Kind(height=40, width=40, encode=_saved("BMP")),
-    Kind(height=56, width=80, encode=lambda picture: _saved("TIFF", compression="tiff_lzw")(_deep(picture))),
-    Kind(height=72, width=60, encode=lambda picture: _saved("GIF", transparency=0)(picture.quantize(64))),
+    GoldenKind(height=450, width=600, encode=_saved("JPEG", quality=75, subsampling="4:2:0")),
+    GoldenKind(height=96, width=72, encode=_turned),
+    GoldenKind(height=90, width=90, encode=lambda picture: _saved("JPEG", quality=90)(picture.convert("L"))),
+    GoldenKind(height=88, width=66, encode=_saved("WEBP", quality=80)),
+    GoldenKind(height=40, width=40, encode=_saved("BMP")),
+    GoldenKind(height=56, width=80, encode=lambda picture: _saved("TIFF", compression="tiff_lzw")(_deep(picture))),
+    GoldenKind(height=72, width=60, encode=lambda picture: _saved("GIF", transparency=0)(picture.quantize(64))),
 )
 PHOTOGRAPH = Scene(height=3000, width=4000, seed=12)
 """As large as a telephone's; drawn by the service, too, because it would be megabytes in the file."""
@@ -88,7 +88,7 @@ def goldens(model: nn.Sequential, preprocessing: Preprocessing) -> tuple[Golden,
     return (*chosen, _example(model, preprocessing, PHOTOGRAPH))
 
 
-def _candidates(number: int, kind: Kind) -> list[bytes]:
+def _candidates(number: int, kind: GoldenKind) -> list[bytes]:
     seeds = range(number * CANDIDATES, (number + 1) * CANDIDATES)
     scenes = [Scene(height=kind.height, width=kind.width, seed=seed).draw() for seed in seeds]
     return [kind.encode(Image.fromarray(scene)) for scene in scenes]

@@ -28,7 +28,7 @@ from training.folds.results import OutOfFold, collect
 from training.models import backbones
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
-from training.process_pool import Job, ProcessPool, pool_size
+from training.process_pool import ProcessPool, TrainingJob, pool_size
 from training.storage import write_atomically
 from training.study.results import log, outcome
 from training.validation import check_options, check_source
@@ -162,12 +162,12 @@ def _options(config: FoldsConfig) -> dict[str, object]:
     return how | {name: value for name, value in given.items() if name not in PLACES}
 
 
-def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
+def train_all(jobs: dict[Path, TrainingJob], config: FoldsConfig) -> None:
     """Train each in a process of its own. Raises FoldFailed for the first that failed, after all."""
-    by_name, failed = {job.name: run for run, job in jobs.items()}, list[tuple[Job, int]]()
+    by_name, failed = {job.name: run for run, job in jobs.items()}, list[tuple[TrainingJob, int]]()
     with tqdm(total=len(jobs), desc="folds", unit="fold", disable=None) as bar:
 
-        def ended(job: Job, code: int) -> None:
+        def ended(job: TrainingJob, code: int) -> None:
             if outcome(by_name[job.name]) != "done":
                 failed.append((job, code))
             bar.update()
@@ -179,7 +179,7 @@ def train_all(jobs: dict[Path, Job], config: FoldsConfig) -> None:
         raise fold_failure(first, code, f"the {len(failed)} of {len(jobs)} that failed")
 
 
-def fold_failure(job: Job, code: int, failed: str) -> FoldFailed:
+def fold_failure(job: TrainingJob, code: int, failed: str) -> FoldFailed:
     """The error of a fold that ended with `code`, minus the number of the signal that killed it."""
     if code < 0:
         reason, code = f"killed by {signal.Signals(-code).name}", 128 - code  # as a shell has it
@@ -201,7 +201,7 @@ def _last_error(log: Path) -> str:
     return "\n".join(said).removeprefix("error: ")
 
 
-def job(run: Path, fold: str, config: FoldsConfig) -> Job:
+def job(run: Path, fold: str, config: FoldsConfig) -> TrainingJob:
     """The command line that trains a fold, or resumes it."""
     places = {"out": run.parent, "promote": "never"}
     training = replace(config.training, fold=fold, floor=(), margin=TrainConfig.margin)  # those of the final model
@@ -210,17 +210,17 @@ def job(run: Path, fold: str, config: FoldsConfig) -> Job:
     return _job(run, training, log(run), places)
 
 
-def final_job(run: Path, folder: Path, config: FoldsConfig) -> Job:
+def final_job(run: Path, folder: Path, config: FoldsConfig) -> TrainingJob:
     """The command line that trains the final model, or resumes it."""
     training = replace(config.training, from_folds=folder, patience=None)
     return _job(run, training, folder / "logs" / "final.log", {"out": config.out, "promote": config.promote})
 
 
-def _job(run: Path, training: TrainConfig, output: Path, places: dict[str, object]) -> Job:
+def _job(run: Path, training: TrainConfig, output: Path, places: dict[str, object]) -> TrainingJob:
     options = output.with_suffix(".yaml")
     options.write_text(training.to_yaml(), encoding="utf-8")
     values = {"config": options, "name": run.name, "resume": "auto"} | places
     if isinstance(training.data, Url):
         values["data"] = training.data.text  # the file has it without its password or signature
     arguments = [part for name, value in values.items() for part in (f"--{name}", str(value))]
-    return Job(name=run.name, arguments=["train", *arguments], log=output)
+    return TrainingJob(name=run.name, arguments=["train", *arguments], log=output)

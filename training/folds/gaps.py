@@ -16,7 +16,7 @@ from training.data.dataset import LabelledImages
 from training.data.left_out import LeftOut
 from training.engine.runs import PREDICTIONS
 from training.folds.config import CHANGE_NO_FOLD
-from training.folds.parts import Part
+from training.folds.parts import FoldPart
 from training.folds.results import OutOfFold
 from training.metrics.bootstrap import balanced_accuracy_difference
 from training.metrics.classification import Probabilities, ScoredImages, score
@@ -40,7 +40,7 @@ class Ordinary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gap:
+class LeftOutGap:
     """Balanced accuracy on the same images: left out minus `ordinary`, with its paired 95 % interval."""
 
     ordinary: float
@@ -75,7 +75,7 @@ def find_ordinary(folder: Path, options: dict[str, object], images: LabelledImag
 
 
 def left_out_facts(
-    images: LabelledImages, answers: OutOfFold, parts: Sequence[Part], ordinary: Ordinary
+    images: LabelledImages, answers: OutOfFold, parts: Sequence[FoldPart], ordinary: Ordinary
 ) -> dict[str, Any]:
     """The scores of each value, the largest difference among them with its test, and the gaps."""
     which = LeftOut.of(parts[0].fold)
@@ -111,4 +111,4 @@ def _gap(scored: ScoredImages, ordinary: Ordinary, rows: np.ndarray) -> dict[str
     names = tuple(map(str, range(without_value.shape[1])))
     before, now = (score(labels, answers, names).balanced_accuracy for answers in (with_value, without_value))
     interval = balanced_accuracy_difference(labels, with_value, without_value, scored.components[rows])
-    return asdict(Gap(ordinary=before, difference=now - before, interval=interval))
+    return asdict(LeftOutGap(ordinary=before, difference=now - before, interval=interval))

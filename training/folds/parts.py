@@ -16,7 +16,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FoldPart:
     """One part of the data."""
 
     name: str
@@ -27,15 +27,15 @@ class Part:
     """That is left out; None without --leave-out."""
 
 
-def parts(config: FoldsConfig, images: ImageSet) -> list[Part]:
+def parts(config: FoldsConfig, images: ImageSet) -> list[FoldPart]:
     """The parts that the options make of the images. Raises ConfigError and DataError, before any training."""
     if config.leave_out is None:
         count = config.folds or FOLDS
-        return [Part(name=f"{i}-of-{count}", fold=f"{i}/{count}") for i in range(1, count + 1)]
+        return [FoldPart(name=f"{i}-of-{count}", fold=f"{i}/{count}") for i in range(1, count + 1)]
     values = left_out.values(images, config.leave_out)
     column = left_out.name_of(config.leave_out)
     folds = [
-        Part(name=f"{number}-{in_file_name(value)}", fold=str(LeftOut(column, value)), value=value)
+        FoldPart(name=f"{number}-{in_file_name(value)}", fold=str(LeftOut(column, value)), value=value)
         for number, value in enumerate(sorted(set(values)), 1)
     ]
     for part in folds:

@@ -21,7 +21,7 @@ PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CacheEntry:
     """An entry, which may be deleted at any time: it is made again."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Entry:
         shutil.rmtree(self.folder)
 
 
-def held(folders: list[Path], person: Person) -> list[Entry]:
+def held(folders: list[Path], person: Person) -> list[CacheEntry]:
     """The entries that hold an image of the person, and those of as many images as one of them in the same cache.
 
     These are of the same data, mostly: they cost a reading of it, not a result. Raises OSError.
@@ -54,12 +54,12 @@ def is_entry(folder: Path) -> bool:
     return (folder / SEAL).is_file() or (folder.name.startswith(".") and folder.name.endswith(PARTIAL))
 
 
-def _inspected(folder: Path, person: Person) -> Entry:
+def _inspected(folder: Path, person: Person) -> CacheEntry:
     if folder.name.endswith(PARTIAL):
-        return Entry(folder=folder, images=None, holds=True)
+        return CacheEntry(folder=folder, images=None, holds=True)
     if not (folder / VALUE).is_file():
         arrays = list(_arrays(folder))
-        return Entry(
+        return CacheEntry(
             folder=folder,
             images=max((len(array) for array in arrays), default=None),
             holds=any(_shows(array, person) for array in arrays),
@@ -69,7 +69,7 @@ def _inspected(folder: Path, person: Person) -> Entry:
         images = len(_CONTENTS.validate_json(content).files)
     except ValidationError:  # a summary of all images, such as the score of the baseline, or of an older version
         images = None
-    return Entry(folder=folder, images=images, holds=any(digest.encode() in content for digest in person.digests))
+    return CacheEntry(folder=folder, images=images, holds=any(digest.encode() in content for digest in person.digests))
 
 
 def _arrays(folder: Path) -> Iterator[np.ndarray]:

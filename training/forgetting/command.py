@@ -15,7 +15,7 @@ from training.forgetting.console import places, show_data, show_found, show_weig
 from training.forgetting.data_files import DataFiles
 from training.forgetting.dependents import mark
 from training.forgetting.experiments import experiments
-from training.forgetting.person import Person, Wanted, recognise
+from training.forgetting.person import ForgetRequest, Person, recognise
 from training.forgetting.retraining import Retraining
 from training.forgetting.scan import Scan, scan
 from training.options.choices import Data
@@ -64,7 +64,7 @@ def forget(config: ForgetConfig, interruption: Interruption | None = None) -> Pa
     out = config.out
     cache = config.cache or out / ".cache"
     group = None if config.group is None else clean(config.group)
-    person = recognise(Wanted(group=group, paths=config.path), config.data, cache, out)
+    person = recognise(ForgetRequest(group=group, paths=config.path), config.data, cache, out)
     scanned = scan(out, cache, person)
     several = experiments(scanned.dependents)
     files = DataFiles.of(config.data, person, scanned.dependents)
@@ -148,7 +148,7 @@ def _conclude(left: Scan) -> None:
 
 def _record(config: ForgetConfig, person: Person, scanned: Scan, retrained: dict[str, str]) -> dict[str, object]:
     """The line on what was done, without a name of an image."""
-    group = person.wanted.group
+    group = person.request.group
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "who": log.account(),

@@ -33,7 +33,7 @@ KEPT_PX = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ForgetRequest:
     """What a person has asked for: a group of the data, and images by name."""
 
     group: str | None
@@ -44,7 +44,7 @@ class Wanted:
 class Person:
     """Everything by which a person's images are recognised."""
 
-    wanted: Wanted
+    request: ForgetRequest
     images: ImageSet
     """All images of the data."""
     root: Path | None
@@ -73,7 +73,7 @@ class Person:
         """The names as texts may have them."""
         places = {part for folder in (self.root, self._resolved) if folder for part in _endings(folder)}
         whole = [str(place / key) for key in self.keys for place in places]
-        group = [] if self.wanted.group is None else [f"group {self.wanted.group}"]
+        group = [] if self.request.group is None else [f"group {self.request.group}"]
         return Names([*self.keys, *whole, *group])
 
     @property
@@ -100,7 +100,7 @@ def _endings(folder: Path) -> Iterator[Path]:
     return (Path(*folder.parts[start:]) for start in range(len(folder.parts)))
 
 
-def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Path) -> Person:
+def recognise(request: ForgetRequest, data: Location | None, cache: Path | None, out: Path) -> Person:
     """Read the data and find the images. `cache` is used for what is at a URL alone, for nothing else may be kept.
 
     Raises DataError where a group is not in the data, ConfigError where a path is no image's, OSError.
@@ -108,9 +108,9 @@ def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Pa
     source = find(data, Cache(cache if isinstance(data, Url) else None), [out])
     contents = inspect_files(source, Cache())
     root = _root(data)
-    chosen = _of_group(source, wanted.group) if wanted.group is not None else set[int]()
+    chosen = _of_group(source, request.group) if request.group is not None else set[int]()
     places = {key: place for place, key in enumerate(source.keys)}
-    named = {_name(path, places, root): None for path in wanted.paths}
+    named = {_name(path, places, root): None for path in request.paths}
     chosen |= {places[name] for name in named if name in places}
     absent = [name for name in named if name not in places]
     for name in absent:
@@ -122,7 +122,7 @@ def recognise(wanted: Wanted, data: Location | None, cache: Path | None, out: Pa
     images = image_set(source, contents)
     before = Forgotten.of(out)
     return Person(
-        wanted=wanted,
+        request=request,
         images=images,
         root=root,
         keys=(*(source.keys[position] for position in every), *absent),

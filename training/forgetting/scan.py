@@ -15,7 +15,7 @@ from training.data import duplicates
 from training.data.sources.source import Split
 from training.engine import runs
 from training.forgetting import binaries, caches, pages, texts
-from training.forgetting.caches import Entry
+from training.forgetting.caches import CacheEntry
 from training.forgetting.dependents import Dependent, dependents, of_other_data
 from training.forgetting.names import Names
 from training.forgetting.pages import Unwanted
@@ -46,7 +46,7 @@ class Scan:
     """What was searched, and what was found."""
 
     traces: list[Trace]
-    entries: list[Entry]
+    entries: list[CacheEntry]
     runs: list[Path]
     """All runs that were searched."""
     dependents: list[Dependent]

@@ -13,7 +13,7 @@ from training.metrics.proportions import LEVEL, Interval, Right, newcombe, wilso
 RESAMPLES = 1000
 CHUNK = 100
 
-Weights = Float64[np.ndarray, "resamples images"]
+ResampleCounts = Float64[np.ndarray, "resamples images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def _widened_mean(means: np.ndarray, labels: Labels, right: np.ndarray, componen
     return min(low, least), max(high, most)
 
 
-def _confusions(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:
+def _confusions(labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> np.ndarray:
     """The confusion matrix of each resample, `[resamples, true classes, predicted classes]`."""
     count = probabilities.shape[1]
     cells = labels * count + probabilities.argmax(1)
@@ -263,7 +263,7 @@ def _replicates(labels: Labels, probabilities: Probabilities, components: np.nda
     )
 
 
-def resamples(components: Int64[np.ndarray, " images"], rng: np.random.Generator) -> Iterator[Weights]:
+def resamples(components: Int64[np.ndarray, " images"], rng: np.random.Generator) -> Iterator[ResampleCounts]:
     """How often each image is drawn, a row a resample, in chunks of 100; images of one component together."""
     _, index = np.unique(components, return_inverse=True)
     for drawn in _draws(index.max() + 1, rng):
@@ -280,7 +280,7 @@ def _draws(count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
         yield np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
 
 
-def _roc_auc(labels: Labels, probabilities: Probabilities, weights: Weights) -> np.ndarray:
+def _roc_auc(labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> np.ndarray:
     """Area under the ROC curve `[resamples, classes]`, one class against the rest: Mann-Whitney, weighted."""
     areas = np.full((len(weights), probabilities.shape[1]), np.nan)
     for label in np.unique(labels):

@@ -38,7 +38,7 @@ class Subgroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gap:
+class SubgroupGap:
     """The largest difference of accuracy between two values with enough images."""
 
     lowest: str
@@ -57,7 +57,7 @@ class Column:
     name: str
     binned: bool
     subgroups: tuple[Subgroup, ...]
-    gap: Gap | None
+    gap: SubgroupGap | None
     """None where fewer than two values have enough images."""
 
     @property
@@ -137,7 +137,9 @@ def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
     return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
 
 
-def _gap(subgroups: Sequence[Subgroup], codes: np.ndarray, right: np.ndarray, scored: ScoredImages) -> Gap | None:
+def _gap(
+    subgroups: Sequence[Subgroup], codes: np.ndarray, right: np.ndarray, scored: ScoredImages
+) -> SubgroupGap | None:
     compared = {code: each for code, each in enumerate(subgroups) if each.compared}
     if len(compared) < 2:
         return None
@@ -146,7 +148,7 @@ def _gap(subgroups: Sequence[Subgroup], codes: np.ndarray, right: np.ndarray, sc
     ordered = sorted(compared.values(), key=lambda each: each.accuracy.value or 0)
     lowest, highest = ordered[0], ordered[-1]
     difference = (highest.accuracy.value or 0) - (lowest.accuracy.value or 0)
-    return Gap(lowest=lowest.value, highest=highest.value, difference=difference, p=p, corrected_p=p)
+    return SubgroupGap(lowest=lowest.value, highest=highest.value, difference=difference, p=p, corrected_p=p)
 
 
 def permutation_p(

@@ -70,7 +70,7 @@ def outputs(
 
 
 @runtime_checkable
-class Predictor(Protocol):
+class ProbabilityModel(Protocol):
     """A model with its card: the service's Classifier, or torch in its place."""
 
     card: ModelCard
@@ -80,7 +80,10 @@ class Predictor(Protocol):
 
 
 def predict_images(
-    classifier: Predictor, images: LabelledImages, indices: Int64[np.ndarray, " _"], batch_size: int | None = None
+    classifier: ProbabilityModel,
+    images: LabelledImages,
+    indices: Int64[np.ndarray, " _"],
+    batch_size: int | None = None,
 ) -> Float32[np.ndarray, "images classes"]:
     """The probabilities that the service gives the images `indices`, a row for each, columns as `images.classes`."""
     rows = [classifier.predict(batch) for batch in fitted_batches(classifier.card, images, indices, batch_size)]

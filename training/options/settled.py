@@ -63,7 +63,7 @@ class SettledConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessCounts:
     """How many train together, and how many of them on this machine, whose cores they share."""
 
     total: int = 1
@@ -76,7 +76,7 @@ def settle(
     training_images: int,
     classes: Sequence[str] = (),
     has_drop_path: bool = False,
-    processes: Processes = Processes(),
+    processes: ProcessCounts = ProcessCounts(),
 ) -> SettledConfig:
     """Decide the options that the user left open, by the other options, the data and the machine.
 

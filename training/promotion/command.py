@@ -14,7 +14,7 @@ from training.errors import CheckFailed, ConfigError
 from training.metrics.bootstrap import bootstrap
 from training.promotion import log
 from training.promotion.champion import ChampionFile, find_champion, find_champion_file, scored_on
-from training.promotion.log import Entry
+from training.promotion.log import LogEntry
 from training.promotion.rule import HAS_LEARNED, Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
 from training.storage import digest, locked
@@ -66,7 +66,7 @@ def promote(config: PromoteConfig) -> Path:
         if (run / runs.FORGOTTEN).exists():
             faults = (*faults, HAS_LEARNED)
         refused = bool(faults) and not config.force
-        entry = Entry(
+        entry = LogEntry(
             event="refused" if refused else "promoted",
             run=run.name,
             digest=classifier.digest,
@@ -163,8 +163,8 @@ def _check_is_as_logged(file: Path, expected: str | None) -> None:
     open_model(file, threads=0)
 
 
-def _back_to(target: str, target_digest: Digest, champion: ChampionFile, reason: str) -> Entry:
-    return Entry(
+def _back_to(target: str, target_digest: Digest, champion: ChampionFile, reason: str) -> LogEntry:
+    return LogEntry(
         event="rolled back",
         run=target,
         digest=target_digest,

@@ -35,7 +35,7 @@ def _now() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LogEntry:
     """One line of the log."""
 
     event: Literal["promoted", "refused", "rolled back"]
@@ -58,7 +58,7 @@ class Entry:
     who: str = field(default_factory=account)
 
 
-_ENTRY = TypeAdapter(Entry)
+_ENTRY = TypeAdapter(LogEntry)
 
 
 def check(out: Path) -> None:
@@ -68,12 +68,12 @@ def check(out: Path) -> None:
         pass
 
 
-def append(out: Path, entry: Entry) -> int:
+def append(out: Path, entry: LogEntry) -> int:
     """Add a line; returns the length of the log before. Call it with LOCK `locked`. Raises OSError."""
     return append_line(out / LOG, json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False))
 
 
-def move(out: Path, entry: Entry) -> None:
+def move(out: Path, entry: LogEntry) -> None:
     """Log a move and make it; without the one there is not the other. Call it with LOCK `locked`. Raises OSError."""
     length = append(out, entry)
     try:
@@ -83,7 +83,7 @@ def move(out: Path, entry: Entry) -> None:
         raise
 
 
-def history(out: Path) -> list[Entry]:
+def history(out: Path) -> list[LogEntry]:
     """The entries of the log, the oldest first. Raises ConfigError for a line that is none, OSError."""
     path = out / LOG
     entries = []
@@ -95,7 +95,7 @@ def history(out: Path) -> list[Entry]:
     return entries
 
 
-def targets(entries: list[Entry]) -> list[Target]:
+def targets(entries: list[LogEntry]) -> list[Target]:
     """What `latest` pointed to up to now, in order; a roll back takes the last away."""
     stack: list[Target] = []
     for entry in entries:

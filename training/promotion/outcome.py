@@ -17,7 +17,7 @@ from training.options.choices import Promote
 from training.options.config import TrainConfig
 from training.promotion import log
 from training.promotion.champion import find_champion, find_champion_file
-from training.promotion.log import Entry
+from training.promotion.log import LogEntry
 from training.promotion.rule import Champion, Judgement, TestAnswers, judge, refusal
 from training.report.promotion import Promotion, write_promotion
 from training.storage import digest, locked, write_atomically
@@ -145,7 +145,7 @@ def _settle(run: Path, pending: Pending | None, requested: Promote) -> Promotion
         if now != judgement.rival:  # a key of files on disk, hence the older word
             target = champion.target if champion else "nothing"
             faults += (f"`latest` has moved to {target} since it was judged; without --force it is judged anew",)
-    entry = Entry(
+    entry = LogEntry(
         event="refused" if faults else "promoted",
         run=run.name,
         digest=challenger,
@@ -162,7 +162,7 @@ def _settle(run: Path, pending: Pending | None, requested: Promote) -> Promotion
     return _as_settled(run, promote, judgement, entry)
 
 
-def _as_settled(run: Path, promote: Promote, judgement: Judgement | None, entry: Entry | None) -> Promotion:
+def _as_settled(run: Path, promote: Promote, judgement: Judgement | None, entry: LogEntry | None) -> Promotion:
     """By the entry of the log; None: `latest` had moved already."""
     faults = entry.faults if entry else ()
     when = f" at {entry.time}" if entry else ""

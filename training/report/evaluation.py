@@ -47,7 +47,7 @@ class ModelPredictions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationReport:
     """The predictions of one model, or of two to compare, for the images of `selection`."""
 
     selection: Selection
@@ -77,7 +77,7 @@ class Evaluation:
         )
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+def write_evaluation(evaluation: EvaluationReport, folder: Path) -> None:
     """Write all three files into `folder`; predictions.csv is of the first model."""
     images, indices = evaluation.selection.images, evaluation.selection.indices
     probabilities = evaluation.models[0].probabilities
@@ -160,13 +160,13 @@ def _sentences(comparison: dict[str, Any] | None) -> list[str]:
     return [each["sentence"] for each in comparison["decisions"]] if comparison else []
 
 
-def _decisions(evaluation: Evaluation) -> Decisions:
+def _decisions(evaluation: EvaluationReport) -> Decisions:
     """Decisions of the first model; what its thresholds were chosen on is not at hand."""
     points = evaluation.models[0].classifier.card.operating_points
     return measure(points, evaluation.selection.images.classes, evaluation.scored, None)
 
 
-def _compared_decisions(evaluation: Evaluation) -> list[DecisionComparison]:
+def _compared_decisions(evaluation: EvaluationReport) -> list[DecisionComparison]:
     """Decisions of both models, for the classes that both decide for."""
     a, b = evaluation.models
     points = a.classifier.card.operating_points, b.classifier.card.operating_points
@@ -175,7 +175,7 @@ def _compared_decisions(evaluation: Evaluation) -> list[DecisionComparison]:
 
 
 def _facts(
-    evaluation: Evaluation, scores: Sequence[Scores], compared: Comparison | None, decisions: Decisions
+    evaluation: EvaluationReport, scores: Sequence[Scores], compared: Comparison | None, decisions: Decisions
 ) -> dict[str, object]:
     """The content of evaluation.json, from which the page is filled too."""
     images, indices = evaluation.selection.images, evaluation.selection.indices
@@ -224,13 +224,13 @@ def _facts(
     }
 
 
-def _verdict(evaluation: Evaluation, compared: Comparison) -> str:
+def _verdict(evaluation: EvaluationReport, compared: Comparison) -> str:
     """Which model is better, in plain sentences; nothing is compared where both have the same weights."""
     versions = {model.classifier.card.version for model in evaluation.models}
     return compared.verdict if len(versions) > 1 else f"Both files hold the same weights, version {min(versions)}."
 
 
-def _model_facts(evaluation: Evaluation, model: ModelPredictions, scores: Scores) -> dict[str, object]:
+def _model_facts(evaluation: EvaluationReport, model: ModelPredictions, scores: Scores) -> dict[str, object]:
     """The facts of one model."""
     classifier = model.classifier
     images, indices = evaluation.selection.images, evaluation.selection.indices
@@ -261,7 +261,7 @@ def _sets(model: ModelPredictions, classes: tuple[str, ...]) -> Sets | None:
     return None if sets is None else sets[:, np.argsort(columns)]
 
 
-def _disagreement(evaluation: Evaluation, row: int) -> dict[str, object]:
+def _disagreement(evaluation: EvaluationReport, row: int) -> dict[str, object]:
     images, index = evaluation.selection.images, evaluation.selection.indices[row]
     classes = images.classes
     predicted = zip("AB", (model.probabilities[row] for model in evaluation.models), strict=True)

@@ -22,15 +22,15 @@ LOCK = ".looks.lock"
 MISS = 0.05
 """Probability that a 95 % interval does not hold the true score."""
 
-Kind = Literal["run", "study", "search", "evaluate", "compare"]
-NAMES: dict[Kind, str] = {
+LookKind = Literal["run", "study", "search", "evaluate", "compare"]
+NAMES: dict[LookKind, str] = {
     "run": "run",
     "study": "run of a study",
     "search": "trial of a search",
     "evaluate": "evaluation",
     "compare": "comparison",
 }
-PLURALS: dict[Kind, str] = {
+PLURALS: dict[LookKind, str] = {
     "run": "runs",
     "study": "runs of studies",
     "search": "trials of searches",
@@ -47,7 +47,7 @@ def _now() -> str:
 class Look:
     """One line of the log."""
 
-    what: Kind
+    what: LookKind
     models: tuple[str, ...]
     """Names of the runs whose models answered."""
     test_split: Digest
@@ -69,7 +69,7 @@ class EarlierLooks:
 
     before: int | None
     """None: not known."""
-    by: dict[Kind, int]
+    by: dict[LookKind, int]
     unknown: str = ""
     """Why it is not known, or not all of it; a part of a sentence."""
 
@@ -98,7 +98,7 @@ class EarlierLooks:
 def look_of_run(run: Path, test_split: Digest, images: int, checkpoint: Digest) -> EarlierLooks:
     """Log that a run has scored its test split, once also if it is resumed; return the looks before that."""
     study = _study(run.absolute().parent)
-    kind: Kind = "run" if study is None else "search" if (study / runs.JOURNAL).is_file() else "study"
+    kind: LookKind = "run" if study is None else "search" if (study / runs.JOURNAL).is_file() else "study"
     look = Look(
         what=kind,
         models=(run.name,),

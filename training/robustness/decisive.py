@@ -15,7 +15,7 @@ from serving.contract.covers import GRID, covered, without
 from serving.contract.decode import Pixels
 from training.data.dataset import LabelledImages
 from training.metrics.classification import Probabilities
-from training.models.prediction import Predictor, fitted_batches, inference_batch
+from training.models.prediction import ProbabilityModel, fitted_batches, inference_batch
 
 REGIONS = GRID * GRID // 4
 """Number of regions that are hidden: a quarter of each image."""
@@ -36,7 +36,7 @@ class WithoutRegions:
 
 
 def answers_without_regions(
-    classifier: Predictor,
+    classifier: ProbabilityModel,
     images: LabelledImages,
     indices: Int64[np.ndarray, " _"],
     examples: Sequence[int],
@@ -64,7 +64,7 @@ def answers_without_regions(
     )
 
 
-def decisive_regions(classifier: Predictor, fitted: Pixels) -> Regions:
+def decisive_regions(classifier: ProbabilityModel, fitted: Pixels) -> Regions:
     """The regions on which the predicted class depends the most, of a resized image."""
     label = classifier.predict(fitted[np.newaxis])[0].argmax()
     views = covered(fitted)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from training.errors import ConfigError
 from training.options.limits import share_of
-from training.process_pool import Job, ProcessPool
+from training.process_pool import ProcessPool, TrainingJob
 from training.storage import locked
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import REPORTING, identity, job, prepare, read_spec
@@ -79,7 +79,7 @@ def train_cells(cells: Sequence[Cell], folder: Path, config: StudyConfig) -> Non
     """Train the run of each cell in a process of its own, and print how each ends; a failed run stops no other."""
     with tqdm(total=len(cells), desc="runs", unit="run", disable=None) as bar:
 
-        def ended(job: Job, code: int) -> None:
+        def ended(job: TrainingJob, code: int) -> None:
             state = outcome(folder / "runs" / job.name)
             bar.write(f"{state:8} {job.name}" + (f" (exit code {code}, {job.log})" if state == "failed" else ""))
             bar.update()

@@ -15,7 +15,7 @@ import yaml
 from serving.contract.objects import Url
 from training.engine.runs import CONFIG, STUDY
 from training.errors import ConfigError
-from training.process_pool import Job
+from training.process_pool import TrainingJob
 from training.storage import locked, write_atomically
 from training.study.config import StudyConfig
 from training.study.results import log
@@ -70,7 +70,7 @@ def read_spec(folder: Path) -> Study:
     return document.read(folder / STUDY)
 
 
-def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
+def job(cell: Cell, folder: Path, config: StudyConfig) -> TrainingJob:
     """The command line that trains the run of a cell, or resumes it."""
     options = folder / "cells" / f"{cell.name}.yaml"
     options.write_text(yaml.safe_dump(plain({"workers": 0} | cell.options), sort_keys=False), encoding="utf-8")
@@ -84,4 +84,4 @@ def job(cell: Cell, folder: Path, config: StudyConfig) -> Job:
     arguments += ["--resume", "auto", "--device", config.device, "--promote", "never"]
     if isinstance(data := cell.options.get("data"), Url):
         arguments += ["--data", data.text]  # the file has it without its password or signature
-    return Job(name=cell.name, arguments=["train", *arguments], log=log(run))
+    return TrainingJob(name=cell.name, arguments=["train", *arguments], log=log(run))

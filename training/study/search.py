@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from training.engine.runs import CONFIG
 from training.errors import ConfigError
-from training.process_pool import Job, ProcessPool
+from training.process_pool import ProcessPool, TrainingJob
 from training.storage import locked, write_atomically
 from training.study.config import StudyConfig, concurrent_runs, declared
 from training.study.folder import REPORTING, job, prepare
@@ -78,14 +78,14 @@ class Trials:
         self._running: dict[str, Trial] = {}
         self._epochs_reported: dict[str, int] = {}
 
-    def draw(self) -> Iterator[Job]:
+    def draw(self) -> Iterator[TrainingJob]:
         """The job of each trial that is missing; its options are drawn when it is asked for."""
         while (trial := self.record.draw(distributions(self._space), self._config.trials)) is not None:
             cell = as_cell(self._space, trial.number, trial.params)
             self._running[cell.name] = trial
             yield job(cell, self._folder, self._config)
 
-    def finish(self, job: Job, code: int) -> None:
+    def finish(self, job: TrainingJob, code: int) -> None:
         """Record the score of a job that ended with this exit code, and print it.
 
         A trial that diverged is recorded as one that was stopped: it says as much about its options.
@@ -100,7 +100,7 @@ class Trials:
             recorded = self.record.finish(trial, None, TrialState.FAIL if failed else TrialState.PRUNED)
         print(f"{recorded.state.name.lower():8} {job.name}  {trial.params}", flush=True)
 
-    def is_behind(self, job: Job) -> bool:
+    def is_behind(self, job: TrainingJob) -> bool:
         """Report the epochs that a job has finished since the last call; whether the trial is to be stopped."""
         trial = self._running[job.name]
         if not self.record.beat(trial):

@@ -40,7 +40,7 @@ Tags = dict[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class TiffPage:
     """The first page; every value was checked. Sizes are in pixels."""
 
     order: str
@@ -124,14 +124,14 @@ def refuse_big_tiff(_: bytes) -> Header:
     raise unsupported("with offsets of 64 bits (BigTIFF)")
 
 
-def read_page(data: bytes) -> Page:
+def read_page(data: bytes) -> TiffPage:
     """Read the tags of the first page and check them. Raises ImageError, struct.error, KeyError."""
     order = "<" if data[:2] == b"II" else ">"
     tags: Tags = {}
     for tag, values in _tags(data, order):
         tags.setdefault(tag, values)
     bits = tags.get(BITS, (1,))
-    page = Page(
+    page = TiffPage(
         order=order,
         tags=tags,
         height=tags[HEIGHT][0],
@@ -169,7 +169,7 @@ def _tags(data: bytes, order: str) -> Iterator[tuple[int, tuple[int, ...]]]:
         yield tag, struct.unpack_from(layout, data, start)
 
 
-def _refusals(page: Page, bits: tuple[int, ...]) -> Iterator[tuple[bool, str]]:
+def _refusals(page: TiffPage, bits: tuple[int, ...]) -> Iterator[tuple[bool, str]]:
     """Whether the page is of a kind that is not accepted, and the kind."""
     photometric, compression, samples = page.photometric, page.compression, page.samples
     yield bool(page.first(SUBFILE, 0) & 1), "whose first page is a thumbnail, as in a camera's raw file"
@@ -196,7 +196,7 @@ def _refusals(page: Page, bits: tuple[int, ...]) -> Iterator[tuple[bool, str]]:
     yield compression == JPEG and unfit, "of JPEG with planes, opacity or other than 8 bits"
 
 
-def check_blocks(page: Page, size: int) -> None:
+def check_blocks(page: TiffPage, size: int) -> None:
     """Raise ImageError unless the strips or tiles cover the image, and are different parts of a file of `size` bytes.
 
     Neither side of the image may be 0.

@@ -19,7 +19,7 @@ from serving.contract.formats.block import Block
 from serving.contract.formats.header import damaged
 from serving.contract.formats.image_header import read_header
 from serving.contract.formats.opencv import imdecode
-from serving.contract.formats.tiff import Page, check_blocks, read_page, unsupported
+from serving.contract.formats.tiff import TiffPage, check_blocks, read_page, unsupported
 
 GROUP_PIXELS = 1 << 16
 """Pixels of a strip or tile that are given at once, in whole rows: arithmetic takes several times their memory."""
@@ -54,7 +54,7 @@ def tiff_blocks(data: bytes) -> Iterator[Block]:
             yield _block(page, values, top + first, left)
 
 
-def _unpacked(page: Page, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
+def _unpacked(page: TiffPage, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
     """The bytes of as many rows."""
     size = rows * page.row_bytes
     if page.compression == tiff.NONE:
@@ -73,7 +73,7 @@ def _unpacked(page: Page, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
     return np.frombuffer(raw, np.uint8)
 
 
-def _by_opencv(page: Page, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
+def _by_opencv(page: TiffPage, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
     """Unpack bytes as if they were gray values of 16 bits, which OpenCV copies; or of 8, which it expands to RGBA."""
     width, height, bits = page.row_bytes, rows, 16
     if width % 2 == 0:
@@ -104,7 +104,7 @@ def _by_opencv(page: Page, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
     return (gray if sys.byteorder == "little" else gray.byteswap()).reshape(-1).view(np.uint8)
 
 
-def _of_jpeg(page: Page, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
+def _of_jpeg(page: TiffPage, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
     """Decode a block as the JPEG file that it is when the tables of the page are put in."""
     if not block.startswith(_START):
         raise damaged("a strip or tile is no JPEG")
@@ -118,7 +118,7 @@ def _of_jpeg(page: Page, block: bytes, rows: int) -> UInt8[np.ndarray, " _"]:
     return imdecode(file, cv2.IMREAD_COLOR_RGB if colours else cv2.IMREAD_GRAYSCALE)[:rows].reshape(-1)
 
 
-def _values(page: Page, raw: UInt8[np.ndarray, "rows row_bytes"]) -> Shaped[np.ndarray, "rows columns samples"]:
+def _values(page: TiffPage, raw: UInt8[np.ndarray, "rows row_bytes"]) -> Shaped[np.ndarray, "rows columns samples"]:
     """The values of some rows of a plane, in 8 or 16 bits; those of fewer bits are not scaled yet."""
     columns = page.block[1]
     if page.bits < 8:
@@ -132,7 +132,7 @@ def _values(page: Page, raw: UInt8[np.ndarray, "rows row_bytes"]) -> Shaped[np.n
     return values
 
 
-def _block(page: Page, values: Shaped[np.ndarray, "rows columns samples"], top: int, left: int) -> Block:
+def _block(page: TiffPage, values: Shaped[np.ndarray, "rows columns samples"], top: int, left: int) -> Block:
     if page.photometric == tiff.PALETTE:
         colours = page.tags[tiff.COLOURS]
         if len(colours) != 3 * 2**page.bits:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serving.check.__main__ import check
-from serving.contract.selfcheck import Line
+from serving.contract.selfcheck import CheckLine
 from serving.settings import Settings
 from tests.support import cuda
 from tests.support.paths import ROOT
@@ -73,7 +73,7 @@ def test_a_line_that_fails_is_the_exit_code(run: Path, tmp_path: Path) -> None:
     assert command("--out", tmp_path / "model.onnx").returncode == 2, "there is a file of that name"
 
 
-def on_stand_in(monkeypatch: pytest.MonkeyPatch, provider: cuda.Provider, model: Path) -> dict[str, Line]:
+def on_stand_in(monkeypatch: pytest.MonkeyPatch, provider: cuda.Provider, model: Path) -> dict[str, CheckLine]:
     cuda.install(monkeypatch, provider, cards=[cuda.CARD] * 2)
     return {line.name: line for line in check(Settings(model=model, max_batch=8)).lines}
 

@@ -22,7 +22,7 @@ from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS as KEPT
 from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
-from training.process_pool import Job
+from training.process_pool import TrainingJob
 from training.promotion.log import LOG
 
 OPTIONS = ["--model", "mlp", "--hidden", "16", "--image-size", "16", "--epochs", "1", "--workers", "0"]
@@ -154,7 +154,7 @@ def test_a_fold_that_fails_gives_its_exit_code_and_reason(photos: Path, tmp_path
 def test_a_fold_s_error_has_its_own_exit_code_and_its_own_words(
     output: str, code: int, expected_code: int, reason: str, tmp_path: Path
 ) -> None:
-    fold = Job(name="1-of-3", arguments=[], log=tmp_path / "1-of-3.log")
+    fold = TrainingJob(name="1-of-3", arguments=[], log=tmp_path / "1-of-3.log")
     fold.log.write_text(output)
     error = fold_failure(fold, code, "the 1 of 3 that failed")
     assert error.exit_code == expected_code

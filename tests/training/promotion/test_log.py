@@ -12,7 +12,7 @@ from serving.contract.decode import Digest
 from tests.support.promotions import latest
 from training.errors import ConfigError
 from training.promotion import log
-from training.promotion.log import Entry
+from training.promotion.log import LogEntry
 from training.storage import locked
 
 
@@ -20,8 +20,8 @@ def digest(name: str) -> Digest:
     return Digest(name[0] * 64)
 
 
-def entry(run: str, replaced: str | None, event: str = "promoted") -> Entry:
-    return Entry(
+def entry(run: str, replaced: str | None, event: str = "promoted") -> LogEntry:
+    return LogEntry(
         event=event,  # type: ignore[arg-type]
         run=run,
         digest=digest(run),
@@ -33,7 +33,7 @@ def entry(run: str, replaced: str | None, event: str = "promoted") -> Entry:
     )
 
 
-def names(entries: list[Entry]) -> list[str]:
+def names(entries: list[LogEntry]) -> list[str]:
     return [name for name, _ in log.targets(entries)]
 
 
@@ -44,7 +44,7 @@ def test_a_line_says_who_and_when_and_what(tmp_path: Path) -> None:
     assert facts["who"] == pwd.getpwuid(os.getuid()).pw_name
     assert facts["time"].endswith("+00:00")
     assert (facts["run"], facts["replaced"], facts["reason"]) == ("b", "a", "because")
-    assert log.history(tmp_path) == [Entry(**facts | {"faults": ()})]
+    assert log.history(tmp_path) == [LogEntry(**facts | {"faults": ()})]
     assert latest(tmp_path) == "b"
 
 

@@ -13,7 +13,7 @@ from training.data.cache import Cache
 from training.data.formats import find
 from training.data.selection import Selection, gather
 from training.models import prediction
-from training.report.evaluation import Evaluation, ModelPredictions, evaluation_summary, write_evaluation
+from training.report.evaluation import EvaluationReport, ModelPredictions, evaluation_summary, write_evaluation
 from training.report.html import render
 
 
@@ -46,7 +46,7 @@ def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
     for count in (1, 2):
         found.append(tmp_path_factory.mktemp("evaluation"))
         write_evaluation(
-            Evaluation(
+            EvaluationReport(
                 selection=selection,
                 warnings=["a <i>warning"],
                 models=models[:count],

@@ -14,7 +14,7 @@ COLUMNS = ("path", "label", "split", "group")
 """Columns with a meaning of their own; all others describe the images."""
 
 
-class Line(NamedTuple):
+class ManifestLine(NamedTuple):
     """One image of a manifest."""
 
     number: int
@@ -40,7 +40,7 @@ def manifest(path: Path) -> Source:
     return replace(source, columns=columns)
 
 
-def listed(path: Path) -> list[Line]:
+def listed(path: Path) -> list[ManifestLine]:
     """The lines, with paths as they are written; no image has to be there. Raises DataError, OSError."""
     try:
         rows = list(read_manifest(path, ("path", "label")))
@@ -51,7 +51,7 @@ def listed(path: Path) -> list[Line]:
     words = [clean(row.get("split", "")).lower() for _, row in rows]
     splits = splits_of(words)
     lines = [
-        Line(number, Row(row["path"], clean(row["label"]), clean(row.get("group", "")), splits.get(word)), row)
+        ManifestLine(number, Row(row["path"], clean(row["label"]), clean(row.get("group", "")), splits.get(word)), row)
         for (number, row), word in zip(rows, words, strict=True)
     ]
     refuse(path, "rows without a label", (line.place for line in lines if not line.row.label))
@@ -61,12 +61,12 @@ def listed(path: Path) -> list[Line]:
     return lines
 
 
-def refuse_absent(path: Path | str, folder: Path | str, lines: Sequence[Line]) -> None:
+def refuse_absent(path: Path | str, folder: Path | str, lines: Sequence[ManifestLine]) -> None:
     """Raise DataError that lists the images that are not below the folder, if there are any."""
     hint = "; folders are parted by /, not by \\" if any("\\" in line.row.path for line in lines) else ""
     refuse(path, f"images that do not exist in {folder}{hint}", (line.place for line in lines))
 
 
-def _refuse_twice(path: Path, lines: Sequence[Line]) -> None:
+def _refuse_twice(path: Path, lines: Sequence[ManifestLine]) -> None:
     counts = Counter(line.row.path for line in lines)
     refuse(path, "paths that appear more than once", (name for name, count in counts.items() if count > 1))
