@@ -27,7 +27,7 @@ from training.metrics.slices import slices
 from training.models.prediction import fitted_batches
 from training.options.choices import Data
 from training.report.evaluation import EvaluationReport, ModelPredictions, write_evaluation
-from training.report.looks import EarlierLooks, Look, record, runs_folder
+from training.report.looks import EarlierLooks, Look, record_look, runs_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def _look(evaluation: EvaluationReport) -> EarlierLooks | None:
         test_split=dataset.digest_of_test(images, indices),
         images=len(indices),
     )
-    return record(runs_folder(files[0].resolve().parent.parent) if of_run else Path("runs"), look)
+    return record_look(runs_folder(files[0].resolve().parent.parent) if of_run else Path("runs"), look)
 
 
 def _check_classes(classifiers: Sequence[Classifier]) -> None:

@@ -14,18 +14,18 @@ from training.models.weights import Weights
 from training.options.choices import Symmetry
 from training.options.config import TrainConfig
 from training.options.rules import in_vain
-from training.options.settled import ProcessCounts, SettledConfig, one_sided, settle
+from training.options.settled import ProcessCounts, SettledConfig, one_sided, settle_options
 from training.validation import check_dataset
 
 
-def decide(config: TrainConfig, dataset: Dataset, pretrained: Weights | None, group: Group) -> SettledConfig:
+def decide_options(config: TrainConfig, dataset: Dataset, pretrained: Weights | None, group: Group) -> SettledConfig:
     """The settled options; files that they name are copied into the run's folder, so that the run can be repeated.
 
     Raises ConfigError where an option does not fit the data or the number of processes.
     """
     config = final.with_best_epoch(config)
     check_dataset(config, dataset)
-    settled = settle(
+    settled = settle_options(
         weights.normalized(config, pretrained) if pretrained else config,
         training_images=len(dataset.splits["train"]),
         classes=dataset.classes,

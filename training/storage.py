@@ -97,7 +97,7 @@ def release(array: np.ndarray) -> None:
         array.base.madvise(mmap.MADV_DONTNEED)
 
 
-def copied(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def copy_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """These rows of an array, of which, where it is mapped, nothing else stays in this process."""
     copies: np.ndarray = array[rows]
     release(array)

@@ -28,7 +28,7 @@ from training.export import provenance
 from training.export.candidate import export
 from training.export.card import build_card
 from training.export.features import with_features
-from training.export.measures.views import measure
+from training.export.measures.views import measure_views
 from training.export.parity import Evaluated
 from training.folds import final
 from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain
@@ -45,7 +45,7 @@ from training.report.audit import audit_facts, audit_json, audit_lines
 from training.report.looks import look_of_run
 from training.report.run import write_report
 from training.report.run_facts import ReportInput
-from training.settling import decide
+from training.settling import decide_options
 from training.signals import Interruption
 from training.storage import digest, write_atomically
 from training.validation import check_options, check_source
@@ -123,7 +123,7 @@ def load(config: TrainConfig, device: torch.device, group: Group, interruption: 
     config = replace(config, model=dataset.sizing.model, image_size=dataset.sizing.side)
     if pretrained is None and not resumes:
         pretrained = find_weights(config, group)  # of the model that `auto` has become
-    settled = group.broadcast(lambda: decide(config, dataset, pretrained, group))
+    settled = group.broadcast(lambda: decide_options(config, dataset, pretrained, group))
     return RunContext(
         config=settled,
         dataset=dataset,
@@ -210,7 +210,7 @@ def conclude(
     certificate = judgement.certificate if judgement else None
     card = build_card(model, context, evaluation, certificate, final.statement(config))
     parity = export(model, card, images, Evaluated.of(evaluation), run / MODEL)
-    measured_views = measure(model, evaluation, images, config.views)
+    measured_views = measure_views(model, evaluation, images, config.views)
     quantized, no_int8 = eight_bits(config, images, judge)
     tested, weights_digest = len(images.splits["test"]), digest(run / runs.BEST)
     report_input = ReportInput(

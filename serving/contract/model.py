@@ -29,7 +29,7 @@ from serving.contract.decode import Digest, pixel_digest
 from serving.contract.files.names import neighbours_of
 from serving.contract.files.signature import PublicKey, SignatureRefused
 from serving.contract.formats.image_header import ImageError
-from serving.contract.neighbours.file import NeighboursRefused, read
+from serving.contract.neighbours.file import NeighboursRefused, read_index
 from serving.contract.neighbours.index import TrainingIndex
 from serving.contract.scene import decoded
 from serving.contract.session import CUDA, Placement, SessionError, open_session
@@ -167,7 +167,7 @@ def open_model(
 def _attach(classifier: Classifier, digest: Digest, file: Path) -> None:
     """Read the index of a model with this digest, if there is one. Raises ModelRefused."""
     try:
-        classifier.attach(read(file, digest))
+        classifier.attach(read_index(file, digest))
     except FileNotFoundError:
         return
     except NeighboursRefused as error:

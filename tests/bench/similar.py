@@ -11,7 +11,7 @@ import psutil
 import tyro
 
 from serving.contract.decode import Digest
-from serving.contract.neighbours.file import read, to_bytes
+from serving.contract.neighbours.file import read_index, to_bytes
 from serving.contract.neighbours.index import Metric, TrainingIndex
 
 MIB = 2**20
@@ -46,7 +46,7 @@ def index(rows: int, features: int) -> TrainingIndex:
 def measured(path: Path, digest: Digest, options: Options) -> str:
     """A row of the table: MB of the file, seconds and MiB to read and check it, milliseconds of a search."""
     before, start = psutil.Process().memory_info().rss, time.perf_counter()
-    found = read(path, digest)
+    found = read_index(path, digest)
     read_s, held = time.perf_counter() - start, psutil.Process().memory_info().rss - before
     rng, times, cpu = np.random.default_rng(1), [], []
     for _ in range(options.searches):

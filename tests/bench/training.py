@@ -40,7 +40,7 @@ from training.engine.train_state import TrainState
 from training.models import networks
 from training.models.normalization import normalization
 from training.options.config import TrainConfig
-from training.options.settled import SettledConfig, settle
+from training.options.settled import SettledConfig, settle_options
 
 ASSIGNMENT, PLAIN, OURS, STEP = "assignment", "plain", "ours", "step"
 
@@ -156,7 +156,7 @@ def measure(options: Options, model: str, folder: Path) -> dict[str, list[float]
     """Images a second of each loop, a value a round."""
     config = TrainConfig(data=options.data, out=folder, model=model, image_size=64, augment=options.augment)  # type: ignore[arg-type]
     dataset = load_dataset(config)
-    settled = settle(config, training_images=len(dataset.splits["train"]))
+    settled = settle_options(config, training_images=len(dataset.splits["train"]))
     loops: dict[str, Callable[[], Iterator[int]]] = {
         ASSIGNMENT: lambda: other(settled, dataset, plain=False),
         PLAIN: lambda: other(settled, dataset, plain=True),

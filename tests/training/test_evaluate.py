@@ -15,8 +15,8 @@ from tests.support.trainer import command
 from training import evaluate
 from training.__main__ import main
 from training.data.cache import Cache
-from training.data.formats import find
-from training.data.selection import gather
+from training.data.formats import find_source
+from training.data.selection import gather_images
 from training.engine import runs
 from training.errors import ConfigError, DataError
 from training.evaluate import EvaluateConfig
@@ -90,7 +90,7 @@ def test_the_results_go_beside_the_model(run: Path, photos: Path) -> None:
 
 def test_the_predictions_are_those_of_the_service_in_any_batch(gray: Path, photos: Path) -> None:
     classifier = open_model(gray / "model.onnx")
-    images, _ = gather(find(photos, Cache()), Cache(), [classifier.card])
+    images, _ = gather_images(find_source(photos, Cache()), Cache(), [classifier.card])
     indices = np.array([3, 80, 41, 5, 17])
     served = [
         classifier.predict(classifier.card.preprocessing((photos / images.keys[i]).read_bytes())[None]) for i in indices
@@ -254,7 +254,7 @@ def test_decisions_of_two_models_are_compared_for_the_classes_that_both_decide_f
 
 def test_an_order_of_classes_of_its_own_changes_nothing(run: Path, photos: Path) -> None:
     classifier = open_model(run / "model.onnx")
-    images, _ = gather(find(photos, Cache()), Cache(), [classifier.card])
+    images, _ = gather_images(find_source(photos, Cache()), Cache(), [classifier.card])
     turned = dataclasses.replace(images, image_set=dataclasses.replace(images.image_set, classes=images.classes[::-1]))
     indices = np.arange(9)
     assert np.array_equal(

@@ -14,7 +14,7 @@ from training.device import training_dtype
 from training.engine import optimizer
 from training.models import networks
 from training.options.config import TrainConfig
-from training.options.settled import settle
+from training.options.settled import settle_options
 
 SIZES = {"mlp": 64, "cnn": 64, "tf_efficientnet_lite0": 128}
 """Side of the images in pixels."""
@@ -30,7 +30,9 @@ def step(family: str, device: torch.device) -> Result:
     """Images a second of forward pass, backward pass and optimizer, on one batch that stays on the device."""
     side, batch = SIZES[family], BATCHES[family] if device.type == "cuda" else BATCH_ON_CPU
     weights: dict[str, Any] = {} if family in ("mlp", "cnn") else {"weights": "none"}
-    config = settle(TrainConfig(model=family, image_size=side, batch_size=batch, **weights), training_images=10 * batch)
+    config = settle_options(
+        TrainConfig(model=family, image_size=side, batch_size=batch, **weights), training_images=10 * batch
+    )
     preprocessing = Preprocessing(height=side, width=side, channels=3, interpolation="area")
     scale = Normalization(mode="standard", mean=(0.5,) * 3, std=(0.25,) * 3, max_pixel_value=255.0)
     model = networks.build(config, preprocessing, scale, CLASSES)

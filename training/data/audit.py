@@ -15,7 +15,7 @@ from serving.contract.formats.image_header import FILE_EXTENSIONS
 from training.data import metadata_baseline
 from training.data.cache import Cache
 from training.data.duplicates import Pair
-from training.data.inspection.image_file import ARRAY, UNREADABLE, read
+from training.data.inspection.image_file import ARRAY, UNREADABLE, read_image
 from training.data.inspection.image_set import ImageSet, ordered
 from training.data.metadata_baseline import MetadataBaseline
 from training.data.sources.source import NAMES_SHOWN, SPLITS, Source, Split, shortened
@@ -118,7 +118,7 @@ def check_classes(images: ImageSet) -> None:
     _check_counts(Counter(images.classes[label] for label in images.labels))
 
 
-def check_source(source: Source, *, keep_splits: bool) -> None:
+def check_labels_and_splits(source: Source, *, keep_splits: bool) -> None:
     """Raise DataError where the labels, and the splits if they are kept, already show what is refused later.
 
     A class of which no image can be read is left out later and no fault, so one image of the classes at fault is read.
@@ -144,6 +144,6 @@ def _check_counts(counts: Counter[str]) -> None:
 def _any_readable(source: Source, positions: Iterable[int]) -> bool:
     for position in positions:
         with suppress(*UNREADABLE):
-            read(source.read(position))
+            read_image(source.read(position))
             return True
     return False

@@ -12,12 +12,12 @@ from serving.contract.card.model_card import ModelCard
 from serving.contract.decode import Decoded, Digest, Preprocessing, as_channels
 from serving.contract.formats.depth import HIGHEST, SHIFTED, Depth
 from training.data import formats, splits
-from training.data.audit import Audit, audit, check_classes, check_readable, check_source
+from training.data.audit import Audit, audit, check_classes, check_labels_and_splits, check_readable
 from training.data.cache import Cache
 from training.data.input import depth
 from training.data.input.sizing import Sizing
 from training.data.inspection.image_set import ImageSet, image_set
-from training.data.inspection.pixels import inspect, resized_pixels
+from training.data.inspection.pixels import inspect_pixels, resized_pixels
 from training.data.inspection.threads import in_threads
 from training.data.sources.forgotten import Forgotten
 from training.data.sources.source import Source, Split
@@ -106,9 +106,9 @@ def load_images(config: TrainConfig, check: Callable[[Source], None]) -> ImageSe
     """
     cache = Cache(config.cache or config.out / ".cache")
     source = _find(config, cache)
-    check_source(source, keep_splits=False)
+    check_labels_and_splits(source, keep_splits=False)
     check(source)
-    images = image_set(source, inspect(source, config, cache).contents)
+    images = image_set(source, inspect_pixels(source, config, cache).contents)
     source.release()
     return images
 
@@ -120,10 +120,10 @@ def load_dataset(config: TrainConfig, check: Callable[[Source], None] | None = N
     """
     cache = Cache(config.cache or config.out / ".cache")
     source = _find(config, cache)
-    check_source(source, keep_splits=config.fold is None and config.from_folds is None)
+    check_labels_and_splits(source, keep_splits=config.fold is None and config.from_folds is None)
     if check is not None:
         check(source)
-    inspected = inspect(source, config, cache)
+    inspected = inspect_pixels(source, config, cache)
     images = image_set(source, inspected.contents)
     audited = divide_and_audit(images, SplitPolicy.of(config), cache, config.depth)
     if audited.fault is not None:
@@ -147,7 +147,7 @@ def load_dataset(config: TrainConfig, check: Callable[[Source], None] | None = N
 
 
 def _find(config: TrainConfig, cache: Cache) -> Source:
-    return formats.find(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
+    return formats.find_source(config.data, cache, [config.out], config.corrections, Forgotten.of(config.out))
 
 
 def divide_and_audit(images: ImageSet, policy: SplitPolicy, cache: Cache, rule: DepthRule = "auto") -> Audit:

@@ -20,7 +20,7 @@ from training.data.sources.folders import folders
 from training.data.sources.forgotten import NOTHING, Forgotten
 from training.data.sources.manifest import manifest
 from training.data.sources.npz import npz
-from training.data.sources.objects import copied
+from training.data.sources.objects import local_copy
 from training.data.sources.source import Source
 from training.errors import DataError
 
@@ -29,7 +29,7 @@ DIGITS = "handwritten digits (scikit-learn)"
 DIGITS_SCALE = 2
 
 
-def find(
+def find_source(
     data: Location | None,
     cache: Cache,
     outputs: Sequence[Path] = (),
@@ -49,7 +49,7 @@ def _listed(data: Location | None, cache: Cache, outputs: Sequence[Path], forgot
     if data is None:
         return _digits()
     if isinstance(data, Url):
-        return replace(_listed(copied(data, cache.folder), cache, outputs, forgotten), name=str(data))
+        return replace(_listed(local_copy(data, cache.folder), cache, outputs, forgotten), name=str(data))
     if not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
     if data.is_dir():

@@ -6,7 +6,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from training.options.settled import SettledConfig
-from training.storage import copied
+from training.storage import copy_rows
 
 MEMORY_SHARE = 0.25
 """Share of the free device memory that the images may use; weights and activations need the rest."""
@@ -28,7 +28,7 @@ class ResidentImages:
         self._images = torch.empty((len(indices), *part.shape[1:]), dtype=part.dtype, device=device)
         for start in range(0, len(indices), CHUNK):
             chosen = indices[start : start + CHUNK]
-            self._images[start : start + CHUNK] = torch.from_numpy(copied(images, chosen))
+            self._images[start : start + CHUNK] = torch.from_numpy(copy_rows(images, chosen))
         self._labels = torch.from_numpy(labels[indices]).to(device)
         self._row = np.zeros(len(images), np.int64)
         self._row[indices] = np.arange(len(indices))

@@ -12,7 +12,7 @@ from serving.contract.card.model_card import ModelCard
 from training.data import audit, dataset, splits
 from training.data.cache import Cache
 from training.data.dataset import LabelledImages
-from training.data.formats import find
+from training.data.formats import find_source
 from training.data.inspection.contents import inspect_files
 from training.data.inspection.image_set import ImageSet, image_set
 from training.data.sources.forgotten import Forgotten
@@ -87,9 +87,9 @@ def select(options: SelectOptions, cards: Sequence[ModelCard], model: Path, fold
     `folder` is that of the results, which holds no images. Raises ConfigError, DataError, OSError.
     """
     cache = Cache(options.cache)
-    source = find(options.data, cache, [folder], options.corrections, Forgotten.of(model))
+    source = find_source(options.data, cache, [folder], options.corrections, Forgotten.of(model))
     check_labels(source, cards[0].classes)
-    images, trained_on = gather(source, cache, cards)
+    images, trained_on = gather_images(source, cache, cards)
     split, indices, reason = choose(options.split, images, remade=trained_on[0] is not None)
     return Selection(source=source, images=images, split=split, indices=indices, reason=reason, trained_on=trained_on)
 
@@ -105,7 +105,9 @@ def check_labels(source: Source, classes: Sequence[str]) -> None:
         )
 
 
-def gather(source: Source, cache: Cache, cards: Sequence[ModelCard]) -> tuple[LabelledImages, list[Splits | None]]:
+def gather_images(
+    source: Source, cache: Cache, cards: Sequence[ModelCard]
+) -> tuple[LabelledImages, list[Splits | None]]:
     """Return all readable images and, for each model, the splits of its training if this is its training data.
 
     Raises DataError, OSError.

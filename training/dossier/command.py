@@ -7,7 +7,7 @@ import tyro
 
 from serving.contract.files.names import MODEL
 from training.dossier.archive import write_archive
-from training.dossier.contents import FOLDERS, HEADINGS, Dossier, collect
+from training.dossier.contents import FOLDERS, HEADINGS, Dossier, collect_dossier
 from training.report import html
 from training.storage import digest, write_atomically
 
@@ -36,7 +36,7 @@ def dossier(config: DossierConfig) -> Path:
     Raises ConfigError, ModelRefused, OSError.
     """
     run = config.run.resolve()  # `latest` is a link
-    contents = collect(run, config.sbom)
+    contents = collect_dossier(run, config.sbom)
     files = {file.path: file.content for file in contents.files} | {VERIFY: _verify(contents).encode()}
     out = config.out or config.run / "dossier.zip"
     write_atomically(out, lambda target: write_archive(files, target))

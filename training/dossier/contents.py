@@ -60,7 +60,7 @@ class Dossier:
     """Sentences on what does not fit together."""
 
 
-def collect(run: Path, sbom: Path) -> Dossier:
+def collect_dossier(run: Path, sbom: Path) -> Dossier:
     """Read all that belongs to a finished run. Raises ConfigError, ModelRefused, OSError."""
     if not (run / runs.REPORT_FACTS).is_file() or not runs.is_finished(run):
         raise ConfigError(f"{run}: expected the folder of a finished run, with its report")

@@ -40,7 +40,7 @@ from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
 from training.metrics.familiarity.novelty import Detector, Novelty
 from training.metrics.familiarity.training_index import faults_of_index
-from training.storage import copied
+from training.storage import copy_rows
 
 NORMALIZED_IMAGES = 64
 """Test images over which the first layer is compared where it measures each image; 64 of 224 px hold 9.6 M values."""
@@ -124,7 +124,7 @@ def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Evaluat
     classifier = open_model(path, threads=0)
     test = dataset.splits["test"]
     witness, served, novelty = recompute(model, classifier, dataset)
-    some = copied(dataset.images, test[:NORMALIZED_IMAGES])
+    some = copy_rows(dataset.images, test[:NORMALIZED_IMAGES])
     parity = Parity(
         images=len(test),
         normalization=check_normalization(model, path, classifier.card, some),

@@ -14,7 +14,7 @@ from training.metrics.classification import Probabilities
 from training.metrics.familiarity.novelty import Novelty
 from training.models import views
 from training.models.prediction import inference_batch
-from training.storage import copied
+from training.storage import copy_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def recompute(
     size = inference_batch(dataset.preprocessing.height, dataset.preprocessing.width, views.count(model))
     for start in range(0, len(test), size):
         indices = test[start : start + size]
-        evaluated = copied(dataset.images, indices)
+        evaluated = copy_rows(dataset.images, indices)
         fitted, resized, normalized = zip(*(seen(int(index)) for index in indices), strict=True)
         witness.add(np.stack(resized), evaluated, _predict_normalized(model, torch.stack(normalized).float()))
         answers.append(classifier.answers(pixels := np.stack(fitted)))

@@ -24,7 +24,7 @@ from training.folds.config import FITTED, FoldsConfig
 from training.folds.gaps import OPTIONS, differing_options, find_ordinary, left_out_facts
 from training.folds.parts import FOLDS, in_file_name, parted, parts
 from training.folds.report import write_folds_report
-from training.folds.results import OutOfFold, collect
+from training.folds.results import OutOfFold, collect_answers
 from training.models import backbones
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
@@ -56,7 +56,7 @@ def folds(config: FoldsConfig) -> Path:
     if several := parted(config, images):
         print(f"warning: {several}")
     dataset = load_dataset(replace(checked, fold=fold_parts[0].fold))
-    prepare(folder, config)
+    prepare_folds(folder, config)
     by_run = {folder / "runs" / part.name: part for part in fold_parts}
     check_unmarked(folder, list(by_run))
     missing = [run for run in by_run if outcome(run) != "done"]
@@ -66,7 +66,7 @@ def folds(config: FoldsConfig) -> Path:
     if config.final:
         print(f"final  {final}: one training more, on all images")
     train_all({run: job(run, by_run[run].fold, config) for run in missing}, config)
-    answers = collect(list(by_run), dataset)
+    answers = collect_answers(list(by_run), dataset)
     check_complete(answers, images, config.leaks)
     by_value = None
     if config.leave_out is not None:
@@ -141,7 +141,7 @@ def _name(config: FoldsConfig) -> str:
     return data.name.partition(".")[0] if isinstance(data, Url) else data.resolve().stem
 
 
-def prepare(folder: Path, config: FoldsConfig) -> None:
+def prepare_folds(folder: Path, config: FoldsConfig) -> None:
     """Create the folder and write the options into it. Raises ConfigError for a folder with folds of other options."""
     options = folder / OPTIONS
     now = _options(config)

@@ -43,7 +43,7 @@ class FoldMean:
     interval: Interval
 
 
-def collect(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
+def collect_answers(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
     """Read the answers of finished runs, which have divided the same images.
 
     Raises DataError if they have not: some answer images that the data has no more, or that another one answers, too.

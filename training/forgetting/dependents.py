@@ -16,7 +16,7 @@ from serving.contract.formats.image_header import ImageError
 from serving.contract.model import ModelRefused
 from training.data.dataset import training_division
 from training.data.formats import DIGITS
-from training.data.inspection.image_file import read
+from training.data.inspection.image_file import read_image
 from training.data.inspection.image_set import ImageSet
 from training.data.sources.source import SPLITS, Split
 from training.data.splits import Division
@@ -181,6 +181,6 @@ def _sample(person: Person) -> list[tuple[str, Digest]]:
 def _digest(path: Path) -> Digest | None:
     """Digest of the pixels of an image file; None where there is none."""
     try:
-        return read(path.read_bytes())[0].digest
+        return read_image(path.read_bytes())[0].digest
     except (ImageError, OSError):
         return None

@@ -19,7 +19,7 @@ from serving.contract.objects import Location, Url
 from training.data import duplicates
 from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT
-from training.data.formats import find
+from training.data.formats import find_source
 from training.data.inspection.contents import CONTENTS, Contents, inspect_files
 from training.data.inspection.image_set import ImageSet, image_set
 from training.data.sources.forgotten import Content, Forgotten
@@ -105,7 +105,7 @@ def recognise(request: ForgetRequest, data: Location | None, cache: Path | None,
 
     Raises DataError where a group is not in the data, ConfigError where a path is no image's, OSError.
     """
-    source = find(data, Cache(cache if isinstance(data, Url) else None), [out])
+    source = find_source(data, Cache(cache if isinstance(data, Url) else None), [out])
     contents = inspect_files(source, Cache())
     root = _root(data)
     chosen = _of_group(source, request.group) if request.group is not None else set[int]()
@@ -137,7 +137,7 @@ def recognise(request: ForgetRequest, data: Location | None, cache: Path | None,
 
 def _remaining(data: Location | None, cache: Path | None, out: Path, before: Forgotten) -> ImageSet:
     """The data as runs read it that began after the last call of `forget`, from the cache where they have left it."""
-    source = find(data, Cache(cache if isinstance(data, Url) else None), [out], forgotten=before)
+    source = find_source(data, Cache(cache if isinstance(data, Url) else None), [out], forgotten=before)
     known = Cache(cache).find(CONTENTS, source.identity, TypeAdapter(Contents))
     return image_set(source, known or inspect_files(source, Cache()))
 

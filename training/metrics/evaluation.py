@@ -28,7 +28,7 @@ from training.models import networks, prediction
 from training.models.normalization import Calibrate
 from training.models.prediction import Features, Images
 from training.options.settled import SettledConfig
-from training.storage import copied
+from training.storage import copy_rows
 
 TRAINING_IMAGES_SCORED = 5_000
 """For the gap between training and validation, this many training images are scored without augmentation."""
@@ -203,7 +203,7 @@ def calibrated_probabilities(logits: Logits, fitted: Calibration) -> Probabiliti
 def _embeddings(body: nn.Module, dataset: Dataset, split: Split) -> Features:
     indices = scored_indices(dataset, split)
     if dataset.images.ndim == 2:
-        features: Features = copied(dataset.images, indices)
+        features: Features = copy_rows(dataset.images, indices)
         return features
     return prediction.outputs(body, dataset.images, indices)
 

@@ -20,7 +20,7 @@ from training.data.dataset import LabelledImages
 from training.device import full_float32
 from training.errors import DataError
 from training.models import views
-from training.storage import copied
+from training.storage import copy_rows
 
 Images = UInt8[np.ndarray, "images height width channels"]
 Features = Float32[np.ndarray, "images features"]
@@ -41,7 +41,7 @@ def batches(images: Images | Features, indices: Indices, views: int = 1) -> Iter
     """Copies of the images, or their features, at `indices`, a batch at a time; of none, one batch of none."""
     size = inference_batch(images.shape[1], images.shape[2], views) if images.ndim == 4 else INFERENCE_BATCH
     for start in range(0, max(len(indices), 1), size):
-        yield copied(images, indices[start : start + size])
+        yield copy_rows(images, indices[start : start + size])
 
 
 def predict(

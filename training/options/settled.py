@@ -70,7 +70,7 @@ class ProcessCounts:
     here: int = 1
 
 
-def settle(
+def settle_options(
     config: TrainConfig,
     *,
     training_images: int,

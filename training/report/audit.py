@@ -106,7 +106,9 @@ def _make_writable(folder: Path) -> None:
 
 def _audited(config: AuditConfig, out: Path) -> Audit:
     cache = Cache(config.cache)
-    source = formats.find(config.data, cache, [config.out or Path("runs")], config.corrections, Forgotten.of(out))
+    source = formats.find_source(
+        config.data, cache, [config.out or Path("runs")], config.corrections, Forgotten.of(out)
+    )
     images = image_set(source, inspect_files(source, cache))
     return divide_and_audit(images, config.split_policy, cache)
 

@@ -28,7 +28,7 @@ class Decisions:
     """Classes whose curves are not shown."""
 
 
-def measure(
+def measure_decisions(
     points: Sequence[OperatingPoint], classes: tuple[str, ...], scored: ScoredImages, validation: ScoredImages | None
 ) -> Decisions:
     """Measure operating points and curves; `validation` are the images that chose the thresholds, where they are known.

@@ -30,7 +30,7 @@ from training.report.decisions import (
     decision_facts,
     decision_lines,
     decision_warnings,
-    measure,
+    measure_decisions,
 )
 from training.report.looks import EarlierLooks
 from training.report.predictions import MISTAKES, mistakes, worst_mistakes, write_predictions
@@ -163,7 +163,7 @@ def _sentences(comparison: dict[str, Any] | None) -> list[str]:
 def _decisions(evaluation: EvaluationReport) -> Decisions:
     """Decisions of the first model; what its thresholds were chosen on is not at hand."""
     points = evaluation.models[0].classifier.card.operating_points
-    return measure(points, evaluation.selection.images.classes, evaluation.scored, None)
+    return measure_decisions(points, evaluation.selection.images.classes, evaluation.scored, None)
 
 
 def _compared_decisions(evaluation: EvaluationReport) -> list[DecisionComparison]:

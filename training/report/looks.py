@@ -107,7 +107,7 @@ def look_of_run(run: Path, test_split: Digest, images: int, checkpoint: Digest) 
         study=study.name if study else None,
         checkpoint=checkpoint,
     )
-    return record(runs_folder(run.absolute().parent), look)
+    return record_look(runs_folder(run.absolute().parent), look)
 
 
 def runs_folder(out: Path) -> Path:
@@ -121,7 +121,7 @@ def _study(out: Path) -> Path | None:
     return out.parent if (out.parent / runs.STUDY).is_file() else None
 
 
-def record(out: Path, look: Look) -> EarlierLooks:
+def record_look(out: Path, look: Look) -> EarlierLooks:
     """Add a look to the log of the folder `out`, and return those at the same test split before it.
 
     A folder that cannot be written is no error: then the number is not known.

@@ -22,7 +22,7 @@ from training.report import figures, html
 from training.report.audit import audit_facts, class_sheets, duplicate_examples
 from training.report.decisions import curve_pictures, decision_lines
 from training.report.predictions import MISTAKES, class_table, mistakes, worst_mistakes, write_predictions
-from training.report.run_facts import ReportInput, measure_decisions, run_facts
+from training.report.run_facts import ReportInput, decisions_on_test, run_facts
 
 SHEET_ROWS, SHEET_COLUMNS = 6, 6
 
@@ -66,7 +66,7 @@ def _write_into(folder: Path, inputs: ReportInput) -> None:
         sheet.savefig(folder / "figures" / "augmented.png", dpi=120)
         pictures["augmented"] = html.photo(sheet)
 
-    decisions = measure_decisions(inputs)
+    decisions = decisions_on_test(inputs)
     facts = run_facts(inputs, decisions)
     audit = audit_facts(dataset.audit)
     own = inputs.out_of_fold is None  # else the answers to the validation split are once more those of the test split

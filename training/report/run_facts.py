@@ -37,7 +37,7 @@ from training.models import weights
 from training.options.settled import SettledConfig
 from training.report import html
 from training.report.audit import audit_warnings
-from training.report.decisions import Decisions, cost_facts, decision_facts, decision_warnings, measure
+from training.report.decisions import Decisions, cost_facts, decision_facts, decision_warnings, measure_decisions
 from training.report.looks import EarlierLooks
 from training.report.promotion import Promotion
 
@@ -88,9 +88,11 @@ class ReportInput:
         )
 
 
-def measure_decisions(inputs: ReportInput) -> Decisions:
+def decisions_on_test(inputs: ReportInput) -> Decisions:
     """The decisions for one class on the test split, of what the file answers that is served."""
-    return measure(inputs.card.operating_points, inputs.card.classes, inputs.scored("test"), inputs.scored("val"))
+    return measure_decisions(
+        inputs.card.operating_points, inputs.card.classes, inputs.scored("test"), inputs.scored("val")
+    )
 
 
 def run_facts(inputs: ReportInput, decisions: Decisions) -> dict[str, object]:

@@ -17,8 +17,8 @@ from serving.contract.card.provenance import Provenance
 from serving.contract.files.names import INT8, MODEL
 from serving.contract.model import Classifier, open_model
 from training.data.cache import Cache
-from training.data.formats import find
-from training.data.selection import check_labels, gather
+from training.data.formats import find_source
+from training.data.selection import check_labels, gather_images
 from training.data.sources.forgotten import Forgotten
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
@@ -105,9 +105,9 @@ def _check_data(config: ReproduceConfig, card: ModelCard) -> None:
     cache = Cache(config.cache or config.runs / ".cache")
     if card.provenance.config.get("corrections") and config.corrections is None:
         raise ConfigError(f"{config.model}: it was trained with --corrections; expected that file here, too")
-    source = find(config.data, cache, [config.runs], config.corrections, Forgotten.of(config.runs))
+    source = find_source(config.data, cache, [config.runs], config.corrections, Forgotten.of(config.runs))
     check_labels(source, card.classes)
-    images, [trained_on] = gather(source, cache, [card])
+    images, [trained_on] = gather_images(source, cache, [card])
     if trained_on is None:
         raise CheckFailed(
             f"bit-identical: no; what differs first: the data. {images.name} with its {len(images.keys):,} images is "

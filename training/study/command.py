@@ -12,9 +12,9 @@ from training.options.limits import share_of
 from training.process_pool import ProcessPool, TrainingJob
 from training.storage import locked
 from training.study.config import StudyConfig, concurrent_runs, declared
-from training.study.folder import REPORTING, identity, job, prepare, read_spec
+from training.study.folder import REPORTING, identity, job, prepare_study, read_spec
 from training.study.report import write_study_report
-from training.study.results import collect, outcome
+from training.study.results import collect_results, outcome
 from training.study.search import search
 from training.study.spec.grid import Cell
 
@@ -33,7 +33,7 @@ def study(config: StudyConfig) -> Path:
     declaration, folder = declared(config, config.study), config.out / (config.name or Path(config.study).stem)
     if declaration.ranges:
         raise ConfigError(f"{config.study}: {', '.join(declaration.ranges)}: a range is for `study search`")
-    prepare(declaration, folder)
+    prepare_study(declaration, folder)
     cells = shard(declaration.cells(), config.shard)
     missing = [cell for cell in cells if outcome(folder / "runs" / cell.name) not in ("done", "diverged")]
     print(f"study  {folder}: {len(cells)} runs, {len(missing)} to make")
@@ -47,7 +47,7 @@ def study(config: StudyConfig) -> Path:
         )
     train_cells(missing, folder, config)
     with locked(folder / REPORTING):
-        write_study_report(folder, declaration, collect(declaration, [folder]))
+        write_study_report(folder, declaration, collect_results(declaration, [folder]))
     return folder
 
 
@@ -61,9 +61,9 @@ def merge(config: StudyConfig) -> Path:
             raise ConfigError(f"study merge: {folder} is not of the same study as {config.paths[0]}")
     whole = replace(parts[0], seeds=max(part.seeds for part in parts))
     folder = config.out / config.name if config.name else config.paths[0]
-    prepare(whole, folder)
+    prepare_study(whole, folder)
     with locked(folder / REPORTING):
-        write_study_report(folder, whole, collect(whole, [*config.paths]))
+        write_study_report(folder, whole, collect_results(whole, [*config.paths]))
     return folder
 
 

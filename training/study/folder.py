@@ -28,7 +28,7 @@ REPORTING = ".reporting"
 """A lock: of several processes that end together, one at a time writes the results."""
 
 
-def prepare(study: Study, folder: Path) -> None:
+def prepare_study(study: Study, folder: Path) -> None:
     """Create the folder and write study.yaml, unless the same is there.
 
     Processes may do so at the same moment. Raises ConfigError for a folder with runs of another study, and OSError.

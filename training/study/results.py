@@ -52,7 +52,7 @@ def log(run: Path) -> Path:
     return run.parent.parent / "logs" / f"{run.name}.log"
 
 
-def collect(study: Study, folders: Sequence[Path]) -> list[RunResult]:
+def collect_results(study: Study, folders: Sequence[Path]) -> list[RunResult]:
     """The result of each cell of the grid, in its order, from the first of the study's folders that holds its run."""
     runs = {}
     for cell in study.cells():

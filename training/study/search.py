@@ -16,10 +16,10 @@ from training.errors import ConfigError
 from training.process_pool import ProcessPool, TrainingJob
 from training.storage import locked, write_atomically
 from training.study.config import StudyConfig, concurrent_runs, declared
-from training.study.folder import REPORTING, job, prepare
+from training.study.folder import REPORTING, job, prepare_study
 from training.study.measures import best
 from training.study.report import write_study_report
-from training.study.results import collect, outcome, read_history, read_scores
+from training.study.results import collect_results, outcome, read_history, read_scores
 from training.study.spec.grid import Cell, Options, Question, Study, plain
 from training.study.trials import SEED, Record
 
@@ -49,7 +49,7 @@ def search(config: StudyConfig) -> Path:
     name = str(config.paths[0]) if config.paths else SPACE
     space = declared(config, name)
     folder = config.out / (config.name or Path(name).stem)
-    prepare(space, folder)
+    prepare_study(space, folder)
     trials = Trials(space, folder, config)
     pool = ProcessPool(
         size=concurrent_runs(config), threads=config.threads, ended=trials.finish, hopeless=trials.is_behind
@@ -156,6 +156,6 @@ def write_results(folder: Path, space: Study, optuna_study: optuna.Study) -> Non
     trials = {str(trial.number): chosen(space, trial.params) for trial in optuna_study.trials if trial.params}
     question = Question(ask="Which trial scores best?", measure="val_score", axis=TRIAL, where={})
     study = Study(title=space.title, base=space.base, axes={TRIAL: trials}, seeds=1, questions=(question,))
-    write_study_report(folder, study, collect(study, [folder]))
+    write_study_report(folder, study, collect_results(study, [folder]))
     print(f"best   {optuna_study.best_value:.4f}, trial {optuna_study.best_trial.number}: {optuna_study.best_params}")
     print(f"again  python -m training --config {folder / BEST}")

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from serving.api.errors import RequestError
 from serving.api.open_inference.outputs import outputs_of, values_of
-from serving.api.open_inference.request import FILES, HEADER_LENGTH, InferRequest, parse
+from serving.api.open_inference.request import FILES, HEADER_LENGTH, InferRequest, parse_request
 from serving.api.state import ServiceState
 from serving.api.upload import Limits, read_body
 from serving.api.waiting import await_for_client
@@ -49,7 +49,7 @@ async def infer(request: Request, state: ServiceState) -> Response:
     with state.admission.reserve(batch=True) as reservation:
         body = await read_body(request, limits.bytes, limits, reservation)
         header_length = request.headers.get(HEADER_LENGTH)
-        wanted = parse(body, header_length, predictor.card, settings.max_batch)
+        wanted = parse_request(body, header_length, predictor.card, settings.max_batch)
         reservation.add_images(len(wanted.images))
         # All images are awaited even if one fails: the reservation ends only when no work for it is left.
         inferring = asyncio.gather(*(predictor.infer(image) for image in wanted.images), return_exceptions=True)

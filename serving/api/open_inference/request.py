@@ -72,7 +72,7 @@ class InferRequest:
     """Names of the outputs, and whether each is sent as bytes."""
 
 
-def parse(body: bytes, header_length: str | None, card: ModelCard, max_images: int) -> InferRequest:
+def parse_request(body: bytes, header_length: str | None, card: ModelCard, max_images: int) -> InferRequest:
     """Read the body of an infer request. Raises RequestError."""
     text, binary = _split(body, header_length)
     try:

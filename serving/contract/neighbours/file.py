@@ -52,7 +52,7 @@ def from_bytes(content: bytes, path: Path) -> TrainingIndex:
     return index
 
 
-def read(path: Path, digest: Digest) -> TrainingIndex:
+def read_index(path: Path, digest: Digest) -> TrainingIndex:
     """Read the index with this digest. Raises NeighboursRefused, OSError."""
     index = from_bytes(path.read_bytes(), path)
     if index.digest != digest:

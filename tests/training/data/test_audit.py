@@ -23,7 +23,7 @@ from training.report.audit import AuditConfig, audit_facts, audit_lines, audit_w
 
 
 def audited(data: Path, leaks: Leaks = "drop") -> Audit:
-    source = formats.find(data, Cache())
+    source = formats.find_source(data, Cache())
     images = image_set(source, inspect_files(source, Cache()))
     policy = SplitPolicy(leaks=leaks, val_fraction=0.15, test_fraction=0.15, seed=0)
     return divide_and_audit(images, policy, Cache())

@@ -20,7 +20,7 @@ from training.errors import DataError
 from training.evaluate import EvaluateConfig, evaluate
 from training.options.config import TrainConfig
 from training.report.audit import AuditConfig, audit_facts, run_audit
-from training.storage import copied
+from training.storage import copy_rows
 
 INT = TypeAdapter(int)
 
@@ -341,7 +341,7 @@ def test_of_a_mapped_array_only_what_is_copied_stays_in_memory(tmp_path: Path) -
     every_fourth = np.arange(0, len(images), 4)
     plain = images[every_fourth]
     assert read_of_files() - before >= plain.nbytes
-    assert (copied(images, every_fourth) == plain).all()
+    assert (copy_rows(images, every_fourth) == plain).all()
     assert read_of_files() - before < 2**20
 
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.data.inspection.image_file import ImageFile, read
+from training.data.inspection.image_file import ImageFile, read_image
 from training.data.metadata_baseline import MetadataBaseline, measure
 
 RNG = np.random.default_rng(0)
-PLAIN, _ = read(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+PLAIN, _ = read_image(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
 def some(count: int) -> tuple[list[ImageFile], np.ndarray]:

@@ -17,7 +17,8 @@ from training.engine import runs
 from training.engine.runs import PENDING_PROMOTION, is_finished
 from training.errors import CheckpointRefused, ConfigError, Interrupted
 from training.options.config import TrainConfig
-from training.promotion.outcome import leave_pending, settle
+from training.promotion import outcome
+from training.promotion.outcome import leave_pending
 from training.signals import Interruption
 from training.train import train
 
@@ -346,7 +347,7 @@ def test_a_promotion_that_failed_is_resumed_and_leaves_nothing(uninterrupted: Pa
     leave_pending(run, "always", None)
     (tmp_path / "latest").mkdir()  # made by another program while the run trained
     with pytest.raises(OSError, match="is complete; --resume"):
-        settle(run, "always")
+        outcome.settle(run, "always")
     assert not is_finished(run)
     assert {path.name for path in tmp_path.iterdir()} == {"x", "latest", ".promotions.lock", "promotions.jsonl"}
     assert (tmp_path / "promotions.jsonl").read_bytes() == b"", "nothing has moved"

@@ -17,7 +17,7 @@ from tests.support.trainer import command
 from training.__main__ import main
 from training.engine import runs
 from training.errors import ConfigError
-from training.folds.command import fold_failure, job, prepare
+from training.folds.command import fold_failure, job, prepare_folds
 from training.folds.config import FoldsConfig
 from training.folds.gaps import OPTIONS as KEPT
 from training.options.config import TrainConfig
@@ -89,10 +89,12 @@ def test_the_same_command_makes_what_is_missing_and_no_other_options(made: Path,
 
 def test_options_that_change_no_fold_continue_finished_ones(tmp_path: Path) -> None:
     begun = FoldsConfig(folds=3, operate=("blue:sensitivity=0.9",))
-    prepare(tmp_path, begun)
-    prepare(tmp_path, replace(begun, device="cpu", worker_timeout=5.0, promote="always", cache=tmp_path / "cache"))
+    prepare_folds(tmp_path, begun)
+    prepare_folds(
+        tmp_path, replace(begun, device="cpu", worker_timeout=5.0, promote="always", cache=tmp_path / "cache")
+    )
     changed = replace(begun, final=True, floor=("accuracy=0.5",), margin=0.1, workers=2)
-    prepare(tmp_path, changed)
+    prepare_folds(tmp_path, changed)
     kept = yaml.safe_load((tmp_path / KEPT).read_text())
     assert (kept["workers"], kept["margin"]) == (2, 0.1), "what forget --retrain makes them again by"
     given = from_yaml(job(tmp_path / "runs" / "1-of-3", "1/3", changed).log.with_suffix(".yaml"))
@@ -100,9 +102,9 @@ def test_options_that_change_no_fold_continue_finished_ones(tmp_path: Path) -> N
     with pytest.raises(
         ConfigError, match=r"was all, now it is class; operate was .*\. --name puts .*, and `train --from"
     ):
-        prepare(tmp_path, replace(begun, operate=(), sets="class"))
+        prepare_folds(tmp_path, replace(begun, operate=(), sets="class"))
     with pytest.raises(ConfigError, match=r"sets was all, now it is class.* puts these elsewhere$"):
-        prepare(tmp_path, replace(begun, sets="class", epochs=3))
+        prepare_folds(tmp_path, replace(begun, sets="class", epochs=3))
 
 
 def test_what_makes_no_folds_costs_no_training(

@@ -10,7 +10,7 @@ from serving.contract.model import Answers
 from training.data.dataset import load_dataset
 from training.errors import DataError
 from training.folds.command import check_complete
-from training.folds.results import collect, corrected_interval, fold_means
+from training.folds.results import collect_answers, corrected_interval, fold_means
 from training.metrics.classification import score
 from training.options.config import TrainConfig
 from training.report.predictions import write_predictions
@@ -29,13 +29,13 @@ def test_images_that_came_later_or_are_answered_twice_are_refused(photos: Path, 
 
     every = np.arange(len(dataset.keys))
     first, second = answered("1-of-2", every[::2]), answered("2-of-2", every[1::2])
-    answers = collect([first, second], dataset)
+    answers = collect_answers([first, second], dataset)
     assert answers.indices.tolist() == every.tolist()
     check_complete(answers, dataset.image_set, "drop")
     with pytest.raises(DataError, match=r"(?s)images that no fold answers.*: 1\n  " + re.escape(dataset.keys[1])):
-        check_complete(collect([first, answered("2-of-2", every[3::2])], dataset), dataset.image_set, "drop")
+        check_complete(collect_answers([first, answered("2-of-2", every[3::2])], dataset), dataset.image_set, "drop")
     with pytest.raises(DataError, match=re.escape(dataset.keys[2]) + " is answered by two of 2 folds"):
-        collect([first, answered("2-of-2", every[1:3])], dataset)
+        collect_answers([first, answered("2-of-2", every[1:3])], dataset)
 
 
 def test_an_interval_worked_by_hand() -> None:

@@ -17,7 +17,7 @@ from training.options.config import TrainConfig
 from training.options.config_file import from_yaml
 from training.options.rules import in_vain
 from training.options.settled import one_sided
-from training.settling import decide
+from training.settling import decide_options
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_run_says_what_it_has_decided_and_what_changes_nothing(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], best_by: ScoreName, said: bool
 ) -> None:
     config = TrainConfig(data=photos, out=tmp_path, model="mlp", image_size=16, best_by=best_by, fill=0)
-    decide(config, load_dataset(config), None, ALONE)
+    decide_options(config, load_dataset(config), None, ALONE)
     lines = capsys.readouterr().out.splitlines()
     line = "auto   --balance none (--best-by accuracy counts each image alike, whatever its class)"
     assert (line in lines) is said

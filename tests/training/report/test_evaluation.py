@@ -10,8 +10,8 @@ import pytest
 from serving.contract.model import open_model
 from tests.support.pages import References
 from training.data.cache import Cache
-from training.data.formats import find
-from training.data.selection import Selection, gather
+from training.data.formats import find_source
+from training.data.selection import Selection, gather_images
 from training.models import prediction
 from training.report.evaluation import EvaluationReport, ModelPredictions, evaluation_summary, write_evaluation
 from training.report.html import render
@@ -21,8 +21,8 @@ from training.report.html import render
 def folders(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Results of one model, and of the same model against one that answers a third of the images the other way."""
     classifier = open_model(run / "model.onnx")
-    source = find(photos, Cache())
-    images, trained_on = gather(source, Cache(), [classifier.card])
+    source = find_source(photos, Cache())
+    images, trained_on = gather_images(source, Cache(), [classifier.card])
     images.unreadable["broken <b>.png"] = "cut off"
     first = prediction.predict_images(classifier, images, np.arange(90))
     other = first.copy()

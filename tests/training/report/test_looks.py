@@ -15,7 +15,7 @@ from training.__main__ import main
 from training.engine import runs
 from training.errors import Interrupted
 from training.report import looks
-from training.report.looks import EarlierLooks, Look, record
+from training.report.looks import EarlierLooks, Look, record_look
 from training.train import train
 
 SPLIT, OTHER = Digest("a" * 64), Digest("b" * 64)
@@ -115,23 +115,23 @@ def test_a_folder_that_cannot_be_written_fails_no_evaluation(run: Path, photos: 
     assert found["before"] is None
     assert "is not known: " in found["sentence"]
     assert ".looks.jsonl cannot be kept (Is a directory)" in found["sentence"]
-    absent = record(tmp_path / "absent", look())
+    absent = record_look(tmp_path / "absent", look())
     assert (absent.before, (tmp_path / "absent").exists()) == (None, False)
 
 
 def test_torn_lines_are_counted_and_end_no_other(tmp_path: Path) -> None:
-    record(tmp_path, look())
+    record_look(tmp_path, look())
     with (tmp_path / looks.LOG).open("a") as file:
         file.write('{"what": "ru')  # killed while it wrote
-    found = record(tmp_path, look())
+    found = record_look(tmp_path, look())
     assert found.before == 1
     assert "1 of the lines of" in found.sentence
-    assert record(tmp_path, look(test_split=OTHER)).before == 0
-    assert record(tmp_path, look()).before == 2
+    assert record_look(tmp_path, look(test_split=OTHER)).before == 0
+    assert record_look(tmp_path, look()).before == 2
 
 
 def _record(out: Path) -> int:
-    found = record(out, look()).before
+    found = record_look(out, look()).before
     assert found is not None
     return found
 

@@ -18,7 +18,7 @@ from training.errors import ConfigError
 from training.options.config import TrainConfig
 from training.study.command import merge, shard, study
 from training.study.config import StudyConfig, declared
-from training.study.folder import prepare
+from training.study.folder import prepare_study
 from training.study.spec import document
 
 GRID = """
@@ -131,7 +131,7 @@ def test_results_are_the_same_whichever_way_they_are_scheduled(finished: tuple[P
 def test_a_folder_that_holds_other_runs_is_refused_with_both_values(tmp_path: Path) -> None:
     (tmp_path / "rates.yaml").write_text(GRID)
     config = StudyConfig(study=str(tmp_path / "rates.yaml"), out=tmp_path)
-    prepare(declared(config, config.study), tmp_path / "rates")
+    prepare_study(declared(config, config.study), tmp_path / "rates")
     with pytest.raises(ConfigError, match=r"rates: holds runs of another base: epochs was 2, now it is 5. --name"):
         study(StudyConfig(study=config.study, out=tmp_path, epochs=5))
 
@@ -146,7 +146,7 @@ def test_the_options_of_a_run_are_for_all_runs_but_for_what_the_study_sets_itsel
     config = StudyConfig(study=str(tmp_path / "rates.yaml"), config=tmp_path / "config.yaml", out=tmp_path)
     for _ in range(2):
         declaration = declared(config, config.study)
-        prepare(declaration, tmp_path / "rates")
+        prepare_study(declaration, tmp_path / "rates")
         assert capsys.readouterr().out == (
             f"config {tmp_path / 'config.yaml'}: without out, cache, promote, floor, margin, seed, "
             "which a study sets itself\n"

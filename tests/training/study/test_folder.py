@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.errors import ConfigError
-from training.study.folder import prepare
+from training.study.folder import prepare_study
 from training.study.spec import document
 from training.study.spec.grid import Study
 
@@ -15,7 +15,7 @@ import multiprocessing
 import sys
 from pathlib import Path
 from training.study.spec import document
-from training.study.folder import prepare
+from training.study.folder import prepare_study
 
 file, processes, folders = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 study = document.read(file)
@@ -26,7 +26,7 @@ def prepare_all():
     try:
         for number in range(folders):
             together.wait()
-            prepare(study, file.parent / str(number))
+            prepare_study(study, file.parent / str(number))
     except BaseException:
         together.abort()
         raise
@@ -56,18 +56,18 @@ def test_processes_that_prepare_one_study_at_the_same_moment_do_not_hinder_one_a
 
 def test_a_study_that_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    prepare(declared(tmp_path), folder)
+    prepare_study(declared(tmp_path), folder)
     written = (folder / "study.yaml").stat().st_mtime_ns
-    prepare(declared(tmp_path), folder)
+    prepare_study(declared(tmp_path), folder)
     assert (folder / "study.yaml").stat().st_mtime_ns == written
-    prepare(declared(tmp_path, seeds=3), folder)
+    prepare_study(declared(tmp_path, seeds=3), folder)
     assert document.read(folder / "study.yaml").seeds == 3
 
 
 def test_other_ranges_of_a_search_are_refused(tmp_path: Path) -> None:
     spec = tmp_path / "own.yaml"
     spec.write_text("axes: {lr: {low: 0.001, high: 0.1, log: true}}")
-    prepare(document.read(spec), tmp_path / "search")
+    prepare_study(document.read(spec), tmp_path / "search")
     spec.write_text("axes: {lr: {low: 0.1, high: 0.9, log: true}}")
     with pytest.raises(ConfigError, match=r"holds runs of another axes: lr was .*0\.001.*, now it is .*0\.9"):
-        prepare(document.read(spec), tmp_path / "search")
+        prepare_study(document.read(spec), tmp_path / "search")

@@ -11,7 +11,7 @@ from training.engine.history import History
 from training.metrics.classification import TITLES
 from training.models.diagnostics import AtStart
 from training.study.measures import MEASURES
-from training.study.results import collect
+from training.study.results import collect_results
 from training.study.spec import document
 from training.study.spec.grid import Study
 
@@ -37,7 +37,7 @@ def made(text: str, folder: Path) -> dict[str, dict[str, float | None]]:
         )
         seen = epochs(*scores, seconds=SECONDS[cell.levels["network"]])
         history.write(run, History(classes=3, parameters=1, steps_an_epoch=1, at_start=[START] * 2, epochs=seen))
-    return {result.cell.levels["network"]: result.values for result in collect(study, [folder])}
+    return {result.cell.levels["network"]: result.values for result in collect_results(study, [folder])}
 
 
 def test_equal_time_is_that_of_the_quicker_one_of_those_that_are_compared(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_run_that_was_stopped_is_no_reference_for_others(tmp_path: Path) -> No
     [quick] = (tmp_path / "runs").glob("network=quick*")
     shutil.rmtree(quick / "report")
     study = document.read(tmp_path / "grid.yaml")
-    values = {result.cell.levels["network"]: result.values for result in collect(study, [tmp_path])}
+    values = {result.cell.levels["network"]: result.values for result in collect_results(study, [tmp_path])}
     assert values["slow"]["val_score_in_equal_time"] == 0.9, "the time of all its own epochs"
     assert values["quick"]["val_score_in_equal_time"] is None
 
@@ -86,7 +86,7 @@ def test_epochs_of_runs_that_choose_theirs_by_another_score_are_compared_by_one(
     record = history.read(run)
     assert record is not None
     history.write(run, replace(record, epochs=[replace(line, val_score=1.7) for line in record.epochs]))
-    results = collect(document.read(tmp_path / "grid.yaml"), [tmp_path])
+    results = collect_results(document.read(tmp_path / "grid.yaml"), [tmp_path])
     values = {result.cell.levels["network"]: result.values["final_val_score"] for result in results}
     assert values == {"slow": 0.9, "quick": 0.6, "tiny": 0.1}
 

@@ -23,7 +23,7 @@ from training.options.config_file import from_yaml
 from training.study import trials
 from training.study.command import study
 from training.study.config import StudyConfig
-from training.study.folder import prepare
+from training.study.folder import prepare_study
 from training.study.search import BEST, Trials, chosen, distributions, write_results
 from training.study.spec import document
 from training.study.trials import AGAIN, OWNER, Record
@@ -162,7 +162,7 @@ def test_a_trial_is_judged_by_the_model_that_it_exports_and_the_best_one_keeps_i
     """The first one ends training ahead; calibrated, the second is better."""
     space = document.read(write(tmp_path, "base: {model: cnn}\naxes:\n  lr: {low: 0.001, high: 0.1}\n"))
     folder = tmp_path / "space"
-    prepare(space, folder)
+    prepare_study(space, folder)
     searched = Trials(space, folder, StudyConfig(study="search", trials=2, out=tmp_path))
     for job, trained, exported in zip([*searched.draw()], (0.8, 0.6), (0.7, 0.9), strict=True):
         run = folder / "runs" / job.name
@@ -181,7 +181,7 @@ def test_a_trial_is_judged_by_the_model_that_it_exports_and_the_best_one_keeps_i
 def test_a_trial_is_not_stopped_in_the_first_third_of_its_epochs(tmp_path: Path) -> None:
     space = document.read(write(tmp_path, "axes:\n  lr: {low: 0.001, high: 0.1}\n"))
     folder = tmp_path / "space"
-    prepare(space, folder)
+    prepare_study(space, folder)
     searched = Trials(space, folder, StudyConfig(study="search", trials=6, out=tmp_path))
     *others, last = searched.draw()
     for job in others:
@@ -200,7 +200,7 @@ def test_a_trial_is_judged_by_the_direction_of_its_score(best_by: str, best: flo
     """Five trials end with 0.5; of two more, with 0.1 and 0.9, the worse one is behind."""
     space = document.read(write(tmp_path, f"base: {{best_by: {best_by}}}\naxes:\n  lr: {{low: 0.001, high: 0.1}}\n"))
     folder = tmp_path / "space"
-    prepare(space, folder)
+    prepare_study(space, folder)
     searched = Trials(space, folder, StudyConfig(study="search", trials=7, out=tmp_path))
     behind = {}
     for job, score in zip(searched.draw(), [*[0.5] * 5, 0.1, 0.9], strict=True):

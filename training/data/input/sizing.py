@@ -31,7 +31,7 @@ class Sizing:
     """Why --model auto chose this model; empty where it was not asked."""
 
 
-def choose(config: TrainConfig, sizes: Sequence[Size]) -> Sizing:
+def choose_sizing(config: TrainConfig, sizes: Sequence[Size]) -> Sizing:
     """Decide by the sizes of the readable images; without any, they count as small."""
     model, reason = config.model, ""
     if model == "auto":

@@ -15,7 +15,7 @@ from training.data.cache import Cache
 from training.data.duplicates import FINGERPRINT, Duplicates
 from training.data.input import depth as depths
 from training.data.input.sizing import Size
-from training.data.inspection.image_file import UNREADABLE, ImageFile, Raw, read
+from training.data.inspection.image_file import UNREADABLE, ImageFile, Raw, read_image
 from training.data.inspection.kinds import can_be_imported
 from training.data.inspection.pixel_file import PixelFile
 from training.data.inspection.threads import in_threads
@@ -65,7 +65,7 @@ def read_all(source: Source, pixel_file: PixelFile | None = None, scratch: Path 
         raw: Raw = b""
         try:
             raw = source.read(position)
-            file, pixels = read(raw, pixel_file.depth if pixel_file else SHIFTED)
+            file, pixels = read_image(raw, pixel_file.depth if pixel_file else SHIFTED)
         except UNREADABLE as error:
             importable = isinstance(error, ImageError) and isinstance(raw, bytes) and can_be_imported(raw, error)
             return f"{error}{IMPORT if importable else ''}"

@@ -48,7 +48,7 @@ class ImageFile:
     """Bits of a value: 16, or 8 for any smaller number, too."""
 
 
-def read(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:
+def read_image(raw: Raw, depth: Depth = SHIFTED) -> tuple[ImageFile, Decoded]:
     """Return the facts about one image and its decoded RGB pixels `[height, width, 3]`. Raises ImageError."""
     if isinstance(raw, bytes):
         header = checked_header(raw)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from serving.contract.decode import Preprocessing
 from serving.contract.formats.image_header import read_header
 from training.data.cache import Cache
-from training.data.input.sizing import Size, Sizing, choose
+from training.data.input.sizing import Size, Sizing, choose_sizing
 from training.data.inspection.contents import CONTENTS, Contents, inspect_files, read_all
 from training.data.inspection.image_file import UNREADABLE, to_rgb
 from training.data.inspection.pixel_file import PixelFile
@@ -37,14 +37,14 @@ class Inspection:
     pixels: np.ndarray
 
 
-def inspect(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
+def inspect_pixels(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
     """Read every image once, where the cache does not hold its content yet.
 
     Before the files are read, all images are assumed to be as large as the first readable one. Where another size is
     then chosen, all images are decoded a second time.
     """
     contents = cache.find(CONTENTS, source.identity, TypeAdapter(Contents))
-    sizing = choose(config, contents.sizes if contents else _first_size(source))
+    sizing = choose_sizing(config, contents.sizes if contents else _first_size(source))
     while True:
         preprocessing = Preprocessing(
             height=sizing.side,
@@ -56,7 +56,7 @@ def inspect(source: Source, config: TrainConfig, cache: Cache) -> Inspection:
         )
         pixels = resized_pixels(source, preprocessing, cache)
         contents = contents or inspect_files(source, cache)
-        assumed, sizing = sizing, choose(config, contents.sizes)
+        assumed, sizing = sizing, choose_sizing(config, contents.sizes)
         if sizing.side == assumed.side:
             return Inspection(contents=contents, sizing=sizing, preprocessing=preprocessing, pixels=pixels)
 

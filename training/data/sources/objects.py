@@ -28,7 +28,7 @@ PASSES = 3
 """How often the store is listed: the last listing must be what was copied."""
 
 
-def copied(url: Url, cache: Path | None) -> Path:
+def local_copy(url: Url, cache: Path | None) -> Path:
     """The local copy of a folder, of a .csv manifest and the images that it lists, or of an .npz file.
 
     What was removed from the store is removed from the copy. Other processes that need it wait. Raises ConfigError

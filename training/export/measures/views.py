@@ -70,7 +70,7 @@ class MeasuredViews:
         return f"The mean over {VIEWS[self.views]} views of each image{changed} {cost}."
 
 
-def measure(model: nn.Sequential, evaluation: Evaluation, dataset: Dataset, kind: Views) -> MeasuredViews | None:
+def measure_views(model: nn.Sequential, evaluation: Evaluation, dataset: Dataset, kind: Views) -> MeasuredViews | None:
     """What the views of a finished `model` cost and change; None without views."""
     if kind == "none":
         return None

@@ -20,7 +20,7 @@ from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import FIRST_LAYER
 from training.export.quantization.bias_correction import correct_biases
-from training.storage import copied
+from training.storage import copy_rows
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 32
@@ -45,7 +45,7 @@ def _calibration_batches(dataset: Dataset, size: int) -> Iterator[np.ndarray]:
     chosen = np.linspace(0, len(train) - 1, min(len(train), CALIBRATION_IMAGES)).astype(int)
     # All of one size: the calibrator stacks the batches.
     size = min(size, len(chosen))
-    return (copied(dataset.images, train[chosen[i : i + size]]) for i in range(0, len(chosen) - size + 1, size))
+    return (copy_rows(dataset.images, train[chosen[i : i + size]]) for i in range(0, len(chosen) - size + 1, size))
 
 
 def quantized_graph(source: Path, dataset: Dataset, size: int) -> onnx.ModelProto:

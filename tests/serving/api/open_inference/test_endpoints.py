@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.api.errors import RequestError
-from serving.api.open_inference.request import MAX_JSON, parse
+from serving.api.open_inference.request import MAX_JSON, parse_request
 from serving.contract.model import open_model
 from tests.support.pictures import COLOURS, picture
 from tests.support.server import serving
@@ -145,7 +145,7 @@ def test_no_json_blocks_the_event_loop_or_comes_back(run: Path, body: bytes) -> 
     card = open_model(run / "model.onnx").card
     before = time.thread_time()
     with pytest.raises(RequestError) as refusal:
-        parse(body, None, card, 8)
+        parse_request(body, None, card, 8)
     assert time.thread_time() - before < 0.3
     assert len(str(refusal.value)) < 300
 

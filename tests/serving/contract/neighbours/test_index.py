@@ -9,7 +9,7 @@ import pytest
 
 from serving.contract.decode import Digest
 from serving.contract.files.names import neighbours_of
-from serving.contract.neighbours.file import NeighboursRefused, from_bytes, read, to_bytes
+from serving.contract.neighbours.file import NeighboursRefused, from_bytes, read_index, to_bytes
 from serving.contract.neighbours.index import TrainingIndex
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.training_index import metric as metric_of
@@ -65,7 +65,7 @@ def test_the_digest_stays_when_rows_are_removed_and_nothing_is_left_of_them(tmp_
     path = neighbours_of(tmp_path / "model.onnx")
     path.write_bytes(to_bytes(less))
     assert path.name == "model.neighbours.npz"
-    again = read(path, index.digest)
+    again = read_index(path, index.digest)
     assert again.digest == index.digest
     assert again.state == less.state != index.state
     assert len(again.paths) == 297
@@ -99,7 +99,7 @@ def test_a_changed_row_is_refused(what: str, tmp_path: Path) -> None:
     path = tmp_path / "x.neighbours.npz"
     path.write_bytes(to_bytes(changed(index)[what]))
     with pytest.raises(NeighboursRefused, match=r"a row was changed|in no order") as refused:
-        read(path, index.digest)
+        read_index(path, index.digest)
     assert str(path) in str(refused.value)
 
 
@@ -113,7 +113,7 @@ def test_another_metric_other_classes_and_a_row_more_have_another_digest(tmp_pat
     for other in others:
         (tmp_path / "other.npz").write_bytes(to_bytes(other))
         with pytest.raises(NeighboursRefused, match="is of another model"):
-            read(tmp_path / "other.npz", index.digest)
+            read_index(tmp_path / "other.npz", index.digest)
 
 
 @pytest.mark.parametrize("kind", ["empty", "no archive", "cut off", "another archive", "wrong shape"])

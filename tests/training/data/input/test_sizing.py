@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from training.data.input.sizing import BACKBONE, choose
+from training.data.input.sizing import BACKBONE, choose_sizing
 from training.options.config import TrainConfig
 
 
@@ -11,7 +11,7 @@ from training.options.config import TrainConfig
     [([(28, 28)] * 3, 28), ([(28, 28), (30, 30)], 64), ([(28, 30)] * 2, 64), ([(100, 100)] * 2, 64), ([(7, 7)], 64)],
 )
 def test_the_own_side_is_that_of_all_images_up_to_64_px(sides: list[tuple[int, int]], own: int) -> None:
-    assert choose(TrainConfig(model="cnn"), sides).side == own
+    assert choose_sizing(TrainConfig(model="cnn"), sides).side == own
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_the_own_side_is_that_of_all_images_up_to_64_px(sides: list[tuple[int, i
 def test_photographs_get_a_backbone_and_small_images_the_cnn(
     sizes: list[tuple[int, int]], options: dict[str, Any], model: str, side: int
 ) -> None:
-    chosen = choose(TrainConfig(**options), sizes)
+    chosen = choose_sizing(TrainConfig(**options), sizes)
     assert (chosen.model, chosen.side) == (model, side)
     assert bool(chosen.reason) == ("model" not in options)

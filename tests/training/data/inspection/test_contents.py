@@ -9,7 +9,7 @@ from training.data import duplicates, formats
 from training.data.cache import Cache
 from training.data.duplicates import Pair
 from training.data.inspection.image_file import to_rgb
-from training.data.inspection.pixels import inspect
+from training.data.inspection.pixels import inspect_pixels
 from training.options.config import TrainConfig
 
 
@@ -27,8 +27,8 @@ def test_fingerprints_are_mapped_from_a_file_that_is_gone_afterwards(
     find = Mock(side_effect=duplicates.find)
     monkeypatch.setattr(duplicates, "find", find)
     monkeypatch.setattr(duplicates, "PART", 7)
-    source = formats.find(tmp_path / "data", Cache())
-    inspected = inspect(source, TrainConfig(image_size=32), Cache(tmp_path / "cache"))
+    source = formats.find_source(tmp_path / "data", Cache())
+    inspected = inspect_pixels(source, TrainConfig(image_size=32), Cache(tmp_path / "cache"))
     fingerprints, _ = find.call_args.args
     assert isinstance(fingerprints, np.memmap)
     expected = [duplicates.fingerprint(to_rgb(source.read(i))) for i in inspected.contents.positions]

@@ -4,7 +4,7 @@ import pytest
 
 from training.data.cache import Cache
 from training.data.dataset import load_dataset
-from training.data.formats import find
+from training.data.formats import find_source
 from training.errors import DataError
 from training.options.config import TrainConfig
 
@@ -16,12 +16,12 @@ def corrections(path: Path, text: str) -> Path:
 
 def test_labels_are_replaced_and_counted(photos: Path, tmp_path: Path) -> None:
     """As a person edits label-issues.csv: a line left alone, one corrected, other columns."""
-    plain = find(photos, Cache(None))
+    plain = find_source(photos, Cache(None))
     one, other = (next(key for key in plain.keys if key.startswith(label)) for label in ("blue", "Red rash"))
     path = corrections(
         tmp_path / "c.csv", f"path,label,suggested,score\n{one},green leaf,green leaf,0.9\n{other},Red rash,blue,0.2\n"
     )
-    found = find(photos, Cache(None), corrections=path)
+    found = find_source(photos, Cache(None), corrections=path)
     changed = {key: (a, b) for key, a, b in zip(plain.keys, plain.labels, found.labels, strict=True) if a != b}
     assert changed == {one: ("blue", "green leaf")}
     assert found.notes[-1] == f"1 label is corrected by {path}."
@@ -44,9 +44,9 @@ def test_labels_are_replaced_and_counted(photos: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_corrects_nothing_is_refused(photos: Path, tmp_path: Path, text: str, message: str) -> None:
-    key = find(photos, Cache(None)).keys[0]
+    key = find_source(photos, Cache(None)).keys[0]
     with pytest.raises(DataError, match=message):
-        find(photos, Cache(None), corrections=corrections(tmp_path / "c.csv", text.replace("KEY", key)))
+        find_source(photos, Cache(None), corrections=corrections(tmp_path / "c.csv", text.replace("KEY", key)))
 
 
 def test_paths_may_be_spelt_as_in_a_manifest(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_paths_may_be_spelt_as_in_a_manifest(tmp_path: Path) -> None:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).touch()
     path = corrections(tmp_path / "c.csv", "path,label\n./cafe\u0301//1.png,dog\n dog/2.png ,caf\u00e9\n")
-    found = find(tmp_path / "data", Cache(None), corrections=path)
+    found = find_source(tmp_path / "data", Cache(None), corrections=path)
     assert dict(zip(found.keys, found.labels, strict=True)) == {
         "caf\u00e9/1.png": "dog",
         "dog/2.png": "caf\u00e9",
@@ -64,4 +64,4 @@ def test_paths_may_be_spelt_as_in_a_manifest(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_is_a_sentence(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--corrections .*absent.csv: cannot be read \(No such file"):
-        find(photos, Cache(None), corrections=tmp_path / "absent.csv")
+        find_source(photos, Cache(None), corrections=tmp_path / "absent.csv")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.data.cache import Cache
-from training.data.formats import find
+from training.data.formats import find_source
 from training.data.sources.source import Source
 from training.errors import DataError
 
@@ -19,7 +19,7 @@ def files(root: Path, *names: str) -> Path:
 
 
 def listed(root: Path, *outputs: Path) -> Source:
-    return find(root, Cache(), outputs)
+    return find_source(root, Cache(), outputs)
 
 
 def images(source: Source) -> Counter[tuple[str | None, str]]:

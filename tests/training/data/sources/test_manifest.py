@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from training.data.cache import Cache
-from training.data.formats import find
+from training.data.formats import find_source
 from training.errors import DataError
 
 
@@ -14,7 +14,7 @@ def test_values_are_clean_so_that_no_group_is_parted_by_a_blank(tmp_path: Path) 
         (tmp_path / f"{number}.png").touch()
     text = f"path , Label,group ,SPLIT\n0.png ,cat ,P0, Train\n 1.png,cat,P0 ,testing\n2.png,{accents[0]},p0,eval\n"
     (tmp_path / "m.csv").write_text(f"{text}3.png,{accents[1]},,\n", encoding="utf-8")
-    source = find(tmp_path / "m.csv", Cache())
+    source = find_source(tmp_path / "m.csv", Cache())
     assert source.keys == ["0.png", "1.png", "2.png", "3.png"]
     assert source.labels == ["cat", "cat", accents[0], accents[0]]
     assert source.groups == ["P0", "P0", "p0", ""]
@@ -33,7 +33,7 @@ def test_splits_are_named_as_folders_are(tmp_path: Path, words: tuple[str, ...],
     for word in words:
         (tmp_path / f"{word}.png").touch()
     (tmp_path / "m.csv").write_text("path,label,split\n" + "".join(f"{word}.png,cat,{word}\n" for word in words))
-    assert find(tmp_path / "m.csv", Cache()).splits == splits
+    assert find_source(tmp_path / "m.csv", Cache()).splits == splits
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_what_is_ragged_or_lacks_a_label_is_refused(tmp_path: Path, text: str, r
     (tmp_path / "0.png").touch()
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(DataError, match=reason.replace("FOLDER", str(tmp_path))):
-        find(tmp_path / "m.csv", Cache())
+        find_source(tmp_path / "m.csv", Cache())

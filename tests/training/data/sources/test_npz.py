@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from training.data.cache import Cache
-from training.data.formats import find
+from training.data.formats import find_source
 from training.errors import DataError
 
 IMAGES = np.zeros((3, 8, 8), np.uint8)
@@ -23,7 +23,7 @@ IMAGES = np.zeros((3, 8, 8), np.uint8)
 )
 def test_labels_become_names(tmp_path: Path, labels: np.ndarray, names: list[str]) -> None:
     np.savez(tmp_path / "x.npz", train_images=IMAGES, train_labels=labels)
-    assert find(tmp_path / "x.npz", Cache()).labels == names
+    assert find_source(tmp_path / "x.npz", Cache()).labels == names
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_labels_become_names(tmp_path: Path, labels: np.ndarray, names: list[str
 def test_labels_that_name_no_class_are_refused(tmp_path: Path, labels: np.ndarray) -> None:
     np.savez(tmp_path / "x.npz", train_images=IMAGES, train_labels=labels)
     with pytest.raises(DataError, match="train_labels"):
-        find(tmp_path / "x.npz", Cache())
+        find_source(tmp_path / "x.npz", Cache())
 
 
 def test_splits_are_named_as_folders_are_and_what_is_not_read_is_noted(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_splits_are_named_as_folders_are_and_what_is_not_read_is_noted(tmp_path:
     arrays: dict[str, Any] = {f"{word}_labels": np.arange(3) for word in words}
     arrays |= {f"{word}_images": np.full_like(IMAGES, number) for number, word in enumerate(words)}
     np.savez(tmp_path / "x.npz", **arrays)
-    source = find(tmp_path / "x.npz", Cache())
+    source = find_source(tmp_path / "x.npz", Cache())
     assert source.splits == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
     assert [int(np.asarray(source.read(i)).max()) for i in (0, 3, 6)] == [0, 1, 2]
     [note] = source.notes
     assert note.endswith("split: eval_labels, eval_images.")
     np.savez(tmp_path / "y.npz", train_images=IMAGES, train_labels=np.arange(3), test_images=IMAGES)
-    [note] = find(tmp_path / "y.npz", Cache()).notes
+    [note] = find_source(tmp_path / "y.npz", Cache()).notes
     assert note.endswith("split: test_images.")
     np.savez(tmp_path / "z.npz", train_images=IMAGES, train_labels=np.arange(3))
-    assert not find(tmp_path / "z.npz", Cache()).notes
+    assert not find_source(tmp_path / "z.npz", Cache()).notes

@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 from training.__main__ import main
 from training.data.dataset import Dataset, load_dataset
 from training.data.sources import objects
-from training.data.sources.objects import copied
+from training.data.sources.objects import local_copy
 from training.errors import ConfigError, DataError
 from training.options.config import TrainConfig
 
@@ -59,7 +59,7 @@ def test_a_folder_is_the_same_data_as_on_disk_and_later_only_changes_are_fetched
     assert first.name == f"s3://{BUCKET}/photos/"
     assert "data   s3://bucket/photos/: 90 of 90 objects are fetched" in capsys.readouterr().out
     cache = tmp_path / "runs" / ".cache"
-    copy = copied(url("photos/"), cache)
+    copy = local_copy(url("photos/"), cache)
     assert files(copy) == files(local)
     assert "fetched" not in capsys.readouterr().out
     untouched = (copy / "blue" / "3.png").stat().st_ctime_ns
@@ -86,7 +86,7 @@ def test_of_a_manifest_the_listed_images_are_fetched(store: S3, photos: Path, tm
     store.put("listed/labels.csv", "\n".join(["path,label", *rows]).encode())
     dataset = loaded(url("listed/labels.csv"), tmp_path)
     assert len(dataset.keys) == len(rows) == 30
-    copy = copied(url("listed/labels.csv"), tmp_path / ".cache")
+    copy = local_copy(url("listed/labels.csv"), tmp_path / ".cache")
     assert len(files(copy.parent)) == 31
     store.put(
         "listed/labels.csv", "\n".join(["path,label", *(f"./{row.replace('/', '//', 1)}" for row in rows)]).encode()
@@ -115,7 +115,7 @@ def test_a_manifest_that_is_refused_costs_no_image(text: str, reason: str, store
         store.put(f"refused/{name}", b"1")
     store.put("refused/labels.csv", text.encode())
     with pytest.raises(DataError, match=reason):
-        copied(url("refused/labels.csv"), tmp_path)
+        local_copy(url("refused/labels.csv"), tmp_path)
     assert {Path(path).name for path in files(tmp_path)} == {".lock", "labels.csv"}
 
 
@@ -126,12 +126,12 @@ def test_where_no_object_can_be_read_not_all_are_tried(tmp_path: Path, monkeypat
         (tmp_path / "store" / f"{number}.png").symlink_to("nowhere")
     (tmp_path / "store" / "last.png").write_bytes(b"1")
     with pytest.raises(FileNotFoundError, match=r"store: there is no such object"):
-        copied(Url(f"file://{tmp_path}/store"), tmp_path / "cache")
+        local_copy(Url(f"file://{tmp_path}/store"), tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*/store/last.png"))
     for number in range(5):
         (tmp_path / "store" / f"{number}.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"store: there is no such object"):
-        copied(Url(f"file://{tmp_path}/store"), tmp_path / "cache")
+        local_copy(Url(f"file://{tmp_path}/store"), tmp_path / "cache")
     assert list(tmp_path.glob("cache/*/store/last.png")), "one alone that cannot be read stops no others"
 
 
@@ -146,13 +146,13 @@ def test_an_npz_is_fetched(store: S3, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_resumes_with_what_it_has(store: S3, photos: Path, tmp_path: Path) -> None:
     store.put_folder("resumed", photos)
-    copy = copied(url("resumed"), tmp_path)
+    copy = local_copy(url("resumed"), tmp_path)
     record = copy.parent / "versions.json"
     kept = record.read_bytes()
     record.unlink()
     left = copy / "blue" / ".0.png.1.partial"
     left.touch()
-    assert files(copied(url("resumed"), tmp_path)) == files(photos), "without a record all is fetched again"
+    assert files(local_copy(url("resumed"), tmp_path)) == files(photos), "without a record all is fetched again"
     assert record.read_bytes() == kept
 
 
@@ -162,7 +162,7 @@ def test_names_that_no_file_can_have_are_refused(store: S3, tmp_path: Path, key:
     store.put(f"{prefix}/a/b.png", b"1")
     store.put(f"{prefix}/{key}", b"2")
     with pytest.raises(DataError, match=r"names that no file can have: 1\n"):
-        copied(url(prefix), tmp_path)
+        local_copy(url(prefix), tmp_path)
     assert files(tmp_path).keys() <= {next(path.name for path in tmp_path.iterdir()) + "/.lock"}
 
 
@@ -170,11 +170,11 @@ def test_what_cannot_be_read_ends_with_a_sentence(
     store: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DataError, match=r"s3://bucket/nothing: there is no such folder"):
-        copied(url("nothing"), tmp_path)
+        local_copy(url("nothing"), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/nothing\.npz: there is no such object"):
-        copied(url("nothing.npz"), tmp_path)
+        local_copy(url("nothing.npz"), tmp_path)
     with pytest.raises(ConfigError, match=r"--data store://x: expected a path, or a URL that fsspec reads"):
-        copied(Url("store://x"), tmp_path)
+        local_copy(Url("store://x"), tmp_path)
     assert main(["audit", "--data", f"s3://{BUCKET}/photos", "--out", str(tmp_path / "audit")]) == 2
     assert "--cache: expected a folder in which to keep a copy" in capsys.readouterr().err
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
