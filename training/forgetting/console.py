@@ -21,7 +21,9 @@ def show_found(person: Person, scanned: Scan, several: list[Experiment], files: 
     if len(named) > NAMES_SHOWN:
         print(f"         and {len(named) - NAMES_SHOWN:,} more")
     for key in sorted(set(person.keys) - {*person.present}):
-        print(f"warning: {key} is not in {person.images.name}: it is searched by this name alone, not by its picture")
+        print(
+            f"warning: {key} is not in {person.all_images.name}: it is searched by this name alone, not by its picture"
+        )
     print("".join(f"holds    {line}\n" for line in places(scanned)), end="")
     together = {one.run for each in several for one in each.dependents}
     for one in scanned.dependents:
@@ -73,7 +75,7 @@ def _instead(folder: Path, again: Retraining | None) -> str:
 def show_data(out: Path, person: Person, files: DataFiles) -> None:
     """Print what becomes of the images that stay in the data."""
     where = "--delete-images deletes them" if files.are_files else "who keeps it deletes them there"
-    print(f"data     {person.images.name} still holds {len(person.present):,}; {where}")
+    print(f"data     {person.all_images.name} still holds {len(person.present):,}; {where}")
     print(f"         all that reads it for {out} leaves them out, by {out / forgotten.LIST}")
     if isinstance(files.data, Url):
         print("         its copy in the cache will hold them again with the next run")

@@ -123,7 +123,7 @@ def _trained_on(run: Path, person: Person) -> tuple[ImageSet, Division] | None:
     """The data of a run, as it is or without what was forgotten before, divided as then; None where it is another."""
     with suppress(Incomparable, ModelRefused, OSError):  # no model yet, or of another version
         card = card_of(run / MODEL)
-        for images in (person.images, person.remaining):
+        for images in (person.all_images, person.images_of_later_runs):
             if images is not None and (division := training_division(images, card)) is not None:
                 return images, division
     return None
@@ -156,7 +156,7 @@ def _data(path: Path) -> str | None:
 
 def _is_other(data: str, folder: Path, person: Person) -> bool:
     """Whether the data of this name is other data, by where it is, by its images or by those answered in a folder."""
-    name, place = person.images.name, Path(data)
+    name, place = person.all_images.name, Path(data)
     if data == name:
         return False
     if DIGITS in (data, name):
@@ -166,13 +166,13 @@ def _is_other(data: str, folder: Path, person: Person) -> bool:
         return not any(_digest(root / key) == digest for key, digest in _sample(person))
     answered = keys_in(folder / runs.PREDICTIONS)
     if answered:
-        return not answered <= {*person.images.keys, *person.keys}  # a copy of the data has no others
+        return not answered <= {*person.all_images.keys, *person.keys}  # a copy of the data has no others
     return "://" in f"{data} {name}" or (place.exists() and place.resolve() != Path(name).resolve())
 
 
 def _sample(person: Person) -> list[tuple[str, Digest]]:
     """Name and digest of each of the person's images, and of some of all others."""
-    images = person.images
+    images = person.all_images
     theirs = np.flatnonzero(np.isin(images.keys, person.present))
     others = np.linspace(0, len(images.keys) - 1, min(SAMPLE, len(images.keys)), dtype=int)
     return [(images.keys[index], images.files[index].digest) for index in np.r_[theirs, others]]

@@ -45,7 +45,7 @@ class Person:
     """Everything by which a person's images are recognised."""
 
     request: ForgetRequest
-    images: ImageSet
+    all_images: ImageSet
     """All images of the data."""
     root: Path | None
     """Folder that the names are relative to; None where images are no files of their own."""
@@ -57,7 +57,7 @@ class Person:
     """Names of those that are in the data."""
     contents: frozenset[Content]
     """Size and SHA-256 of each of these."""
-    remaining: ImageSet | None
+    images_of_later_runs: ImageSet | None
     """The data without images that were forgotten before, as later runs read it; None where none were."""
     digests: frozenset[Digest]
     """Digests of the pixels of all that can be read."""
@@ -66,7 +66,7 @@ class Person:
     @property
     def least_similarity(self) -> float:
         """What the audit requires of a near-duplicate in this data."""
-        return self.images.duplicates.least_similarity
+        return self.all_images.duplicates.least_similarity
 
     @property
     def names(self) -> Names:
@@ -123,19 +123,19 @@ def recognise(request: ForgetRequest, data: Location | None, cache: Path | None,
     before = Forgotten.of(out)
     return Person(
         request=request,
-        images=images,
+        all_images=images,
         root=root,
         keys=(*(source.keys[position] for position in every), *absent),
         copies={source.keys[copy]: source.keys[original] for copy, original in copies.items()},
         present=tuple(source.keys[position] for position in every),
         contents=frozenset(Content.of(source.read(contents.positions[index])) for index in readable),
-        remaining=_remaining(data, cache, out, before) if before.contents else None,
+        images_of_later_runs=_images_of_later_runs(data, cache, out, before) if before.contents else None,
         digests=frozenset(contents.files[index].digest for index in readable),
         pictures=tuple(_shrunk(images.read(index)) for index in readable),
     )
 
 
-def _remaining(data: Location | None, cache: Path | None, out: Path, before: Forgotten) -> ImageSet:
+def _images_of_later_runs(data: Location | None, cache: Path | None, out: Path, before: Forgotten) -> ImageSet:
     """The data as runs read it that began after the last call of `forget`, from the cache where they have left it."""
     source = find_source(data, Cache(cache if isinstance(data, Url) else None), [out], forgotten=before)
     known = Cache(cache).find(CONTENTS, source.identity, TypeAdapter(Contents))
