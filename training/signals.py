@@ -42,8 +42,8 @@ class Interruption:
         self.number = self.number or signal.SIGTERM
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        again, self.number = self.number is not None, number
-        if again:
+        is_second, self.number = self.number is not None, number
+        if is_second:
             os._exit(128 + number)
         if not self._deferred:
             raise Interrupted(number)

@@ -200,5 +200,5 @@ class Store:
                 if not self.url.is_http or error.__cause__ is None or getattr(error.__cause__, "status", 0) in GONE:
                     raise FileNotFoundError(f"{self.url}: there is no such object") from error
                 cause = error.__cause__
-            said = self.url.without_secrets(f"{type(cause).__name__}: {cause}")
-            raise OSError(f"{self.url}: cannot be {done} ({said})") from error
+            reason = self.url.without_secrets(f"{type(cause).__name__}: {cause}")
+            raise OSError(f"{self.url}: cannot be {done} ({reason})") from error

@@ -122,8 +122,8 @@ def _open_on_cuda(graph: bytes, placement: Placement, threads: int) -> onnxrunti
     session = _open(graph, [cuda, CPU], options, NOT_ON_CUDA)
     if session.get_providers()[0] != CUDA:
         raise SessionError("onnxruntime could not load CUDA; its log says which library is missing")
-    if placement.on == "cuda" and (left := _on_cpu(session)):
-        raise SessionError(f"these operators of the graph would run on the CPU: {', '.join(sorted(left))}")
+    if placement.on == "cuda" and (on_cpu := _on_cpu(session)):
+        raise SessionError(f"these operators of the graph would run on the CPU: {', '.join(sorted(on_cpu))}")
     return session
 
 

@@ -39,11 +39,11 @@ class Mirror:
         self.url = url
         self.file = file
         model = Store(url)  # first: what is wrong with the URL is said of this one
-        beside = [neighbours_of(file)] * training_images + [signature_of(file)] * signed
-        self._stores = {sidecar: Store(url.beside(sidecar.name)) for sidecar in beside} | {file: model}
+        sidecars = [neighbours_of(file)] * training_images + [signature_of(file)] * signed
+        self._stores = {sidecar: Store(url.beside(sidecar.name)) for sidecar in sidecars} | {file: model}
         self._folder = file.parent
         self._intact = False
-        self._said = ""
+        self._last_error = ""
         _make_private(self._folder)
 
     def fetch(self) -> FetchOutcome:
@@ -65,9 +65,9 @@ class Mirror:
             return self._fails("missing", error)
         except OSError as error:
             return self._fails("failed", error)
-        if outcome == "fetched" or self._said:
+        if outcome == "fetched" or self._last_error:
             log.info("%s: %s", self.url, f"fetched to {self.file}" if outcome == "fetched" else "unchanged")
-        self._said = ""
+        self._last_error = ""
         return outcome
 
     def refresh_within(self, seconds: float | None) -> None:
@@ -124,8 +124,8 @@ class Mirror:
         return same
 
     def _fetch(self, wanted: dict[str, Version]) -> None:
-        for left in self._folder.glob(".*.partial"):  # by a process that was killed
-            left.unlink()
+        for partial in self._folder.glob(".*.partial"):  # by a process that was killed
+            partial.unlink()
         fetched = {file: file.with_name(f".{file.name}.new") for file in self._stores if file.name in wanted}
         try:
             for file, new in fetched.items():
@@ -149,8 +149,8 @@ class Mirror:
 
     def _fails(self, outcome: FetchOutcome, error: OSError) -> FetchOutcome:
         """Log an error once, not at every poll."""
-        if str(error) != self._said:
-            self._said = str(error)
+        if str(error) != self._last_error:
+            self._last_error = str(error)
             still = "the last copy is used" if self.file.exists() else "there is no copy yet"
             log.warning("%s; %s, and it is tried again", error, still)
         return outcome

@@ -74,7 +74,7 @@ class Reloader:
         self._observe = observe
         self._judged: FileState | None = None
         self._failed: FileState | None = None
-        self._said = ""
+        self._last_error = ""
         self._pause_s = FIRST_PAUSE_S
         self._not_before = 0.0
         self._last_state: FileState | None = None
@@ -144,12 +144,12 @@ class Reloader:
 
     def _try_later(self, state: FileState, error: Exception) -> ReloadOutcome:
         """Log an error once, not at every attempt."""
-        again = state == self._failed
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else FIRST_PAUSE_S
+        repeated = state == self._failed
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if repeated else FIRST_PAUSE_S
         self._not_before = monotonic() + self._pause_s
-        if not again or repr(error) != self._said:
+        if not repeated or repr(error) != self._last_error:
             log.error("the new model could not be loaded, %s, and it is tried again", self._still, exc_info=error)
-        self._failed, self._said = state, repr(error)
+        self._failed, self._last_error = state, repr(error)
         return "failed"
 
     @property

@@ -19,8 +19,8 @@ def gpus_add_up() -> Result:
     if not torch.cuda.is_available():
         raise Skipped(f"{NO_GPU}; processes on CPUs exchange by gloo")
     count = torch.cuda.device_count()
-    said = torchrun(count, "cuda")
-    detail = said if count > 1 else f"{said}; one GPU shows nothing of the way between two"
+    printed = torchrun(count, "cuda")
+    detail = printed if count > 1 else f"{printed}; one GPU shows nothing of the way between two"
     return Result(detail=detail, numbers={"gpus": float(count)})
 
 

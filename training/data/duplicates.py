@@ -117,13 +117,13 @@ def find(fingerprints: np.ndarray, digests: Sequence[str]) -> Duplicates:
 def _exact(digests: np.ndarray) -> tuple[Indices, list[Pair]]:
     """The first image of each digest, and each other one paired with the one of the same digest before it."""
     order = np.argsort(digests, kind="stable")
-    again = digests[order[1:]] == digests[order[:-1]]
-    pairs = np.stack([order[:-1], order[1:]], axis=1)[again]
+    equals_next = digests[order[1:]] == digests[order[:-1]]
+    pairs = np.stack([order[:-1], order[1:]], axis=1)[equals_next]
     exact = [
         Pair(first=first, second=second, kind="exact", change="", similarity=1.0)
         for first, second in pairs[np.argsort(pairs[:, 0])].tolist()
     ]
-    return np.sort(np.delete(order, np.flatnonzero(again) + 1)), exact
+    return np.sort(np.delete(order, np.flatnonzero(equals_next) + 1)), exact
 
 
 def required_similarity(fingerprints: np.ndarray) -> float:

@@ -79,8 +79,8 @@ def opened(run: Path, *, resume: bool) -> Iterator[None]:
         (run / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         if is_new:
             refuse_taken(run)  # by a run that held the lock until now
-            for left in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # the rest is written over
-                left.unlink(missing_ok=True)
+            for leftover in (run / CONFIG, run / HISTORY, *run.glob(CURVES)):  # the rest is written over
+                leftover.unlink(missing_ok=True)
         yield
 
 
@@ -197,7 +197,9 @@ def _with_decisions(requested: TrainConfig, run_config: TrainConfig) -> TrainCon
 
     Raises CheckpointRefused where the file has another content than the copy, ConfigError where it cannot be read.
     """
-    decided = {name: getattr(run_config, name) for name, left in OPEN.items() if getattr(requested, name) == left}
+    decided = {
+        name: getattr(run_config, name) for name, open_value in OPEN.items() if getattr(requested, name) == open_value
+    }
     if run_config.own_network and requested.weights == "none":
         decided["weights"] = run_config.weights
     for name, same in (("augment", same_bytes), ("costs", costs.same)):

@@ -53,8 +53,8 @@ def folds(config: FoldsConfig) -> Path:
     check_options(checked if config.final else replace(checked, promote="never"))
     images = load_images(checked, partial(check_columns, config))
     fold_parts = parts(config, images)
-    if several := parted(config, images):
-        print(f"warning: {several}")
+    if finding := parted(config, images):
+        print(f"warning: {finding}")
     dataset = load_dataset(replace(checked, fold=fold_parts[0].fold))
     prepare_folds(folder, config)
     by_run = {folder / "runs" / part.name: part for part in fold_parts}
@@ -123,8 +123,8 @@ def check_complete(answers: OutOfFold, images: ImageSet, leaks: Leaks) -> None:
     """Raise DataError where images are in no fold, other than those that show one picture under two labels."""
     expected = np.ones(len(images.keys), bool) if leaks != "drop" else ~splits.contradictions(images)
     expected[answers.indices] = False
-    left = [key for key, is_left in zip(images.keys, expected, strict=True) if is_left]
-    refuse(images.name, "images that no fold answers, as they came later; --name begins anew", left)
+    unanswered = [key for key, is_left in zip(images.keys, expected, strict=True) if is_left]
+    refuse(images.name, "images that no fold answers, as they came later; --name begins anew", unanswered)
 
 
 def _folder_name(config: FoldsConfig) -> str:
@@ -187,8 +187,8 @@ def fold_failure(job: TrainingJob, code: int, failed: str) -> FoldFailed:
         reason = f"stopped by {signal.Signals(code - 128).name}"
     else:
         reason = _last_error(job.log)
-    again = f"the same command makes {failed} again"
-    return FoldFailed(f"fold {job.name} failed with exit code {code} ({job.log}); {again}\n{reason}", code)
+    remedy = f"the same command makes {failed} again"
+    return FoldFailed(f"fold {job.name} failed with exit code {code} ({job.log}); {remedy}\n{reason}", code)
 
 
 def _last_error(log: Path) -> str:
@@ -197,8 +197,8 @@ def _last_error(log: Path) -> str:
     starts = [number for number, line in enumerate(lines) if line.startswith(("error: ", "Traceback "))]
     if not starts or lines[starts[-1]].startswith("Traceback "):
         return lines[-1] if lines else "it wrote no output"
-    said = [line for line in lines[starts[-1] :] if not line.startswith("--resume ")]
-    return "\n".join(said).removeprefix("error: ")
+    message = [line for line in lines[starts[-1] :] if not line.startswith("--resume ")]
+    return "\n".join(message).removeprefix("error: ")
 
 
 def job(run: Path, fold: str, config: FoldsConfig) -> TrainingJob:

@@ -64,12 +64,12 @@ def parted(config: FoldsConfig, images: ImageSet) -> str | None:
         return None
     members = np.isin(component, numbers)
     shown = ", ".join(images.keys[i] for i in np.flatnonzero(members)[:3])
-    several = (
+    finding = (
         f"{len(numbers):,} groups or pictures, {members.sum():,} images such as {shown}, have several values of "
         f"{left_out.name_of(config.leave_out)}"
     )
     if config.leaks == "error":
-        raise DataError(f"{images.name}: {several}; --leaks drop takes them out of training")
+        raise DataError(f"{images.name}: {finding}; --leaks drop takes them out of training")
     if config.leaks == "warn":
-        return f"{several}: a model may be tested on what it has learned (--leaks warn)"
-    return f"{several}: each is left out of the trainings that are tested on another image of it (--leaks drop)"
+        return f"{finding}: a model may be tested on what it has learned (--leaks warn)"
+    return f"{finding}: each is left out of the trainings that are tested on another image of it (--leaks drop)"

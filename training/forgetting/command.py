@@ -14,7 +14,7 @@ from training.errors import CheckFailed, ConfigError
 from training.forgetting.console import places, show_data, show_found, show_weights
 from training.forgetting.data_files import DataFiles
 from training.forgetting.dependents import mark
-from training.forgetting.experiments import experiments
+from training.forgetting.experiments import find_experiments
 from training.forgetting.person import ForgetRequest, Person, recognise
 from training.forgetting.retraining import Retraining
 from training.forgetting.scan import Scan, scan
@@ -66,35 +66,35 @@ def forget(config: ForgetConfig, interruption: Interruption | None = None) -> Pa
     group = None if config.group is None else clean(config.group)
     person = recognise(ForgetRequest(group=group, paths=config.path), config.data, cache, out)
     scanned = scan(out, cache, person)
-    several = experiments(scanned.dependents)
+    experiments = find_experiments(scanned.dependents)
     files = DataFiles.of(config.data, person, scanned.dependents)
     if config.delete_images:
         files.check()
     if config.retrain and person.present and isinstance(config.data, Url):
         raise ConfigError(f"--retrain: {config.data} still holds the images, and so would its copy; delete them there")
-    show_found(person, scanned, several, files)
+    show_found(person, scanned, experiments, files)
     if not config.yes:
         print("\nNothing was changed: --yes takes it away.")
         return out
     _take_away(out, scanned, person)
     if config.delete_images:
         files.delete()
-    again = Retraining(
+    retraining = Retraining(
         out=out,
         cache=cache,
         data=config.data,
         dependents=scanned.dependents,
-        experiments=several,
+        experiments=experiments,
         interruption=interruption,
     )
-    retrained = again.make() if config.retrain else {}
-    left = scan(out, cache, person, scanned)
-    append_line(out / RECORD, json.dumps(_record(config, person, scanned, retrained) | {"absent": not left.found}))
+    retrained = retraining.make() if config.retrain else {}
+    rescan = scan(out, cache, person, scanned)
+    append_line(out / RECORD, json.dumps(_record(config, person, scanned, retrained) | {"absent": not rescan.found}))
     print()
-    show_weights(out, scanned, several, again if config.retrain else None)
+    show_weights(out, scanned, experiments, retraining if config.retrain else None)
     if person.present and not config.delete_images:
         show_data(out, person, files)
-    _conclude(left)
+    _conclude(rescan)
     return out
 
 
@@ -138,11 +138,11 @@ def forget_summary(out: Path) -> str:
     )
 
 
-def _conclude(left: Scan) -> None:
+def _conclude(rescan: Scan) -> None:
     """Print what was searched again. Raises CheckFailed where anything is left."""
-    print(f"searched {left.searched}, after that")
-    if left.found:
-        raise CheckFailed("\n".join(["absent: no; left:", *places(left)]))
+    print(f"searched {rescan.searched}, after that")
+    if rescan.found:
+        raise CheckFailed("\n".join(["absent: no; left:", *places(rescan)]))
     print("absent: yes")
 
 

@@ -13,7 +13,7 @@ from training.forgetting.retraining import Retraining
 from training.forgetting.scan import Scan
 
 
-def show_found(person: Person, scanned: Scan, several: list[Experiment], files: DataFiles) -> None:
+def show_found(person: Person, scanned: Scan, experiments: list[Experiment], files: DataFiles) -> None:
     """Print what is known of the person, where, and what depends on it."""
     named = [f"{key} (a copy of {person.copies[key]})" if key in person.copies else key for key in person.keys]
     print(f"person   {len(person.keys) - len(person.copies):,} images, and {len(person.copies):,} copies of them")
@@ -25,11 +25,11 @@ def show_found(person: Person, scanned: Scan, several: list[Experiment], files: 
             f"warning: {key} is not in {person.all_images.name}: it is searched by this name alone, not by its picture"
         )
     print("".join(f"holds    {line}\n" for line in places(scanned)), end="")
-    together = {one.run for each in several for one in each.dependents}
+    together = {one.run for each in experiments for one in each.dependents}
     for one in scanned.dependents:
         if one.run not in together:
             print(f"{'weights' if one.depends else 'run':8} {one.run}: {one.sentence}")
-    print("".join(f"{one.kind:8} {one.folder}: {one.sentence}\n" for one in several), end="")
+    print("".join(f"{one.kind:8} {one.folder}: {one.sentence}\n" for one in experiments), end="")
     for path, what in files.listed():
         print(f"data     {path}: {what}")
     print(f"searched {scanned.searched}")
@@ -45,31 +45,32 @@ def places(scanned: Scan) -> list[str]:
     return lines + [f"{entry.folder}: a cache entry with them" for entry in scanned.entries]
 
 
-def show_weights(out: Path, scanned: Scan, several: list[Experiment], again: Retraining | None) -> None:
+def show_weights(out: Path, scanned: Scan, experiments: list[Experiment], retraining: Retraining | None) -> None:
     """Print which weights still depend on the images, and what has taken their place."""
     latest = out / runs.LATEST
     served = latest.resolve() if latest.is_symlink() else None
     for run in scanned.dependent:
         if served == run.resolve():
-            new = again.made.get(run) if again else None
+            new = retraining.made.get(run) if retraining else None
             then = f'; `promote {new} --force --reason "..."` moves it' if new else ""
             print(f"WARNING: {latest} leads to {run}, whose weights depend on them: it is still served{then}")
-    together = {one.run for each in several for one in each.dependents}
+    together = {one.run for each in experiments for one in each.dependents}
     for run in scanned.dependent:
         if run not in together:
-            print(f"weights  {run} is marked ({runs.FORGOTTEN}); delete it where nobody needs it{_instead(run, again)}")
-    for one in several:
+            marked = f"is marked ({runs.FORGOTTEN}); delete it where nobody needs it"
+            print(f"weights  {run} {marked}{_instead(run, retraining)}")
+    for one in experiments:
         marked = f"{len(one.dependents)} of its {one.total} runs marked; delete it where nobody needs it"
-        print(f"{one.kind:8} {one.folder} has {marked}{_instead(one.folder, again)}")
-    if scanned.dependent and again is None:
+        print(f"{one.kind:8} {one.folder} has {marked}{_instead(one.folder, retraining)}")
+    if scanned.dependent and retraining is None:
         print("again    with --retrain, the same command trains them again, without the images")
 
 
-def _instead(folder: Path, again: Retraining | None) -> str:
-    if again is None:
+def _instead(folder: Path, retraining: Retraining | None) -> str:
+    if retraining is None:
         return ""
-    new = again.made.get(folder)
-    return f"; in its place is {new}" if new else f"; not made again: {again.left[folder]}"
+    new = retraining.made.get(folder)
+    return f"; in its place is {new}" if new else f"; not made again: {retraining.not_made[folder]}"
 
 
 def show_data(out: Path, person: Person, files: DataFiles) -> None:

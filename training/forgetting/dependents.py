@@ -97,7 +97,7 @@ def of_other_data(folder: Path, out: Path, person: Person) -> bool:
     Not where that cannot be known: data that is not there any more may be the same, in another place.
     """
     for place in (folder, *folder.parents):
-        data = next((said for name in ABOUT if (said := _data(place / name)) is not None), None)
+        data = next((source for name in ABOUT if (source := _data(place / name)) is not None), None)
         if data is not None:
             return _is_other(data, place, person)
         if place == out:
@@ -150,8 +150,8 @@ def _data(path: Path) -> str | None:
         return None
     if not isinstance(facts, dict) or "data" not in facts:
         return None
-    said = facts["data"]
-    return str((said.get("name") if isinstance(said, dict) else said) or DIGITS)
+    data = facts["data"]
+    return str((data.get("name") if isinstance(data, dict) else data) or DIGITS)
 
 
 def _is_other(data: str, folder: Path, person: Person) -> bool:

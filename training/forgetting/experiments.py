@@ -54,10 +54,10 @@ class Experiment:
             given = options | how | {"data": data, "out": out, "cache": cache, "name": name, "floor": ()}
             return folds(FoldsConfig(**given))
         declared = self.folder / runs.STUDY
-        again = StudyConfig(study=str(declared), data=data, out=self.folder.parent, name=name, cache=cache, yes=True)
+        config = StudyConfig(study=str(declared), data=data, out=self.folder.parent, name=name, cache=cache, yes=True)
         if self.kind == "search":
-            again = replace(again, study="search", paths=(declared,), trials=self.total)
-        return study(again)
+            config = replace(config, study="search", paths=(declared,), trials=self.total)
+        return study(config)
 
     def _folds_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What makes the parts, and the options of each training. Raises ConfigError."""
@@ -67,7 +67,7 @@ class Experiment:
         return how, {name: option(name, value, str(path)) for name, value in values.items()}
 
 
-def experiments(dependents: Sequence[Dependent]) -> list[Experiment]:
+def find_experiments(dependents: Sequence[Dependent]) -> list[Experiment]:
     """Those whose runs are among the dependents, by name: folds by a column are compared with those without."""
     folders = sorted({one.run.parent.parent for one in dependents if one.depends and one.run.parent.name == RUNS})
     return [

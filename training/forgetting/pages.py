@@ -80,9 +80,9 @@ def without(page: str, unwanted: Unwanted) -> tuple[str, Counts]:
     def shows(part: str) -> bool:
         return part in names or any(picture in unwanted.pictures for picture in pictures(part))
 
-    left = _Page(page)
-    left.drop(_FIGURE, lambda figure: shows(figure) or (unwanted.examples and "figcaption" not in figure))
-    left.drop(_IMG, lambda image: shows(image) or (unwanted.sheet and f'alt="{SHEET}"' in image))
-    left.drop(_ROW, lambda row: row in names)
-    left.text, others = sentences(left.text, names)
-    return left.text, left.counts + others
+    rest = _Page(page)
+    rest.drop(_FIGURE, lambda figure: shows(figure) or (unwanted.examples and "figcaption" not in figure))
+    rest.drop(_IMG, lambda image: shows(image) or (unwanted.sheet and f'alt="{SHEET}"' in image))
+    rest.drop(_ROW, lambda row: row in names)
+    rest.text, others = sentences(rest.text, names)
+    return rest.text, rest.counts + others

@@ -32,7 +32,7 @@ class Retraining:
     interruption: Interruption | None
     made: dict[Path, Path] = field(default_factory=dict)
     """New folders by old ones."""
-    left: dict[Path, str] = field(default_factory=dict)
+    not_made: dict[Path, str] = field(default_factory=dict)
     """Runs and experiments that are not made again, and why."""
 
     def __post_init__(self) -> None:
@@ -53,12 +53,12 @@ class Retraining:
         of_experiments = {run for one in self.experiments for run in (each.run for each in one.dependents)}
         for one in self.dependents:
             if one.depends and one.run not in self._runs and one.run not in of_experiments:
-                self.left[one.run] = "another command has made it, and makes it again"
+                self.not_made[one.run] = "another command has made it, and makes it again"
         return {old.name: new.name for old, new in self.made.items()}
 
     def _new(self, folder: Path) -> Path | None:
         """The new folder in the place of a run or an experiment, made where it is not; None where it cannot be."""
-        if folder in self.made or folder in self.left:
+        if folder in self.made or folder in self.not_made:
             return self.made.get(folder)
         origin = self._origin(folder)
         if origin != folder:
@@ -68,7 +68,7 @@ class Retraining:
         else:
             new = self._run(self._runs[folder])
         if new is None:
-            self.left.setdefault(folder, f"it follows {origin}")
+            self.not_made.setdefault(folder, f"it follows {origin}")
         else:
             self.made[folder] = new
         return new
@@ -90,12 +90,12 @@ class Retraining:
             options = replace(options, data=self.data)
         if one.started_from is not None:
             if (start := self._started_from(one.started_from)) is None:
-                self.left[one.run] = f"it started from {one.started_from}, which is not made again"
+                self.not_made[one.run] = f"it started from {one.started_from}, which is not made again"
                 return None
             options = replace(options, init_from=start)
         if options.from_folds is not None:
             if (parts := self._folds(options.from_folds)) is None:
-                self.left[one.run] = f"its scores are those of {options.from_folds}, which are not made again"
+                self.not_made[one.run] = f"its scores are those of {options.from_folds}, which are not made again"
                 return None
             options = replace(options, from_folds=parts, best_epoch=None)
         follows = self._latest is not None and self._latest in {run.resolve() for run in self._in_place_of(one.run)}
@@ -129,7 +129,7 @@ class Retraining:
 
     def _experiment(self, one: Experiment) -> Path | None:
         if any(each.started_from is not None for each in one.dependents):
-            self.left[one.folder] = "its runs started from runs that depend on them; it is to be declared anew"
+            self.not_made[one.folder] = "its runs started from runs that depend on them; it is to be declared anew"
             return None
         print(f"again  {one.folder}", flush=True)
         name = next(name for name in _names(one.base.name) if not self._depends(one.base.with_name(name)))

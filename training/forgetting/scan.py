@@ -160,10 +160,10 @@ class _Search:
         if not fingerprints:
             return
         # Equal pictures in many pages would take all places among the nearest.
-        known, of = np.unique(np.stack([*fingerprints.values()]), return_inverse=True)
+        known, numbers = np.unique(np.stack([*fingerprints.values()]), return_inverse=True)
         pairs = duplicates.copies(self.person.fingerprints(), known, self.person.least_similarity)
         same = {pair.second for pair in pairs}
-        shown = [place for place, number in zip(fingerprints, of.ravel(), strict=True) if number in same]
+        shown = [place for place, number in zip(fingerprints, numbers.ravel(), strict=True) if number in same]
         self._shown = frozenset(place for place in shown if isinstance(place, str))
         self._images = frozenset(place for place in shown if isinstance(place, Path))
 

@@ -63,8 +63,10 @@ def bands(name: str, along: str, panels: Panels) -> Figure:
     The axis is logarithmic where the values above zero span more than three powers of ten and none is below zero. A
     zero, such as the gradient of a branch that starts at zero, is then a gap between the dots.
     """
-    every = [value for lines in panels.values() for of in lines.values() for seed in of for value in seed if value]
-    logarithmic = bool(every) and min(every) > 0 and max(every) > 1000 * min(every)
+    values = [
+        value for lines in panels.values() for seeds in lines.values() for seed in seeds for value in seed if value
+    ]
+    logarithmic = bool(values) and min(values) > 0 and max(values) > 1000 * min(values)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):

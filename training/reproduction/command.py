@@ -72,8 +72,8 @@ def reproduce(config: ReproduceConfig, interruption: Interruption | None = None)
     _check_data(config, card)
     with TemporaryDirectory() as folder, _threads(card.provenance):
         run = train(_options(config, card, Path(folder)), interruption)
-    again = open_model(run / MODEL, threads=0)
-    facts = _facts(original, again)
+    reproduction = open_model(run / MODEL, threads=0)
+    facts = _facts(original, reproduction)
     write_atomically(run / RESULT, lambda file: file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode()))
     if not facts["identical"]:
         print(reproduction_summary(run))
@@ -156,16 +156,16 @@ def _threads(recorded: Provenance) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _facts(original: Classifier, again: Classifier) -> dict[str, Any]:
-    then, now = original.card.provenance, again.card.provenance
-    results = differing_results((original.card, again.card), (original.path, again.path))
+def _facts(original: Classifier, reproduction: Classifier) -> dict[str, Any]:
+    then, now = original.card.provenance, reproduction.card.provenance
+    results = differing_results((original.card, reproduction.card), (original.path, reproduction.path))
     return {
         "identical": not results,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "file_digest": original.digest,
         "data_digest": then.data_digest,
         "version": original.card.version,
-        "version_again": again.card.version,
+        "version_again": reproduction.card.version,
         "weights": then.checkpoint_digest,
         "weights_again": now.checkpoint_digest,
         "differing_results": results,

@@ -57,8 +57,8 @@ class Comparisons:
 def conclude(questions: Sequence[Question], results: Sequence[RunResult]) -> list[Conclusion | None]:
     """The answer of these results to each question; None when no run, or none of its reference, has a value."""
     comparisons = [_compare(question, results) for question in questions]
-    corrected = iter(holm([p for of in comparisons if of is not None for p in of.p_values]))
-    return [None if of is None else _conclusion(of, corrected) for of in comparisons]
+    corrected = iter(holm([p for each in comparisons if each is not None for p in each.p_values]))
+    return [None if each is None else _conclusion(each, corrected) for each in comparisons]
 
 
 def why_none(question: Question, results: Sequence[RunResult]) -> str:

@@ -59,7 +59,7 @@ def identity(study: Study) -> tuple[dict[str, object], dict[str, object]]:
     axes: dict[str, object] = {
         axis: {level: plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
     }
-    axes |= {name: asdict(of) for name, of in study.ranges.items()}
+    axes |= {name: asdict(limits) for name, limits in study.ranges.items()}
     return plain(study.base), axes
 
 

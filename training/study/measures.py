@@ -50,7 +50,7 @@ class Measure:
     better: Literal["higher", "lower", "as the score"] | None
     """As the score: lower where runs are compared by their log loss, else higher."""
     sentence: str
-    of: Callable[[RunMeasurements], float | None]
+    value_of: Callable[[RunMeasurements], float | None]
     places: int = 3
     exact: bool = False
     """Whether no seed changes it, so that a difference without spread is no chance."""
@@ -116,13 +116,13 @@ def in_time(epochs: Sequence[Epoch], time_s: float) -> float | None:
     return best(in_budget)
 
 
-def _last(of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], float | None]:
-    return lambda run: of(run.history.epochs[-1]) if run.history.epochs else None
+def _last(value_of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], float | None]:
+    return lambda run: value_of(run.history.epochs[-1]) if run.history.epochs else None
 
 
-def _mean(of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], float | None]:
+def _mean(value_of: Callable[[Epoch], float | None]) -> Callable[[RunMeasurements], float | None]:
     def mean(run: RunMeasurements) -> float | None:
-        values = [value for line in run.history.epochs if (value := of(line)) is not None]
+        values = [value for line in run.history.epochs if (value := value_of(line)) is not None]
         return sum(values) / len(values) if values else None
 
     return mean
@@ -136,7 +136,7 @@ def _scored(split: Split, name: str) -> Measure:
         title=f"{of_score} on {on} images",
         better="lower" if name == "log_loss" else "higher",
         sentence=f"{{a}} had {article} {of_score} of {{x}} on {on} images against {{y}} of {{b}}",
-        of=lambda run: None if run.scores is None else run.scores[split][name],
+        value_of=lambda run: None if run.scores is None else run.scores[split][name],
     )
 
 
@@ -157,19 +157,19 @@ MEASURES: dict[str, Measure] = {
         title="validation score",
         better="as the score",
         sentence="{a} scored {x} on validation images against {y} of {b}",
-        of=lambda run: None if run.scores is None else run.scores["val"][run.score],
+        value_of=lambda run: None if run.scores is None else run.scores["val"][run.score],
     ),
     "final_val_score": Measure(
         title="validation score after the last epoch, before the bias is fitted",
         better="as the score",
         sentence="{a} scored {x} on validation images after the last epoch against {y} of {b}",
-        of=_last(lambda line: line.val_score),
+        value_of=_last(lambda line: line.val_score),
     ),
     IN_EQUAL_TIME: Measure(
         title="validation score in equal training time, before the bias is fitted",
         better="as the score",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
-        of=lambda run: in_time(run.history.epochs, run.reference.time_s),
+        value_of=lambda run: in_time(run.history.epochs, run.reference.time_s),
         reached=True,
     ),
     **{f"{split}_{name}": _scored(split, name) for split in ("val", "test") for name in TITLES},
@@ -177,19 +177,19 @@ MEASURES: dict[str, Measure] = {
         title="training loss in the last epoch",
         better="lower",
         sentence="{a} ended with a training loss of {x} against {y} of {b}",
-        of=_last(lambda line: line.train_loss),
+        value_of=_last(lambda line: line.train_loss),
     ),
     "gap": Measure(
         title="accuracy on training less on validation images",
         better="lower",
         sentence="{a} was {x} more accurate on training than on validation images against {y} of {b}",
-        of=_gap,
+        value_of=_gap,
     ),
     "epochs_to_common": Measure(
         title="epochs to 95 % of the median run's final validation score",
         better="lower",
         sentence="{a} reached 95 % of the median run's final validation score in {x} epochs against {y} of {b}",
-        of=lambda run: (
+        value_of=lambda run: (
             None
             if not run.reference.common_score
             else epochs_to(SHARE * run.reference.common_score, rising(run.history.epochs, run.score))
@@ -201,7 +201,9 @@ MEASURES: dict[str, Measure] = {
         title="epochs to 95 % of the final validation score",
         better="lower",
         sentence="{a} reached 95 % of its final validation score in {x} epochs against {y} of {b}",
-        of=lambda run: epochs_to_share(rising(run.history.epochs, run.score), chance(run.score, run.history.classes)),
+        value_of=lambda run: epochs_to_share(
+            rising(run.history.epochs, run.score), chance(run.score, run.history.classes)
+        ),
         places=1,
         reached=True,
     ),
@@ -209,21 +211,21 @@ MEASURES: dict[str, Measure] = {
         title="variance of the training loss between steps",
         better="lower",
         sentence="the training loss of {a} varied between steps by a variance of {x} against {y} of {b}",
-        of=_mean(lambda line: line.loss_variance),
+        value_of=_mean(lambda line: line.loss_variance),
         places=4,
     ),
     "seconds_an_epoch": Measure(
         title="seconds an epoch",
         better="lower",
         sentence="an epoch of {a} took {x} s against {y} s of {b}",
-        of=_mean(lambda line: line.seconds),
+        value_of=_mean(lambda line: line.seconds),
         places=2,
     ),
     "steps_an_epoch": Measure(
         title="steps an epoch",
         better=None,
         sentence="an epoch of {a} had {x} steps against {y} of {b}",
-        of=lambda run: float(run.history.steps_an_epoch),
+        value_of=lambda run: float(run.history.steps_an_epoch),
         places=0,
         exact=True,
     ),
@@ -231,7 +233,7 @@ MEASURES: dict[str, Measure] = {
         title="parameters",
         better=None,
         sentence="{a} has {x} parameters against {y} of {b}",
-        of=lambda run: float(run.history.parameters),
+        value_of=lambda run: float(run.history.parameters),
         places=0,
         exact=True,
     ),
@@ -240,7 +242,7 @@ MEASURES: dict[str, Measure] = {
         better=None,
         sentence="before the first step the gradient's variance changed from the last layer to the first by a factor "
         "of 10 to the {x} in {a} against 10 to the {y} in {b}",
-        of=lambda run: _ratio(run.history.at_start, "gradient_variance"),
+        value_of=lambda run: _ratio(run.history.at_start, "gradient_variance"),
         places=2,
     ),
     "signal_ratio": Measure(
@@ -248,14 +250,14 @@ MEASURES: dict[str, Measure] = {
         better=None,
         sentence="before the first step the activations' variance changed from the first layer to the last by a factor "
         "of 10 to the {x} in {a} against 10 to the {y} in {b}",
-        of=lambda run: _ratio(run.history.at_start[::-1], "output_variance"),
+        value_of=lambda run: _ratio(run.history.at_start[::-1], "output_variance"),
         places=2,
     ),
     "diverged": Measure(
         title="diverged",
         better="lower",
         sentence="the share of runs of {a} that diverged was {x} against {y} of {b}",
-        of=lambda run: float(run.history.diverged is not None),
+        value_of=lambda run: float(run.history.diverged is not None),
         places=2,
     ),
 }

@@ -33,7 +33,7 @@ def image_outlook(study: Study, results: Sequence[RunResult]) -> list[dict[str, 
     for result in results:
         others = [f"{axis} {level}" for axis, level in result.cell.levels.items() if axis not in sizes]
         by_others[", ".join(others)].append(result)
-    curves = {title: curves_of(of) for title, of in by_others.items()}
+    curves = {title: curves_of(group) for title, group in by_others.items()}
     best = max(curves, key=lambda title: _score_at_most(curves[title][OVERALL]))
     forecasts = [
         each

@@ -69,7 +69,9 @@ def _facts(folder: Path, study: Study, results: Sequence[RunResult]) -> dict[str
         "name": folder.name,
         "title": study.title,
         "base": plain(study.base),
-        "axes": {axis: {level: plain(options) for level, options in of.items()} for axis, of in study.axes.items()},
+        "axes": {
+            axis: {level: plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
+        },
         "seeds": study.seeds,
         "answers": [
             _answer(question, conclusion, results)
@@ -159,7 +161,8 @@ def _drawings(study: Study, results: Sequence[RunResult]) -> dict[str, Figure]:
     def of_epochs(name: str) -> Panels:
         return {
             title: {
-                level: [[getattr(line, name) for line in result.epochs] for result in of] for level, of in shown.items()
+                level: [[getattr(line, name) for line in result.epochs] for result in group]
+                for level, group in shown.items()
             }
             for title, shown in panels.items()
         }
@@ -167,8 +170,8 @@ def _drawings(study: Study, results: Sequence[RunResult]) -> dict[str, Figure]:
     def of_layers(name: str) -> Panels:
         return {
             title: {
-                level: [[getattr(layer, name) for layer in result.at_start] for result in of]
-                for level, of in shown.items()
+                level: [[getattr(layer, name) for layer in result.at_start] for result in group]
+                for level, group in shown.items()
             }
             for title, shown in panels.items()
         }

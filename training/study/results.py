@@ -108,7 +108,7 @@ def _result(cell: Cell, run: Path, record: History | None, references: Mapping[i
     if record is not None and state in ("done", "diverged"):
         scores = read_scores(run) if state == "done" else None
         measurements = RunMeasurements(history=record, scores=scores, reference=references[cell.seed], score=cell.score)
-        values = {name: measure.of(measurements) for name, measure in MEASURES.items()}
+        values = {name: measure.value_of(measurements) for name, measure in MEASURES.items()}
     return RunResult(
         cell=cell,
         folder=run,

@@ -128,9 +128,9 @@ def distributions(space: Study) -> dict[str, BaseDistribution]:
     drawn: dict[str, BaseDistribution] = {
         axis: CategoricalDistribution(list(levels)) for axis, levels in space.axes.items()
     }
-    for name, of in space.ranges.items():
-        whole = isinstance(of.low, int) and isinstance(of.high, int)
-        drawn[name] = (IntDistribution if whole else FloatDistribution)(of.low, of.high, log=of.log)  # type: ignore[arg-type]
+    for name, limits in space.ranges.items():
+        whole = isinstance(limits.low, int) and isinstance(limits.high, int)
+        drawn[name] = (IntDistribution if whole else FloatDistribution)(limits.low, limits.high, log=limits.log)  # type: ignore[arg-type]
     return drawn
 
 

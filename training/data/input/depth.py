@@ -24,9 +24,9 @@ def counts(raw: bytes) -> Counts:
     return np.bincount(colours.ravel(), minlength=HIGHEST + 1)
 
 
-def spread(of: Counts) -> Depth:
+def spread(counted: Counts) -> Depth:
     """The depth whose range is what lies between the two percentiles. Raises ValueError where nothing was counted."""
-    total = np.cumsum(of)
+    total = np.cumsum(counted)
     if not total[-1]:
         raise ValueError("expected counts of at least one value")
     low, high = (int(np.searchsorted(total, share * total[-1])) for share in (BELOW, ABOVE))

@@ -210,12 +210,12 @@ def _splits(root: Path, tops: Sequence[Folder]) -> dict[Path, Split]:
         if others and len(set(splits.values())) == 1:
             return {}
         raise _doubt(root, named, others)
-    several = len(set(splits.values())) > 1 and len(divided) > 1
+    has_several = len(set(splits.values())) > 1 and len(divided) > 1
     shared = {
         name for top in divided for name in top.with_images if any(name in t.with_images for t in tops if t != top)
     }
-    if others and not (several and shared):
-        if shared or several or {top.path.name for top in others} & divided[0].with_images:
+    if others and not (has_several and shared):
+        if shared or has_several or {top.path.name for top in others} & divided[0].with_images:
             raise _doubt(root, named, others)
         return {}
     return splits
@@ -238,7 +238,7 @@ def _named_as_splits(paths: Sequence[Path]) -> dict[Path, Split]:
         if match := _SPLIT.fullmatch(path.name.lower()):
             by_affix.setdefault((match[1], match[3]), {})[path] = match[2]
     exact = by_affix.pop(("", ""), {})
-    several = [of for of in by_affix.values() if len({SPLIT_NAMES[word] for word in of.values()}) > 1]
-    words = exact or max(several, key=len, default={})
+    named = [words for words in by_affix.values() if len({SPLIT_NAMES[word] for word in words.values()}) > 1]
+    words = exact or max(named, key=len, default={})
     splits = splits_of(words.values())
     return {path: splits[word] for path, word in words.items()}

@@ -38,7 +38,7 @@ class Tree:
     """Hidden folders and files, by path, with the number of images in them."""
     own: list[str] = field(default_factory=list)
     """Folders of this project's output."""
-    again: list[str] = field(default_factory=list)
+    repeated_links: list[str] = field(default_factory=list)
     """Links to a folder that was walked already, or that holds `root`."""
 
     def __post_init__(self) -> None:
@@ -70,8 +70,10 @@ class Tree:
             sentences.append(f"hidden files and folders with {sum(images.values()):,} images are left out: {shown}.")
         if self.own:
             sentences.append(f"folders that runs have written are no data: {shortened(sorted(self.own))}.")
-        if self.again:
-            sentences.append(f"each folder is read once, not again by these links: {shortened(sorted(self.again))}.")
+        if self.repeated_links:
+            sentences.append(
+                f"each folder is read once, not again by these links: {shortened(sorted(self.repeated_links))}."
+            )
         return sentences
 
     def name(self, path: Path) -> str:
@@ -93,7 +95,7 @@ class Tree:
             self.own.append(self.name(folder))
             return False
         if real in self._walked:
-            self.again.append(self.name(folder))
+            self.repeated_links.append(self.name(folder))
             return False
         self._walked.add(real)
         return True

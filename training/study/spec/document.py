@@ -92,9 +92,9 @@ def check(study: Study, where: str) -> None:
 def to_yaml(study: Study) -> str:
     """The study as YAML that `read` accepts."""
     axes: dict[str, object] = {
-        axis: {level: plain(of) for level, of in levels.items()} for axis, levels in study.axes.items()
+        axis: {level: plain(options) for level, options in levels.items()} for axis, levels in study.axes.items()
     }
-    axes |= {name: asdict(of) for name, of in study.ranges.items()}
+    axes |= {name: asdict(limits) for name, limits in study.ranges.items()}
     questions = [
         {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(question).items() if value}
         for question in study.questions
