@@ -29,7 +29,7 @@ from training.export.candidate import export
 from training.export.card import build_card
 from training.export.features import with_features
 from training.export.measures.views import measure_views
-from training.export.parity import Evaluated
+from training.export.parity import ExpectedOutputs
 from training.folds import final
 from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain
 from training.models import backbones, networks, views, weights
@@ -209,7 +209,7 @@ def conclude(
     judgement = judge(evaluation.probabilities["test"], evaluation.intervals) if judge else None
     certificate = judgement.certificate if judgement else None
     card = build_card(model, context, evaluation, certificate, final.statement(config))
-    parity = export(model, card, images, Evaluated.of(evaluation), run / MODEL)
+    parity = export(model, card, images, ExpectedOutputs.of(evaluation), run / MODEL)
     measured_views = measure_views(model, evaluation, images, config.views)
     quantized, no_int8 = eight_bits(config, images, judge)
     tested, weights_digest = len(images.splits["test"]), digest(run / runs.BEST)

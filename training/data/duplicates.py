@@ -233,7 +233,7 @@ def _near(fingerprints: np.ndarray, candidates: Pairs, least: float) -> list[Pai
     return near
 
 
-class Compared(NamedTuple):
+class ComparedPairs(NamedTuple):
     """What makes the second picture of each pair most similar to the first, and that similarity."""
 
     turns: Int64[np.ndarray, " pairs"]
@@ -242,21 +242,21 @@ class Compared(NamedTuple):
     cropped: Bool[np.ndarray, " pairs"]
 
 
-def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> Compared:
+def _compare(fingerprints: np.ndarray, pairs: Pairs, least: float) -> ComparedPairs:
     """Compare each pair. A similarity below `least` may be too small."""
 
-    def compare(part: Pairs) -> Compared:
+    def compare(part: Pairs) -> ComparedPairs:
         first, second = fingerprints[part[:, 0]], fingerprints[part[:, 1]]
         release(fingerprints)
         turns = _best_turns(first["spectrum"], second["spectrum"])
         views = zip(second["texture"], turns.tolist(), strict=True)
         turned = np.stack([_turned(texture, turn) for texture, turn in views])
-        return Compared(turns, *overlay.compare(first["texture"], turned, least))
+        return ComparedPairs(turns, *overlay.compare(first["texture"], turned, least))
 
     parts = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
     # NumPy and OpenCV release the interpreter's lock. BLAS must not start threads of its own in each thread.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        return Compared(*map(np.concatenate, zip(*pool.map(compare, parts), strict=True)))
+        return ComparedPairs(*map(np.concatenate, zip(*pool.map(compare, parts), strict=True)))
 
 
 def _turned(texture: Texture, turn: int) -> Texture:

@@ -14,11 +14,11 @@ from serving.contract.session import RUNTIME_ERRORS, lacks_memory
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.onnx import serialize
-from training.export.parity import Evaluated, Parity, prove
+from training.export.parity import ExpectedOutputs, Parity, prove
 from training.storage import sync, write_atomically
 
 
-def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: Evaluated, path: Path) -> Parity:
+def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: ExpectedOutputs, path: Path) -> Parity:
     """Write `model` and its card to `path`; return the proof that the file answers what was `evaluated` in the test.
 
     The index of the training images, if there is one, is left beside it. Raises ExportRefused, and then leaves nothing

@@ -49,7 +49,7 @@ NOVELTY_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class ExpectedOutputs:
     """What was evaluated on the test split, how its novelty is computed, and the index; None where there is none."""
 
     probabilities: Probabilities
@@ -59,7 +59,7 @@ class Evaluated:
     """Index of the training images."""
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> "Evaluated":
+    def of(cls, evaluation: Evaluation) -> "ExpectedOutputs":
         """What the file must compute: the answers of its own model, also where the scores are of others."""
         novelty = evaluation.novelty
         return cls(
@@ -115,7 +115,7 @@ class Parity:
         return [str(check) for check in checks if not check.holds]
 
 
-def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: Evaluated) -> Parity:
+def prove(model: nn.Sequential, path: Path, dataset: Dataset, evaluated: ExpectedOutputs) -> Parity:
     """Prove the finished file at `path` against what was `evaluated` of `model` on the test split of `dataset`.
 
     Raises ExportRefused with a line for each check that fails, and ModelRefused where the service would refuse the

@@ -58,7 +58,7 @@ def check_way(way: str, pixels_equal: float | None, evaluated: Probabilities, re
     )
 
 
-class Recomputed:
+class RecomputedSplit:
     """What one way computes, collected batch by batch."""
 
     def __init__(self, way: str) -> None:
@@ -84,14 +84,14 @@ class Recomputed:
 
 def recompute(
     model: nn.Sequential, classifier: Classifier, dataset: Dataset
-) -> tuple[Recomputed, Recomputed, Novelty | None]:
+) -> tuple[RecomputedSplit, RecomputedSplit, Novelty | None]:
     """Both other ways over the test split, `witness` and `served`, and the novelty of the last one."""
     from training.data.augmentation import pipeline  # noqa: PLC0415 (imports Albumentations)
 
     reference = pipeline.reference(dataset.preprocessing, classifier.card.normalization)
     resize = pipeline.resizing(dataset.preprocessing)
-    witness = Recomputed("torch, pixels resized and normalised by Albumentations")
-    served = Recomputed(f"model.onnx in the service's loader ({classifier.provider})")
+    witness = RecomputedSplit("torch, pixels resized and normalised by Albumentations")
+    served = RecomputedSplit(f"model.onnx in the service's loader ({classifier.provider})")
     answers: list[Answers] = []
 
     def seen(index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:

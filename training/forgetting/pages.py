@@ -22,7 +22,7 @@ _PICTURE = re.compile(r'src="data:image/(?:jpeg|png);base64,([^"]*)"')
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unwanted:
+class UnwantedParts:
     """What is to go from a page."""
 
     names: Names
@@ -73,7 +73,7 @@ def fingerprint_of(content: bytes) -> np.ndarray | None:
     return None if pixels is None else duplicates.fingerprint(np.ascontiguousarray(pixels[..., ::-1]))
 
 
-def without(page: str, unwanted: Unwanted) -> tuple[str, Counts]:
+def without(page: str, unwanted: UnwantedParts) -> tuple[str, Counts]:
     """The page without what is unwanted: a figure goes as a whole, another picture alone; and what was taken away."""
     names = unwanted.names
 

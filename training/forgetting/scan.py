@@ -18,7 +18,7 @@ from training.forgetting import binaries, caches, pages, texts
 from training.forgetting.caches import CacheEntry
 from training.forgetting.dependents import Dependent, dependents, of_other_data
 from training.forgetting.names import Names
-from training.forgetting.pages import Unwanted
+from training.forgetting.pages import UnwantedParts
 from training.forgetting.person import Person
 from training.forgetting.texts import Counts
 from training.storage import write_atomically
@@ -198,7 +198,7 @@ class _Search:
             return binaries.without_pictures(content, held)
         text = content.decode(errors="surrogateescape")
         if path.suffix == ".html":
-            unwanted = Unwanted(names=names, pictures=self._shown, sheet="train" in held, examples=bool(held))
+            unwanted = UnwantedParts(names=names, pictures=self._shown, sheet="train" in held, examples=bool(held))
             text, what = pages.without(text, unwanted)
         elif path.suffix in TEXTS:
             text, what = texts.without_names(path.suffix, text, names)
@@ -208,7 +208,7 @@ class _Search:
 
     def _in_archive(self, path: Path, names: Names, held: frozenset[Split]) -> Counts:
         """Files in an archive that have a name or a picture; a dossier is made again from its run."""
-        unwanted = Unwanted(names=names, pictures=self._shown, sheet="train" in held, examples=False)
+        unwanted = UnwantedParts(names=names, pictures=self._shown, sheet="train" in held, examples=False)
         return Counts({"files in it": sum(bool(+pages.without(text, unwanted)[1]) for text in _texts_in(path))})
 
     def _held(self, folder: Path) -> frozenset[Split]:

@@ -50,7 +50,7 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredPoint:
     """An operating point and what it does, beside a decision by the most probable class."""
 
     point: OperatingPoint
@@ -171,7 +171,7 @@ def threshold_for(
 
 def measure(
     point: OperatingPoint, classes: Sequence[str], scored: ScoredImages, validation: ScoredImages | None
-) -> Measured:
+) -> MeasuredPoint:
     """What an operating point does to scored images, and to those that chose its threshold."""
     label = classes.index(point.label)
 
@@ -180,7 +180,7 @@ def measure(
         decisions = images.probabilities.argmax(1) == label if by_label else point.decides(of_class)
         return _rates(decisions, images.labels == label, images.components)
 
-    return Measured(
+    return MeasuredPoint(
         point=point,
         validation=rates(validation) if validation else None,
         rates=rates(scored),

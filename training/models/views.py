@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from serving.contract.card.model_card import VIEWS, Views
 
 
-class Averaged(nn.Module):
+class AveragedBody(nn.Module):
     """A network's body whose features are the mean over the views of each image, which must be square.
 
     The head is linear, so its logits are the mean over the views, too, and the probabilities are the geometric mean of
@@ -44,14 +44,14 @@ def shown_in(
 def average(model: nn.Sequential, views: Views) -> None:
     """Let `model`, of `networks.build`, answer by the mean over these views."""
     if views != "none":
-        model[1] = Averaged(model[1], views)
+        model[1] = AveragedBody(model[1], views)
 
 
 def without(model: nn.Sequential) -> nn.Sequential:
     """The same network, with the same weights, that sees each image as it is."""
-    return nn.Sequential(*(part.body if isinstance(part, Averaged) else part for part in model))
+    return nn.Sequential(*(part.body if isinstance(part, AveragedBody) else part for part in model))
 
 
 def count(model: nn.Module) -> int:
     """The number of views of each image that go through the body."""
-    return max((VIEWS[module.views] for module in model.modules() if isinstance(module, Averaged)), default=1)
+    return max((VIEWS[module.views] for module in model.modules() if isinstance(module, AveragedBody)), default=1)

@@ -3,12 +3,14 @@
 from serving.contract.files.names import MODEL, int8_of
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
-from training.export.quantization.int8_file import Quantized, quantize
+from training.export.quantization.int8_file import Int8Comparison, quantize
 from training.options.settled import SettledConfig
 from training.promotion.outcome import RunJudge
 
 
-def eight_bits(config: SettledConfig, dataset: Dataset, judge: RunJudge | None) -> tuple[Quantized | None, str | None]:
+def eight_bits(
+    config: SettledConfig, dataset: Dataset, judge: RunJudge | None
+) -> tuple[Int8Comparison | None, str | None]:
     """Make the file of --quantize int8 and compare it with the float32 file; or the reason why it was refused.
 
     The rule of promotion holds for its own answers, too, or it is not published. Raises OSError.

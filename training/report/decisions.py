@@ -11,7 +11,7 @@ from serving.contract.card.model_card import ModelCard
 from training.metrics import costs, operating_points
 from training.metrics.classification import ScoredImages
 from training.metrics.curves import SHARES, ClassCurves, class_curves
-from training.metrics.operating_points import FEW, Measured
+from training.metrics.operating_points import FEW, MeasuredPoint
 from training.report import figures, html
 
 CURVES_SHOWN = 24
@@ -21,7 +21,7 @@ CURVES_SHOWN = 24
 class Decisions:
     """What decisions for one class are worth on scored images."""
 
-    points: list[Measured]
+    points: list[MeasuredPoint]
     curves: list[ClassCurves]
     """Curves of the classes with an operating point and of the first others, 24 at most."""
     left_out: int

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.metrics.classification import RiskCoverage, Scores
 from training.metrics.curves import SHARES, Band, ClassCurves
-from training.metrics.operating_points import Measured
+from training.metrics.operating_points import MeasuredPoint
 from training.metrics.proportions import Interval
 from training.report.names import displayed, legend
 
@@ -146,7 +146,7 @@ def reliability(bins: Sequence[tuple[float, float, int]], images: str) -> Figure
     return figure
 
 
-def roc(curves: ClassCurves, measured: Measured | None) -> Figure:
+def roc(curves: ClassCurves, measured: MeasuredPoint | None) -> Figure:
     """Sensitivity against the share of other images decided yes, with its band; `measured` is a dot on it."""
     figure, axes = _shares("other images decided yes", "sensitivity", curves.sensitivity)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="by chance")
@@ -156,7 +156,7 @@ def roc(curves: ClassCurves, measured: Measured | None) -> Figure:
     return figure
 
 
-def precision_recall(curves: ClassCurves, measured: Measured | None) -> Figure:
+def precision_recall(curves: ClassCurves, measured: MeasuredPoint | None) -> Figure:
     """Precision against sensitivity, with its band; `measured` is a dot on it."""
     figure, axes = _shares("sensitivity", "precision", curves.precision)
     axes.plot([0, 1], [curves.share, curves.share], color=GREY, linewidth=1, linestyle=":", label="by chance")

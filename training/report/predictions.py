@@ -27,7 +27,7 @@ LEAKS = "leaks"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class RecordedPredictions:
     """The content of a predictions.csv, an entry for each image."""
 
     keys: list[str]
@@ -116,7 +116,7 @@ def _booleans(values: Bool[np.ndarray, " images"]) -> list[str]:
     return [str(value).lower() for value in values.tolist()]
 
 
-def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
+def read_predictions(path: Path, classes: tuple[str, ...]) -> RecordedPredictions | None:
     """Read what `write_predictions` has written, columns in the order of `classes`.
 
     None where there is no such file, or one of other classes. Raises OSError.
@@ -129,7 +129,7 @@ def read_predictions(path: Path, classes: tuple[str, ...]) -> Recorded | None:
     if sorted(header[first:]) != sorted(classes) or not rows:
         return None
     order = [header.index(name, first) for name in classes]
-    return Recorded(
+    return RecordedPredictions(
         keys=[row[0] for row in rows],
         labels=np.array([classes.index(row[1]) for row in rows], np.int64),
         components=np.array([int(row[3]) for row in rows], np.int64) if first >= len(COLUMNS) else None,

@@ -17,7 +17,7 @@ from training.engine.progress import Epoch
 from training.export.measures import views
 from training.export.measures.views import MeasuredViews
 from training.export.parity import NOVELTY_TOLERANCE, Parity
-from training.export.quantization.int8_file import Quantized
+from training.export.quantization.int8_file import Int8Comparison
 from training.metrics.bootstrap import Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage, coverage_warnings
 from training.metrics.classification import (
@@ -60,7 +60,7 @@ class ReportInput:
     """The answers that are scored, where they are of the folds' models and not of the served file."""
     parity: Parity
     views: MeasuredViews | None
-    quantized: Quantized | None
+    quantized: Int8Comparison | None
     """None without --quantize, and where the file was refused."""
     no_int8: str | None
     """Why the eight-bit file was refused."""
@@ -172,7 +172,7 @@ def _title_of_model(config: SettledConfig) -> str:
     return f"{name}{frozen}"
 
 
-def _quantized(quantized: Quantized | None) -> dict[str, object] | None:
+def _quantized(quantized: Int8Comparison | None) -> dict[str, object] | None:
     return asdict(quantized) | {"published": quantized.published} if quantized else None
 
 

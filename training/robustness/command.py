@@ -22,7 +22,7 @@ from training.options.limits import NotNegative, Share, check_limits
 from training.robustness.changes import DRIFTS, PROBES, Change
 from training.robustness.decisive import answers_without_regions
 from training.robustness.drift_limits import distances, feature_rows
-from training.robustness.report import EXAMPLES, Answered, RobustnessReport, write_robustness
+from training.robustness.report import EXAMPLES, AnswersUnderChange, RobustnessReport, write_robustness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,14 @@ def robustness(config: RobustnessConfig) -> Path:
 
 def answered(
     classifier: Classifier, shown: LabelledImages, indices: Int64[np.ndarray, " _"], change: Change, strength: float
-) -> Answered:
+) -> AnswersUnderChange:
     """The answers to changed images, and how far these are from the card's reference."""
     batches, rows = [], []
     for batch in fitted_batches(classifier.card, shown, indices):
         batches.append(classifier.predict(batch))
         rows.append(feature_rows(batch, batches[-1]))
     probabilities = np.concatenate(batches)
-    return Answered(
+    return AnswersUnderChange(
         change=change.name,
         strength=strength,
         probabilities=probabilities[:, [classifier.card.classes.index(name) for name in shown.classes]],

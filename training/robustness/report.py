@@ -27,7 +27,7 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class AnswersUnderChange:
     """The answers to all images under one change of one strength."""
 
     change: str
@@ -47,7 +47,7 @@ class RobustnessReport:
     split: str
     indices: Int64[np.ndarray, " _"]
     plain: Probabilities
-    answers: Sequence[Answered]
+    answers: Sequence[AnswersUnderChange]
     without: WithoutRegions
     examples: Sequence[int]
     """Images that the page shows changed."""

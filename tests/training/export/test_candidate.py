@@ -12,7 +12,7 @@ from serving.contract.model import open_model
 from training.data.dataset import Dataset
 from training.errors import ExportRefused
 from training.export.candidate import candidate, export
-from training.export.parity import Evaluated
+from training.export.parity import ExpectedOutputs
 from training.metrics.evaluation import compute_logits
 
 
@@ -22,7 +22,7 @@ def refusal(model: torch.nn.Sequential, card: ModelCard, dataset: Dataset, folde
             model,
             card,
             dataset,
-            Evaluated(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
+            ExpectedOutputs(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
             folder / "model.onnx",
         )
     assert list(folder.iterdir()) == [], "nothing is published and nothing is left"
@@ -34,7 +34,7 @@ def test_a_proved_file_is_published(run: Path, model: torch.nn.Sequential, datas
         model,
         open_model(run / "model.onnx").card,
         dataset,
-        Evaluated(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
+        ExpectedOutputs(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
         tmp_path / "model.onnx",
     )
     assert not parity.faults

@@ -24,7 +24,7 @@ from training.export.candidate import export
 from training.export.card import build_card
 from training.export.goldens import goldens
 from training.export.onnx import serialize
-from training.export.parity import Evaluated, Parity, prove
+from training.export.parity import ExpectedOutputs, Parity, prove
 from training.export.ways import check_way
 from training.metrics.evaluation import compute_logits, evaluate_best
 from training.options.choices import Activation
@@ -43,7 +43,7 @@ def proved(data: Path, folder: Path, **options: Any) -> tuple[Parity, Preprocess
         model.train()(torch.tensor(dataset.images[:16]))
     evaluation = evaluate_best(model, dataset, context.config)
     card = build_card(model, context, evaluation, None, None)
-    return export(model, card, dataset, Evaluated.of(evaluation), folder / "model.onnx"), card.preprocessing
+    return export(model, card, dataset, ExpectedOutputs.of(evaluation), folder / "model.onnx"), card.preprocessing
 
 
 @pytest.mark.parametrize("mode", ["standard", "image", "image_per_channel", "min_max", "min_max_per_channel"])
@@ -117,7 +117,7 @@ def test_a_file_with_other_weights_is_refused(
             model,
             tmp_path / "model.onnx",
             dataset,
-            Evaluated(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
+            ExpectedOutputs(probabilities=softmax(compute_logits(model, dataset, "test"), axis=1)),
         )
     [line] = str(error.value).splitlines()
     assert "service's loader" in line, "the other checks hold"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from training.forgetting.names import Names
-from training.forgetting.pages import Unwanted, without
+from training.forgetting.pages import UnwantedParts, without
 from training.forgetting.texts import without_names
 
 NAMES = Names(["a/1.png", "group P0", "<b>.png"])
@@ -76,6 +76,6 @@ def test_a_figure_goes_from_a_page_with_its_picture_and_its_words() -> None:
         for name in ("a/1.png", "QUJD", "a/2.png")
     ]
     page = f"<h2>Mistakes</h2>{''.join(figures)}<ul><li>a/1.png: damaged</li><li>a/2.png: empty</li></ul>"
-    left, what = without(page, Unwanted(names=NAMES, pictures=frozenset(["QUJD"])))
+    left, what = without(page, UnwantedParts(names=NAMES, pictures=frozenset(["QUJD"])))
     assert left == f"<h2>Mistakes</h2>{figures[2]}<ul><li>a/2.png: empty</li></ul>"
     assert what == {"pictures": 2, "lines": 1}

@@ -111,7 +111,7 @@ def test_targets_for_what_is_not_there_are_refused() -> None:
         check_classes(["c:sensitivity=0.9"], CLASSES, labels, "skin")
 
 
-def measured(seed: int, images: int, repeat: int = 1) -> tuple[OperatingPoint, operating_points.Measured]:
+def measured(seed: int, images: int, repeat: int = 1) -> tuple[OperatingPoint, operating_points.MeasuredPoint]:
     labels, probabilities = split(seed, images)
     [point] = choose([TargetScore("b", "sensitivity", 0.9)], CLASSES, labels, probabilities)
     copies = np.repeat(np.arange(images), repeat)

@@ -59,7 +59,7 @@ Judge = Callable[[Probabilities, Intervals], Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantized:
+class Int8Comparison:
     """The int8 file compared with the float32 file, both in the service's loader, over the test split."""
 
     images: int
@@ -140,7 +140,7 @@ class _QuantizedNovelty:
 
 def quantize(
     source: Path, path: Path, dataset: Dataset, *, least_agreement: float, judge: Judge | None = None
-) -> Quantized:
+) -> Int8Comparison:
     """Write the published float32 file `source` as an int8 file to `path`, if the labels of both agree.
 
     `least_agreement` is the share of the test images that must have the same label.
@@ -269,13 +269,13 @@ def _compare(
     dataset: Dataset,
     evaluated: _TestSplit,
     least_agreement: float,
-) -> Quantized:
+) -> Int8Comparison:
     """Compare float32 and int8 in the service's loader, which gives `probabilities` for the test images by int8."""
     float32, int8 = files
     test, expected = dataset.splits["test"], _served(float32, dataset).probabilities
     image = dataset.images[test[:1]]
     decided = [[point.label for point in classifier.card.operating_points] for classifier in files]
-    return Quantized(
+    return Int8Comparison(
         images=len(test),
         agreement=float((probabilities.argmax(1) == expected.argmax(1)).mean()),
         least_agreement=least_agreement,
