@@ -94,11 +94,11 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
     if reference not in measured:
         return None
     compared = question.compare[:1] if question.compare else [level for level in levels if level != reference]
-    lost = _not_reached(question, selected)
+    censored = _censored(question, selected)
     differences = [
         replace(
             paired_difference(level, values[level], values[reference], exact=measure.exact),
-            not_reached=lost[level] + lost[reference],
+            censored=censored[level] + censored[reference],
         )
         for level in compared
     ]
@@ -114,9 +114,9 @@ def _compare(question: Question, results: Sequence[RunResult]) -> Comparisons | 
     )
 
 
-def _not_reached(question: Question, results: Sequence[RunResult]) -> Counter[str]:
+def _censored(question: Question, results: Sequence[RunResult]) -> Counter[str]:
     """By level, how many runs ended without a value that only a run has that got somewhere."""
-    if not MEASURES[question.measure].reached:
+    if not MEASURES[question.measure].can_be_censored:
         return Counter()
     ended = (one for one in results if one.outcome in ("done", "diverged") and one.values[question.measure] is None)
     return Counter(one.cell.levels[question.axis] for one in ended)
@@ -232,7 +232,7 @@ def _losses(question: Question, results: Sequence[RunResult], levels: Sequence[s
         named = [f"{counts[level]} of {level}" for level in levels if counts[level]]
         if named:
             sentences.append(f"Runs that {ended}: {', '.join(named)}.")
-    lost = _not_reached(question, [result for result in results if result.outcome == "done"])
-    if named := [f"{lost[level]} of {level}" for level in levels if lost[level]]:
+    censored = _censored(question, [result for result in results if result.outcome == "done"])
+    if named := [f"{censored[level]} of {level}" for level in levels if censored[level]]:
         sentences.append(f"Runs that ended without getting there: {', '.join(named)}.")
     return sentences

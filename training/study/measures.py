@@ -54,7 +54,7 @@ class Measure:
     places: int = 3
     exact: bool = False
     """Whether no seed changes it, so that a difference without spread is no chance."""
-    reached: bool = False
+    can_be_censored: bool = False
     """Whether a run has no value where it got nowhere, so that those with one are the better ones."""
 
     def is_loss(self, score: ScoreName) -> bool:
@@ -91,11 +91,11 @@ def epochs_to(goal: float, epochs: Sequence[Epoch]) -> float | None:
     """Epochs until the validation score first reached `goal`, interpolated between epochs; None if it never did."""
     values = [line.val_score for line in epochs]
     below: float | None = None
-    for reached, value in enumerate(values):
+    for epoch, value in enumerate(values):
         if value is None:
             return None
         if value >= goal:
-            return 1.0 if below is None else reached + (goal - below) / (value - below)
+            return 1.0 if below is None else epoch + (goal - below) / (value - below)
         below = value
     return None
 
@@ -170,7 +170,7 @@ MEASURES: dict[str, Measure] = {
         better="as the score",
         sentence="in the time that the quicker one took for all its epochs, {a} scored {x} against {y} of {b}",
         value_of=lambda run: in_time(run.history.epochs, run.reference.time_s),
-        reached=True,
+        can_be_censored=True,
     ),
     **{f"{split}_{name}": _scored(split, name) for split in ("val", "test") for name in TITLES},
     "train_loss": Measure(
@@ -195,7 +195,7 @@ MEASURES: dict[str, Measure] = {
             else epochs_to(SHARE * run.reference.common_score, rising(run.history.epochs, run.score))
         ),
         places=1,
-        reached=True,
+        can_be_censored=True,
     ),
     "epochs_to_95": Measure(
         title="epochs to 95 % of the final validation score",
@@ -205,7 +205,7 @@ MEASURES: dict[str, Measure] = {
             rising(run.history.epochs, run.score), chance(run.score, run.history.classes)
         ),
         places=1,
-        reached=True,
+        can_be_censored=True,
     ),
     "loss_variance": Measure(
         title="variance of the training loss between steps",

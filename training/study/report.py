@@ -19,6 +19,7 @@ from training.study.measures import MEASURES
 from training.study.outlook import image_outlook, seed_outlook
 from training.study.results import RunResult, write_csv
 from training.study.spec.grid import Question, Study, plain
+from training.study.statistics import LevelDifference
 
 COLUMNS = (
     "val_score",
@@ -95,8 +96,14 @@ def _answer(question: Question, conclusion: Conclusion | None, results: Sequence
         "sentence": conclusion.sentence,
         "decided": conclusion.decided,
         "reference": conclusion.reference,
-        "differences": [asdict(row) | {"verdict": row.verdict} for row in conclusion.differences],
+        "differences": [_difference(row) for row in conclusion.differences],
     }
+
+
+def _difference(difference: LevelDifference) -> dict[str, Any]:
+    facts = asdict(difference)
+    facts["not_reached"] = facts.pop("censored")
+    return facts | {"verdict": difference.verdict}
 
 
 def _runs(results: Sequence[RunResult]) -> dict[str, Any]:

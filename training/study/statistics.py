@@ -32,7 +32,7 @@ class LevelDifference:
     """P value of Student's paired test, two-sided; None with one seed, or when each seed has the same difference."""
     corrected_p: float | None = None
     """By Holm's method, for all comparisons of the study."""
-    not_reached: int = 0
+    censored: int = 0
     """Runs of either level that got nowhere and have no value, so that the others are a choice of the better ones."""
 
     @property
@@ -40,7 +40,7 @@ class LevelDifference:
         """What the evidence says of the level against the reference level."""
         if self.value is None:
             return "no runs"
-        if self.not_reached:
+        if self.censored:
             return "not reached"
         if self.interval is None:
             return "no interval"
