@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -137,7 +138,7 @@ def balanced_accuracy_interval(
 ) -> Interval:
     """The interval of balanced accuracy that `bootstrap` gives, without the other scores."""
     values = [
-        _balanced_accuracy(_confusions(labels, probabilities, weights))
+        _Counts.of(labels, probabilities, weights).balanced_accuracy
         for weights in resamples(components, np.random.default_rng(seed))
     ]
     return _widened_mean(np.concatenate(values), labels, probabilities.argmax(1) == labels, components)
@@ -178,23 +179,40 @@ def _widened_mean(means: np.ndarray, labels: Labels, right: np.ndarray, componen
     return min(low, least), max(high, most)
 
 
-def _confusions(labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> np.ndarray:
-    """The confusion matrix of each resample, `[resamples, true classes, predicted classes]`."""
-    count = probabilities.shape[1]
-    cells = labels * count + probabilities.argmax(1)
-    return np.stack([np.bincount(cells, row, count * count).reshape(count, count) for row in weights])
+class _Counts(NamedTuple):
+    """Images of each class in each resample, all `[resamples, classes]`.
 
+    No confusion matrices: of 1,000 classes those of all resamples would take 8 GB.
+    """
 
-def _recall(confusion: np.ndarray) -> np.ndarray:
-    """Recall in each resample, of each class; NaN for a class that the resample lacks."""
-    recall: np.ndarray
-    with np.errstate(invalid="ignore"):
-        recall = np.diagonal(confusion, axis1=1, axis2=2) / confusion.sum(2)
-    return recall
+    right: np.ndarray
+    labelled: np.ndarray
+    predicted: np.ndarray
 
+    @classmethod
+    def of(cls, labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> "_Counts":
+        """Counts by the weight of each image."""
+        predicted, classes = probabilities.argmax(1), probabilities.shape[1]
+        outcome = 2 * labels + (predicted == labels)
+        wrong_right = np.stack([np.bincount(outcome, row, 2 * classes) for row in weights]).reshape(-1, classes, 2)
+        return cls(
+            right=wrong_right[:, :, 1],
+            labelled=wrong_right.sum(2),
+            predicted=np.stack([np.bincount(predicted, row, classes) for row in weights]),
+        )
 
-def _balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
-    return _mean(_recall(confusion), confusion.sum(2) > 0)
+    @property
+    def recall(self) -> np.ndarray:
+        """Of each class in each resample; NaN for a class that the resample lacks."""
+        recall: np.ndarray
+        with np.errstate(invalid="ignore"):
+            recall = self.right / self.labelled
+        return recall
+
+    @property
+    def balanced_accuracy(self) -> np.ndarray:
+        """Of each resample."""
+        return _mean(self.recall, self.labelled > 0)
 
 
 def paired(
@@ -231,9 +249,7 @@ def balanced_accuracy_difference(
     """The interval of balanced accuracy that `paired` gives, without the other scores, which take most of its time."""
     differences = []
     for weights in resamples(components, np.random.default_rng(seed)):
-        one, other = (
-            _balanced_accuracy(_confusions(labels, probabilities, weights)) for probabilities in (first, second)
-        )
+        one, other = (_Counts.of(labels, probabilities, weights).balanced_accuracy for probabilities in (first, second))
         differences.append(other - one)
     return percentiles(np.concatenate(differences))
 
@@ -241,24 +257,22 @@ def balanced_accuracy_difference(
 def _replicates(labels: Labels, probabilities: Probabilities, components: np.ndarray, seed: int) -> _Replicates:
     """The scores of resamples that components and seed alone decide: two models get the same ones."""
     losses = log_losses(labels, probabilities)
-    confusions, areas, loss = [], [], []
+    chunks, areas, loss = [], [], []
     for weights in resamples(components, np.random.default_rng(seed)):
-        confusions.append(_confusions(labels, probabilities, weights))
+        chunks.append(_Counts.of(labels, probabilities, weights))
         areas.append(_roc_auc(labels, probabilities, weights))
         loss.append(weights @ losses / weights.sum(1))
-    confusion, area = np.concatenate(confusions), np.concatenate(areas)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    counts, area = _Counts(*map(np.concatenate, zip(*chunks, strict=True))), np.concatenate(areas)
     with np.errstate(invalid="ignore"):  # a class that a resample lacks has no score in it
-        precision = hits / confusion.sum(1)
-        f1 = 2 * hits / (confusion.sum(1) + confusion.sum(2))
-    present = confusion.sum(2) > 0
+        precision = counts.right / counts.predicted
+        f1 = 2 * counts.right / (counts.predicted + counts.labelled)
     return _Replicates(
-        accuracy=hits.sum(1) / confusion.sum((1, 2)),
-        balanced_accuracy=_balanced_accuracy(confusion),
-        macro_f1=_mean(f1, present),
+        accuracy=counts.right.sum(1) / counts.labelled.sum(1),
+        balanced_accuracy=counts.balanced_accuracy,
+        macro_f1=_mean(f1, counts.labelled > 0),
         roc_auc=_mean(area, ~np.isnan(area)),
         log_loss=np.concatenate(loss),
-        recall=_recall(confusion),
+        recall=counts.recall,
         precision=precision,
     )
 
@@ -283,16 +297,21 @@ def _draws(count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
 def _roc_auc(labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> np.ndarray:
     """Area under the ROC curve `[resamples, classes]`, one class against the rest: Mann-Whitney, weighted."""
     areas = np.full((len(weights), probabilities.shape[1]), np.nan)
+    drawn, total = np.zeros((len(weights), len(labels) + 1)), weights.sum(1)
     for label in np.unique(labels):
         order = np.argsort(probabilities[:, label], kind="stable")
-        scores = probabilities[order, label]
-        ties = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
-        mine = labels[order] == label
-        positive = np.add.reduceat(weights[:, order] * mine, ties, axis=1)
-        negative = np.add.reduceat(weights[:, order] * ~mine, ties, axis=1)
-        below = np.cumsum(negative, axis=1) - negative / 2
+        scores, mine = probabilities[order, label], np.flatnonzero(labels[order] == label)
+        positive = weights[:, order[mine]]
+        # Images of a lower score, and those with the same one too: of all, then of these the ones of the class.
+        np.cumsum(weights[:, order], axis=1, out=drawn[:, 1:])
+        drawn_mine = np.cumsum(np.c_[np.zeros(len(weights)), positive], axis=1)
+        below = np.zeros_like(positive)
+        for side in ("left", "right"):
+            places = np.searchsorted(scores, scores[mine], side)
+            below += drawn[:, places] - drawn_mine[:, np.searchsorted(mine, places)]
+        count = positive.sum(1)
         with np.errstate(invalid="ignore"):
-            areas[:, label] = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+            areas[:, label] = (positive * below).sum(1) / 2 / (count * (total - count))
     return areas
 
 
