@@ -1,15 +1,14 @@
 """Bad inputs, rows 1 to 50: HTTP, content types, multipart forms, sizes."""
 
 import base64
-import os
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.support.bad_inputs import MAX_BYTES, MIB, Surroundings, row
 from tests.support.forged import (
     PNG,
 )
+from tests.support.pickles import Canary
 from tests.support.wire import (
     FORM,
     Reply,
@@ -110,16 +109,6 @@ row(15, "no content type", *UNSUPPORTED, request(PNG))
 row(16, "JSON that names a file", *UNSUPPORTED, text("application/json"))
 row(17, "text that names a file", *UNSUPPORTED, text("text/plain"))
 row(18, "JSON of base64", *UNSUPPORTED, text("application/json", b'{"image": "%s"}' % base64.b64encode(PNG)))
-
-
-class Canary:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
 
 
 PICKLE = "application/vnd.bentoml+pickle"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.processes import children
 from tests.support.server import free_port
 
 Process = subprocess.Popen[str]
@@ -24,7 +25,7 @@ class DistributedJob:
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            for child in workers(process):
+            for child in trainers_of(process):
                 os.kill(child, signal.SIGKILL)
             if process.poll() is None:
                 process.kill()
@@ -55,27 +56,25 @@ class DistributedJob:
         return self.processes[-1]
 
 
-def workers(launcher: Process) -> list[int]:
-    """The trainers that a torchrun has started, by rank."""
+def trainers_of(launcher: Process) -> list[int]:
+    """The trainers that a torchrun has started, by rank; none once it has ended."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
+    for pid in children(launcher.pid) if launcher.poll() is None else ():
         try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher.pid:
-                [rank] = re.findall(r"\0RANK=(\d+)\0", (entry / "environ").read_text())
-                found.append((int(rank), int(entry.name)))
+            [rank] = re.findall(r"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_text())
+            found.append((int(rank), pid))
         except (FileNotFoundError, ProcessLookupError, ValueError):
             continue
     return [pid for _, pid in sorted(found)]
 
 
-def until(process: Process, said: str) -> str:
+def read_until(process: Process, beginning: str) -> str:
     """What a process prints up to a line that begins so."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith(said):
+        if line.startswith(beginning):
             return "".join(lines)
     raise AssertionError("".join(lines))
 

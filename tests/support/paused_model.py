@@ -24,7 +24,7 @@ class PausedModel:
         return images[:, 0, 0, :1].astype(np.float32)
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until_async(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 
 class Canary:
+    """Unpickled, it makes a file."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

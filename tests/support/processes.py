@@ -1,16 +1,11 @@
 """Processes of the system: which there are, and waiting for what they do."""
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE_S = 60
 """For a trainer that must end within 25 or 30 s of a quiet machine."""
-
-
-def workers_of(trainer: "subprocess.Popen[str]") -> list[int]:
-    return children(trainer.pid)
 
 
 def children(parent: int) -> list[int]:
@@ -25,8 +20,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
+def wait_until(
+    holds: Callable[[], bool], seconds: float = PATIENCE_S, state: Callable[[], object] = lambda: None
+) -> None:
+    """Return once it holds; after that time fail with the `state` of what was waited for."""
     until = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < until
+        assert time.monotonic() < until, state()
         time.sleep(0.001)

@@ -32,16 +32,20 @@ def run_of(arguments: list[str], *before: str, **given: object) -> "subprocess.C
 
 
 class After(Interruption):
-    """A request to stop, as by SIGTERM, after `looks` checks; there is one after each step and one at a block's end."""
+    """A request to stop, as by SIGTERM, after `reads` of `number`: one after each step and one at the end of a block.
 
-    def __init__(self, looks: int) -> None:
+    The loop has no method that asks, so the reads of the attribute are counted, wherever they are: one more of them in
+    the trainer stops the runs of all these tests earlier.
+    """
+
+    def __init__(self, reads: int) -> None:
         super().__init__()
-        self._looks = looks
+        self._reads = reads
 
     @property
     def number(self) -> int | None:
-        self._looks -= 1
-        return signal.SIGTERM if self._looks < 0 else None
+        self._reads -= 1
+        return signal.SIGTERM if self._reads < 0 else None
 
     @number.setter
     def number(self, value: int | None) -> None:

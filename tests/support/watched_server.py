@@ -2,8 +2,7 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -108,12 +107,3 @@ def _worker(address: str) -> psutil.Process:
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid
     }
     return max((psutil.Process(pid) for pid in pids), key=lambda process: process.create_time())
-
-
-def settles(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + SETTLE_S
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore
 from serving.contract.decode import Preprocessing
 from tests.support.checkpoints import furthest, last
 from tests.support.configs import settled
-from tests.support.jobs import DistributedJob, done, until, workers
+from tests.support.jobs import DistributedJob, done, read_until, trainers_of
 from tests.support.server import free_port
 from training.__main__ import main
 from training.data.loader import Batches, TrainingSet
@@ -221,7 +221,7 @@ def test_asked_to_stop_they_save_and_one_process_continues(
     """SIGTERM to torchrun; the weights in the end are those of a run that one process made, never stopped."""
     options = arguments(digits, tmp_path, "x", *EXACT)
     torchrun = job.torchrun(*options)
-    until(torchrun, "epoch 1/3")
+    read_until(torchrun, "epoch 1/3")
     torchrun.terminate()
     printed = done(torchrun, code=1)
     assert printed.count("stopped by SIGTERM; a run continues with --resume") == 1
@@ -238,8 +238,8 @@ def test_a_killed_process_is_replaced_and_the_run_finished(
     torchrun = job.torchrun(
         *arguments(digits, tmp_path, "x", *EXACT, "--resume", "auto"), options=("--max-restarts=1",)
     )
-    until(torchrun, "epoch 2/3")  # so that there is the checkpoint of the first
-    os.kill(workers(torchrun)[0], signal.SIGKILL)
+    read_until(torchrun, "epoch 2/3")  # so that there is the checkpoint of the first
+    os.kill(trainers_of(torchrun)[0], signal.SIGKILL)
     printed = done(torchrun)
     assert f"resume {tmp_path / 'x'}" in printed
     assert furthest(tmp_path / "x", one_process) < SAME_WEIGHTS
@@ -251,8 +251,8 @@ def test_a_killed_process_ends_the_others_and_the_next_job_continues(
 ) -> None:
     options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
     torchrun = job.torchrun(*options)
-    until(torchrun, "epoch  ")
-    first, second = workers(torchrun)
+    read_until(torchrun, "epoch  ")
+    first, second = trainers_of(torchrun)
     os.kill(second, signal.SIGKILL)
     killed = time.monotonic()
     printed = done(torchrun, code=1)
@@ -261,7 +261,7 @@ def test_a_killed_process_ends_the_others_and_the_next_job_continues(
     assert printed.count("error: ") + printed.count("stopped by SIGTERM; ") <= 1
     assert "(SIGKILL)" in printed or "-9" in printed
     again = job.torchrun(*options, "--resume", "auto")
-    assert f"resume {tmp_path / 'x'}" in until(again, "epoch ")
+    assert f"resume {tmp_path / 'x'}" in read_until(again, "epoch ")
     again.terminate()
     done(again, code=1)
 
@@ -306,7 +306,7 @@ def test_without_torchrun_exit_codes_are_kept_and_one_says_why(
     assert sum(each.count("error: the loss is") for each in diverged) == 1
     options = arguments(digits, tmp_path, "x", "--model", "mlp", "--epochs", "1000", "--patience", "1000")
     first, second = job.plain(*options)
-    until(first, "epoch  ")
+    read_until(first, "epoch  ")
     second.terminate()
     stopped = done(first, code=143) + done(second, code=143)
     assert stopped.count("stopped by SIGTERM") == 1

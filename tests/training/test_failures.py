@@ -28,7 +28,7 @@ from tests.support import forged
 from tests.support.checkpoints import last, same
 from tests.support.paths import ROOT
 from tests.support.pickles import Canary
-from tests.support.processes import PATIENCE_S, is_gone, wait_until, workers_of
+from tests.support.processes import PATIENCE_S, children, is_gone, wait_until
 from tests.support.trainer import SMALL, After, arguments_for, run_of, start
 from training import failures, train
 from training.__main__ import HINTS, main, options
@@ -62,7 +62,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
 ) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "2", "--worker-timeout", "5")
     trainer = start(arguments)
-    workers = workers_of(trainer)
+    workers = children(trainer.pid)
     assert len(workers) == 2
     wait_until((tmp_path / "x" / "checkpoints" / "last.pt").exists)
     os.kill(workers[0], sent)
@@ -100,7 +100,7 @@ def test_nothing_of_the_workers_is_left_in_the_temporary_folder(
 def test_a_trainer_that_is_killed_takes_its_workers_along_and_continues(photos: Path, tmp_path: Path) -> None:
     arguments = arguments_for(photos, tmp_path, "--workers", "2")
     trainer = start(arguments, epochs=2)
-    workers = workers_of(trainer)
+    workers = children(trainer.pid)
     os.kill(workers[0], signal.SIGSTOP)  # it could not end by itself
     trainer.kill()
     wait_until(lambda: all(map(is_gone, workers)))

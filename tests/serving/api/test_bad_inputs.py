@@ -13,8 +13,9 @@ from PIL import Image
 from tests.support import bad_images, bad_requests  # noqa: F401 (each puts its rows into the table)
 from tests.support.bad_inputs import GOOD, MIB, ROWS, Reply, Row, Sent
 from tests.support.forged import chunk, encoded, flat, png_with
+from tests.support.processes import wait_until
 from tests.support.replies import metric
-from tests.support.watched_server import Watched, settles, watched
+from tests.support.watched_server import SETTLE_S, Watched, watched
 from tests.support.wire import FORM, connect, exchange, form, part, request, upload
 
 SPARE = 1
@@ -67,8 +68,11 @@ def check(server: Watched, row: Row) -> None:
     assert failed_requests(after) == failed_requests(metrics)
     if row.number in PATHS_OF_ONES_OWN:
         assert series(after) == series(metrics)
-    settled = settles(lambda: server.files() <= files and server.worker.num_threads() <= server.threads + SPARE)
-    assert settled, (server.files() - files, server.worker.num_threads(), server.threads)
+    wait_until(
+        lambda: server.files() <= files and server.worker.num_threads() <= server.threads + SPARE,
+        SETTLE_S,
+        lambda: (server.files() - files, server.worker.num_threads(), server.threads),
+    )
 
 
 def answer(server: Watched, sent: Sent) -> Reply:
@@ -164,7 +168,7 @@ def test_a_stock_endpoint_calls_the_listener(run: Path, tmp_path: Path) -> None:
         connect(server.address) as connection,
     ):
         connection.sendall(bad_requests.field(server.surroundings.listener))
-        assert settles(lambda: bool(server.callers))
+        wait_until(lambda: bool(server.callers), SETTLE_S)
         for caller, _ in server.callers:
             caller.close()
 
@@ -180,7 +184,7 @@ def test_twenty_timeouts_in_a_row_leave_nothing_running(run: Path, tmp_path: Pat
         assert [exchange(server.address, black).code for _ in range(20)] == ["deadline_exceeded"] * 20
         batch = request(two, FORM, target="/predict_batch")
         assert exchange(server.address, batch).code == "deadline_exceeded"
-        assert settles(lambda: exchange(server.address, GOOD).body == server.golden)
+        wait_until(lambda: exchange(server.address, GOOD).body == server.golden, SETTLE_S)
         metrics = server.metrics()
         assert metric(metrics, "twinlens_batch_size_sum") - ran <= 10, "the model ran for clients that had gone"
         assert metric(metrics, "twinlens_images_in_flight") == 0

@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from serving.api.errors import RequestError
 from serving.api.waiting import await_for_client
 from serving.inference.batching import Batcher
-from tests.support.paused_model import PausedModel, image, until
+from tests.support.paused_model import PausedModel, image, wait_until_async
 
 
 def test_a_disconnect_takes_the_image_out_of_the_queue() -> None:
@@ -25,7 +25,7 @@ def test_a_disconnect_takes_the_image_out_of_the_queue() -> None:
         model = PausedModel()
         batcher = Batcher(model, max_batch=1)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: model.batches)
+        await wait_until_async(lambda: model.batches)
         leaves = asyncio.create_task(await_for_client(request, batcher.submit(image(1)), 60))
         stays = asyncio.create_task(batcher.submit(image(2)))
         await asyncio.sleep(0.2)
@@ -51,7 +51,7 @@ def test_a_deadline_takes_the_image_out_of_the_queue(seconds: float) -> None:
         model = PausedModel()
         batcher = Batcher(model, max_batch=1)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: model.batches)
+        await wait_until_async(lambda: model.batches)
         start = time.monotonic()
         with pytest.raises(RequestError, match=f"no answer within {seconds:g} s") as refused:
             await await_for_client(Request({"type": "http", "headers": []}, receive), batcher.submit(image(1)), seconds)

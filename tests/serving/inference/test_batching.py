@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.inference.batching import Batcher
-from tests.support.paused_model import PausedModel, image, until
+from tests.support.paused_model import PausedModel, image, wait_until_async
 
 
 def test_images_queued_during_a_batch_form_the_next_one() -> None:
@@ -16,7 +16,7 @@ def test_images_queued_during_a_batch_form_the_next_one() -> None:
         model = PausedModel()
         batcher = Batcher(model, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: model.batches)
+        await wait_until_async(lambda: model.batches)
         others = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 21)]
         await asyncio.sleep(0.01)
         model.resume.set()
@@ -90,7 +90,7 @@ def test_a_cancelled_image_leaves_the_queue() -> None:
         model = PausedModel()
         batcher = Batcher(model, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: model.batches)
+        await wait_until_async(lambda: model.batches)
         others = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 6)]
         await asyncio.sleep(0)
         for gone in others[:4]:
@@ -109,7 +109,7 @@ def test_background_images_run_beside_and_after_the_others() -> None:
         model = PausedModel()
         batcher = Batcher(model, max_batch=8)
         first = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: model.batches)
+        await wait_until_async(lambda: model.batches)
         behind = [asyncio.create_task(batcher.submit(image(value), background=True)) for value in range(100, 120)]
         await asyncio.sleep(0)
         before = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 15)]
@@ -136,7 +136,7 @@ def test_the_time_of_a_run_that_has_not_ended_is_known() -> None:
         batcher = Batcher(model, max_batch=8)
         assert batcher.running_s == 0
         answer = asyncio.create_task(batcher.submit(image(0)))
-        await until(lambda: model.batches)
+        await wait_until_async(lambda: model.batches)
         await asyncio.sleep(0.05)
         assert 0.05 <= batcher.running_s < 30
         model.resume.set()

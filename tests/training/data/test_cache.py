@@ -3,7 +3,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter
 
 from tests.support.datasets import manifest, write
 from tests.support.paths import ROOT
+from tests.support.processes import wait_until
 from training.data.cache import ENTRIES_OF_A_KIND, Cache, code_digest
 from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
@@ -299,13 +299,6 @@ def start(place: Path, name: str, seconds: float) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MAKE, name, str(seconds)]
     return subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_two_processes_that_start_together_make_it_once(tmp_path: Path) -> None:

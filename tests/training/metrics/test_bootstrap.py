@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from tests.support.rival_models import CLASSES, rivals, split
+from tests.support.simulated_models import CLASSES, champion_and_challenger, split
 from training.metrics import bootstrap, proportions
 from training.metrics.classification import score
 
@@ -133,7 +133,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
 
 
 def test_the_difference_changes_its_sign_with_the_order() -> None:
-    labels, first, second = rivals(0, 300)
+    labels, first, second = champion_and_challenger(0, 300)
     there = bootstrap.paired(labels, first, second, np.arange(300))
     back = bootstrap.paired(labels, second, first, np.arange(300))
     for name in NAMES:
@@ -142,7 +142,7 @@ def test_the_difference_changes_its_sign_with_the_order() -> None:
 
 
 def test_pairs_of_models_that_fail_on_the_same_images_are_compared_by_fewer_images() -> None:
-    labels, first, second = rivals(0, 400)
+    labels, first, second = champion_and_challenger(0, 400)
     alone = [bootstrap.bootstrap(labels, model, np.arange(400), CLASSES) for model in (first, second)]
     found = bootstrap.paired(labels, first, second, np.arange(400))
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
@@ -153,13 +153,13 @@ def test_pairs_of_models_that_fail_on_the_same_images_are_compared_by_fewer_imag
 
 @pytest.mark.slow
 def test_the_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says() -> None:
-    labels, first, second = rivals(123, 200_000)
+    labels, first, second = champion_and_challenger(123, 200_000)
     scores = [score(labels, model, CLASSES) for model in (first, second)]
     truth = {name: getattr(scores[1], name) - getattr(scores[0], name) for name in NAMES}
     assert truth["accuracy"] < -0.01
     held = []
     for seed in range(100):
-        labels, first, second = rivals(seed, 200)
+        labels, first, second = champion_and_challenger(seed, 200)
         found = bootstrap.paired(labels, first, second, np.arange(200))
         held.append([getattr(found, name)[0] <= truth[name] <= getattr(found, name)[1] for name in NAMES])
     shares = np.mean(held, axis=0)
@@ -168,7 +168,7 @@ def test_the_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says(
 
 
 def test_pairs_too_are_drawn_by_group() -> None:
-    labels, first, second = rivals(0, 300)
+    labels, first, second = champion_and_challenger(0, 300)
     copies = np.repeat(np.arange(300), 8)
     alone = bootstrap.paired(labels, first, second, np.arange(300))
     grouped = bootstrap.paired(labels[copies], first[copies], second[copies], copies)
@@ -177,7 +177,7 @@ def test_pairs_too_are_drawn_by_group() -> None:
 
 
 def test_one_class_alone_has_no_difference_of_roc_auc() -> None:
-    labels, first, second = rivals(0, 100)
+    labels, first, second = champion_and_challenger(0, 100)
     kept = labels == 0
     found = bootstrap.paired(labels[kept], first[kept], second[kept], np.arange(kept.sum()))
     assert found.roc_auc is None

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tests.support.rival_models import CLASSES, rivals
+from tests.support.simulated_models import CLASSES, champion_and_challenger
 from training.metrics.classification import score
 from training.metrics.comparison import Comparison, compare, sign_flip
 
@@ -67,7 +67,7 @@ def test_who_is_right_where_the_labels_differ() -> None:
 
 
 def test_a_model_against_itself_is_undecided() -> None:
-    labels, a, _ = rivals(0, 100)
+    labels, a, _ = champion_and_challenger(0, 100)
     found = compared(labels, a, a.copy())
     for name, difference in found.differences.items():
         assert (difference.value, difference.better) == (0.0, None)
@@ -79,7 +79,7 @@ def test_a_model_against_itself_is_undecided() -> None:
 
 
 def test_the_better_one_is_named_whichever_letter_it_has_and_less_log_loss_is_better() -> None:
-    labels, better, worse = rivals(0, 3000)
+    labels, better, worse = champion_and_challenger(0, 3000)
     for letter, a, b in (("A", better, worse), ("B", worse, better)):
         found = compared(labels, a, b)
         assert {difference.better for difference in found.differences.values()} == {letter}
@@ -104,7 +104,7 @@ def test_accuracy_is_decided_where_mcnemar_decides(more: int, better: str | None
 
 
 def test_what_is_not_decided_is_said_and_what_is_undefined_is_not() -> None:
-    labels, a, _ = rivals(0, 100)
+    labels, a, _ = champion_and_challenger(0, 100)
     doubtful = np.sqrt(a) / np.sqrt(a).sum(1, keepdims=True)
     found = compared(labels, a, doubtful)
     assert found.differences["log_loss"].better == "A"

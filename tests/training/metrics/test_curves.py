@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-from tests.support.rival_models import CLASSES, split
+from tests.support.simulated_models import CLASSES, split
 from training.metrics.classification import ScoredImages
 from training.metrics.curves import SHARES, class_curves
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from serving.contract.card.decisions import OperatingPoint
-from tests.support.rival_models import CLASSES, split
+from tests.support.simulated_models import CLASSES, split
 from training.errors import ConfigError
 from training.metrics import operating_points
 from training.metrics.classification import ScoredImages

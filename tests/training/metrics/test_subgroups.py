@@ -4,7 +4,7 @@ from scipy.stats import chi2_contingency
 from sklearn.metrics import balanced_accuracy_score
 
 from serving.contract.card.decisions import Calibration
-from tests.support.rival_models import split
+from tests.support.simulated_models import split
 from training.metrics.classification import ScoredImages, expected_calibration_error
 from training.metrics.slices import Slicing
 from training.metrics.subgroups import Column, columns_by_score, permutation_p, subgroup_facts, subgroup_warnings

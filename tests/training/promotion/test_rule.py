@@ -10,7 +10,7 @@ from training.promotion.rule import Champion, Judgement, TestAnswers, judge, ref
 
 CLASSES = ("cat", "dog", "eel")
 LABELS = np.arange(300) % 3
-RIVAL = Digest("b" * 64)
+CHAMPION = Digest("b" * 64)
 
 
 def saying(predicted: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def judged(
 
 
 def served_model(probabilities: np.ndarray | None, why: str = "") -> Champion:
-    return Champion(digest=RIVAL, version="old", probabilities=probabilities, incomparable=why)
+    return Champion(digest=CHAMPION, version="old", probabilities=probabilities, incomparable=why)
 
 
 def test_a_first_model_needs_no_rival_to_be_certified() -> None:
@@ -112,7 +112,7 @@ def test_what_is_equal_or_better_holds_and_the_certificate_has_the_comparison() 
     assert champion.difference == pytest.approx(0.1)
     assert champion.interval[0] < 0.1 < champion.interval[1]
     assert champion.p_value == pytest.approx(2 / 2**30)
-    assert (champion.digest, champion.version, champion.score) == (RIVAL, "old", pytest.approx(0.8))
+    assert (champion.digest, champion.version, champion.score) == (CHAMPION, "old", pytest.approx(0.8))
 
 
 def test_what_may_be_worse_than_the_margin_is_refused_with_the_numbers() -> None:
@@ -139,7 +139,7 @@ def test_a_loss_that_is_not_excluded_is_refused_though_the_scores_are_equal() ->
 def test_what_cannot_be_compared_is_refused_with_the_reason() -> None:
     judgement = judged(wrong_on(range(3)), served_model(None, "other classes"))
     assert judgement.faults == ("it cannot be compared with version old, which `latest` serves: other classes",)
-    assert judgement.rival == RIVAL
+    assert judgement.rival == CHAMPION
 
 
 def test_floors_are_on_the_lower_limit_of_the_interval() -> None:

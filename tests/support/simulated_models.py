@@ -13,7 +13,7 @@ def split(seed: int, images: int, signal: float = 1.5) -> tuple[np.ndarray, np.n
     return labels, softmax(logits, axis=1).astype(np.float32)
 
 
-def rivals(seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def champion_and_challenger(seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One model and another that sees the same signal and noise, but a little more of noise of its own."""
     labels, first = split(seed, images)
     noise = np.random.default_rng(10_000 + seed).normal(scale=0.7, size=first.shape)
