@@ -45,6 +45,8 @@ JOURNAL = "journal.log"
 PENDING_PROMOTION = ".unpublished"
 """File in a run whose report is written and for which it is not settled whether `latest` moves to it."""
 FORGOTTEN = "forgotten.json"
+HAS_LEARNED = "its weights depend on images that were forgotten"
+"""Of a run with this file, which `forget` leaves in it."""
 """File in a run whose weights depend on images that were forgotten: it is not promoted again."""
 CURVES = "tensorboard/events.out.tfevents.*"
 BEGUN = (

@@ -76,6 +76,8 @@ def inherit(config: TrainConfig) -> TrainConfig:
 def _read(origin: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint of a run's folder, or a .pt file, and what it holds. Raises CheckpointRefused."""
     path = origin / runs.BEST if origin.is_dir() else origin
+    if any((folder / runs.FORGOTTEN).exists() for folder in list(path.parents)[:2]):
+        raise CheckpointRefused(f"--init-from {origin}: {runs.HAS_LEARNED}; start from another run")
     state = checkpoint.load(path, torch.device("cpu"))
     if not {"model", "settings"} <= state.keys():
         raise CheckpointRefused(f"{path}: expected model and settings, got {', '.join(map(str, state))}")

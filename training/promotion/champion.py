@@ -11,10 +11,10 @@ from jaxtyping import Int64
 
 from serving.contract.card.model_card import METADATA_KEY, CardError, ModelCard
 from serving.contract.decode import Digest
-from serving.contract.files.names import MODEL
+from serving.contract.files.names import MODEL, signature_of
 from serving.contract.model import ModelRefused, open_model
 from training.data.dataset import LabelledImages, training_division
-from training.engine.runs import LATEST, PREDICTIONS, REPORT_FACTS
+from training.engine.runs import FORGOTTEN, HAS_LEARNED, LATEST, PREDICTIONS, REPORT_FACTS
 from training.errors import DataError
 from training.metrics.classification import Probabilities
 from training.metrics.comparison import unshared
@@ -22,6 +22,8 @@ from training.models.prediction import predict_images
 from training.promotion.rule import Champion, TestAnswers
 from training.report.predictions import read_predictions
 from training.storage import digest
+
+UNSIGNED = "it is not signed, as what `latest` serves is: a service that asks for signatures would refuse it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,15 @@ def find_champion_file(out: Path) -> ChampionFile | None:
         return None
     file = link / MODEL
     return ChampionFile(target=str(link.readlink()), digest=digest(file) if file.is_file() else None)
+
+
+def folder_faults(run: Path) -> tuple[str, ...]:
+    """Why a run may not take the place of what `latest` beside it serves, whatever it answers."""
+    faults = (HAS_LEARNED,) if (run / FORGOTTEN).exists() else ()
+    served = run.parent / LATEST / MODEL
+    if signature_of(served).is_file() and not signature_of(run / MODEL).is_file():
+        faults += (UNSIGNED,)
+    return faults
 
 
 def find_champion(out: Path, answers: TestAnswers, images: LabelledImages | None) -> Champion | None:

@@ -13,9 +13,9 @@ from training.engine import runs
 from training.errors import CheckFailed, ConfigError
 from training.metrics.bootstrap import bootstrap
 from training.promotion import log
-from training.promotion.champion import ChampionFile, find_champion, find_champion_file, scored_on
+from training.promotion.champion import ChampionFile, find_champion, find_champion_file, folder_faults, scored_on
 from training.promotion.log import LogEntry
-from training.promotion.rule import HAS_LEARNED, Judgement, TestAnswers, judge, refusal
+from training.promotion.rule import Judgement, TestAnswers, judge, refusal
 from training.report.predictions import read_predictions
 from training.storage import digest, locked
 
@@ -57,14 +57,14 @@ def promote(config: PromoteConfig) -> Path:
     _refuse_folder(out)
     with locked(out / log.LOCK):
         champion = find_champion_file(out)
-        if champion and champion.digest == classifier.digest:
+        served = (run.name, classifier.digest)
+        if champion and (champion.target, champion.digest) == served and log.targets(log.history(out))[-1:] == [served]:
             return out
         judgement = _judge(run, classifier.card)
         faults = judgement.faults if judgement else (_unjudged(classifier.card),)
         for warning in judgement.warnings if judgement else ():
             print(f"warning: {warning}")
-        if (run / runs.FORGOTTEN).exists():
-            faults = (*faults, HAS_LEARNED)
+        faults += folder_faults(run)
         refused = bool(faults) and not config.force
         entry = LogEntry(
             event="refused" if refused else "promoted",
@@ -98,8 +98,8 @@ def rollback(config: RollbackConfig) -> Path:
         if len(targets) < 2:
             raise ConfigError(f"{out / log.LOG}: nothing to roll back to: {champion.target} was the first; {_BY_NAME}")
         target, expected = targets[-2]
-        if (out / target / runs.FORGOTTEN).exists():
-            raise ConfigError(f"{out / target}: {HAS_LEARNED}; {_BY_NAME}, with --force")
+        if faults := folder_faults(out / target):
+            raise ConfigError(f"{out / target}: {'; '.join(faults)}; {_BY_NAME}, with --force")
         _check_is_as_logged(out / target / MODEL, expected)
         log.move(out, _back_to(target, digest(out / target / MODEL), champion, config.reason))
     return out

@@ -16,7 +16,7 @@ from training.metrics.evaluation import Evaluation
 from training.options.choices import Promote
 from training.options.config import TrainConfig
 from training.promotion import log
-from training.promotion.champion import find_champion, find_champion_file
+from training.promotion.champion import find_champion, find_champion_file, folder_faults
 from training.promotion.log import LogEntry
 from training.promotion.rule import Champion, Judgement, TestAnswers, judge, refusal
 from training.report.promotion import Promotion, write_promotion
@@ -145,6 +145,7 @@ def _settle(run: Path, pending: Pending | None, requested: Promote) -> Promotion
         if now != judgement.rival:  # a key of files on disk, hence the older word
             target = champion.target if champion else "nothing"
             faults += (f"`latest` has moved to {target} since it was judged; without --force it is judged anew",)
+    faults += folder_faults(run)
     entry = LogEntry(
         event="refused" if faults else "promoted",
         run=run.name,

@@ -13,7 +13,6 @@ from training.engine import runs
 from training.errors import ConfigError
 from training.promotion import log
 from training.promotion.champion import find_champion_file
-from training.promotion.rule import HAS_LEARNED
 from training.storage import digest, locked
 
 
@@ -48,8 +47,8 @@ def publish(config: PublishConfig) -> Path:
         if log.targets(entries)[-1:] != [(champion.target, champion.digest)]:
             raise ConfigError(f"{link} points to {champion.target}, and {config.out / log.LOG} has not moved it there")
         [*_, moved] = (entry for entry in entries if entry.event != "refused")
-        if (run / runs.FORGOTTEN).exists() and HAS_LEARNED not in moved.faults:
-            raise ConfigError(f"{run}: {HAS_LEARNED}; promote another run first")
+        if (run / runs.FORGOTTEN).exists() and runs.HAS_LEARNED not in moved.faults:
+            raise ConfigError(f"{run}: {runs.HAS_LEARNED}; promote another run first")
         open_model(run / MODEL, threads=0, training_images=True)  # no store gets what the service refuses
         files = files_of(run)
         for file in files:

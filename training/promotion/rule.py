@@ -16,9 +16,6 @@ from training.metrics.proportions import Interval
 from training.options.config import TrainConfig
 from training.promotion import floors
 
-HAS_LEARNED = "its weights depend on images that were forgotten"
-"""The fault of a run that `forget` has marked."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TestAnswers:

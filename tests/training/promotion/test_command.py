@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from serving.contract.files.names import signature_of
 from tests.support.promotions import copied, latest, log
 from tests.support.trainer import command
 from training.__main__ import main
+from training.engine.runs import FORGOTTEN, HAS_LEARNED
+from training.engine.transfer import inherit
+from training.errors import CheckpointRefused
+from training.options.config import TrainConfig
+from training.promotion.outcome import leave_pending, settle
 
 
 @pytest.fixture
@@ -108,3 +114,40 @@ def test_rollback_trusts_neither_a_link_nor_a_file_that_it_does_not_know(
     assert "no such file, so `latest` cannot go back to it" in capsys.readouterr().err
     assert latest(runs) == "poor"
     assert main(["rollback", "--out", str(runs / "absent")]) == 2
+
+
+def test_what_is_not_signed_takes_the_place_of_nothing_signed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A service with a key would refuse it, and could not start again."""
+    assert main(["promote", str(runs / "poor"), "--force", "--reason", "x"]) == 0
+    signature_of(runs / "poor" / "model.onnx").write_bytes(b"signature")
+    assert main(["promote", str(runs / "good")]) == 1
+    assert "it is not signed, as what `latest` serves is" in capsys.readouterr().err
+    assert main(["rollback", "--out", str(runs)]) == 2
+    assert "it is not signed, as what `latest` serves is" in capsys.readouterr().err
+    assert latest(runs) == "poor"
+    leave_pending(runs / "good", "always", None)
+    settle(runs / "good", "always")
+    assert (latest(runs), log(runs)[-1]["event"]) == ("poor", "refused")
+    signature_of(runs / "good" / "model.onnx").write_bytes(b"signature")
+    assert main(["promote", str(runs / "good")]) == 0
+    assert latest(runs) == "good"
+
+
+def test_what_has_learned_from_forgotten_images_is_promoted_by_no_resumption(runs: Path) -> None:
+    (runs / "poor" / FORGOTTEN).write_text("{}")
+    leave_pending(runs / "poor", "always", None)
+    settle(runs / "poor", "always")
+    assert latest(runs) == "good"
+    assert log(runs)[-1]["faults"] == [HAS_LEARNED]
+    with pytest.raises(CheckpointRefused, match="depend on images that were forgotten"):
+        inherit(TrainConfig(init_from=runs / "poor"))
+
+
+def test_a_link_that_was_moved_by_hand_enters_the_log(runs: Path) -> None:
+    (runs / "latest").unlink()
+    (runs / "latest").symlink_to("poor")
+    assert main(["promote", str(runs / "poor"), "--force", "--reason", "it is served"]) == 0
+    entry = log(runs)[-1]
+    assert (entry["event"], entry["run"], entry["reason"]) == ("promoted", "poor", "it is served")
+    assert main(["rollback", "--out", str(runs)]) == 0
+    assert latest(runs) == "good"
