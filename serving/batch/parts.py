@@ -10,7 +10,7 @@ import io
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from serving.batch.parquet import write_parquet
 
+UNREADABLE = "unreadable_file"
+"""Code of the error of a file that could not be read; a resumed call tries it again."""
 COMPLETE = "complete"
 """File in a folder that has all its parts: their number."""
 
@@ -70,6 +72,10 @@ class PartFiles:
         while self._part(self._count).exists():
             self._count += 1
         self._read_keys()
+        if self.failed[UNREADABLE]:  # the storage may have failed for a while
+            error = self._columns.index("error")
+            self._keep(lambda row: not row[error].startswith(f"{UNREADABLE}:"))
+            self._read_keys()
         return self
 
     def __exit__(
@@ -90,25 +96,55 @@ class PartFiles:
 
     def append(self, part: Part) -> None:
         """Write the next part."""
-        temporary = self._folder / "part.tmp"
-        temporary.write_bytes(part.rows)
-        temporary.replace(self._part(self._count))
+        self._write(self._count, part.rows)
         self._count += 1
 
-    def complete(self) -> None:
-        """Record that no part will follow."""
+    def complete(self) -> int:
+        """Record that no part will follow. Returns the rows left out: those whose images no `is_done` has asked for."""
+        unlisted = np.flatnonzero(self._remaining)
+        left_out = dict(zip(self._digests[unlisted].tolist(), self._remaining[unlisted].tolist(), strict=True))
+        count = sum(left_out.values())
+
+        def is_listed(row: list[str]) -> bool:
+            digest = _digest(row[0])
+            if not left_out.get(digest):
+                return True
+            left_out[digest] -= 1
+            self._count_error(row, -1)
+            return False
+
+        if count:
+            self._keep(is_listed)
         (self._folder / "complete.tmp").write_text(str(self._count))
         (self._folder / "complete.tmp").replace(self._folder / COMPLETE)
+        return count
+
+    def _count_error(self, row: list[str], by: int) -> None:
+        if error := row[self._columns.index("error")]:
+            self.failed[error.partition(":")[0]] += by
+
+    def _keep(self, is_kept: Callable[[list[str]], bool]) -> None:
+        """Remove the other rows from the parts."""
+        for number in range(self._count):
+            rows = list(_rows_of(self._part(number)))
+            kept = [row for row in rows if is_kept(row)]
+            if len(kept) < len(rows):
+                self._write(number, encode(kept))
+
+    def _write(self, number: int, rows: bytes) -> None:
+        temporary = self._folder / "part.tmp"
+        temporary.write_bytes(rows)
+        temporary.replace(self._part(number))
 
     def _part(self, number: int) -> Path:
         return _part(self._folder, number)
 
     def _read_keys(self) -> None:
-        digests, error = array("Q"), self._columns.index("error")
+        self.failed.clear()
+        digests = array("Q")
         for row in _rows(self._folder, self._count):
             digests.append(_digest(row[0]))
-            if row[error]:
-                self.failed[row[error].partition(":")[0]] += 1
+            self._count_error(row, 1)
         self.images = len(digests)
         self._digests, self._remaining = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
 
@@ -142,8 +178,12 @@ def _part(folder: Path, number: int) -> Path:
 
 def _rows(folder: Path, count: int) -> Iterator[list[str]]:
     for number in range(count):
-        with _part(folder, number).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield from csv.reader(file)
+        yield from _rows_of(_part(folder, number))
+
+
+def _rows_of(part: Path) -> Iterator[list[str]]:
+    with part.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield from csv.reader(file)
 
 
 def _digest(key: str) -> int:

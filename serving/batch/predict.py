@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.batch.parts import Part, PartFiles, encode
+from serving.batch.parts import UNREADABLE, Part, PartFiles, encode
 from serving.batch.shards import Shard, SharedTable
 from serving.batch.sources import image_paths
 from serving.batch.workers import Pool, Workers
@@ -80,7 +80,7 @@ class FilePredictor:
         except ImageError as error:
             return error
         except (OSError, ValueError) as error:  # ValueError: a path in a manifest may hold a NUL character
-            return ImageError("unreadable_file", getattr(error, "strerror", None) or str(error))
+            return ImageError(UNREADABLE, getattr(error, "strerror", None) or str(error))
 
     def _predict(self, images: Sequence[Pixels]) -> Iterator[Prediction]:
         size = self._classifier.card.images_at_once(self._settings.max_batch)
@@ -119,13 +119,15 @@ class Done:
 def predict_images(source: Path, out: Path, settings: Settings, workers: Workers, shard: Shard) -> Done:
     """Make a row for each image of `source` that is of the shard; once all shards are complete, write them to `out`.
 
-    Resumes an earlier call with the same source, output, model and shard. Raises ManifestError, ModelRefused,
-    InvalidOutput, Busy, OSError, and BrokenProcessPool if a worker was killed and its chunk cannot be done again.
+    Resumes an earlier call with the same source, output, model, limits and shard; what that could not read is tried
+    again. Raises ManifestError, ModelRefused, InvalidOutput, Busy, OSError, and BrokenProcessPool if a worker was
+    killed and its chunk cannot be done again.
     """
     classifier = workers.open_model(settings)
     root = source if source.is_dir() else source.parent
-    # The name keeps the rows of another model or of another source out of the table.
-    identity = hashlib.sha256(f"{classifier.digest} {source.resolve()}".encode()).hexdigest()[:12]
+    # The name keeps rows of another model, of another source and by other limits out of the table.
+    limits = f"{settings.max_bytes} {settings.max_pixels}"
+    identity = hashlib.sha256(f"{classifier.digest} {source.resolve()} {limits}".encode()).hexdigest()[:12]
     table = SharedTable(out, table_columns(classifier.card), identity)
     skipped = Counter[str]()
     with PartFiles(table.folder(shard), table.columns) as parts:
@@ -141,7 +143,8 @@ def predict_images(source: Path, out: Path, settings: Settings, workers: Workers
                 failed += part.failed
                 progress.add(part)
         progress.end(skipped)
-        parts.complete()
+        if left_out := parts.complete():
+            print(f"{left_out:,} rows of images that are no longer in {source} are left out", file=sys.stderr)
     if not (missing := table.missing(shard.count)):
         table.write(shard.count)
     return Done(failed, missing)

@@ -328,6 +328,21 @@ def test_a_path_that_is_listed_twice_is_done_twice(tmp_path: Path) -> None:
         ]
 
 
+def test_what_could_not_be_read_is_tried_again_and_what_is_listed_no_more_goes(tmp_path: Path) -> None:
+    with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
+        parts.append(part([["a", ""], ["b", "unreadable_file: the disk is away"], ["gone", "not_an_image: x"]]))
+        parts.append(part([["gone", ""], ["c", "not_an_image: x"], ["c", "not_an_image: x"]]))
+    with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
+        assert parts.failed == {"not_an_image": 3}
+        again = [key for key in ("a", "b", "c") if not parts.is_done(key)]
+        assert again == ["b"]
+        parts.append(part([["b", ""], ["gone", ""]]))
+        assert parts.complete() == 3
+        assert +parts.failed == {"not_an_image": 1}
+    write_table(tmp_path / "x.csv", ["path", "error"], [tmp_path / "parts"])
+    assert [row["path"] for row in table(tmp_path / "x.csv")] == ["a", "c", "b", "gone"]
+
+
 def test_a_part_that_is_missing_is_done_again(tmp_path: Path) -> None:
     with PartFiles(tmp_path / "parts", ["path", "error"]) as parts:
         for key in ("a", "b", "c"):
