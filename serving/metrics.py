@@ -23,7 +23,7 @@ NOT_MEASURED = -math.inf
 """Drift before any image was measured. It is less than every other worker's value, so the largest one is not hidden;
 NaN, read first, would hide all others."""
 
-ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed"]
+ReloadOutcome = Literal["swapped", "unchanged", "refused", "failed", "missing"]
 FetchOutcome = Literal["fetched", "unchanged", "missing", "failed"]
 
 
@@ -224,7 +224,7 @@ class ModelMetrics:
         self._reloads = {outcome: reloads.labels(outcome) for outcome in get_args(ReloadOutcome)}
         self._refused = Gauge(
             "twinlens_model_refused",
-            "1 while the file of the model was refused or could not be loaded, so that another model answers, or none.",
+            "1 while the model's file was refused, could not be loaded or is gone: another model answers, or none.",
             multiprocess_mode="livemax",
             registry=registry,
         )
@@ -266,7 +266,7 @@ class ModelMetrics:
     def reloaded(self, outcome: ReloadOutcome) -> None:
         """Count an attempt to load a changed model file, and export whether it failed."""
         self._reloads[outcome].inc()
-        self._refused.set(outcome in ("refused", "failed"))
+        self._refused.set(outcome in ("refused", "failed", "missing"))
 
     def polled(self, outcome: FetchOutcome) -> None:
         """Count a poll of the object of the model."""

@@ -23,7 +23,7 @@ from training.engine import runs
 from training.errors import ConfigError
 from training.metrics import costs
 from training.metrics.comparison import unshared
-from training.metrics.slices import slices
+from training.metrics.slices import check_columns, slices
 from training.models.prediction import fitted_batches
 from training.options.choices import Data
 from training.report.evaluation import EvaluationReport, ModelPredictions, write_evaluation
@@ -71,7 +71,13 @@ def evaluate(config: EvaluateConfig) -> Path:
     name = re.sub(r"\W+", "-", _name(config.data)).strip("-").lower()
     default = classifiers[0].path.parent / "evaluations" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     with runs.results_folder(config.out, default) as folder:
-        selection = select(config, [classifier.card for classifier in classifiers], classifiers[0].path, folder)
+        selection = select(
+            config,
+            [classifier.card for classifier in classifiers],
+            classifiers[0].path,
+            folder,
+            lambda source: check_columns(config.slices, source),
+        )
         evaluated = _evaluated(config, classifiers, selection)
         write_evaluation(replace(evaluated, looks=_look(evaluated), costs=matrix), folder)
     return folder

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -59,7 +60,7 @@ def explain_errors(run: Path, device: torch.device) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in NOT_OURS:
             fault.add_note("--out and --cache name folders that may be written to")
         if runs.has_checkpoint(run) and not isinstance(error, (ConfigError, CheckpointRefused)):
-            fault.add_note(f"--resume {run} continues from its last checkpoint")
+            fault.add_note(f"--resume {quote(str(run))} continues from its last checkpoint")
         if fault is error:
             raise
         raise fault from error

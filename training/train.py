@@ -29,6 +29,7 @@ from training.export.candidate import export
 from training.export.card import build_card
 from training.export.features import with_features
 from training.export.measures.views import measure_views
+from training.export.onnx import check_exports
 from training.export.parity import ExpectedOutputs
 from training.folds import final
 from training.metrics.evaluation import Evaluation, evaluate_best, evaluate_plain
@@ -149,13 +150,18 @@ def find_weights(config: TrainConfig, group: Group) -> Weights | None:
 def start(context: RunContext) -> nn.Sequential:
     """The network before its first step, on the device of the run.
 
-    Weights of others are not read again for a run that has a checkpoint. Raises CheckpointRefused.
+    Weights of others are not read again for a run that has a checkpoint. Raises ConfigError, CheckpointRefused.
     """
     config, dataset = context.config, context.dataset
     torch.manual_seed(config.seed)
     model = networks.build(config, dataset.preprocessing, context.normalization, len(dataset.classes))
     initialize(model, config.init, scale=config.init_scale, zero_biases=config.zero_biases)
-    if config.init_from is not None and not runs.has_checkpoint(config.run):
+    resumes = runs.has_checkpoint(config.run)
+    if not config.own_network and not resumes:
+        size = dataset.preprocessing
+        shape = (size.height, size.width, size.channels)
+        context.group.broadcast(lambda: check_exports(model, config.model, shape))
+    if config.init_from is not None and not resumes:
         settings = networks.settings(config, dataset.preprocessing, context.normalization, dataset.classes)
         print(transfer(model, settings, config.init_from))
     if context.weights is not None:

@@ -74,6 +74,7 @@ class Reloader:
         self._observe = observe
         self._judged: FileState | None = None
         self._failed: FileState | None = None
+        self._missing = False
         self._last_error = ""
         self._pause_s = FIRST_PAUSE_S
         self._not_before = 0.0
@@ -103,10 +104,12 @@ class Reloader:
         self._last_state = state
         if state is None:
             if before is not None:
-                log.warning("%s no longer exists; the model loaded from it still answers", self._path)
+                log.warning("%s no longer exists: %s", self._path, self._still)
+                self._observe("missing")
+                self._missing = True
             return
-        if state == before == self._served_state and self._failed is not None:
-            self._failed = None  # a roll back from a file that could not be loaded
+        if state == before == self._served_state and (self._failed is not None or self._missing):
+            self._failed, self._missing = None, False  # a roll back from a file that could not be loaded, or was gone
             self._observe("unchanged")
         if state != before or state == self._judged or (state == self._failed and monotonic() < self._not_before):
             return
@@ -116,7 +119,7 @@ class Reloader:
         if outcome != "failed":
             self._judged = state
         if outcome in ("swapped", "unchanged"):
-            self._served_state = state
+            self._served_state, self._missing = state, False
         self._observe(outcome)
 
     def _try(self, state: FileState) -> ReloadOutcome | None:

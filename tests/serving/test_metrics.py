@@ -30,6 +30,8 @@ def test_a_file_counts_as_refused_until_one_is_served() -> None:
         ("swapped", 0),
         ("failed", 1),
         ("unchanged", 0),
+        ("missing", 1),
+        ("swapped", 0),
     ]
     for outcome, refused in outcomes:
         model.reloaded(outcome)

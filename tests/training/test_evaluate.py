@@ -14,6 +14,7 @@ from tests.support.datasets import manifest
 from tests.support.trainer import command
 from training import evaluate
 from training.__main__ import main
+from training.data import selection
 from training.data.cache import Cache
 from training.data.formats import find_source
 from training.data.selection import gather_images
@@ -284,6 +285,14 @@ def test_what_does_not_fit_together_is_refused_before_any_image_is_read(
     with pytest.raises(ConfigError, match="only in --run: green leaf, only there: grass"):
         evaluate._check_classes([open_model(run / "model.onnx"), other])
     assert not (tmp_path / "x").exists()
+
+
+def test_a_column_that_is_not_there_is_refused_before_any_image_is_read(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "gather_images", lambda *given: pytest.fail("the images were read"))
+    with pytest.raises(ConfigError, match="--slices sit: "):
+        evaluate.evaluate(EvaluateConfig(run=run, data=photos, out=tmp_path / "x", slices="sit"))
 
 
 def test_the_command_line(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """The labelled images that existing models are to predict, and whether these have learned from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -81,14 +81,22 @@ class Selection:
         return sentences
 
 
-def select(options: SelectOptions, cards: Sequence[ModelCard], model: Path, folder: Path) -> Selection:
+def select(
+    options: SelectOptions,
+    cards: Sequence[ModelCard],
+    model: Path,
+    folder: Path,
+    check: Callable[[Source], None] = lambda source: None,
+) -> Selection:
     """Read the images, and choose those for models with these `cards`; the first is the one of the file `model`.
 
-    `folder` is that of the results, which holds no images. Raises ConfigError, DataError, OSError.
+    `folder` is that of the results, which holds no images. `check` may refuse the source before its images are read.
+    Raises ConfigError, DataError, OSError.
     """
     cache = Cache(options.cache)
     source = find_source(options.data, cache, [folder], options.corrections, Forgotten.of(model))
     check_labels(source, cards[0].classes)
+    check(source)
     images, trained_on = gather_images(source, cache, cards)
     split, indices, reason = choose(options.split, images, remade=trained_on[0] is not None)
     return Selection(source=source, images=images, split=split, indices=indices, reason=reason, trained_on=trained_on)

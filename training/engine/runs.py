@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from shlex import quote
 
 from filelock import FileLock, Timeout
 
@@ -268,7 +269,7 @@ def refuse_taken(run: Path) -> None:
     """Raise ConfigError when a new run would overwrite a file that no unfinished run has left."""
     if has_checkpoint(run):
         raise ConfigError(
-            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {run} continues it"
+            f"--name {run.name}: there is a run of that name in {run.parent}; --resume {quote(str(run))} continues it"
         )
     leftovers = {path for name in BEGUN for path in run.glob(name)} if (run / LOCK).exists() else set()
     others = [run] if run.is_file() else sorted(set(run.rglob("*")) - leftovers)

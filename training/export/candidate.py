@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
+from torch.onnx import OnnxExporterError
 
 from serving.contract.card.model_card import ModelCard
 from serving.contract.files.names import neighbours_of
@@ -24,7 +25,9 @@ def export(model: nn.Sequential, card: ModelCard, dataset: Dataset, evaluated: E
     The index of the training images, if there is one, is left beside it. Raises ExportRefused, and then leaves nothing
     at `path`, when the service's loader refuses the file or the proof does not hold. Raises OSError.
     """
-    with candidate(path, serialize(model, card, evaluated.detector)) as file:
+    with refusals():
+        content = serialize(model, card, evaluated.detector)
+    with candidate(path, content) as file:
         parity = prove(model, file, dataset, evaluated)
         if (index := evaluated.index) is not None:
             write_atomically(neighbours_of(path), lambda stream: stream.write(to_bytes(index)))
@@ -49,9 +52,14 @@ def candidate(path: Path, content: bytes) -> Iterator[Path]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turns ModelRefused and what ONNX Runtime raises into ExportRefused, but too little memory into MemoryError."""
+    """Turns ModelRefused and what exporter and ONNX Runtime raise into ExportRefused.
+
+    Too little memory becomes MemoryError.
+    """
     try:
         yield
+    except OnnxExporterError as error:
+        raise ExportRefused(f"the model cannot be exported to ONNX: {error}") from error
     except ModelRefused as error:
         raise ExportRefused(f"the service would refuse the file: {error}") from error
     except RUNTIME_ERRORS as error:

@@ -13,6 +13,8 @@ from onnx.utils import Extractor
 from torch import Tensor, nn
 
 from serving.contract.card.model_card import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelCard
+from serving.contract.session import RUNTIME_ERRORS
+from training.errors import ConfigError
 from training.export.novelty_graph import add_outputs
 from training.metrics.familiarity.novelty import Detector
 from training.models import backbones
@@ -51,6 +53,15 @@ def serialize(model: nn.Sequential, card: ModelCard, detector: Detector | None =
 def graph(model: nn.Sequential, shape: tuple[int, ...]) -> bytes:
     """The graph of `model` and its softmax for images of `shape` (height, width, channels), without a card."""
     return _trace(_WithSoftmax(_prepared(model)), shape)
+
+
+def check_exports(model: nn.Sequential, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse an architecture that cannot become a file, hours before it would be exported. Raises ConfigError."""
+    try:
+        onnxruntime.InferenceSession(graph(model, shape), providers=["CPUExecutionProvider"])
+    except (RuntimeError, *RUNTIME_ERRORS) as error:  # the exporter's errors are RuntimeErrors
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"--model {name}: cannot be exported to ONNX, opset {OPSET} ({reason})") from error
 
 
 def features_graph(body: nn.Sequential, shape: tuple[int, ...]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import yaml
@@ -149,7 +150,8 @@ def prepare_folds(folder: Path, config: FoldsConfig) -> None:
         before = yaml.safe_load(options.read_text(encoding="utf-8"))
         if differing := differing_options(before, now):
             changes = "; ".join(f"{name} was {before.get(name)}, now it is {now.get(name)}" for name in differing)
-            final = f", and `train --from-folds {folder}` makes a final model by them" if {*differing} <= FITTED else ""
+            command = f"`train --from-folds {quote(str(folder))}`"
+            final = f", and {command} makes a final model by them" if {*differing} <= FITTED else ""
             raise ConfigError(f"{folder}: holds folds of other options: {changes}. --name puts these elsewhere{final}")
     for part in ("logs", "runs"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What `forget` prints: what is known of the person, where, what depends on it, and what stays."""
 
 from pathlib import Path
+from shlex import quote
 
 from serving.contract.objects import Url
 from training.data.sources import forgotten
@@ -52,7 +53,7 @@ def show_weights(out: Path, scanned: Scan, experiments: list[Experiment], retrai
     for run in scanned.dependent:
         if served == run.resolve():
             new = retraining.made.get(run) if retraining else None
-            then = f'; `promote {new} --force --reason "..."` moves it' if new else ""
+            then = f'; `promote {quote(str(new))} --force --reason "..."` moves it' if new else ""
             print(f"WARNING: {latest} leads to {run}, whose weights depend on them: it is still served{then}")
     together = {one.run for each in experiments for one in each.dependents}
     for run in scanned.dependent:

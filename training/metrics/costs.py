@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from serving.contract.card.decisions import Costs
+from serving.contract.listing import clean
 from training.data.sources.source import shortened
 from training.errors import ConfigError
 from training.metrics.bootstrap import percentiles, resamples
@@ -72,7 +73,7 @@ def table(path: Path) -> list[list[str]]:
     """The cells of the file, not yet compared with any classes. Raises ConfigError where it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+            return [[clean(cell) for cell in row] for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"--costs {path}: not a CSV file that can be read ({error})") from error
 

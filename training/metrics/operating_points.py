@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from serving.contract.card.decisions import DecisionScore, OperatingPoint
+from serving.contract.listing import clean
 from training.data.sources.source import shortened
 from training.errors import ConfigError
 from training.metrics.bootstrap import Rate, rate
@@ -80,7 +81,7 @@ def _count(rate: Rate) -> int:
 
 def parse(text: str) -> TargetScore:
     """A target as it is written. Raises ConfigError."""
-    name, _, value = text.rpartition("=")  # a class may have = and : in its name
+    name, _, value = clean(text).rpartition("=")  # a class may have = and : in its name
     label, _, score = name.rpartition(":")
     try:
         target = float(value)

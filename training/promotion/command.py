@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 import tyro
 
@@ -119,7 +120,8 @@ def _complete(run: Path) -> Path:
     if run.is_symlink() or not (run / runs.CONFIG).is_file():
         raise ConfigError(f"{run}: expected a run's own folder, with its {runs.CONFIG}")
     if not (run / MODEL).is_file() or not (run / runs.REPORT).is_dir():
-        raise ConfigError(f"{run}: it has no model with a report; --resume {run} completes an unfinished run")
+        resume = f"--resume {quote(str(run))}"
+        raise ConfigError(f"{run}: it has no model with a report; {resume} completes an unfinished run")
     return run
 
 

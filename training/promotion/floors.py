@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from serving.contract.listing import clean
 from training.data.sources.source import shortened
 from training.errors import ConfigError
 
@@ -26,7 +27,7 @@ class LeastScore(NamedTuple):
 
 def parse(text: str) -> LeastScore:
     """A floor as it is written. Raises ConfigError."""
-    name, _, value = text.rpartition("=")  # a class may have = in its name
+    name, _, value = clean(text).rpartition("=")  # a class may have = in its name
     try:
         floor = LeastScore(name, float(value))
     except ValueError:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -103,7 +104,7 @@ def settle(run: Path, promote: Promote) -> None:
         write_promotion(run, promotion)
         (run / PENDING_PROMOTION).unlink()
     except OSError as error:
-        lost = f"{error.strerror or error}; {run} is complete; --resume {run} tries again"
+        lost = f"{error.strerror or error}; {run} is complete; --resume {quote(str(run))} tries again"
         raise OSError(error.errno, lost, error.filename) from error
 
 
@@ -111,7 +112,7 @@ def not_settled(run: Path, promote: Promote, judgement: Judgement | None) -> Pro
     """What a report says of its run's promotion until that is settled."""
     faults = judgement.faults if judgement else ()
     holds = "does not hold" if faults else "holds"
-    sentence = f"The rule of promotion {holds}, but it is not settled yet; `--resume {run}` does that."
+    sentence = f"The rule of promotion {holds}, but it is not settled yet; `--resume {quote(str(run))}` does that."
     return Promotion(
         outcome="not asked" if promote == "never" else "not settled",
         promote=promote,

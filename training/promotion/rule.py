@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -120,7 +121,7 @@ def refusal(run: Path, faults: tuple[str, ...]) -> str:
     """The sentence on a model that is not promoted, with the command that promotes it nevertheless."""
     return (
         f"{run} is not promoted, `latest` stays as it is: {'; '.join(faults)}. "
-        f'`python -m training promote {run} --force --reason "..."` promotes it nevertheless.'
+        f'`python -m training promote {quote(str(run))} --force --reason "..."` promotes it nevertheless.'
     )
 
 

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from shlex import quote
 from typing import Any
 
 import cv2
@@ -34,7 +35,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": percent, "number": number, "interval": interval, "places": places, "code": code}
-    environment.filters["percent_interval"] = percent_interval
+    environment.filters |= {"percent_interval": percent_interval, "quote": lambda path: quote(str(path))}
     environment.filters |= {"gap": gap, "name": name, "sentence": sentence}
     environment.globals |= {"titles": TITLES, "calibration_titles": CALIBRATION_TITLES}
     return environment

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
@@ -140,8 +141,8 @@ def run_summary(run: Path) -> str:
             "",
             f"report  {run / REPORT / 'report.html'}",
             f"model   {model}",
-            f"curves  tensorboard --logdir {run.parent}",
-            f"serve   {'' if served else f'TWINLENS_MODEL={model} '}bentoml serve --host 127.0.0.1",
+            f"curves  tensorboard --logdir {quote(str(run.parent))}",
+            f"serve   {'' if served else f'TWINLENS_MODEL={quote(str(model))} '}bentoml serve --host 127.0.0.1",
         )
     )
 

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import optuna
 import yaml
@@ -158,4 +159,4 @@ def write_results(folder: Path, space: Study, optuna_study: optuna.Study) -> Non
     study = Study(title=space.title, base=space.base, axes={TRIAL: trials}, seeds=1, questions=(question,))
     write_study_report(folder, study, collect_results(study, [folder]))
     print(f"best   {optuna_study.best_value:.4f}, trial {optuna_study.best_trial.number}: {optuna_study.best_params}")
-    print(f"again  python -m training --config {folder / BEST}")
+    print(f"again  python -m training --config {quote(str(folder / BEST))}")

@@ -140,10 +140,14 @@ def test_a_file_that_goes_and_one_that_comes_late(models: dict[str, Path], tmp_p
         watched.reloader.check()
     first = watched.version
     assert first is not None
-    path.unlink()
+    path.rename(tmp_path / "aside")
     for _ in range(2):
         watched.reloader.check()
-    assert (watched.version, watched.outcomes) == (first, ["swapped"])
+    assert (watched.version, watched.outcomes) == (first, ["swapped", "missing"])
+    (tmp_path / "aside").rename(path)
+    for _ in range(3):
+        watched.reloader.check()
+    assert (watched.version, watched.outcomes) == (first, ["swapped", "missing", "unchanged"])
 
 
 @pytest.fixture

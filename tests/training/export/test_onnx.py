@@ -10,11 +10,13 @@ from onnx import numpy_helper
 from serving.contract.card.model_card import METADATA_KEY
 from serving.contract.model import open_model
 from training.data.dataset import Dataset
+from training.errors import ConfigError
 from training.export.onnx import OPSET, graph
 from training.models import backbones
 from training.models.normalization import Calibrate
 from training.models.prediction import predict
 from training.options.config import TrainConfig
+from training.train import train
 
 
 def test_the_file_is_one_file_with_a_pinned_opset_and_a_dynamic_batch(run: Path) -> None:
@@ -39,6 +41,13 @@ def test_probabilities_do_not_depend_on_the_batch(
     served = np.concatenate([classifier.predict(images[start : start + size]) for start in range(0, 64, size)])
     model.append(Calibrate(classifier.card.calibration))
     assert np.abs(served - predict(model, images)).max() <= 1e-6
+
+
+@pytest.mark.slow
+def test_an_architecture_without_an_export_is_refused_before_it_trains(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--model volo_d1_224: cannot be exported to ONNX, opset 17 .*col2im"):
+        train(TrainConfig(data=photos, out=tmp_path, name="x", model="volo_d1_224", weights="none"))
+    assert not (tmp_path / "x").exists()
 
 
 class Padded(torch.nn.Module):

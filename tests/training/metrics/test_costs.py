@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ def test_a_file_is_read_in_the_order_of_the_classes_and_written_back(tmp_path: P
     assert read(tmp_path / "costs.csv", CLASSES) == COSTS
     write(tmp_path / "again.csv", COSTS, CLASSES)
     assert read(tmp_path / "again.csv", CLASSES) == COSTS
+    apart, together = (unicodedata.normalize(form, "bénign") for form in ("NFD", "NFC"))
+    (tmp_path / "costs.csv").write_text(MATRIX.replace("benign", apart), encoding="utf-8")
+    assert read(tmp_path / "costs.csv", (together, CLASSES[1])).matrix == COSTS.matrix
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import dataclasses
+import unicodedata
 
 import numpy as np
 import pytest
@@ -98,6 +99,12 @@ def test_what_is_no_demand_is_refused(text: str) -> None:
 
 def test_a_class_may_hold_what_separates() -> None:
     assert parse("a:b=c:specificity=0.5") == ("a:b=c", "specificity", 0.5)
+
+
+def test_a_name_is_the_same_however_its_accents_are_typed() -> None:
+    """As folders and manifests are read: macOS gives the letter and the accent apart."""
+    apart, together = (unicodedata.normalize(form, "Nävus") for form in ("NFD", "NFC"))
+    assert parse(f"{apart}:specificity=0.5").label == together
 
 
 def test_targets_for_what_is_not_there_are_refused() -> None:

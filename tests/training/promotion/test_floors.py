@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from training.__main__ import options
@@ -18,6 +20,8 @@ def test_another_one_is_refused_with_the_names(text: str) -> None:
 
 
 def test_a_class_must_be_one_of_the_data() -> None:
+    apart, together = (unicodedata.normalize(form, "Nävus") for form in ("NFD", "NFC"))
+    check_classes([f"sensitivity:{apart}=1"], [together])
     check_classes(["sensitivity:cat=1", "accuracy=1"], ["cat"])
     with pytest.raises(ConfigError, match="there is no class 'dog'; there are cat"):
         check_classes(["sensitivity:dog=1"], ["cat"])

@@ -36,7 +36,8 @@ def manifest(path: Path) -> Source:
     _refuse_twice(path, lines)
     extra = [name for name in lines[0].values if name and name not in COLUMNS]
     columns = {name: [clean(line.values[name]) for line in lines] for name in extra}
-    source = of_files(root, [line.row for line in lines], name=str(path), ignored=(), notes=())
+    notes = _notes([line.row.label for line in lines])
+    source = of_files(root, [line.row for line in lines], name=str(path), ignored=(), notes=notes)
     return replace(source, columns=columns)
 
 
@@ -59,6 +60,22 @@ def listed(path: Path) -> list[ManifestLine]:
     refuse(path, f"splits other than {', '.join(SPLITS)}", unknown)
     _refuse_twice(path, lines)
     return lines
+
+
+def _notes(labels: Sequence[str]) -> tuple[str, ...]:
+    """A sentence on labels that are several of the others at once, as in tables of several labels an image."""
+    classes = set(labels)
+    combined = [
+        label
+        for label in labels
+        if any(mark in label and classes.intersection(map(clean, label.split(mark))) for mark in "|;,+")
+    ]
+    if not combined:
+        return ()
+    return (
+        f"{len(combined):,} of {len(labels):,} labels look like several at once, such as {combined[0]!r}: an image has "
+        "one label here, and each combination is learned as a class of its own.",
+    )
 
 
 def refuse_absent(path: Path | str, folder: Path | str, lines: Sequence[ManifestLine]) -> None:

@@ -22,6 +22,16 @@ def test_values_are_clean_so_that_no_group_is_parted_by_a_blank(tmp_path: Path) 
     assert source.notes == ["groups that differ only by case count as different: P0 and p0."]
 
 
+def test_several_labels_an_image_are_noticed(tmp_path: Path) -> None:
+    labels = ("Effusion", "Nodule|Effusion", "Effusion|Mass", "Nodule", "No finding; left", "A+B")
+    for number in range(len(labels)):
+        (tmp_path / f"{number}.png").touch()
+    rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+    (tmp_path / "m.csv").write_text(f"path,label\n{rows}")
+    [note] = find_source(tmp_path / "m.csv", Cache()).notes
+    assert note.startswith("2 of 6 labels look like several at once, such as 'Nodule|Effusion':")
+
+
 @pytest.mark.parametrize(
     ("words", "splits"),
     [
