@@ -25,7 +25,7 @@ from training.folds.config import FITTED, FoldsConfig
 from training.folds.gaps import OPTIONS, differing_options, find_ordinary, left_out_facts
 from training.folds.parts import FOLDS, in_file_name, parted, parts
 from training.folds.report import write_folds_report
-from training.folds.results import OutOfFold, collect_answers
+from training.folds.results import OutOfFold, check_images, collect_answers
 from training.models import backbones
 from training.options.choices import Leaks
 from training.options.config import TrainConfig
@@ -61,6 +61,7 @@ def folds(config: FoldsConfig) -> Path:
     by_run = {folder / "runs" / part.name: part for part in fold_parts}
     check_unmarked(folder, list(by_run))
     missing = [run for run in by_run if outcome(run) != "done"]
+    check_images([run for run in by_run if run not in missing], images)
     if config.leave_out is not None:
         print(f"parts  each value of {config.leave_out} is left out once: {_sizes(images, config.leave_out)}")
     print(f"folds  {folder}: {len(by_run)} trainings, {len(missing)} to make, each as long as an ordinary one")

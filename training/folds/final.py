@@ -26,7 +26,7 @@ from training.engine.runs import CONFIG
 from training.errors import ConfigError, DataError
 from training.export.candidate import refusals
 from training.folds.config import CHANGE_NO_FOLD, FITTED
-from training.folds.results import OutOfFold, collect_answers
+from training.folds.results import OutOfFold, check_images, collect_answers, labels_then
 from training.metrics import evaluation, operating_points
 from training.metrics.bootstrap import bootstrap
 from training.metrics.classification import Probabilities
@@ -133,9 +133,11 @@ def evaluate_out_of_fold(
 
 def _answers(folder: Path, dataset: Dataset) -> OutOfFold:
     """The folds' answers to all images. Raises DataError where they are to others."""
-    answers = collect_answers(runs_of(folder), dataset)
+    folds = runs_of(folder)
+    answers = collect_answers(folds, dataset)
     if not np.array_equal(answers.indices, dataset.splits["test"]):
         raise DataError(f"{folder}: its folds answer other images than the data has now; the folds are to be made anew")
+    check_images(folds, replace(dataset.image_set, labels=labels_then(folds, dataset)))
     return answers
 
 

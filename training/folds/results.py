@@ -10,11 +10,14 @@ import numpy as np
 from jaxtyping import Int64
 from scipy.stats import t
 
-from training.data.dataset import LabelledImages
+from serving.contract.files.names import MODEL
+from training.data.dataset import LabelledImages, training_division
+from training.data.inspection.image_set import ImageSet
 from training.engine.runs import PREDICTIONS
 from training.errors import DataError
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores, score
 from training.metrics.proportions import LEVEL, Interval
+from training.promotion.champion import card_of
 from training.report.predictions import read_predictions
 
 
@@ -71,6 +74,26 @@ def collect_answers(runs: Sequence[Path], images: LabelledImages) -> OutOfFold:
         fold=np.array(fold, np.int64)[order],
         runs=runs,
     )
+
+
+def check_images(runs: Sequence[Path], images: ImageSet) -> None:
+    """Raise DataError where a finished run was trained on other images, labels or splits than these.
+
+    Names alone do not tell: a file may be another picture by now, and rows of an array have a number for a name.
+    """
+    for run in runs:
+        if training_division(images, card_of(run / MODEL)) is None:
+            raise DataError(f"{run}: images or labels have changed since it was trained; --name begins anew")
+
+
+def labels_then(runs: Sequence[Path], images: LabelledImages) -> Labels:
+    """The labels that the images had when these folds were made, before `--corrections`."""
+    place = {key: index for index, key in enumerate(images.keys)}
+    labels = images.labels.copy()
+    for run in runs:
+        if recorded := read_predictions(run / PREDICTIONS, images.classes):
+            labels[[place[key] for key in recorded.keys]] = recorded.labels
+    return labels
 
 
 def fold_means(by_fold: Sequence[Scores]) -> dict[str, FoldMean | None]:

@@ -124,6 +124,12 @@ def test_folds_of_other_options_or_images_are_refused(out: Path, photos: Path, t
     less = command("--data", fewer, "--out", tmp_path / "runs", *OPTIONS, "--from-folds", folds)
     assert less.returncode == 3
     assert "its answers are to other images than the data has now" in less.stderr
+    changed = shutil.copytree(photos, tmp_path / "changed")
+    first, second = sorted((changed / "blue").glob("*.png"))[:2]
+    shutil.copy(first, second)
+    other = command("--data", changed, "--out", tmp_path / "runs", *OPTIONS, "--from-folds", folds)
+    assert other.returncode == 3
+    assert "1-of-3: images or labels have changed since it was trained" in other.stderr
 
 
 @pytest.mark.long

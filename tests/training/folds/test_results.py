@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,16 @@ import pytest
 from scipy.stats import norm
 
 from serving.contract.model import Answers
+from training.data.cache import Cache
 from training.data.dataset import load_dataset
+from training.data.formats import find_source
+from training.data.selection import gather_images
 from training.errors import DataError
 from training.folds.command import check_complete
-from training.folds.results import collect_answers, corrected_interval, fold_means
+from training.folds.results import check_images, collect_answers, corrected_interval, fold_means
 from training.metrics.classification import score
 from training.options.config import TrainConfig
+from training.promotion.champion import card_of
 from training.report.predictions import write_predictions
 
 
@@ -36,6 +41,16 @@ def test_images_that_came_later_or_are_answered_twice_are_refused(photos: Path, 
         check_complete(collect_answers([first, answered("2-of-2", every[3::2])], dataset), dataset.image_set, "drop")
     with pytest.raises(DataError, match=re.escape(dataset.keys[2]) + " is answered by two of 2 folds"):
         collect_answers([first, answered("2-of-2", every[1:3])], dataset)
+
+
+def test_a_fold_of_other_pixels_or_labels_under_the_same_names_is_refused(run: Path, photos: Path) -> None:
+    images, _ = gather_images(find_source(photos, Cache()), Cache(), [card_of(run / "model.onnx")])
+    check_images([run], images.image_set)
+    swapped = [images.image_set.files[1], images.image_set.files[0], *images.image_set.files[2:]]
+    labels = np.roll(images.labels, 1)
+    for changed in (replace(images.image_set, files=swapped), replace(images.image_set, labels=labels)):
+        with pytest.raises(DataError, match="images or labels have changed since it was trained"):
+            check_images([run], changed)
 
 
 def test_an_interval_worked_by_hand() -> None:
