@@ -30,7 +30,7 @@ from training.train import train
 
 FAST = "mobilenetv3_small_100"
 WITHOUT_BATCH_NORM = "vit_tiny_patch16_224"
-LONG = ("resnet18", "efficientnet_lite0", "efficientnet_b0", "convnext_atto", WITHOUT_BATCH_NORM)
+LONG = ("resnet18", "efficientnet_lite0", "efficientnet_b0", "convnext_atto", "repvgg_a0", WITHOUT_BATCH_NORM)
 """Families that are left to `make test-long`: each takes as long again as one that stays."""
 EACH = [
     pytest.param(name, marks=[] if name == FAST else [pytest.mark.long if name in LONG else pytest.mark.slow])

@@ -202,7 +202,7 @@ def test_two_processes_learn_what_one_does(
     assert not [path for path in (tmp_path / "two").rglob(".*") if path.name != ".lock"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_what_one_does_where_layers_stand_still_at_first(
     digits: Path, tmp_path: Path, job: DistributedJob
 ) -> None:

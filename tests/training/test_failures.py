@@ -75,8 +75,9 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_with_all_workers(
     continues(arguments)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(
+    "stopped", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_nothing_of_the_workers_is_left_in_the_temporary_folder(
     stopped: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ LEVERS = {
 @pytest.mark.parametrize(
     "levers",
     [
-        pytest.param(levers, id=name, marks=pytest.mark.long if name == "none" else pytest.mark.slow)
+        pytest.param(levers, id=name, marks=pytest.mark.slow if name == "regularised" else pytest.mark.long)
         for name, levers in LEVERS.items()
     ],
 )
