@@ -153,23 +153,33 @@ def _candidates(features: Features) -> Pairs:
     """Each image with its nearest. Of more than 100,000 images a few of the nearest may be missing."""
     count = min(NEIGHBOURS, len(features) - 1)
     if len(features) > EXACT_AT_MOST:
-        nearest = _nearest_in_graph(features, count)
+        pairs = _near_in_graph(features, count)
     else:
         search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(features)
-        nearest = search.kneighbors(return_distance=False)
-    pairs = np.stack([np.repeat(np.arange(len(features)), nearest.shape[1]), nearest.ravel()], axis=1)
-    pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 0] != pairs[:, 1])]
-    return np.unique(np.sort(pairs, axis=1), axis=0)
+        pairs = _paired(np.arange(len(features)), search.kneighbors(return_distance=False))
+    return np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
 
 
-def _nearest_in_graph(features: Features, count: int) -> Int64[np.ndarray, "images nearest"]:
-    """The nearest images, of which one may be the image itself; -1 where the search finds fewer.
+def _paired(images: Indices, nearest: Int64[np.ndarray, "images nearest"]) -> Pairs:
+    return np.stack([np.repeat(images, nearest.shape[1]), nearest.ravel()], axis=1)
+
+
+def _near_in_graph(features: Features, count: int) -> Pairs:
+    """Each image with its nearest, of which one may be the image itself.
 
     The graph is that of Malkov and Yashunin, Efficient and robust approximate nearest neighbor search using
     hierarchical navigable small world graphs, 2018.
     """
     import faiss  # noqa: PLC0415  a native library, which is needed for many images only
 
+    # Equal features, as of blank images, would be linked to one another alone, and searches would end among them.
+    rows = np.fromiter((hash(row.tobytes()) for row in features), np.int64, len(features))
+    _, first, group = np.unique(rows, return_index=True, return_inverse=True)
+    by_group = np.argsort(group, kind="stable")
+    equal = np.stack([by_group[:-1], by_group[1:]], axis=1)[np.diff(group[by_group]) == 0]
+    different = np.sort(first)
+    if len(different) < len(features):
+        features = features[different]
     half = faiss.ScalarQuantizer.QT_fp16  # 200 MB for a million images, and as much for the links
     index = faiss.IndexHNSWSQ(features.shape[1], half, LINKS)
     index.hnsw.efSearch = BREADTH
@@ -180,7 +190,8 @@ def _nearest_in_graph(features: Features, count: int) -> Int64[np.ndarray, "imag
         index.add(features)
     with threadpool_limits(joblib.cpu_count(), user_api="openmp"):
         _, nearest = index.search(features, count + 1)
-    return nearest
+    pairs = _paired(np.arange(len(features)), nearest)
+    return np.concatenate([equal, different[pairs[pairs[:, 1] >= 0]]])
 
 
 def _features(fingerprints: np.ndarray, images: Indices) -> Features:
