@@ -20,6 +20,8 @@ from training.metrics.familiarity.novelty import Detector
 from training.models import backbones
 
 OPSET = 17
+EXPORT_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *RUNTIME_ERRORS)
+"""What tracing raises, among it the exporter's own errors, and opening a graph."""
 FIRST_LAYER = "/model/model.0/"
 """Prefix of the names of the first layer's nodes: the exporter makes it of the attributes of `_WithSoftmax`."""
 
@@ -59,7 +61,7 @@ def check_exports(model: nn.Sequential, name: str, shape: tuple[int, ...]) -> No
     """Refuse an architecture that cannot become a file, hours before it would be exported. Raises ConfigError."""
     try:
         onnxruntime.InferenceSession(graph(model, shape), providers=["CPUExecutionProvider"])
-    except (RuntimeError, *RUNTIME_ERRORS) as error:  # the exporter's errors are RuntimeErrors
+    except EXPORT_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"--model {name}: cannot be exported to ONNX, opset {OPSET} ({reason})") from error
 

@@ -51,7 +51,7 @@ def find_champion_file(out: Path) -> ChampionFile | None:
 
 def folder_faults(run: Path) -> tuple[str, ...]:
     """Why a run may not take the place of what `latest` beside it serves, whatever it answers."""
-    faults = (HAS_LEARNED,) if (run / FORGOTTEN).exists() else ()
+    faults: tuple[str, ...] = (HAS_LEARNED,) if (run / FORGOTTEN).exists() else ()
     served = run.parent / LATEST / MODEL
     if signature_of(served).is_file() and not signature_of(run / MODEL).is_file():
         faults += (UNSIGNED,)
