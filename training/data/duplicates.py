@@ -180,7 +180,7 @@ def _near_in_graph(features: Features, count: int) -> Pairs:
     different = np.sort(first)
     if len(different) < len(features):
         features = features[different]
-    half = faiss.ScalarQuantizer.QT_fp16  # 200 MB for a million images, and as much for the links
+    half = faiss.ScalarQuantizer.QT_fp16  # 200 MB for a million images, and 150 MB for the links
     index = faiss.IndexHNSWSQ(features.shape[1], half, LINKS)  # type: ignore[arg-type]  # as its documentation has it
     index.hnsw.efSearch = BREADTH
     # Its threads are those of PyTorch, of which a run has its own number. By several, the graph, and so the splits,

@@ -8,8 +8,8 @@ from training.engine.train_state import RunContext
 from training.export import drift_reference, provenance
 from training.export.goldens import goldens
 from training.metrics import costs
-from training.metrics.bootstrap import card_scores
 from training.metrics.evaluation import Evaluation
+from training.metrics.intervals.bootstrap import card_scores
 
 
 def build_card(

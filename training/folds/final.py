@@ -28,9 +28,9 @@ from training.export.candidate import refusals
 from training.folds.config import CHANGE_NO_FOLD, FITTED
 from training.folds.results import OutOfFold, check_images, collect_answers, labels_then
 from training.metrics import evaluation, operating_points
-from training.metrics.bootstrap import bootstrap
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation, calibrated_probabilities, compute_logits
+from training.metrics.intervals.bootstrap import bootstrap
 from training.models.normalization import Calibrate
 from training.models.prediction import predict_images
 from training.options.config import TrainConfig

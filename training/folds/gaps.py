@@ -18,9 +18,9 @@ from training.engine.runs import PREDICTIONS
 from training.folds.config import CHANGE_NO_FOLD
 from training.folds.parts import FoldPart
 from training.folds.results import OutOfFold
-from training.metrics.bootstrap import balanced_accuracy_difference
 from training.metrics.classification import Probabilities, ScoredImages, score
-from training.metrics.proportions import Interval
+from training.metrics.intervals.bootstrap import balanced_accuracy_difference
+from training.metrics.intervals.proportions import Interval
 from training.metrics.slices import Slicing
 from training.metrics.subgroups import columns_by_score
 from training.report.predictions import read_predictions

@@ -12,8 +12,8 @@ from training.data.dataset import Dataset
 from training.engine.runs import PREDICTIONS
 from training.folds.label_issues import LabelIssue, as_frequent, find_label_issues, write_label_issues
 from training.folds.results import OutOfFold, fold_means
-from training.metrics.bootstrap import bootstrap
 from training.metrics.classification import TITLES, reliability, score
+from training.metrics.intervals.bootstrap import bootstrap
 from training.report import figures, html
 from training.report.predictions import write_predictions
 

@@ -16,7 +16,7 @@ from training.data.inspection.image_set import ImageSet
 from training.engine.runs import PREDICTIONS
 from training.errors import DataError
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores, score
-from training.metrics.proportions import LEVEL, Interval
+from training.metrics.intervals.proportions import LEVEL, Interval
 from training.promotion.champion import card_of
 from training.report.predictions import read_predictions
 

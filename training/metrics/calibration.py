@@ -14,8 +14,8 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
 from serving.contract.card.decisions import Calibration, PriorCorrection
-from training.metrics.bootstrap import rate
 from training.metrics.classification import Labels, ScoredImages
+from training.metrics.intervals.bootstrap import rate
 from training.options.choices import Balance
 
 MIN_IMAGES = 30

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Int64
 from scipy.stats import binom
 
-from training.metrics.bootstrap import paired
 from training.metrics.classification import TITLES, Labels, Probabilities, Scores
-from training.metrics.proportions import Interval, Right
+from training.metrics.intervals.bootstrap import paired
+from training.metrics.intervals.proportions import Interval, Right
 
 Letter = Literal["A", "B"]
 

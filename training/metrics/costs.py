@@ -13,9 +13,10 @@ from serving.contract.card.decisions import Costs
 from serving.contract.listing import clean
 from training.data.sources.source import shortened
 from training.errors import ConfigError
-from training.metrics.bootstrap import percentiles, resamples
 from training.metrics.classification import ScoredImages
-from training.metrics.proportions import Interval
+from training.metrics.intervals.bootstrap import percentiles
+from training.metrics.intervals.proportions import Interval
+from training.metrics.intervals.resampling import resamples
 
 
 @dataclass(frozen=True, kw_only=True)

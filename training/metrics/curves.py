@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float64
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from training.metrics.bootstrap import resamples
 from training.metrics.classification import ScoredImages
-from training.metrics.proportions import LEVEL, wilson
+from training.metrics.intervals.proportions import LEVEL, wilson
+from training.metrics.intervals.resampling import resamples
 
 SHARES = np.linspace(0, 1, 101)
 """The places at which curves are read. At share 0 there is no precision: nothing need be decided yes."""

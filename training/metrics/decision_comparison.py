@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from serving.contract.card.decisions import OperatingPoint
-from training.metrics.bootstrap import resamples, widened_difference
 from training.metrics.classification import Labels, Probabilities
 from training.metrics.comparison import Letter, sign_flip
-from training.metrics.proportions import Interval, Right
+from training.metrics.intervals.bootstrap import widened_difference
+from training.metrics.intervals.proportions import Interval, Right
+from training.metrics.intervals.resampling import resamples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from training.data.sources.source import SPLITS, Split
 from training.distributed import ALONE, Group
 from training.errors import NonFiniteLoss
 from training.metrics import calibration, classification, operating_points
-from training.metrics.bootstrap import Intervals, bootstrap
 from training.metrics.calibration import Logits
 from training.metrics.classification import Probabilities, ScoredImages, Scores
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.novelty import Detector, Novelty
 from training.metrics.familiarity.training_index import training_index
+from training.metrics.intervals.bootstrap import Intervals, bootstrap
 from training.models import networks, prediction
 from training.models.normalization import Calibrate
 from training.models.prediction import Features, Images

@@ -14,8 +14,8 @@ from serving.contract.card.decisions import DecisionScore, OperatingPoint
 from serving.contract.listing import clean
 from training.data.sources.source import shortened
 from training.errors import ConfigError
-from training.metrics.bootstrap import Rate, rate
 from training.metrics.classification import Labels, Probabilities, ScoredImages, between
+from training.metrics.intervals.bootstrap import Rate, rate
 
 FEW = 20
 """Fewer validation images than these make a threshold that other images may not keep to; the report warns."""

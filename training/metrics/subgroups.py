@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from sklearn.metrics import recall_score
 
-from training.metrics.bootstrap import Rate, balanced_accuracy_interval, rate
 from training.metrics.calibration import Sets
 from training.metrics.classification import ScoredImages, expected_calibration_error
 from training.metrics.correction import holm
-from training.metrics.proportions import LEVEL, Interval
+from training.metrics.intervals.bootstrap import Rate, balanced_accuracy_interval, rate
+from training.metrics.intervals.proportions import LEVEL, Interval
 from training.metrics.slices import Slicing
 
 FEW = 20

@@ -12,7 +12,7 @@ from serving.contract.files.names import MODEL
 from serving.contract.model import open_model
 from training.engine import runs
 from training.errors import CheckFailed, ConfigError
-from training.metrics.bootstrap import bootstrap
+from training.metrics.intervals.bootstrap import bootstrap
 from training.promotion import log
 from training.promotion.champion import ChampionFile, find_champion, find_champion_file, folder_faults, scored_on
 from training.promotion.log import LogEntry

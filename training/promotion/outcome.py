@@ -11,9 +11,9 @@ from serving.contract.files.names import MODEL
 from training.data.dataset import digest_of_test
 from training.engine.runs import PENDING_PROMOTION, REPORT, is_finished
 from training.engine.train_state import RunContext
-from training.metrics.bootstrap import Intervals
 from training.metrics.classification import Probabilities
 from training.metrics.evaluation import Evaluation
+from training.metrics.intervals.bootstrap import Intervals
 from training.options.choices import Promote
 from training.options.config import TrainConfig
 from training.promotion import log

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Int64
 
 from serving.contract.card.certificate import Certificate, ChampionComparison, Floor
 from serving.contract.decode import Digest
-from training.metrics.bootstrap import Intervals, balanced_accuracy_difference, bootstrap
 from training.metrics.classification import Labels, Probabilities, balanced_accuracy
 from training.metrics.comparison import sign_flip
-from training.metrics.proportions import Interval
+from training.metrics.intervals.bootstrap import Intervals, balanced_accuracy_difference, bootstrap
+from training.metrics.intervals.proportions import Interval
 from training.options.config import TrainConfig
 from training.promotion import floors
 

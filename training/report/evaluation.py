@@ -14,12 +14,12 @@ from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answers, Classifier
 from training.data.selection import Selection
 from training.engine.runs import PREDICTIONS
-from training.metrics.bootstrap import bootstrap
 from training.metrics.calibration import Sets, coverage, coverage_warnings, held_for
 from training.metrics.classification import TITLES, Probabilities, ScoredImages, Scores, reliability, score
 from training.metrics.comparison import Comparison, compare
 from training.metrics.decision_comparison import DecisionComparison, compare_decisions
 from training.metrics.familiarity.novelty import Novelty, familiar_images, novelty_facts, novelty_warnings
+from training.metrics.intervals.bootstrap import bootstrap
 from training.metrics.slices import Slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.report import figures, html

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from training.metrics.classification import RiskCoverage, Scores
 from training.metrics.curves import SHARES, Band, ClassCurves
+from training.metrics.intervals.proportions import Interval
 from training.metrics.operating_points import MeasuredPoint
-from training.metrics.proportions import Interval
 from training.report.names import displayed, legend
 
 # Okabe and Ito (2008), Color universal design: distinguishable with colour blindness.

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from serving.contract.card.model_card import ModelCard
 from serving.contract.model import Answers
 from training.data.dataset import Dataset, LabelledImages
-from training.metrics.bootstrap import Intervals
 from training.metrics.classification import Labels, Probabilities, Scores
-from training.metrics.proportions import Interval
+from training.metrics.intervals.bootstrap import Intervals
+from training.metrics.intervals.proportions import Interval
 from training.report import figures, html
 from training.report.names import displayed
 

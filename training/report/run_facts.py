@@ -18,7 +18,6 @@ from training.export.measures import views
 from training.export.measures.views import MeasuredViews
 from training.export.parity import NOVELTY_TOLERANCE, Parity
 from training.export.quantization.int8_file import Int8Comparison
-from training.metrics.bootstrap import Intervals
 from training.metrics.calibration import MIN_IMAGES, coverage, coverage_warnings
 from training.metrics.classification import (
     CALIBRATION_TITLES,
@@ -31,6 +30,7 @@ from training.metrics.classification import (
 )
 from training.metrics.evaluation import LeakFree
 from training.metrics.familiarity.novelty import Novelty, familiar_images, novelty_facts, novelty_warnings, why_none
+from training.metrics.intervals.bootstrap import Intervals
 from training.metrics.slices import slices
 from training.metrics.subgroups import columns_by_score, subgroup_facts, subgroup_warnings
 from training.models import weights

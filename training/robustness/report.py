@@ -12,9 +12,9 @@ from jaxtyping import Int64
 
 from serving.contract.card.model_card import ModelCard
 from training.data.dataset import LabelledImages
-from training.metrics.bootstrap import balanced_accuracy_difference, balanced_accuracy_interval, bootstrap
 from training.metrics.classification import Probabilities, score
-from training.metrics.proportions import Interval
+from training.metrics.intervals.bootstrap import balanced_accuracy_difference, balanced_accuracy_interval, bootstrap
+from training.metrics.intervals.proportions import Interval
 from training.report import figures, html
 from training.robustness.changes import DRIFTS, PROBES, Change
 from training.robustness.decisive import WithoutRegions

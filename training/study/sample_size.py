@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.stats import nct, t
 
-from training.metrics.proportions import LEVEL, Interval, wilson
+from training.metrics.intervals.proportions import LEVEL, Interval, wilson
 
 GAIN = 0.05
 """Gain of a score for which the number of images is stated: 5 points."""

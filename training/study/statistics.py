@@ -8,7 +8,7 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
-from training.metrics.proportions import LEVEL, Interval
+from training.metrics.intervals.proportions import LEVEL, Interval
 
 Verdict = Literal["higher", "lower", "equal", "undecided", "no interval", "no spread", "not reached", "no runs"]
 ROUNDING = 1e-9

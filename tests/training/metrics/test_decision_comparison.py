@@ -5,7 +5,7 @@ import pytest
 
 from serving.contract.card.decisions import OperatingPoint
 from training.metrics.decision_comparison import compare_decisions, rate_difference
-from training.metrics.proportions import newcombe
+from training.metrics.intervals.proportions import newcombe
 
 
 def point(label: str, threshold: float) -> OperatingPoint:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.contract.decode import Digest
-from training.metrics.bootstrap import bootstrap
+from training.metrics.intervals.bootstrap import bootstrap
 from training.options.config import TrainConfig
 from training.promotion.rule import Champion, Judgement, TestAnswers, judge, refusal
 

@@ -33,11 +33,11 @@ from training.export.measures.timing import median_ratio
 from training.export.novelty_graph import add_outputs
 from training.export.quantization.graph import CALIBRATION_BATCH, quantized_graph
 from training.metrics import calibration, classification, operating_points
-from training.metrics.bootstrap import Intervals, bootstrap, card_scores
 from training.metrics.classification import Probabilities, ScoredImages, Scores
 from training.metrics.evaluation import scored_indices
 from training.metrics.familiarity import novelty
 from training.metrics.familiarity.novelty import Detector, Novelty
+from training.metrics.intervals.bootstrap import Intervals, bootstrap, card_scores
 from training.models.prediction import Features, Images, Indices, batches
 
 

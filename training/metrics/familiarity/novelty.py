@@ -19,8 +19,8 @@ from sklearn.metrics import roc_auc_score
 
 from serving.contract.card.decisions import Familiarity
 from serving.contract.card.model_card import ModelCard
-from training.metrics.bootstrap import rate
 from training.metrics.classification import between
+from training.metrics.intervals.bootstrap import rate
 
 DIRECTIONS = 64
 """Directions of largest variance that the graph measures one by one; in all others it takes their mean variance. With

@@ -7,8 +7,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from tests.support.simulated_models import CLASSES, champion_and_challenger, split
-from training.metrics import bootstrap, proportions
 from training.metrics.classification import score
+from training.metrics.intervals import bootstrap, proportions, resampling
 
 
 def test_intervals_hold_the_scores_and_shrink_with_the_root_of_the_images() -> None:
@@ -43,7 +43,7 @@ def test_of_many_images_the_interval_of_balanced_accuracy_is_that_of_its_resampl
     labels, probabilities = split(0, 3000)
     found = bootstrap.balanced_accuracy_interval(labels, probabilities, np.arange(3000))
     resampled = bootstrap.percentiles(
-        bootstrap._replicates(labels, probabilities, np.arange(3000), 0).balanced_accuracy
+        resampling.replicates(labels, probabilities, np.arange(3000), 0).balanced_accuracy
     )
     assert found == pytest.approx(resampled, abs=0.002)
 
@@ -96,7 +96,7 @@ def test_weighted_areas_are_those_of_scikit_learn_with_ties() -> None:
     labels, probabilities = split(0, 150)
     coarse = np.round(probabilities, 1)
     weights = np.random.default_rng(0).integers(0, 4, (5, 150)).astype(np.float64)
-    areas = bootstrap._roc_auc(labels, coarse, weights)
+    areas = resampling.roc_auc(labels, coarse, weights)
     for row, drawn in zip(areas, weights, strict=True):
         for label in range(3):
             expected = roc_auc_score(labels == label, coarse[:, label], sample_weight=drawn)
@@ -185,7 +185,7 @@ def test_one_class_alone_has_no_difference_of_roc_auc() -> None:
 
 
 def test_a_resample_draws_as_many_as_there_are_with_replacement() -> None:
-    weights = np.concatenate(list(bootstrap.resamples(np.arange(50), np.random.default_rng(0))))
+    weights = np.concatenate(list(resampling.resamples(np.arange(50), np.random.default_rng(0))))
     assert weights.shape == (1000, 50)
     assert (weights.sum(1) == 50).all()
     assert weights.mean(0) == pytest.approx(1, abs=0.15)

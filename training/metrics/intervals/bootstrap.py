@@ -1,20 +1,14 @@
 """95 % intervals by bootstrap over what was drawn independently: images, or the groups they belong to."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from serving.contract.card.model_card import Score
-from training.metrics.classification import Labels, Probabilities, Scores, log_losses
-from training.metrics.proportions import LEVEL, Interval, Right, newcombe, wilson
-
-RESAMPLES = 1000
-CHUNK = 100
-
-ResampleCounts = Float64[np.ndarray, "resamples images"]
+from training.metrics.classification import Labels, Probabilities, Scores
+from training.metrics.intervals.proportions import LEVEL, Interval, Right, newcombe, wilson
+from training.metrics.intervals.resampling import ClassCounts, draws, replicates, resamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +51,6 @@ class Rate:
     images: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Replicates:
-    """The scores of every resample, `[resamples]` or `[resamples, classes]`; NaN where one is undefined."""
-
-    accuracy: np.ndarray
-    balanced_accuracy: np.ndarray
-    macro_f1: np.ndarray
-    roc_auc: np.ndarray
-    log_loss: np.ndarray
-    recall: np.ndarray
-    precision: np.ndarray
-
-
 def card_scores(scored: Scores, intervals: Intervals) -> dict[str, Score]:
     """The headline scores with their intervals, as a model card holds them."""
     return {
@@ -86,7 +67,7 @@ def bootstrap(
     seed: int = 0,
 ) -> Intervals:
     """Intervals of a split's scores; all images of one component are drawn together."""
-    replicates = _replicates(labels, probabilities, components, seed)
+    resampled = replicates(labels, probabilities, components, seed)
     predicted = probabilities.argmax(1)
     right = predicted == labels
 
@@ -96,14 +77,14 @@ def bootstrap(
     recall: dict[str, Interval | None] = dict.fromkeys(classes)
     precision: dict[str, Interval | None] = dict.fromkeys(classes)
     for label in np.unique(labels):
-        recall[classes[label]] = widened(replicates.recall[:, label], labels == label)
+        recall[classes[label]] = widened(resampled.recall[:, label], labels == label)
         if (predicted == label).any():
-            precision[classes[label]] = widened(replicates.precision[:, label], predicted == label)
+            precision[classes[label]] = widened(resampled.precision[:, label], predicted == label)
     return Intervals(
-        accuracy=widened(replicates.accuracy, np.ones(len(labels), bool)),
-        balanced_accuracy=_widened_mean(replicates.balanced_accuracy, labels, right, components),
-        macro_f1=percentiles(replicates.macro_f1),
-        roc_auc=_defined(replicates.roc_auc),
+        accuracy=widened(resampled.accuracy, np.ones(len(labels), bool)),
+        balanced_accuracy=_widened_mean(resampled.balanced_accuracy, labels, right, components),
+        macro_f1=percentiles(resampled.macro_f1),
+        roc_auc=_defined(resampled.roc_auc),
         recall=recall,
         precision=precision,
     )
@@ -125,7 +106,7 @@ def rate(
     _, index = np.unique(components, return_inverse=True)
     hits, counts = (np.bincount(index, weights=images) for images in (right & among, among))
     with np.errstate(invalid="ignore"):  # a resample may hold none of them
-        shares = [drawn @ hits / (drawn @ counts) for drawn in _draws(len(counts), np.random.default_rng(seed))]
+        shares = [drawn @ hits / (drawn @ counts) for drawn in draws(len(counts), np.random.default_rng(seed))]
     return Rate(
         value=float(right[among].mean()),
         interval=_widened(np.concatenate(shares), right[among], components[among]),
@@ -138,7 +119,7 @@ def balanced_accuracy_interval(
 ) -> Interval:
     """The interval of balanced accuracy that `bootstrap` gives, without the other scores."""
     values = [
-        _Counts.of(labels, probabilities, weights).balanced_accuracy
+        ClassCounts.of(labels, probabilities, weights).balanced_accuracy
         for weights in resamples(components, np.random.default_rng(seed))
     ]
     return _widened_mean(np.concatenate(values), labels, probabilities.argmax(1) == labels, components)
@@ -158,8 +139,8 @@ def widened_difference(
 
 def _widened(shares: np.ndarray, right: np.ndarray, components: np.ndarray) -> Interval:
     """The limits of a share's resamples, at least as wide as Wilson's interval of as many draws as components."""
-    draws = float(len(np.unique(components)))
-    [least], [most] = wilson(np.array([right.mean()]), np.array([draws]))
+    count = float(len(np.unique(components)))
+    [least], [most] = wilson(np.array([right.mean()]), np.array([count]))
     low, high = percentiles(shares)
     return min(low, float(least)), max(high, float(most))
 
@@ -179,42 +160,6 @@ def _widened_mean(means: np.ndarray, labels: Labels, right: np.ndarray, componen
     return min(low, least), max(high, most)
 
 
-class _Counts(NamedTuple):
-    """Images of each class in each resample, all `[resamples, classes]`.
-
-    No confusion matrices: of 1,000 classes those of all resamples would take 8 GB.
-    """
-
-    right: np.ndarray
-    labelled: np.ndarray
-    predicted: np.ndarray
-
-    @classmethod
-    def of(cls, labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> "_Counts":
-        """Counts by the weight of each image."""
-        predicted, classes = probabilities.argmax(1), probabilities.shape[1]
-        outcome = 2 * labels + (predicted == labels)
-        wrong_right = np.stack([np.bincount(outcome, row, 2 * classes) for row in weights]).reshape(-1, classes, 2)
-        return cls(
-            right=wrong_right[:, :, 1],
-            labelled=wrong_right.sum(2),
-            predicted=np.stack([np.bincount(predicted, row, classes) for row in weights]),
-        )
-
-    @property
-    def recall(self) -> np.ndarray:
-        """Of each class in each resample; NaN for a class that the resample lacks."""
-        recall: np.ndarray
-        with np.errstate(invalid="ignore"):
-            recall = self.right / self.labelled
-        return recall
-
-    @property
-    def balanced_accuracy(self) -> np.ndarray:
-        """Of each resample."""
-        return _mean(self.recall, self.labelled > 0)
-
-
 def paired(
     labels: Labels,
     first: Probabilities,
@@ -227,7 +172,7 @@ def paired(
 
     What makes a resample hard is hard for both, so these are narrower than two intervals side by side suggest.
     """
-    one, other = (_replicates(labels, probabilities, components, seed) for probabilities in (first, second))
+    one, other = (replicates(labels, probabilities, components, seed) for probabilities in (first, second))
     a, b = (probabilities.argmax(1) == labels for probabilities in (first, second))
     return Differences(
         accuracy=widened_difference(other.accuracy - one.accuracy, a, b, components),
@@ -249,77 +194,11 @@ def balanced_accuracy_difference(
     """The interval of balanced accuracy that `paired` gives, without the other scores, which take most of its time."""
     differences = []
     for weights in resamples(components, np.random.default_rng(seed)):
-        one, other = (_Counts.of(labels, probabilities, weights).balanced_accuracy for probabilities in (first, second))
+        one, other = (
+            ClassCounts.of(labels, probabilities, weights).balanced_accuracy for probabilities in (first, second)
+        )
         differences.append(other - one)
     return percentiles(np.concatenate(differences))
-
-
-def _replicates(labels: Labels, probabilities: Probabilities, components: np.ndarray, seed: int) -> _Replicates:
-    """The scores of resamples that components and seed alone decide: two models get the same ones."""
-    losses = log_losses(labels, probabilities)
-    chunks, areas, loss = [], [], []
-    for weights in resamples(components, np.random.default_rng(seed)):
-        chunks.append(_Counts.of(labels, probabilities, weights))
-        areas.append(_roc_auc(labels, probabilities, weights))
-        loss.append(weights @ losses / weights.sum(1))
-    counts, area = _Counts(*map(np.concatenate, zip(*chunks, strict=True))), np.concatenate(areas)
-    with np.errstate(invalid="ignore"):  # a class that a resample lacks has no score in it
-        precision = counts.right / counts.predicted
-        f1 = 2 * counts.right / (counts.predicted + counts.labelled)
-    return _Replicates(
-        accuracy=counts.right.sum(1) / counts.labelled.sum(1),
-        balanced_accuracy=counts.balanced_accuracy,
-        macro_f1=_mean(f1, counts.labelled > 0),
-        roc_auc=_mean(area, ~np.isnan(area)),
-        log_loss=np.concatenate(loss),
-        recall=counts.recall,
-        precision=precision,
-    )
-
-
-def resamples(components: Int64[np.ndarray, " images"], rng: np.random.Generator) -> Iterator[ResampleCounts]:
-    """How often each image is drawn, a row a resample, in chunks of 100; images of one component together."""
-    _, index = np.unique(components, return_inverse=True)
-    for drawn in _draws(index.max() + 1, rng):
-        yield drawn[:, index]
-
-
-def _draws(count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each of `count` components is drawn, a row a resample.
-
-    Drawn one by one and counted: of 40,000 components that takes a sixth of the time of `Generator.multinomial`.
-    """
-    for _ in range(RESAMPLES // CHUNK):
-        drawn = rng.integers(count, size=(CHUNK, count), dtype=np.int32)
-        yield np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
-
-
-def _roc_auc(labels: Labels, probabilities: Probabilities, weights: ResampleCounts) -> np.ndarray:
-    """Area under the ROC curve `[resamples, classes]`, one class against the rest: Mann-Whitney, weighted."""
-    areas = np.full((len(weights), probabilities.shape[1]), np.nan)
-    drawn, total = np.zeros((len(weights), len(labels) + 1)), weights.sum(1)
-    for label in np.unique(labels):
-        order = np.argsort(probabilities[:, label], kind="stable")
-        scores, mine = probabilities[order, label], np.flatnonzero(labels[order] == label)
-        positive = weights[:, order[mine]]
-        # Images of a lower score, and those with the same one too: of all, then of these the ones of the class.
-        np.cumsum(weights[:, order], axis=1, out=drawn[:, 1:])
-        drawn_mine = np.cumsum(np.c_[np.zeros(len(weights)), positive], axis=1)
-        below = np.zeros_like(positive)
-        for side in ("left", "right"):
-            places = np.searchsorted(scores, scores[mine], side)
-            below += drawn[:, places] - drawn_mine[:, np.searchsorted(mine, places)]
-        count = positive.sum(1)
-        with np.errstate(invalid="ignore"):
-            areas[:, label] = (positive * below).sum(1) / 2 / (count * (total - count))
-    return areas
-
-
-def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over the classes that a resample holds; NaN where it holds none."""
-    counts = where.sum(1)
-    sums = np.where(where, np.nan_to_num(values), 0).sum(1)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _defined(values: np.ndarray) -> Interval | None:
